@@ -1,0 +1,47 @@
+# Each target is one line that a person could type; all of them work in .venv, made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+# Telemetry is off unless you say otherwise.
+export RAY_USAGE_STATS_ENABLED ?= 0
+export WANDB_ERROR_REPORTING ?= false
+
+.PHONY: matrix plan seed chat train test test-all check lock clean
+
+matrix: .venv/installed          ## measure the shipped chatbot on this machine and print the latency matrix
+	$(BIN)/python -m ray_jobs matrix $(ARGS)
+
+plan: .venv/installed            ## print what that would run, and for how long
+	$(BIN)/python -m ray_jobs matrix --plan $(ARGS)
+
+seed: .venv/installed            ## the table that this project grew from, measured properly
+	$(BIN)/python -m ray_jobs matrix --spec examples/seed.toml $(ARGS)
+
+chat: .venv/installed            ## talk to the shipped chatbot
+	$(BIN)/python -m chatbot chat $(ARGS)
+
+train: .venv/installed           ## train the shipped chatbot again, into checkpoints/small.pt
+	mkdir -p checkpoints && $(BIN)/python -m chatbot train --out checkpoints/small.pt --size small --min-count 10 --learning-rate 3e-4 --iterations 6000 --half $(ARGS)
+
+test: check                      ## linters and tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: check                  ## the slow tests too
+	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+
+check: .venv/installed           ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+lock:                            ## write requirements.lock anew from pyproject.toml
+	rm -rf .venv && $(PYTHON) -m venv .venv && $(BIN)/pip install torch==2.13.0 && $(BIN)/pip install 'setuptools>=77' -e '.[dev]'
+	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+	touch .venv/installed
+
+clean:                           ## remove the environment and caches; results stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python {v[0]}.{v[1]} will not do: 3.11, 3.12 or 3.13 is needed; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,233 @@
+"""``python -m chatbot train | chat | evaluate | export``."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from chatbot import checkpoint, corpus, training
+from chatbot.errors import UsageError, one_of
+from chatbot.model import ATTENTIONS, PRESETS
+from chatbot.talk import Speaker, readable
+from chatbot.variants import VARIANTS, torchscript
+from chatbot.vocabulary import Vocabulary
+
+app = typer.Typer(
+    help="Train, try, judge and export the tutorial's chatbot.", no_args_is_help=True, add_completion=False
+)
+
+ModelOption = Annotated[str, typer.Option(help=f"{checkpoint.MODELS}.")]
+CorpusOption = Annotated[
+    str,
+    typer.Option(
+        "--corpus", help="chitchat, a .tsv (prompt, tab, reply), or a path of the Cornell Movie-Dialogs Corpus."
+    ),
+]
+
+
+def _number_or_none(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is neither a number nor 'none'") from None
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Where the best checkpoint goes.")],
+    size: Annotated[str, typer.Option(help=f"Preset of sizes: {', '.join(PRESETS)}.")] = "small",
+    source: Annotated[str, typer.Option("--corpus", help="chitchat, a .tsv, or a Cornell path.")] = "chitchat",
+    min_count: Annotated[int, typer.Option(min=1, help="Pairs with a rarer word are dropped.")] = corpus.MIN_COUNT,
+    attention: Annotated[str, typer.Option(help=f"{', '.join(ATTENTIONS)}.")] = "dot",
+    dropout: Annotated[float, typer.Option()] = 0.1,
+    iterations: Annotated[int, typer.Option()] = 4000,
+    batch: Annotated[int, typer.Option()] = 64,
+    learning_rate: Annotated[float, typer.Option()] = 1e-4,
+    decoder_learning_ratio: Annotated[float, typer.Option(help="The decoder learns this much faster.")] = 5.0,
+    optimizer: Annotated[str, typer.Option(help=f"{', '.join(training.OPTIMIZERS)}.")] = "adam",
+    clip: Annotated[str, typer.Option(help="Largest gradient norm of each network, or none.")] = "50",
+    teacher_forcing: Annotated[float, typer.Option(help="Probability, drawn per batch.")] = 1.0,
+    validate_every: Annotated[int, typer.Option(help="Iterations.")] = 200,
+    patience: Annotated[str, typer.Option(help="Validations without a better loss before it stops, or none.")] = "5",
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT.resume.")] = False,
+) -> None:
+    """Train a chatbot; the best one by validation loss is kept in OUT all along."""
+    if size not in PRESETS:
+        raise one_of("size", size, list(PRESETS))
+    if device not in ("cpu", "cuda"):
+        raise one_of("device", device, ("cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: PyTorch sees no CUDA device here; give cpu")
+    if not out.parent.is_dir():
+        raise UsageError(f"the folder of --out does not exist: {out.parent}")
+    waits = _number_or_none(patience)
+    options = training.Options(
+        iterations=iterations,
+        batch=batch,
+        learning_rate=learning_rate,
+        decoder_learning_ratio=decoder_learning_ratio,
+        optimizer=optimizer,
+        clip=_number_or_none(clip),
+        teacher_forcing=teacher_forcing,
+        validate_every=validate_every,
+        patience=None if waits is None else int(waits),
+        seed=seed,
+    )
+    pairs = corpus.short_pairs(corpus.load(source).pairs)
+    words = Vocabulary.of_pairs(pairs, min_count)
+    usable = corpus.trim(pairs, min_count)
+    config = replace(PRESETS[size], vocabulary=len(words), attention=attention, dropout=dropout)
+    console = Console(stderr=True)
+    console.print(f"{len(usable):,} of {len(pairs):,} short pairs, {len(words):,} tokens")
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=iterations)
+
+        def report(progress: training.Progress) -> None:
+            line = f"train {progress.train_loss:.3f}  validation {progress.validation_loss:.3f}"
+            bar.update(task, description=line)
+            bar.console.print(
+                f"iteration {progress.iteration:>6}  {line}  perplexity {math.exp(progress.validation_loss):.1f}"
+            )
+
+        trained = training.fit(
+            config,
+            usable,
+            words,
+            options,
+            out,
+            device=device,
+            resume=resume,
+            half=half,
+            notes={"corpus": source, "min_count": min_count},
+            on_iteration=lambda iteration: bar.update(task, completed=iteration),
+            on_validation=report,
+        )
+    loss = trained.notes["validation_loss"]
+    typer.echo(
+        f"{out}: validation loss {loss:.4f}, perplexity {math.exp(loss):.2f}, at iteration {trained.notes['iteration']}"
+    )
+
+
+@app.command()
+def chat(
+    model: ModelOption = "small",
+    variant: Annotated[str, typer.Option(help=f"{', '.join(VARIANTS)}.")] = "eager",
+    time: Annotated[bool, typer.Option("--time", help="Show each reply's latency.")] = False,
+) -> None:
+    """Talk to it; q, quit or the end of input leaves. Lines from a pipe are answered one by one."""
+    speaker = Speaker(checkpoint.open_model(model, need_trained=True), variant)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        import readline  # noqa: F401  (line editing and history for input)
+
+        typer.echo("Say something; q leaves.")
+    while (line := _read_line(interactive)) is not None and line.strip() not in ("q", "quit"):
+        if not line.strip():
+            continue
+        answer = speaker.answer(line)
+        if answer.unknown:
+            typer.echo(f"(unknown: {', '.join(word or 'no words' for word in answer.unknown)})", err=True)
+        took = f"  ({answer.latency_ms:.1f} ms)" if time else ""
+        typer.echo(f"Bot: {answer.text or '...'}{took}")
+
+
+def _read_line(interactive: bool) -> str | None:
+    try:
+        return input("> " if interactive else "")
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+@app.command()
+def evaluate(
+    model: ModelOption = "small",
+    source: CorpusOption = "chitchat",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+) -> None:
+    """Perplexity on pairs that it was not trained on, and ten sample replies."""
+    trained = checkpoint.open_model(model, need_trained=True)
+    pairs = [
+        p for p in corpus.short_pairs(corpus.load(source).pairs) if all(trained.vocabulary.knows(side) for side in p)
+    ]
+    if not pairs:
+        raise UsageError(f"corpus {source!r} has no pair whose words the model knows")
+    held_out = held_out_pairs(trained, source, pairs)
+    judged = held_out or pairs
+    forced, free = (
+        training.validation_loss(trained.chatbot, judged, trained.vocabulary, teacher_forced=way)
+        for way in (True, False)
+    )
+    speaker = Speaker(trained)
+    samples = [(p.prompt, speaker.answer(p.prompt).text) for p in judged[:: max(1, len(judged) // 10)][:10]]
+    which = "held-out" if held_out else "all"
+    typer.echo(f"{trained.name}: {len(judged):,} {which} pairs of {source}")
+    typer.echo(
+        f"perplexity {math.exp(forced):.2f} (loss {forced:.4f} per token, teacher forced; {free:.4f} free running)"
+    )
+    for prompt, reply in samples:
+        typer.echo(f"  > {readable(prompt)}\n    {reply}")
+    if as_json:
+        result = {"pairs": len(judged), "held_out": bool(held_out), "loss": forced, "free_running_loss": free}
+        typer.echo(json.dumps({**result, "perplexity": math.exp(forced), "samples": samples}))
+
+
+def held_out_pairs(trained: checkpoint.Trained, source: str, pairs: list[corpus.Pair]) -> list[corpus.Pair]:
+    """The pairs of ``source`` that training held out; none where it was trained on another corpus."""
+    options = trained.notes.get("options")
+    if options is None or trained.notes.get("corpus") != source:
+        return []
+    return training.split(pairs, options["validation_share"], options["seed"])[1]
+
+
+@app.command()
+def export(
+    model: ModelOption = "small",
+    out: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
+    device: Annotated[str, typer.Option(help="Where it will run: cpu or cuda.")] = "cpu",
+    graph: Annotated[bool, typer.Option("--graph", help="Print the scripted search's graph.")] = False,
+) -> None:
+    """Save the TorchScript search, with its vocabulary, as one file that needs only PyTorch."""
+    if device not in ("cpu", "cuda"):
+        raise one_of("device", device, ("cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: PyTorch sees no CUDA device here, and a trace is bound to its device; give cpu")
+    if out is None and not graph:
+        raise UsageError("nothing to do; give --out FILE, --graph, or both")
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"the folder of --out does not exist: {out.parent}")
+    trained = checkpoint.open_model(model)
+    search = torchscript.script(trained.chatbot.to(device), device)
+    if graph:
+        typer.echo(str(search.graph))
+    if out is not None:
+        torch.jit.save(search, str(out), _extra_files={"vocabulary.json": json.dumps(trained.vocabulary.words)})
+        typer.echo(
+            f"{out}: forward(prompts, lengths, max_length) -> (tokens, probabilities), vocabulary.json inside",
+            err=graph,
+        )
+
+
+def main() -> None:
+    """Runs the command line; a mistake of the user's is one line and exit code 2."""
+    try:
+        app(prog_name="python -m chatbot")
+    except UsageError as error:
+        typer.echo(f"chatbot: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

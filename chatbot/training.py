@@ -1,0 +1,284 @@
+"""Training as in the tutorial: masked loss, teacher forcing, one optimizer and one clip for each network.
+
+The loss that is minimised is the tutorial's (the sum over steps of the mean over unfinished replies). What
+is judged and reported is the validation loss per token: it does not depend on how a run was trained.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+
+from chatbot.checkpoint import Trained, load, read_plain, save, save_plain
+from chatbot.corpus import Pair, words_of
+from chatbot.errors import UsageError, one_of
+from chatbot.model import Chatbot, Config
+from chatbot.vocabulary import PAD, SOS, Vocabulary
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train; the defaults are the tutorial's, but for the validation."""
+
+    iterations: int = 4000
+    batch: int = 64
+    learning_rate: float = 1e-4
+    decoder_learning_ratio: float = 5.0
+    optimizer: str = "adam"
+    clip: float | None = 50.0
+    teacher_forcing: float = 1.0  # probability, drawn per batch
+    validation_share: float = 0.05
+    validate_every: int = 200  # iterations
+    patience: int | None = 5  # validations without a better loss before it stops; None: never
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise one_of("optimizer", self.optimizer, list(OPTIMIZERS))
+        for name in ("iterations", "batch", "learning_rate", "decoder_learning_ratio", "validate_every"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.clip is not None and not self.clip > 0:
+            raise UsageError(f"clip is {self.clip}, which zeroes every gradient; give a positive number or none")
+        if self.patience is not None and self.patience < 1:
+            raise UsageError(f"patience is {self.patience}; give a whole number of validations above 0, or none")
+        if not 0 <= self.teacher_forcing <= 1:
+            raise UsageError(f"teacher_forcing is {self.teacher_forcing}; it is a probability, from 0 to 1")
+        if not 0 < self.validation_share < 1:
+            raise UsageError(f"validation_share is {self.validation_share}; it must be above 0 and below 1")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands after a validation. Losses are per token, in nats."""
+
+    iteration: int
+    train_loss: float  # mean since the last validation
+    validation_loss: float
+    best_loss: float
+
+
+class DivergedError(UsageError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs: prompts (B, T), lengths (B,) on the CPU, replies (S, B) padded with PAD."""
+
+    prompts: Tensor
+    lengths: Tensor
+    replies: Tensor
+
+
+def make_batch(pairs: Sequence[Pair], vocabulary: Vocabulary, device: str = "cpu") -> Batch:
+    """Encodes pairs whose words are all known."""
+    prompts = [torch.tensor(vocabulary.encode(words_of(p.prompt))) for p in pairs]
+    replies = [torch.tensor(vocabulary.encode(words_of(p.reply))) for p in pairs]
+    return Batch(
+        torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=PAD).to(device),
+        torch.tensor([len(p) for p in prompts]),
+        torch.nn.utils.rnn.pad_sequence(replies, padding_value=PAD).to(device),
+    )
+
+
+def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(training, validation) pairs; all copies of a pair fall on one side."""
+    distinct = sorted(set(pairs))
+    random.Random(seed).shuffle(distinct)
+    held_out = set(distinct[: max(1, round(share * len(distinct)))])
+    return [p for p in pairs if p not in held_out], [p for p in pairs if p in held_out]
+
+
+def token_losses(chatbot: Chatbot, batch: Batch, teacher_forced: bool = True) -> Tensor:
+    """Negative log likelihood of each reply token: (S, B), 0 at PAD."""
+    outputs, hidden = chatbot.encoder(batch.prompts.t(), batch.lengths)
+    hidden = hidden[: chatbot.config.decoder_layers]
+    blocked = (batch.prompts == PAD).t()
+    first = torch.full_like(batch.replies[:1], SOS)
+    if teacher_forced:
+        logits = chatbot.decoder.teacher_forced(torch.cat((first, batch.replies[:-1])), hidden, outputs, blocked)
+    else:
+        steps, token = [], first
+        for _ in range(batch.replies.size(0)):
+            step, hidden = chatbot.decoder(token, hidden, outputs, blocked)
+            steps.append(step)
+            token = step.argmax(1).unsqueeze(0)
+        logits = torch.stack(steps)
+    return F.cross_entropy(logits.flatten(0, 1), batch.replies.flatten(), ignore_index=PAD, reduction="none").view_as(
+        batch.replies
+    )
+
+
+def tutorial_loss(losses: Tensor, replies: Tensor) -> Tensor:
+    """The sum over steps of the mean over the replies that still run: (S, B) -> ()."""
+    running = (replies != PAD).sum(1)  # at least 1 in every step
+    return (losses.sum(1) / running).sum()
+
+
+@torch.no_grad()
+def validation_loss(
+    chatbot: Chatbot, pairs: Sequence[Pair], vocabulary: Vocabulary, device: str = "cpu", teacher_forced: bool = True
+) -> float:
+    """Mean negative log likelihood per reply token, EOS counted, in nats; perplexity is its exponential."""
+    total, count = 0.0, 0
+    for start in range(0, len(pairs), 256):
+        batch = make_batch(pairs[start : start + 256], vocabulary, device)
+        total += float(token_losses(chatbot, batch, teacher_forced).double().sum())
+        count += int((batch.replies != PAD).sum())
+    return total / count
+
+
+def fit(
+    config: Config,
+    pairs: Sequence[Pair],
+    vocabulary: Vocabulary,
+    options: Options,
+    path: Path,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    half: bool = False,
+    notes: dict[str, Any] | None = None,
+    on_iteration: Callable[[int], None] = lambda iteration: None,
+    on_validation: Callable[[Progress], None] = lambda progress: None,
+) -> Trained:
+    """Trains from seeded weights; ``path`` always holds the best model so far by validation loss.
+
+    Beside it ``<path>.resume`` holds the whole state at the last validation; ``resume`` goes on from there and ends
+    with the same weights as an unbroken run. It is removed at the end.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite; the best model so far stays at ``path``.
+        UsageError: nothing to train on, or a state of other options to resume.
+    """
+    train, held_out = split(pairs, options.validation_share, options.seed)
+    if not train:
+        raise UsageError(f"{len(pairs)} pairs are too few to train on and hold out {options.validation_share:.0%}")
+    run = _Run(config, train, vocabulary, options, path.with_name(path.name + ".resume"), device)
+    if resume:
+        run.restore()
+    with torch.random.fork_rng():
+        while run.iteration < options.iterations and not run.out_of_patience:
+            run.step()
+            on_iteration(run.iteration)
+            if run.iteration % options.validate_every == 0 or run.iteration == options.iterations:
+                progress = run.validate(held_out)
+                if progress.validation_loss == progress.best_loss:
+                    made = {**(notes or {}), "options": asdict(options), "iteration": run.iteration}
+                    made |= {"validation_loss": progress.best_loss, "pairs": len(train), "held_out": len(held_out)}
+                    best = Trained(path.stem, run.chatbot, vocabulary, notes=made)
+                    save(best, path, half)
+                run.keep()
+                on_validation(progress)
+    run.state_path.unlink(missing_ok=True)
+    return load(path)
+
+
+class _Run:
+    """The moving state of one training: networks, optimizers, iteration, best loss."""
+
+    def __init__(
+        self, config: Config, pairs: list[Pair], vocabulary: Vocabulary, options: Options, state_path: Path, device: str
+    ) -> None:
+        self.pairs, self.vocabulary, self.options = pairs, vocabulary, options
+        self.state_path, self.device = state_path, device
+        self.chatbot = Chatbot.random(config, options.seed).to(device)
+        kind: Any = OPTIMIZERS[options.optimizer]
+        rates = (options.learning_rate, options.learning_rate * options.decoder_learning_ratio)
+        self.networks = (self.chatbot.encoder, self.chatbot.decoder)
+        self.optimizers = [kind(n.parameters(), lr=rate) for n, rate in zip(self.networks, rates, strict=True)]
+        self.iteration, self.best, self.waited = 0, math.inf, 0
+        self.losses: list[float] = []
+
+    @property
+    def out_of_patience(self) -> bool:
+        return self.options.patience is not None and self.waited >= self.options.patience
+
+    def step(self) -> None:
+        """One batch. Every draw follows from (seed, iteration), so that a resumed run draws the same."""
+        options = self.options
+        torch.manual_seed(options.seed * 1_000_003 + self.iteration)  # dropout
+        forced = random.Random(f"{options.seed}-{self.iteration}").random() < options.teacher_forcing
+        batch = make_batch(self._batch_pairs(), self.vocabulary, self.device)
+        for network, optimizer in zip(self.networks, self.optimizers, strict=True):
+            network.train()
+            optimizer.zero_grad()
+        losses = token_losses(self.chatbot, batch, forced)
+        loss = tutorial_loss(losses, batch.replies)
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {loss.item()} at iteration {self.iteration + 1}; lower the learning rate "
+                f"({options.learning_rate:g}, decoder x{options.decoder_learning_ratio:g}) or the clip ({options.clip})"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        for network, optimizer in zip(self.networks, self.optimizers, strict=True):
+            if options.clip is not None:
+                clip_grad_norm_(network.parameters(), options.clip)
+            optimizer.step()
+        self.losses.append(float(losses.detach().sum() / (batch.replies != PAD).sum()))
+        self.iteration += 1
+
+    def _batch_pairs(self) -> list[Pair]:
+        """The iteration's share of the epoch's shuffled pairs."""
+        size = min(self.options.batch, len(self.pairs))
+        per_epoch = len(self.pairs) // size
+        epoch, position = divmod(self.iteration, per_epoch)
+        if position == 0 or not hasattr(self, "_order"):
+            self._order = list(range(len(self.pairs)))
+            random.Random(f"{self.options.seed}-epoch-{epoch}").shuffle(self._order)
+        return [self.pairs[i] for i in self._order[position * size : (position + 1) * size]]
+
+    def validate(self, held_out: list[Pair]) -> Progress:
+        for network in self.networks:
+            network.eval()
+        loss = validation_loss(self.chatbot, held_out, self.vocabulary, self.device)
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the validation loss became {loss} at iteration {self.iteration}; lower the learning rate"
+            )
+        self.waited = 0 if loss < self.best else self.waited + 1
+        self.best = min(loss, self.best)
+        mean = sum(self.losses) / len(self.losses) if self.losses else math.nan
+        self.losses = []
+        return Progress(self.iteration, mean, loss, self.best)
+
+    def keep(self) -> None:
+        save_plain({"identity": self._identity(), **self._state()}, self.state_path)
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between the parts of a resumed run; more iterations or patience may be asked."""
+        options = {k: v for k, v in asdict(self.options).items() if k not in ("iterations", "patience")}
+        return {**options, **asdict(self.chatbot.config), "pairs": len(self.pairs)}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "networks": [n.state_dict() for n in self.networks],
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "iteration": self.iteration,
+            "best": self.best,
+            "waited": self.waited,
+        }
+
+    def restore(self) -> None:
+        if not self.state_path.is_file():
+            raise UsageError(f"nothing to resume: {self.state_path} does not exist")
+        state = read_plain(self.state_path)
+        mine, theirs = self._identity(), state["identity"]
+        changed = [k for k in mine if mine[k] != theirs.get(k)]
+        if changed:
+            was = ", ".join(f"{k} was {theirs.get(k)!r}, now {mine[k]!r}" for k in changed)
+            raise UsageError(f"{self.state_path} is of a training with other options: {was}")
+        for parts, states in ((self.networks, state["networks"]), (self.optimizers, state["optimizers"])):
+            for part, content in zip(parts, states, strict=True):
+                part.load_state_dict(content)
+        self.iteration, self.best, self.waited = state["iteration"], state["best"], state["waited"]

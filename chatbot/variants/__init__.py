@@ -1,0 +1,66 @@
+"""The ways to execute the chatbot, one file each, and the table of their names.
+
+A variant is a function ``(chatbot, workload) -> callable(prompts, lengths) -> tokens``: prompts (B, T) on the
+workload's device, lengths (B,) on the CPU, tokens (B, S). Whatever it prepares (traces, copies, caches)
+happens before it returns; the callable is what is timed. Everything else follows from its entry in ``VARIANTS``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chatbot.errors import one_of
+from chatbot.model import Chatbot
+from chatbot.variants import eager, torchscript
+from chatbot.variants.workload import DEVICES, Reply, Workload
+
+Prepare = Callable[[Chatbot, Workload], Reply]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to execute the chatbot, and what it promises."""
+
+    name: str
+    summary: str  # one line, for help and report
+    prepare: Prepare
+    exact: bool  # promises the baseline's replies, but for ties within the arithmetic's noise; else nearly the same
+    kind: str  # what the timed program must turn out to be: "eager" or "torchscript"
+    dtype: str = "float32"  # and what it must compute in
+    devices: tuple[str, ...] = DEVICES
+    control_of: str | None = None  # entered to measure the tool's own error: the same program as that variant
+
+
+BASELINE = "eager"
+CONTROL = "eager-again"
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant(BASELINE, "the Python modules as they are", eager.prepare, exact=True, kind="eager"),
+        Variant(
+            CONTROL,
+            "the baseline entered a second time: its speedup is the tool's own error",
+            eager.prepare,
+            exact=True,
+            kind="eager",
+            control_of=BASELINE,
+        ),
+        Variant(
+            "torchscript",
+            "encoder and decoder traced, greedy search scripted",
+            torchscript.prepare,
+            exact=True,
+            kind="torchscript",
+        ),
+    )
+}
+
+
+def variant_named(name: str) -> Variant:
+    """The table's entry. Raises UsageError, listing the valid names."""
+    if name not in VARIANTS:
+        raise one_of("variant", name, list(VARIANTS))
+    return VARIANTS[name]
+
+
+__all__ = ["BASELINE", "CONTROL", "DEVICES", "VARIANTS", "Prepare", "Reply", "Variant", "Workload", "variant_named"]

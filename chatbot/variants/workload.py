@@ -1,0 +1,22 @@
+"""What is asked of a variant, and the form of its answer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Reply = Callable[[Tensor, Tensor], Tensor]  # (prompts (B, T), lengths (B,)) -> tokens (B, S)
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Every call reads ``batch`` prompts of ``prompt_tokens`` tokens, EOS counted, and writes ``reply_tokens`` each."""
+
+    device: str = "cpu"  # a kind: "cpu" or "cuda"
+    batch: int = 1
+    prompt_tokens: int = 8
+    reply_tokens: int = 10
+    threads: int = 1
+    model: str = "small"

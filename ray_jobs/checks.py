@@ -1,0 +1,184 @@
+"""Is the timed program what its label says, and are its replies right?
+
+The table that this project grew from timed one scripted model under four names; nothing looked at what ran. Here the
+callable itself is examined, not what its author says of it.
+"""
+
+import functools
+import hashlib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from chatbot.model import Chatbot
+from chatbot.variants import VARIANTS, Reply, Workload
+from chatbot.vocabulary import EOS, PAD, SOS
+
+TIE_TOLERANCE = 1e-4  # logits: fp32 sums taken in another order differ by about 1e-6 of values near 10
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a callable executes, found by walking through what it refers to."""
+
+    kind: str  # "eager", "torchscript", "eager+torchscript" or "unknown"
+    devices: frozenset[str]
+    dtypes: frozenset[str]  # of the floating parameters
+    training: bool
+    identity: str  # equal for callables that execute the same code
+    objects: frozenset[int]  # ids of the modules themselves
+
+
+def program_of(reply: Reply) -> Program:
+    """Examines a prepared callable."""
+    roots = list(_modules(reply, set()))
+    parts = [m for root in roots for m in root.modules()]
+    tensors = [t for root in roots for t in (*root.parameters(), *root.buffers())]
+    kinds = {"torchscript" if isinstance(m, torch.jit.ScriptModule) else "eager" for m in (*roots, *parts)}
+    floating = frozenset(str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point())
+    code = sorted(_structure(root) for root in roots) or [_code(reply)]
+    content = "\n".join([*sorted(kinds), *sorted(floating), *code])
+    return Program(
+        kind="+".join(sorted(kinds)) or "unknown",
+        devices=frozenset(t.device.type for t in tensors),
+        dtypes=floating,
+        training=any(m.training for m in parts),
+        identity=hashlib.sha256(content.encode()).hexdigest()[:16],
+        objects=frozenset(id(root) for root in roots),
+    )
+
+
+def label_fault(name: str, program: Program, workload: Workload) -> str | None:
+    """Why a program is not what its table entry and its workload say; None where it is."""
+    variant = VARIANTS[name]
+    if program.kind != variant.kind:
+        return f"it is labelled {variant.kind} but runs {program.kind}"
+    if program.devices - {workload.device}:
+        return f"it is labelled {workload.device} but holds weights on {', '.join(sorted(program.devices))}"
+    if program.dtypes - {variant.dtype}:
+        return f"it is labelled {variant.dtype} but holds {', '.join(sorted(program.dtypes))}"
+    if program.training:
+        return "it runs in training mode, with dropout on"
+    return None
+
+
+def same_program_faults(programs: Mapping[str, Program]) -> dict[str, str]:
+    """For each variant that is another one under a second name, a sentence; a declared control may be its baseline.
+
+    Even a control must be prepared apart: the same objects timed twice would hide how much preparing varies.
+    """
+    faults: dict[str, str] = {}
+    for a, b in combinations(programs, 2):
+        shared = programs[a].objects & programs[b].objects
+        declared = VARIANTS[a].control_of == b or VARIANTS[b].control_of == a
+        if shared or (not declared and programs[a].identity == programs[b].identity):
+            faults[a], faults[b] = f"it is the same program as {b}", f"it is the same program as {a}"
+    return faults
+
+
+def first_difference(reply: Tensor, baseline: Tensor) -> int | None:
+    """The first step at which two replies (S,) differ, up to and including the baseline's first EOS; None: the same."""
+    ends = (baseline == EOS).nonzero()
+    end = int(ends[0]) + 1 if len(ends) else len(baseline)
+    differing = (reply[:end] != baseline[:end]).nonzero()
+    return int(differing[0]) if len(differing) else None
+
+
+@dataclass(frozen=True)
+class ReplyCheck:
+    """How a variant's timed replies compare with the baseline's."""
+
+    replies: int
+    identical: int
+    fault: str | None  # why the variant is invalid
+
+
+def check_replies(
+    name: str,
+    replies: list[Tensor],
+    baselines: list[Tensor],
+    prompts: list[Tensor],
+    judge: Chatbot,
+    workload: Workload,
+) -> ReplyCheck:
+    """Compares every reply with the baseline's for the same prompts: lists of (B, S), (B, S) and (B, T) tensors.
+
+    An exact variant may differ only at a tie: where the baseline's networks (``judge``, on the workload's device)
+    give its token and theirs logits within ``TIE_TOLERANCE``.
+    """
+    identical = 0
+    shape = (workload.batch, workload.reply_tokens)
+    for tokens, expected, batch in zip(replies, baselines, prompts, strict=True):
+        if tuple(tokens.shape) != shape:
+            return ReplyCheck(0, 0, f"a reply has shape {tuple(tokens.shape)} instead of {shape}")
+        if tokens.device.type != workload.device:
+            return ReplyCheck(0, 0, f"its replies are on {tokens.device.type}, not on {workload.device}")
+        for row in range(workload.batch):
+            step = first_difference(tokens[row].cpu(), expected[row].cpu())
+            if step is None:
+                identical += 1
+            elif VARIANTS[name].exact and not _is_tie(judge, batch[row], expected[row], int(tokens[row, step]), step):
+                return ReplyCheck(0, 0, f"it promises the baseline's replies but one differs at step {step + 1}")
+    return ReplyCheck(len(replies) * workload.batch, identical, None)
+
+
+def _is_tie(judge: Chatbot, prompt: Tensor, baseline: Tensor, token: int, step: int) -> bool:
+    """Whether the baseline's logits at ``step`` hold ``token`` as near its own choice as arithmetic noise."""
+    length = torch.tensor([prompt.numel()])
+    outputs, hidden = judge.encoder(prompt.unsqueeze(1), length)
+    blocked = (prompt == PAD).unsqueeze(1)
+    first = torch.full((1, 1), SOS, device=prompt.device)
+    tokens = torch.cat((first, baseline[:step].unsqueeze(1)))
+    logits = judge.decoder.teacher_forced(tokens, hidden[: judge.config.decoder_layers], outputs, blocked)[-1, 0]
+    return bool(logits[int(baseline[step])] - logits[token] <= TIE_TOLERANCE)
+
+
+def _modules(value: object, seen: set[int]) -> Iterator[nn.Module]:
+    """The outermost modules that a callable refers to: closures, partials, bound objects, containers, attributes."""
+    if id(value) in seen or isinstance(value, (type, types.ModuleType, Tensor, str, bytes)):
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        yield value
+        return
+    for inner in _referred(value):
+        yield from _modules(inner, seen)
+
+
+def _referred(value: object) -> list[object]:
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__]
+    if isinstance(value, types.FunctionType):
+        cells = [c.cell_contents for c in value.__closure__ or () if c is not None]
+        return [*cells, *(value.__defaults__ or ())]
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if is_dataclass(value):
+        return [getattr(value, f.name) for f in fields(value)]
+    return list(vars(value).values()) if hasattr(value, "__dict__") else []
+
+
+def _structure(module: nn.Module) -> str:
+    """What a module executes: a script's graph with its calls inlined, else the classes and code of its parts."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return str(module.inlined_graph)
+    parts = []
+    for name, part in module.named_modules():
+        code = getattr(type(part).forward, "__code__", None)
+        parts.append(f"{name}:{type(part).__qualname__}:{code.co_code.hex() if code else ''}")
+    return "\n".join(parts)
+
+
+def _code(reply: Reply) -> str:
+    """The bytecode of a callable that refers to no module."""
+    function = reply.func if isinstance(reply, functools.partial) else reply
+    code = getattr(function, "__code__", None)
+    return code.co_code.hex() if code else repr(type(function))

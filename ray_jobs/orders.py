@@ -1,0 +1,48 @@
+"""Balanced random orders: who is built when, and whose turn comes when.
+
+Random alone is not enough: with few rounds one variant would stand first more often than another, and a place in
+the order has a cost of its own. A Latin square gives each variant each place equally often; Williams' square
+(Williams 1949, https://doi.org/10.1071/CH9490149) also lets each follow each other one equally often.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Orders = NDArray[np.int64]
+
+
+def williams_square(n: int) -> Orders:
+    """An n x n Latin square; for even n each ordered pair is adjacent exactly once.
+
+    For odd n that holds for the square together with its rows reversed.
+    """
+    zigzag = [(i + 1) // 2 if i % 2 else (n - i // 2) % n for i in range(n)]  # 0, 1, n-1, 2, n-2, ...
+    return (np.array(zigzag)[None, :] + np.arange(n)[:, None]) % n
+
+
+def random_square(n: int, rng: np.random.Generator, mirrored: bool = False) -> Orders:
+    """A Williams square under a random naming of the variants and a random order of the rows."""
+    square = williams_square(n)
+    if mirrored:
+        square = square[:, ::-1]
+    return rng.permutation(n)[square][rng.permutation(n)]
+
+
+def round_orders(n: int, rounds: int, rng: np.random.Generator) -> Orders:
+    """(rounds, n): the variants' indices in the order of their turns, whole squares of them: n divides ``rounds``."""
+    if rounds % n:
+        raise ValueError(f"{rounds} rounds of {n} variants can't be balanced: not a multiple")
+    squares = [random_square(n, rng, mirrored=bool(i % 2)) for i in range(rounds // n)]
+    return np.concatenate(squares)
+
+
+def building_order(n: int, launch: int, seed: int) -> tuple[int, ...]:
+    """The order in which a launch builds the variants; over each block of n launches each stands in each place once."""
+    block, row = divmod(launch, n)
+    rng = np.random.default_rng([seed, block])
+    return tuple(int(i) for i in random_square(n, rng, mirrored=bool(block % 2))[row])
+
+
+def up_to_multiple(count: int, n: int) -> int:
+    """The smallest multiple of n that is at least ``count`` and at least n."""
+    return max(n, -(-count // n) * n)

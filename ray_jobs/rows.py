@@ -1,0 +1,173 @@
+"""Launches -> the rows of the matrix: a latency, a speedup and a verdict for each trial and variant."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
+from ray_jobs import statistics
+from ray_jobs.measure import TIMED, LaunchResult, VariantFacts
+
+DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the matrix with all that is known of it; what is unknown is None. Columns are only ever appended."""
+
+    run_id: str
+    trial_id: str
+    station: str | None
+    host: str | None
+    device: str
+    device_name: str | None
+    model: str
+    batch: int
+    prompt_tokens: int
+    reply_tokens: int
+    threads: int
+    variant: str
+    baseline: str
+    exact: bool
+    samples: int | None = None
+    launches: int | None = None
+    discarded_rounds: int | None = None
+    p50_ms: float | None = None
+    p50_low_ms: float | None = None
+    p50_high_ms: float | None = None
+    p90_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    mean_ms: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    verdict: str | None = None  # baseline, same, faster, slower, inconclusive or invalid
+    identical_replies: float | None = None  # share
+    prepare_s: float | None = None
+    peak_memory_mb: float | None = None
+    limit_ms: float | None = None
+    of_limit: float | None = None
+    bound: str | None = None
+    status: str = DONE
+    reason: str | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+
+COLUMNS = tuple(f.name for f in fields(Row))
+
+
+@dataclass(frozen=True)
+class TrialInfo:
+    """What every row of a trial shares."""
+
+    run_id: str
+    trial_id: str
+    workload: Workload
+    variants: tuple[str, ...]
+    precision: float
+    margin: float
+    station: str | None = None
+    host: str | None = None
+    device_name: str | None = None
+
+
+def rows_of(
+    trial: TrialInfo,
+    status: str,
+    reason: str | None,
+    launches: Sequence[LaunchResult] = (),
+    peak_mb: Mapping[str, float] | None = None,
+) -> list[Row]:
+    """The rows of a trial, one for each of its variants.
+
+    A failed trial keeps what its committed launches tell; its status and reason say that they are not all.
+    """
+    rows = []
+    for variant in trial.variants:
+        common = _common(trial, variant)
+        facts = [launch.facts[variant] for launch in launches if variant in launch.facts]
+        broken = next((f.failed for f in facts if f.failed), None)
+        if status != SKIPPED and broken is not None:
+            rows.append(Row(**common, status=FAILED, reason=broken))
+        elif not facts:
+            rows.append(Row(**common, status=status, reason=reason or "no launch was completed"))
+        else:
+            measured = _measured(trial, variant, launches, facts)
+            measured["peak_memory_mb"] = (peak_mb or {}).get(variant)
+            invalid = measured.pop("invalid")
+            rows.append(Row(**common, **measured, status=status, reason=reason or invalid))
+    return rows
+
+
+def _common(trial: TrialInfo, variant: str) -> dict[str, Any]:
+    shared = {k: v for k, v in vars(trial).items() if k in COLUMNS}
+    return {
+        **shared,
+        **vars(trial.workload),
+        "variant": variant,
+        "baseline": BASELINE,
+        "exact": VARIANTS[variant].exact,
+    }
+
+
+def _measured(
+    trial: TrialInfo, variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]
+) -> dict[str, Any]:
+    walls = [_timed_ms(launch, variant) for launch in launches]
+    pooled = np.concatenate(walls)
+    medians = [float(np.median(w)) for w in walls if len(w)]
+    middle = statistics.median_interval(medians)
+    replies = sum(f.replies for f in facts)
+    # Every launch compares replies anew: one that finds a fault is enough.
+    invalid = next((f.invalid for f in facts if f.invalid), None)
+    prepared = [f.prepare_s for f in facts if f.prepare_s is not None]
+    return {
+        "samples": len(pooled),
+        "launches": len(launches),
+        "p50_ms": float(np.median(medians)) if medians else None,
+        "p50_low_ms": middle.low if middle else None,
+        "p50_high_ms": middle.high if middle else None,
+        "p90_ms": statistics.percentile(pooled, 0.90),
+        "p95_ms": statistics.percentile(pooled, 0.95),
+        "p99_ms": statistics.percentile(pooled, 0.99),
+        "mean_ms": float(pooled.mean()) if len(pooled) else None,
+        "identical_replies": sum(f.identical for f in facts) / replies if replies else None,
+        "prepare_s": float(np.median(prepared)) if prepared else None,
+        "invalid": invalid,
+        **_compared(trial, variant, launches, invalid),
+    }
+
+
+def _compared(trial: TrialInfo, variant: str, launches: Sequence[LaunchResult], invalid: str | None) -> dict[str, Any]:
+    """Speedup, verdict and warnings."""
+    if invalid is not None:
+        return {"verdict": "invalid"}
+    if variant == BASELINE:
+        return {"speedup": 1.0, "verdict": "baseline"}
+    logs = [speedups[variant] for speedups in (launch.log_speedups() for launch in launches) if variant in speedups]
+    interval = statistics.speedup(logs)
+    verdict = statistics.verdict(interval, trial.margin)
+    if interval is None:
+        return {"verdict": verdict, "warnings": ("one launch has no interval",)}
+    warnings = []
+    if interval.half_width > trial.precision:
+        reached, asked = f"{interval.half_width:.1%}", f"{trial.precision:.1%}"
+        warnings.append(f"precision not reached: ±{reached} where ±{asked} was asked; give a larger --budget")
+    if variant == CONTROL and verdict in ("faster", "slower"):
+        warnings.append("the control differs from the baseline, which is the same program: distrust this trial")
+    return {
+        "speedup": interval.value,
+        "speedup_low": interval.low,
+        "speedup_high": interval.high,
+        "verdict": verdict,
+        "warnings": tuple(warnings),
+    }
+
+
+def _timed_ms(launch: LaunchResult, variant: str) -> Any:
+    samples = launch.samples
+    chosen = (samples.phase == TIMED) & (samples.variant == launch.variants.index(variant))
+    return samples.wall_ns[chosen] / 1e6

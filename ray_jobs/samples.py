@@ -1,0 +1,198 @@
+"""Launches as Arrow tables, and the run directory they are kept in.
+
+A table holds the samples of one launch; what else the launch found out is JSON in the schema's metadata, so that one
+Parquet file is a launch, whole. A launch counts when its file is there: written under a temporary name, then renamed.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from chatbot.errors import UsageError
+from ray_jobs.measure import PHASES, Launch, LaunchResult, Samples, VariantFacts, one_line
+from ray_jobs.rows import Row
+
+NAMES = pa.dictionary(pa.int16(), pa.string())
+SCHEMA = pa.schema(
+    [
+        pa.field("trial", NAMES, nullable=False),
+        pa.field("launch", pa.int32(), nullable=False),
+        pa.field("variant", NAMES, nullable=False),
+        pa.field("phase", NAMES, nullable=False),  # warmup, refresh (untimed first call of a turn) or timed
+        pa.field("round", pa.int32()),  # null in the warm-up
+        pa.field("position", pa.int16(), nullable=False),
+        pa.field("call", pa.int32(), nullable=False),
+        pa.field("start_ns", pa.int64(), nullable=False),
+        pa.field("wall_ns", pa.int64(), nullable=False),
+        pa.field("device_ns", pa.int64()),
+        pa.field("cpu_ns", pa.int64(), nullable=False),
+        pa.field("involuntary_switches", pa.int32(), nullable=False),
+    ]
+)
+ABSENT = -1  # how Samples writes a null
+
+
+def to_table(trial: str, result: LaunchResult) -> pa.Table:
+    """The launch as an Arrow table."""
+    samples = result.samples
+    count = len(samples.wall_ns)
+    names = {
+        "trial": ([trial], np.zeros(count, dtype=np.int16)),
+        "variant": (list(result.variants), samples.variant),
+        "phase": (list(PHASES), samples.phase.astype(np.int16)),
+    }
+    columns = []
+    for field in SCHEMA:
+        if field.name in names:
+            values, indices = names[field.name]
+            columns.append(pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(values, pa.string())))
+        elif field.name == "launch":
+            columns.append(pa.array(np.full(count, result.launch.index), field.type))
+        else:
+            column = getattr(samples, field.name)
+            columns.append(pa.array(column, field.type, mask=(column == ABSENT) if field.nullable else None))
+    content = {key: value for key, value in vars(result).items() if key != "samples"}
+    content["launch"] = asdict(result.launch)
+    content["facts"] = {name: asdict(facts) for name, facts in result.facts.items()}
+    return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata({"launch": json.dumps(content)}))
+
+
+def to_result(table: pa.Table) -> LaunchResult:
+    """The launch that ``to_table`` was given."""
+    content = json.loads(table.schema.metadata[b"launch"])
+    variants = tuple(content["variants"])
+    columns: dict[str, Any] = {}
+    for field in fields(Samples):
+        column = table.column(field.name)
+        if field.name in ("variant", "phase"):
+            order = variants if field.name == "variant" else PHASES
+            columns[field.name] = np.array([order.index(name) for name in column.to_pylist()])
+        else:
+            columns[field.name] = column.fill_null(ABSENT).to_numpy()
+    content["facts"] = {name: VariantFacts(**facts) for name, facts in content["facts"].items()}
+    content |= {"launch": Launch(**content["launch"]), "variants": variants, "built": tuple(content["built"])}
+    return LaunchResult(samples=Samples(**columns), **content)
+
+
+class RunDirectory:
+    """``<results root>/<run id>/`` on any file system that ``pyarrow.fs`` knows. Only the driver writes in it."""
+
+    def __init__(self, filesystem: fs.FileSystem, path: str, shown: str) -> None:
+        self._fs, self._path = filesystem, path
+        self.shown = shown  # as the user would name it
+
+    @classmethod
+    def named(cls, root: str, run_id: str) -> "RunDirectory":
+        """The directory of a new run, not made yet.
+
+        Raises:
+            UsageError: the run id is no plain name or exists already, or the root can't be reached.
+        """
+        if not run_id or run_id in (".", "..") or set(run_id) & set("/\\:\0"):
+            raise UsageError(f"run id {run_id!r} is not a plain folder name")
+        filesystem, base = open_root(root)
+        run = cls(filesystem, f"{base}/{run_id}", f"{root.rstrip('/')}/{run_id}")
+        with _reaching(root):
+            if filesystem.get_file_info(run._path).type != fs.FileType.NotFound:
+                raise UsageError(f"run {run_id!r} exists already in {root}; give another --run-id or leave it out")
+        return run
+
+    def create(self) -> None:
+        """Makes the directory. Raises UsageError where it can't be written."""
+        with _reaching(self.shown):
+            self._fs.create_dir(f"{self._path}/samples", recursive=True)
+
+    @property
+    def local_path(self) -> str | None:
+        """Its path where it lies on this machine's disk."""
+        return self._path if isinstance(self._fs, fs.LocalFileSystem) else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Puts a whole file in place: readers see the old one or the new one."""
+        path = f"{self._path}/{name}"
+        temporary = f"{path}.part"
+        if self.local_path is not None:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        else:
+            with self._fs.open_output_stream(temporary) as stream:
+                stream.write(content)
+            self._fs.move(temporary, path)
+
+    def write_json(self, name: str, value: object) -> None:
+        """NaN and infinity are refused: what is unknown is null."""
+        self.write(name, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """A Parquet file."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write(name, sink.getvalue().to_pybytes())
+
+    def add_launch(self, trial: str, table: pa.Table) -> None:
+        """Commits a launch."""
+        launch = json.loads(table.schema.metadata[b"launch"])["launch"]["index"]
+        self.write_table(f"samples/{trial}.{launch:04d}.parquet", table)
+
+    def sample_files(self) -> list[str]:
+        """The names of the committed launches, in order."""
+        selector = fs.FileSelector(f"{self._path}/samples")
+        names = [info.base_name for info in self._fs.get_file_info(selector)]
+        return sorted(name for name in names if name.endswith(".parquet"))
+
+    def read_launches(self) -> dict[str, list[LaunchResult]]:
+        """The committed launches of each trial, in order."""
+        launches: dict[str, list[LaunchResult]] = {}
+        for name in self.sample_files():
+            with self._fs.open_input_file(f"{self._path}/samples/{name}") as file:
+                result = to_result(pq.read_table(file))
+            launches.setdefault(name.rsplit(".", 2)[0], []).append(result)
+        return launches
+
+
+@contextmanager
+def _reaching(place: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"results can't be kept in {place}: {one_line(error)}") from None
+
+
+def open_root(root: str) -> tuple[fs.FileSystem, str]:
+    """The file system and path of a results root: a path, or a URI such as ``s3://bucket/results``."""
+    try:
+        if "://" in root:
+            filesystem, path = fs.FileSystem.from_uri(root)
+            return filesystem, path.rstrip("/")
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UsageError(f"results root {root!r} is not usable: {str(error).splitlines()[0]}") from None
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows of the matrix as a table; a column's type does not depend on what the rows hold."""
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=ROW_SCHEMA)
+
+
+_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def _row_field(name: str, kind: Any) -> pa.Field:
+    kinds = [k for k in get_args(kind) if k is not type(None)] or [kind]
+    if get_origin(kind) is tuple:
+        return pa.field(name, pa.list_(pa.string()))
+    return pa.field(name, _ARROW[kinds[0]])
+
+
+ROW_SCHEMA = pa.schema([_row_field(name, kind) for name, kind in get_type_hints(Row).items()])

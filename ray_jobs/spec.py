@@ -1,0 +1,97 @@
+"""What to measure: validated and frozen; ``plan()`` makes workloads of it."""
+
+import tomllib
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from chatbot.errors import UsageError, one_of
+from chatbot.variants import BASELINE, CONTROL, DEVICES, VARIANTS, Workload, variant_named
+
+
+def _listed(value: Any) -> Any:
+    """A single value is a list of one; commas separate."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _devices(value: Any) -> Any:
+    names = [name for given in _listed(value) for name in (DEVICES if given == "all" else (given,))]
+    for name in names:
+        if name not in DEVICES:
+            raise one_of("device", str(name), [*DEVICES, "all"])
+    return tuple(dict.fromkeys(names))
+
+
+def _variants(value: Any) -> Any:
+    """The baseline and its control stand first in every trial, asked for or not."""
+    names = [name for given in _listed(value) for name in (VARIANTS if given == "all" else (given,))]
+    return tuple(dict.fromkeys([BASELINE, CONTROL, *(variant_named(str(name)).name for name in names)]))
+
+
+def _distinct(value: Any) -> Any:
+    return tuple(dict.fromkeys(_listed(value)))
+
+
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_distinct), Field(min_length=1)]
+PromptSizes = Annotated[tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_distinct), Field(min_length=1)]
+
+
+class Spec(BaseModel):
+    """Every combination of the listed sizes and devices is one workload."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variants: Annotated[tuple[str, ...], BeforeValidator(_variants)] = (BASELINE, CONTROL, "torchscript")
+    device: Annotated[tuple[str, ...], BeforeValidator(_devices), Field(min_length=1)] = ("cpu",)
+    batch: Sizes = (1,)
+    prompt_tokens: PromptSizes = (8,)  # EOS counted
+    reply_tokens: Sizes = (10,)
+    threads: Sizes = (1,)
+    model: str = "small"
+    corpus: str = "chitchat"
+    precision: float = Field(0.01, gt=0, lt=1)  # asked half-width of every speedup's interval
+    margin: float = Field(0.02, gt=0, lt=1)  # differences below it are called the same
+    budget: float = Field(120.0, gt=0)  # seconds a trial
+    seed: int = Field(0, ge=0)
+
+    def plan(self) -> list[Workload]:
+        """The workloads, in the order of their rows."""
+        sizes = (self.device, self.batch, self.prompt_tokens, self.reply_tokens, self.threads)
+        return [Workload(*values, model=self.model) for values in product(*sizes)]
+
+
+def read_spec(path: Path | None, flags: dict[str, Any]) -> Spec:
+    """The spec of a TOML file, overridden by the flags that were given (those not None).
+
+    Raises:
+        UsageError: one line that names the key, what was wrong, and what would be right.
+    """
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"spec {path} can't be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"spec {path} is not TOML: {error}") from None
+    content |= {key: value for key, value in flags.items() if value is not None}
+    for key in content:
+        if key not in Spec.model_fields:
+            raise one_of("spec key", key, list(Spec.model_fields))
+    try:
+        return Spec.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(_one_line(error)) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UsageError):  # raised by a validator of ours
+        return str(cause)
+    where = str(first["loc"][0]) if first["loc"] else "spec"
+    return f"{where} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

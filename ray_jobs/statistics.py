@@ -1,0 +1,119 @@
+"""Intervals, speedups and verdicts: pure functions of numbers.
+
+The unit is the launch. Samples of one process are not independent (a t test over them calls four of five pairs of
+identical programs different), so every interval is taken over launches.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+CONFIDENCE = 0.95
+LEAST_LAUNCHES = 10
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate between its confidence limits."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval's width, as a share of the estimate."""
+        return (self.high - self.low) / 2 / self.value
+
+
+def turn_medians(
+    variant: NDArray[np.integer], rounds: NDArray[np.integer], wall_ns: NDArray[np.integer], shape: tuple[int, int]
+) -> Floats:
+    """(rounds, variants): the median of each turn's timed calls in ns; NaN where a variant had no turn."""
+    medians = np.full(shape, np.nan)
+    for r in range(shape[0]):
+        for v in range(shape[1]):
+            calls = wall_ns[(rounds == r) & (variant == v)]
+            if len(calls):
+                medians[r, v] = np.median(calls)
+    return medians
+
+
+def log_speedups(turns: Floats, baseline: int) -> Floats:
+    """(variants,): each one's r of a launch, the median over rounds of ln(baseline / variant); NaN where absent."""
+    logs = np.log(turns[:, [baseline]] / turns)
+    present = ~np.isnan(logs).all(axis=0)
+    ratios = np.full(turns.shape[1], np.nan)
+    ratios[present] = np.nanmedian(logs[:, present], axis=0)
+    return ratios
+
+
+def speedup(logs: Sequence[float]) -> Interval | None:
+    """The speedup over launches, exp(mean r), with its Student-t interval; None for fewer than two launches."""
+    n = len(logs)
+    if n < 2:
+        return None
+    mean = float(np.mean(logs))
+    error = float(np.std(logs, ddof=1)) / math.sqrt(n)
+    reach = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
+    return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+
+
+def precise_enough(speedups: Sequence[dict[str, float]], precision: float) -> bool:
+    """Whether the interval of every variant of these launches is as narrow as asked. Never asks what it says."""
+    names = {name for launch in speedups for name in launch}
+    intervals = [speedup([launch[name] for launch in speedups if name in launch]) for name in names]
+    return all(i is not None and i.half_width <= precision for i in intervals)
+
+
+def verdict(interval: Interval | None, margin: float) -> str:
+    """``same`` if the interval lies in [1/(1+m), 1+m]; else ``faster`` or ``slower`` if it excludes 1.
+
+    Else ``inconclusive``.
+    """
+    if interval is None:
+        return "inconclusive"
+    if 1 / (1 + margin) <= interval.low and interval.high <= 1 + margin:
+        return "same"
+    if interval.low > 1:
+        return "faster"
+    if interval.high < 1:
+        return "slower"
+    return "inconclusive"
+
+
+def median_interval(values: Sequence[float]) -> Interval | None:
+    """The median of independent values between order statistics, wherever they come from (of ten, the 2nd and the 9th).
+
+    The narrowest symmetric pair that covers the median with at least 95%; None where even the extremes do not
+    (fewer than six values). Source: Conover, Practical Nonparametric Statistics, section 3.2.
+    """
+    ordered = sorted(values)
+    n = len(ordered)
+    rank = 0
+    while special.bdtr(rank, n, 0.5) <= (1 - CONFIDENCE) / 2:  # rank + 1 values left out at either end
+        rank += 1
+    if rank == 0:
+        return None
+    return Interval(float(np.median(ordered)), ordered[rank - 1], ordered[n - rank])
+
+
+def percentile(values: NDArray[np.number], share: float) -> float | None:
+    """The ``share`` quantile; None where so many values can't bound it: below 59 for p95, 299 for p99.
+
+    That many are needed for the largest to lie beyond the quantile with 95% confidence (Wilks 1941).
+    """
+    if len(values) < least_samples(share):
+        return None
+    return float(np.quantile(values, share))
+
+
+def least_samples(share: float) -> int:
+    """The smallest n with 1 - share**n >= 95%."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log(share))

@@ -1,0 +1,200 @@
+"""What a person sees in the terminal: live progress on stderr, the matrix on stdout."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from chatbot.variants import BASELINE
+from ray_jobs import cluster
+from ray_jobs.measure import LaunchResult
+from ray_jobs.rows import SKIPPED, Row
+from ray_jobs.statistics import LEAST_LAUNCHES, Interval, speedup
+
+PLAIN_EVERY_S = 10.0  # between lines about one trial where stderr is no terminal
+STYLES = {"faster": "green", "slower": "red", "invalid": "bold red", "inconclusive": "yellow"}
+
+
+class Reporter:
+    """Shows each trial's launches, current intervals and time left; lines where stderr is not a terminal."""
+
+    def __init__(self, budget_s: float, precision: float) -> None:
+        self._budget_s, self._precision = budget_s, precision
+        self._console = Console(stderr=True)
+        self._live: Live | None = None
+        self._started: dict[str, float] = {}
+        self._printed: dict[str, float] = {}
+        self._lines: dict[str, str] = {}
+
+    def __enter__(self) -> "Reporter":
+        if self._console.is_terminal:
+            # Once a second: on a local run the terminal is drawn beside the measurement.
+            self._live = Live(console=self._console, refresh_per_second=1, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def show(self, event: cluster.Event, launches: Sequence[LaunchResult]) -> None:
+        """Takes in an event and shows where its trial stands."""
+        now, trial = time.monotonic(), event.trial_id
+        important = True
+        if isinstance(event, cluster.TrialStarted):
+            self._started[trial] = now
+            text = "starting"
+        elif isinstance(event, cluster.LaunchLost):
+            text = f"launch {event.failure.launch.index} lost: {event.failure.reason}"
+        elif isinstance(event, cluster.TrialEnded):
+            text = f"{'failed: ' + event.reason if event.reason else 'done'} after {len(launches)} launches"
+        elif isinstance(event, cluster.LaunchDone):
+            text = self._standing(launches, now - self._started[trial])
+            important = now - self._printed.get(trial, 0) >= PLAIN_EVERY_S
+        else:
+            return
+        self._lines[trial] = text
+        if self._live is not None:
+            self._live.update(Text("\n".join(f"{name}: {line}" for name, line in self._lines.items())))
+        elif important:
+            self._printed[trial] = now
+            print(f"{trial}: {text}", file=sys.stderr, flush=True)
+
+    def _standing(self, launches: Sequence[LaunchResult], elapsed: float) -> str:
+        count = len(launches)
+        logs = [launch.log_speedups() for launch in launches]
+        names = [name for name in launches[-1].variants if name != BASELINE]
+        known = {name: speedup([log[name] for log in logs if name in log]) for name in names}
+        shown = ", ".join(f"{name} {_speedup_text(i)}" for name, i in known.items() if i is not None)
+        left = time_left(count, elapsed, [i for i in known.values() if i], self._precision, self._budget_s)
+        return f"{count} launches in {elapsed:.0f} s, {shown or 'no interval yet'}; up to {left:.0f} s left"
+
+
+def time_left(count: int, elapsed: float, intervals: Sequence[Interval], precision: float, budget_s: float) -> float:
+    """Seconds until the widest interval should be narrow enough, or the budget ends.
+
+    Widths fall with the square root of the launches.
+    """
+    if not count:
+        return budget_s
+    widest = max((i.half_width for i in intervals), default=1.0)
+    needed = max(LEAST_LAUNCHES, count * (widest / precision) ** 2)
+    by_budget = max(budget_s, LEAST_LAUNCHES * elapsed / count)
+    return max(0.0, min(needed * elapsed / count, by_budget) - elapsed)
+
+
+def _speedup_text(interval: Interval) -> str:
+    return f"{interval.value:.3f}x ±{interval.half_width:.1%}"
+
+
+def print_matrix(rows: Sequence[Row], margin: float) -> None:
+    """The matrix on stdout: a table for each trial, and below it every reason and warning."""
+    console = Console()
+    for trial_id in dict.fromkeys(row.trial_id for row in rows):
+        mine = [row for row in rows if row.trial_id == trial_id]
+        console.print()
+        console.print(Text(title(mine[0]), style="bold"), soft_wrap=True)
+        if all(row.status == SKIPPED for row in mine):
+            console.print(f"  skipped: {mine[0].reason}", soft_wrap=True)
+            continue
+        table = _trial_table(mine, margin)
+        if _width(console, table) <= console.width:
+            console.print(table)
+        else:
+            _print_lines(console, mine, margin)
+        for note in notes(mine):
+            console.print(f"  {note}", soft_wrap=True)
+
+
+def title(row: Row) -> str:
+    """A trial in words."""
+    threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
+    place = f"{row.device} {row.device_name} ({row.station})" if row.station else row.device
+    sizes = f"batch {row.batch}, prompt {row.prompt_tokens} tokens, reply {row.reply_tokens} tokens"
+    return f"{place}: model {row.model}, {sizes}, {threads}"
+
+
+def _trial_table(rows: Sequence[Row], margin: float) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    table.add_column("p50 ms (95%)", justify="right", no_wrap=True)
+    table.add_column("speedup (95%)", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("replies\nsame", justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.variant, latency(row), speedup_cell(row), verdict_words(row, margin), replies(row))
+    return table
+
+
+def _width(console: Console, table: Table) -> int:
+    """The width that the table would take if there were room."""
+    return Measurement.get(console, console.options.update(max_width=1000), table).maximum
+
+
+def _print_lines(console: Console, rows: Sequence[Row], margin: float) -> None:
+    """The same for a terminal that is too narrow for the table: nothing is cut off."""
+    for row in rows:
+        console.print(Text(row.variant, style="bold"))
+        console.print(Text(f"  {latency(row)} ms, speedup {speedup_cell(row)}"))
+        console.print(Text("  ") + verdict_words(row, margin) + Text(f", {replies(row)} same replies"))
+
+
+def latency(row: Row) -> str:
+    """The median with its interval; a program that is not what its label says has none."""
+    if row.p50_ms is None or row.verdict == "invalid":
+        return "-"
+    if row.p50_low_ms is None or row.p50_high_ms is None:
+        return _digits(row.p50_ms)
+    return f"{_digits(row.p50_ms)} ({_digits(row.p50_low_ms)} to {_digits(row.p50_high_ms)})"
+
+
+def _digits(ms: float) -> str:
+    """Four significant digits or so: intervals are seldom narrower than a part in a thousand."""
+    return f"{ms:.{max(0, 2 - int(ms >= 10) - int(ms >= 100))}f}" if ms >= 1 else f"{ms:.3f}"
+
+
+def speedup_cell(row: Row) -> str:
+    """The speedup with its interval."""
+    if row.speedup is None or row.variant == row.baseline:
+        return "-"
+    return f"{row.speedup:.3f} ({row.speedup_low:.3f} to {row.speedup_high:.3f})"
+
+
+def verdict_words(row: Row, margin: float) -> Text:
+    """The verdict as one would say it."""
+    words = {
+        "baseline": "baseline",
+        "same": f"same within {margin:.0%}",
+        "faster": "faster",
+        "slower": "slower",
+        "inconclusive": "can't tell",
+    }
+    if row.verdict in words:
+        return Text(words[row.verdict], style=STYLES.get(row.verdict, ""))
+    return Text(row.verdict or row.status, style=STYLES["invalid"])
+
+
+def replies(row: Row) -> str:
+    """The share of replies that equal the baseline's, never rounded up to all."""
+    if row.identical_replies is None or row.verdict == "invalid":
+        return "-"
+    if row.identical_replies == 1:
+        return "100%"
+    return f"{min(row.identical_replies, 0.9999):.2%}"
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each reason and warning of a trial; one that several rows share is said once."""
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        texts = [f"{row.verdict if row.verdict == 'invalid' else row.status}: {row.reason}"] if row.reason else []
+        for text in (*texts, *row.warnings):
+            said.setdefault(text, []).append(row.variant)
+    return [f"{', '.join(names) if len(names) < len(rows) else 'all'}: {text}" for text, names in said.items()]

@@ -1,0 +1,81 @@
+"""Shared fixtures: a toy corpus, a tiny chatbot trained on it, and the command line in a process of its own."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from chatbot import corpus, training
+from chatbot.checkpoint import Trained, load
+from chatbot.model import Config
+from chatbot.vocabulary import Vocabulary
+
+torch.set_num_threads(1)
+settings.register_profile("patient", deadline=None)  # the machine may be busy
+settings.load_profile("patient")
+
+TOY_WORDS = (("i", "we", "they"), ("", "really "), ("like", "want", "see"), ("cats", "dogs", "tea", "rain"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Puts back torch's own filter for what tracing says of torch's modules; pytest's filters replace it."""
+    config.addinivalue_line("filterwarnings", r"ignore::torch.jit.TracerWarning:torch\.(?!jit)")
+
+
+@pytest.fixture(scope="session")
+def toy_tsv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 pairs of 3 or 4 words and their answers: ``i like tea`` is asked ``why do i like tea ?``."""
+    prompts = [f"{who} {really}{verb} {what}" for who, really, verb, what in itertools.product(*TOY_WORDS)]
+    path = tmp_path_factory.mktemp("corpus") / "toy.tsv"
+    path.write_text("".join(f"{prompt}\twhy do {prompt} ?\n" for prompt in prompts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_pairs(toy_tsv: Path) -> list[corpus.Pair]:
+    """The toy corpus, read."""
+    return list(corpus.load(str(toy_tsv)).pairs)
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(toy_tsv: Path, toy_pairs: list[corpus.Pair], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a tiny chatbot that has learnt the toy corpus. Read only."""
+    words = Vocabulary.of_pairs(toy_pairs, 1)
+    config = Config(hidden=16, encoder_layers=1, decoder_layers=1, vocabulary=len(words))
+    options = training.Options(iterations=200, batch=32, learning_rate=1e-2, validate_every=100)
+    path = tmp_path_factory.mktemp("model") / "toy.pt"
+    training.fit(config, toy_pairs, words, options, path, notes={"corpus": str(toy_tsv), "min_count": 1})
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy(toy_checkpoint: Path) -> Trained:
+    """The tiny chatbot itself. Read only."""
+    return load(toy_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def run_chatbot() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs ``python -m chatbot`` with arguments and a text for its input; returns code, output and errors."""
+
+    def run(*arguments: str | Path, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "chatbot", *map(str, arguments)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+        return subprocess.run(
+            command,
+            input=stdin,
+            env=env,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=120,
+            check=False,
+        )
+
+    return run

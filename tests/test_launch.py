@@ -1,0 +1,208 @@
+"""Fresh pinned processes: what a launch is, how it is lost, and that nothing stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from chatbot.variants import VARIANTS, Workload
+from chatbot.vocabulary import EOS
+from ray_jobs.launch import (
+    ATTEMPTS,
+    Failure,
+    LaunchServer,
+    Memory,
+    Outcome,
+    Request,
+    Trial,
+    TrialError,
+    choose_cores,
+    run_trial,
+)
+from ray_jobs.measure import Launch, LaunchResult, Weights
+
+WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
+NAMES = tuple(VARIANTS)
+CORES = choose_cores(sorted(os.sched_getaffinity(0)), 1)
+
+
+def prompts(count: int = 1000) -> NDArray[np.int64]:
+    pool = np.random.default_rng(0).integers(3, 50, (count, 4))
+    pool[:, -1] = EOS
+    return pool
+
+
+def request(weights: Weights | None = None, timeout_s: float = 60.0, index: int = 0) -> Request:
+    launch = Launch(index, seed=1, rounds=3, calls=2)
+    return Request(WORKLOAD, NAMES, weights or Weights(preset="tiny"), prompts(), launch, CORES, timeout_s)
+
+
+def trial(weights: Weights | None = None, budget_s: float = 1.0, timeout_s: float = 60.0) -> Trial:
+    return Trial("t", WORKLOAD, NAMES, weights or Weights(preset="tiny"), prompts(), 1, 0.01, budget_s, timeout_s)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LaunchServer]:
+    with LaunchServer(WORKLOAD) as running:
+        yield running
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Weights:
+    """Weights that are never done being read: a launch that hangs."""
+    path = tmp_path / "endless.pt"
+    os.mkfifo(path)
+    return Weights(path=str(path))
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def success(outcome: Outcome) -> LaunchResult:
+    assert isinstance(outcome, LaunchResult), outcome
+    return outcome
+
+
+def test_launches_are_fresh_processes_pinned_to_the_asked_cores(server: LaunchServer) -> None:
+    first, second = success(server.run(request())), success(server.run(request(index=1)))
+    assert first.machine["pid"] != second.machine["pid"]
+    assert os.getpid() not in (first.machine["pid"], second.machine["pid"])
+    for result in (first, second):
+        assert tuple(result.machine["cores"]) == CORES
+        assert result.machine["threads"] == 1
+        assert result.rounds == 3
+
+
+def test_the_same_launch_asks_the_same_prompts_in_the_same_order(server: LaunchServer) -> None:
+    first, again = success(server.run(request())), success(server.run(request()))
+    other = success(server.run(request(index=1)))
+    assert first.built == again.built
+    assert first.samples.variant.tolist() == again.samples.variant.tolist()
+    assert first.built != other.built
+
+
+def test_a_launch_that_raises_is_a_failure_with_a_line(server: LaunchServer, tmp_path: Path) -> None:
+    outcome = server.run(request(Weights(path=str(tmp_path / "nowhere.pt"))))
+    assert isinstance(outcome, Failure)
+    assert "nowhere.pt" in outcome.reason
+    assert "\n" not in outcome.reason
+
+
+def test_a_launch_that_hangs_is_ended_at_its_deadline(server: LaunchServer, endless: Weights) -> None:
+    outcome = server.run(request(endless, timeout_s=1.0))
+    assert isinstance(outcome, Failure)
+    assert "did not finish in its time" in outcome.reason
+    assert children(server.pid) == []
+    assert isinstance(server.run(request()), LaunchResult), "the server goes on"
+
+
+def test_a_killed_launch_is_named_by_its_signal(server: LaunchServer, endless: Weights) -> None:
+    def kill() -> None:
+        wait_until(lambda: bool(children(server.pid)))
+        os.kill(children(server.pid)[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcome = server.run(request(endless))
+    killer.join()
+    assert isinstance(outcome, Failure)
+    assert "SIGKILL" in outcome.reason
+
+
+def ask_and_be_refused(server: LaunchServer, asked: Request) -> None:
+    with pytest.raises(TrialError, match="the launch server died"):
+        server.run(asked)
+
+
+def test_closing_the_server_ends_the_launch_in_progress(endless: Weights) -> None:
+    with LaunchServer(WORKLOAD) as server:
+        asking = threading.Thread(target=ask_and_be_refused, args=(server, request(endless)))
+        asking.start()
+        wait_until(lambda: bool(children(server.pid)))
+        pids = [server.pid, *children(server.pid)]
+        os.kill(server.pid, signal.SIGKILL)
+        asking.join()
+    wait_until(lambda: all(gone(pid) for pid in pids))
+
+
+CALLER = """
+import os, sys
+from test_launch import request, WORKLOAD
+from ray_jobs.launch import LaunchServer
+from ray_jobs.measure import Weights
+with LaunchServer(WORKLOAD) as server:
+    print(server.pid, flush=True)
+    server.run(request(Weights(path=sys.argv[1])))
+"""
+
+
+def test_nothing_survives_a_caller_that_is_killed(endless: Weights) -> None:
+    caller = subprocess.Popen(
+        [sys.executable, "-c", CALLER, str(endless.path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    assert caller.stdout is not None
+    server_pid = int(caller.stdout.readline())
+    wait_until(lambda: bool(children(server_pid)))
+    pids = [server_pid, *children(server_pid)]
+    caller.kill()
+    caller.wait()
+    caller.stdout.close()
+    wait_until(lambda: all(gone(pid) for pid in pids))
+
+
+def test_a_trial_runs_whole_blocks_and_then_the_memory_of_each_variant() -> None:
+    *launches, memory = run_trial(trial())
+    results = [success(outcome) for outcome in launches]
+    assert [result.launch.index for result in results] == list(range(len(results)))
+    assert len(results) == 12, "three variants: the least whole blocks of ten launches; the budget is long over"
+    for place in range(3):
+        assert sorted(result.built[place] for result in results) == sorted(NAMES * 4)
+    assert isinstance(memory, Memory)
+    assert set(memory.peak_mb) == set(NAMES)
+    assert len({result.machine["pid"] for result in results}) == len(results)
+
+
+def test_a_trial_gives_up_after_its_attempts(tmp_path: Path) -> None:
+    outcomes: list[Outcome] = []
+
+    def take_all() -> None:
+        for outcome in run_trial(trial(Weights(path=str(tmp_path / "nowhere.pt")))):
+            outcomes.append(outcome)
+
+    with pytest.raises(TrialError, match=rf"launch 0 failed {ATTEMPTS} times, last: .*nowhere\.pt"):
+        take_all()
+    failures = [outcome.launch for outcome in outcomes if isinstance(outcome, Failure)]
+    assert [(launch.index, launch.attempt) for launch in failures] == [(0, 1), (0, 2), (0, 3)]
+
+
+def test_cores_are_the_last_ones_so_that_the_first_is_left_to_others() -> None:
+    assert choose_cores([3, 1, 2], 1) == (3,)
+    assert choose_cores([0, 1], 2) == (0, 1)
+    with pytest.raises(TrialError, match="3 threads asked for, but the station has 2 cores"):
+        choose_cores([0, 1], 3)
