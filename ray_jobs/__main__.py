@@ -27,6 +27,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+INTERRUPTED = 130  # as a shell says it of SIGINT
+
 Sizes = Annotated[str | None, typer.Option(help="One or several, separated by commas.", metavar="N[,N...]")]
 
 
@@ -90,7 +92,11 @@ def matrix(
     name = run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     directory = RunDirectory.named(out, name)
     sink = WandbSink(mode, directory)
-    rows = main_job.run(asked, name, directory, where, sink, Reporter(asked.budget, asked.precision))
+    try:
+        rows = main_job.run(asked, name, directory, where, sink, Reporter(asked.budget, asked.precision))
+    except KeyboardInterrupt:
+        typer.echo(f"ray_jobs: interrupted; the launches that were committed are in {directory.shown}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     print_matrix(rows, asked.margin)
     typer.echo(f"\n{directory.shown}: matrix.json, matrix.parquet, run.json, samples/")
     if sink.sync_command:

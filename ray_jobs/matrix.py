@@ -41,8 +41,7 @@ def run(
         UsageError: the model, the corpus, the cluster or the directory can't be used; nothing was written then.
     """
     inputs = Inputs.of(spec)
-    with cluster.connected(address):
-        directory.create()
+    with directory.created(), cluster.connected(address):
         this = Run(run_id, spec, directory, sink, datetime.now(UTC))
         trials = place(spec, run_id, inputs)
         sink.start(run_id, spec, environment(trials))

@@ -105,10 +105,20 @@ class RunDirectory:
                 raise UsageError(f"run {run_id!r} exists already in {root}; give another --run-id or leave it out")
         return run
 
-    def create(self) -> None:
-        """Makes the directory. Raises UsageError where it can't be written."""
+    @contextmanager
+    def created(self) -> Iterator[None]:
+        """Makes the directory; a UsageError within the block takes it away again.
+
+        Raises:
+            UsageError: it can't be written.
+        """
         with _reaching(self.shown):
             self._fs.create_dir(f"{self._path}/samples", recursive=True)
+        try:
+            yield
+        except UsageError:
+            self._fs.delete_dir(self._path)
+            raise
 
     @property
     def local_path(self) -> str | None:

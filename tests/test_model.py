@@ -169,3 +169,8 @@ def test_a_new_chatbot_is_in_evaluation_mode() -> None:
     chatbot = Chatbot.random(replace(SMALL, dropout=0.9))
     modules = (*chatbot.encoder.modules(), *chatbot.decoder.modules(), *chatbot.search().modules())
     assert not any(module.training for module in modules)
+
+
+def test_dropout_is_between_the_layers_of_both_networks_and_after_the_decoders_embedding() -> None:
+    chatbot = Chatbot.random(replace(SMALL, dropout=0.3))
+    assert (chatbot.encoder.gru.dropout, chatbot.decoder.gru.dropout, chatbot.decoder.embedding_dropout.p) == (0.3,) * 3

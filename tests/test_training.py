@@ -199,6 +199,15 @@ def test_fit_learns_the_toy_corpus(train: Fit, toy_pairs: list[Pair], words: Voc
     assert trained.notes["validation_loss"] == min(losses)
 
 
+def test_the_noted_loss_is_that_of_the_kept_model_without_dropout(
+    train: Fit, toy_pairs: list[Pair], words: Vocabulary
+) -> None:
+    trained = train(config=TWO_LAYERS_WITH_DROPOUT)
+    held_out = split(toy_pairs, QUICK.validation_share, QUICK.seed)[1]
+    loss = training.validation_loss(trained.chatbot, held_out, words)
+    assert trained.notes["validation_loss"] == pytest.approx(loss, rel=1e-6)
+
+
 def test_fit_returns_the_weights_that_its_file_holds(train: Fit, tmp_path: Path) -> None:
     trained = train()
     assert same(weights(trained.chatbot), weights(load(tmp_path / "bot.pt").chatbot))
@@ -271,6 +280,17 @@ def test_a_resumed_run_ends_with_bitwise_the_same_weights(
     assert whole_end["iteration"] == options.iterations
     assert same(whole_end, parts_end)
     assert not (tmp_path / "parts" / "bot.pt.resume").exists()
+
+
+def test_a_resumed_run_has_waited_as_long_as_before(train: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([1.0, 2.0, 2.0, 2.0, 2.0])
+    monkeypatch.setattr(training, "validation_loss", lambda *_: next(losses))
+    options = replace(QUICK, patience=3)
+    with pytest.raises(CrashError):
+        train(options, on_validation=crash_after_validation)  # two validations without a better loss
+    seen: list[int] = []
+    train(options, resume=True, on_validation=lambda p: seen.append(p.iteration))
+    assert seen == [20]
 
 
 @pytest.mark.parametrize(

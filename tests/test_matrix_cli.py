@@ -1,0 +1,250 @@
+"""The matrix through its command line, on a real local Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from ray_jobs.__main__ import main
+from ray_jobs.rows import COLUMNS
+
+Arguments = tuple[str | Path, ...]
+LEAST = 12  # launches: whole blocks of three variants, at least ten
+
+
+def environment(home: Path) -> dict[str, str]:
+    """No key and no server of W&B, no other cluster, no telemetry; a temporary folder of Ray's own."""
+    dropped = ("WANDB_API_KEY", "WANDB_MODE", "RAY_ADDRESS")
+    kept = {key: value for key, value in os.environ.items() if key not in dropped}
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "WANDB_ERROR_REPORTING": "false", "RAY_AUTH_MODE": "disabled"}
+    return {**kept, **quiet, "NETRC": str(home / "no-netrc"), "COLUMNS": "100"}
+
+
+def start(home: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "ray_jobs", "matrix", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(home), cwd=home
+    )
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return content
+
+
+def run(home: Path, *arguments: str | Path) -> Done:
+    process = start(home, *arguments)
+    out, err = process.communicate(timeout=240)
+    return Done(process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("matrix")
+
+
+@pytest.fixture(scope="module")
+def toy(toy_checkpoint: Path, toy_tsv: Path) -> Arguments:
+    """The toy model and prompts of its corpus; a budget that the least launches exceed."""
+    return (
+        "--model",
+        toy_checkpoint,
+        "--corpus",
+        toy_tsv,
+        "--prompt-tokens",
+        "5",
+        "--reply-tokens",
+        "3",
+        "--budget",
+        "1",
+    )
+
+
+@pytest.fixture(scope="module")
+def done(home: Path, toy: Arguments) -> Done:
+    """One run that all tests below look at: a CPU row, a GPU row and a row with more threads than cores."""
+    if_no_gpu = ("--device", "all", "--threads", "1,999")
+    return run(home, *toy, *if_no_gpu, "--run-id", "first", "--json")
+
+
+@pytest.fixture(scope="module")
+def folder(home: Path, done: Done) -> Path:
+    assert done.code == 0, done.err
+    return home / "results" / "first"
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = json.loads((folder / "matrix.json").read_text())
+    return content
+
+
+def measured(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row["variant"]: row for row in rows if row["status"] == "done" and row["device"] == "cpu"}
+
+
+def test_the_last_line_counts_the_trials(done: Done, folder: Path) -> None:
+    assert done.json["run_dir"] == "results/first"
+    assert done.json["done"] >= 1
+    assert done.json["failed"] == done.json["invalid"] == 0
+    assert done.json["skipped"] >= 1
+
+
+def test_the_table_names_every_variant_with_its_verdict(done: Done) -> None:
+    for words in ("eager", "eager-again", "torchscript", "baseline", "p50 ms", "100%", "precision not reached"):
+        assert words in done.out
+
+
+def test_matrix_holds_the_columns_in_order(rows: list[dict[str, Any]], folder: Path) -> None:
+    assert all(tuple(row) == COLUMNS for row in rows)
+    assert pq.read_table(folder / "matrix.parquet").to_pylist() == rows
+
+
+def test_the_measured_rows_agree_with_the_samples(rows: list[dict[str, Any]], folder: Path) -> None:
+    tables = [pq.read_table(path) for path in sorted((folder / "samples").glob("*.parquet"))]
+    assert len(tables) == LEAST
+    samples = [row for table in tables for row in table.to_pylist() if row["phase"] == "timed"]
+    for name, row in measured(rows).items():
+        mine = [sample["wall_ns"] / 1e6 for sample in samples if sample["variant"] == name]
+        assert row["samples"] == len(mine)
+        assert row["mean_ms"] == pytest.approx(sum(mine) / len(mine))
+        assert min(mine) <= row["p50_low_ms"] <= row["p50_ms"] <= row["p50_high_ms"] <= row["p99_ms"]
+        assert row["launches"] == LEAST
+        assert row["identical_replies"] == 1
+        assert row["prepare_s"] > 0
+        assert row["peak_memory_mb"] > 50
+
+
+def test_the_control_is_in_every_trial_and_the_baseline_is_one(rows: list[dict[str, Any]]) -> None:
+    cells = measured(rows)
+    assert list(cells) == ["eager", "eager-again", "torchscript"]
+    assert (cells["eager"]["speedup"], cells["eager"]["verdict"]) == (1, "baseline")
+    for name in ("eager-again", "torchscript"):
+        assert cells[name]["speedup_low"] < cells[name]["speedup"] < cells[name]["speedup_high"]
+
+
+def test_what_can_not_be_measured_is_skipped_with_the_reason(rows: list[dict[str, Any]]) -> None:
+    many = [row for row in rows if row["device"] == "cpu" and row["threads"] == 999]
+    assert {row["status"] for row in many} == {"skipped"}
+    assert "999 threads, but the station has" in many[0]["reason"]
+    for row in rows:
+        if row["device"] == "cuda" and row["station"] is None:
+            assert (row["status"], row["reason"]) == ("skipped", "no station of kind cuda in the cluster")
+
+
+def test_run_json_tells_where_the_run_comes_from(folder: Path, rows: list[dict[str, Any]]) -> None:
+    content = json.loads((folder / "run.json").read_text())
+    assert content["schema_version"] == 1
+    assert content["spec"]["variants"] == ["eager", "eager-again", "torchscript"]
+    assert len(content["environment"]["driver"]["source_hash"]) == 16
+    assert content["trials"][rows[0]["trial_id"]]["status"] == "done"
+    station = content["environment"]["stations"][rows[0]["station"]]
+    assert station["packages"]["torch"] == content["environment"]["driver"]["packages"]["torch"]
+
+
+def test_an_offline_run_of_wandb_lies_in_the_run_directory(folder: Path, done: Done) -> None:
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert "wandb sync" in done.out
+
+
+def test_an_existing_run_is_refused_and_left_alone(home: Path, folder: Path, toy: Arguments) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = run(home, *toy, "--run-id", "first")
+    assert again.code == 2
+    assert again.err.count("\n") == 1
+    assert "'first' exists already" in again.err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_plan_runs_nothing_and_follows_the_latest_run_like_it(home: Path, folder: Path, toy: Arguments) -> None:
+    entries = sorted((home / "results").iterdir())
+    planned = run(home, *toy, "--plan")
+    assert planned.code == 0
+    assert "(run first)" in planned.out
+    other = run(home, *toy, "--plan", "--batch", "7")
+    assert "(estimated from the bytes read)" in other.out
+    assert sorted((home / "results").iterdir()) == entries
+
+
+def test_a_trial_that_fails_is_a_row_with_its_reason_and_exit_code_one(home: Path, toy: Arguments) -> None:
+    done = run(home, *toy, "--batch", "1000", "--run-id", "failing", "--wandb", "off", "--json")
+    assert done.code == 1
+    assert done.json["failed"] == 1
+    rows = json.loads((home / "results/failing/matrix.json").read_text())
+    assert {row["status"] for row in rows} == {"failed"}
+    assert "do not make a batch of 1000" in rows[0]["reason"]
+    assert "do not make a batch of 1000" in done.out
+    assert not (home / "results/failing/wandb").exists()
+
+
+BAD = {
+    "unknown variant 'eagr'; choose from: eager, eager-again, torchscript": ("--variants", "eagr"),
+    "unknown device 'tpu'; choose from: cpu, cuda, all": ("--device", "tpu"),
+    "no model 'nope'; give small, tutorial, or the path of a checkpoint": ("--model", "nope"),
+    "batch is '0'": ("--batch", "0"),
+    "threads is '-1'": ("--threads", "-1"),
+    "prompt_tokens is '1'": ("--prompt-tokens", "1"),
+    "spec nowhere.toml can't be read": ("--spec", "nowhere.toml"),
+    "no corpus 'nowhere'": ("--corpus", "nowhere"),
+    "results can't be kept in": ("--out", "/dev/null/results"),
+    "unknown wandb mode 'maybe'": ("--wandb", "maybe"),
+    "ray job submit": ("--address", "ray://127.0.0.1:10001"),
+    "no Ray cluster at '127.0.0.1:9'": ("--address", "127.0.0.1:9"),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_one_line_and_exit_code_two(
+    tmp_path: Path, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: a dozen imports of Ray would take most of a minute."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(sys, "argv", ["ray_jobs", "matrix", *BAD[message]])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    out, err = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert message in err
+    assert (err.count("\n"), out) == (1, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def test_an_interrupted_run_leaves_its_launches_and_no_process(home: Path, toy: Arguments) -> None:
+    process = start(home, *toy, "--budget", "600", "--precision", "0.0001", "--run-id", "stopped")
+    samples = home / "results/stopped/samples"
+    deadline = time.monotonic() + 120
+    while not (samples.is_dir() and len(list(samples.glob("*.parquet"))) >= 2):
+        assert time.monotonic() < deadline, process.kill()
+        time.sleep(0.1)
+    family = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err.splitlines()[-1]
+    for path in samples.glob("*.parquet"):
+        assert pq.read_table(path).num_rows
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []

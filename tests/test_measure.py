@@ -1,0 +1,519 @@
+"""One launch in this process: what is asked of whom and when, and what becomes of variants that misbehave."""
+
+import dataclasses
+import resource
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from launches import ALL, WORKLOAD, altered, enter, first_token_changed, prompts, tiny, watching
+from torch import Tensor
+
+from chatbot import checkpoint
+from chatbot.model import Chatbot
+from chatbot.variants import BASELINE, CONTROL, VARIANTS, Reply, Workload, torchscript
+from chatbot.vocabulary import Vocabulary
+from ray_jobs import measure
+from ray_jobs.measure import (
+    CALLS,
+    MOST_CALLS,
+    REFRESH,
+    ROUNDS,
+    TIMED,
+    TURN_NS,
+    WARMUP,
+    WARMUP_CALLS,
+    Launch,
+    LaunchResult,
+    Prompts,
+    VariantFacts,
+    Weights,
+)
+from ray_jobs.orders import building_order, up_to_multiple
+from ray_jobs.timing import CpuTimer, timer_for
+
+TINY = Weights(preset="tiny")
+SHORT = Launch(index=1, seed=7, rounds=6, calls=3)
+SIZES = st.dictionaries(st.text(max_size=3), st.floats(1e3, 1e11), min_size=2, max_size=8)
+
+
+@pytest.fixture(autouse=True)
+def gradients_restored() -> Iterator[None]:
+    """A launch turns them off for its whole process."""
+    yield
+    torch.set_grad_enabled(True)
+
+
+def run(
+    variants: tuple[str, ...] = ALL, launch: Launch = SHORT, workload: Workload = WORKLOAD, pool: int = 200
+) -> LaunchResult:
+    return measure.measure(workload, variants, TINY, prompts(pool), launch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A launch, and the prompts of each call of each variant in order."""
+
+    result: LaunchResult
+    asked: Mapping[str, list[bytes]]
+    order: list[str]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one prompt a call", "two prompts a call"])
+def watched(request: pytest.FixtureRequest) -> Watched:
+    """A launch of every entry of the table, each watched."""
+    asked: dict[str, list[bytes]] = {name: [] for name in ALL}
+    order: list[str] = []
+
+    def saw(name: str, batch: Tensor) -> None:
+        asked[name].append(batch.numpy().tobytes())
+        order.append(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ALL:
+            enter(patch, name, watching(name, saw), like=name)
+        workload = dataclasses.replace(WORKLOAD, batch=request.param)
+        return Watched(run(workload=workload), asked, order)
+
+
+def columns(result: LaunchResult, *names: str) -> list[tuple[int, ...]]:
+    """The samples' rows, of these columns."""
+    return list(zip(*(getattr(result.samples, name).tolist() for name in names), strict=True))
+
+
+# What is asked of whom and when
+
+
+def test_every_variant_has_every_call_of_every_round_once(watched: Watched) -> None:
+    rows = columns(watched.result, "variant", "phase", "round", "call")
+    expected = {(v, WARMUP, -1, call) for v in range(3) for call in range(WARMUP_CALLS)}
+    for v, r in np.ndindex(3, 6):
+        expected |= {(v, REFRESH, r, 0), *((v, TIMED, r, call) for call in (1, 2, 3))}
+    assert len(rows) == len(set(rows))
+    assert set(rows) == expected
+
+
+def test_every_call_that_was_made_is_a_sample_and_no_other(watched: Watched) -> None:
+    names = [ALL[v] for (v,) in columns(watched.result, "variant")]
+    assert names == watched.order
+
+
+def test_each_variant_stands_equally_often_in_each_place_of_the_rounds(watched: Watched) -> None:
+    turns = {(v, r, p) for v, phase, r, p in columns(watched.result, "variant", "phase", "round", "position") if phase}
+    assert Counter((v, p) for v, _, p in turns) == dict.fromkeys(np.ndindex(3, 3), 2)
+
+
+def test_a_variants_turn_is_not_interrupted(watched: Watched) -> None:
+    in_rounds = [row for row in columns(watched.result, "phase", "round", "position", "call") if row[0] != WARMUP]
+    assert [row[1:] for row in in_rounds] == [(r, p, c) for r, p, c in np.ndindex(6, 3, 4)]
+
+
+def test_all_variants_get_the_same_prompts_in_the_same_round(watched: Watched) -> None:
+    assert watched.asked[BASELINE] == watched.asked[CONTROL] == watched.asked["torchscript"]
+
+
+def test_no_prompt_is_asked_twice_of_a_variant(watched: Watched) -> None:
+    size = 4 * 8  # bytes of a prompt
+    batches = watched.asked[BASELINE]
+    each = [batch[i : i + size] for batch in batches for i in range(0, len(batch), size)]
+    assert len(batches) == WARMUP_CALLS + 6 * 4
+    assert len(each) == len(set(each))
+
+
+def test_samples_start_one_after_the_other_has_ended(watched: Watched) -> None:
+    starts, walls = watched.result.samples.start_ns, watched.result.samples.wall_ns
+    assert starts[0] == 0
+    assert (walls > 0).all()
+    assert (starts[1:] >= starts[:-1] + walls[:-1]).all()
+
+
+def test_a_cpu_has_no_device_time_but_cpu_time(watched: Watched) -> None:
+    samples = watched.result.samples
+    assert (samples.device_ns == -1).all()
+    assert (samples.cpu_ns > 0).all()
+    assert (samples.involuntary_switches >= 0).all()
+
+
+def test_variants_are_built_and_warmed_in_the_launchs_building_order(watched: Watched) -> None:
+    built = tuple(ALL[i] for i in building_order(3, SHORT.index, SHORT.seed))
+    assert watched.result.built == built
+    warmed = [(ALL[v], p) for v, phase, p in columns(watched.result, "variant", "phase", "position") if phase == WARMUP]
+    assert list(dict.fromkeys(warmed)) == [(name, place) for place, name in enumerate(built)]
+
+
+def test_sound_variants_are_neither_failed_nor_invalid(watched: Watched) -> None:
+    batch = len(watched.asked[BASELINE][0]) // 32
+    assert watched.result.facts.keys() == set(ALL)
+    for name, facts in watched.result.facts.items():
+        assert (facts.failed, facts.invalid) == (None, None)
+        assert facts.kind == VARIANTS[name].kind
+        assert facts.replies == facts.identical == 6 * 3 * batch
+        assert facts.prepare_s is not None
+        assert facts.prepare_s > 0
+
+
+def test_the_same_launch_asks_and_orders_the_same_again() -> None:
+    def trace(launch: Launch) -> tuple[Any, ...]:
+        asked: list[tuple[str, bytes]] = []
+        with pytest.MonkeyPatch.context() as patch:
+            for name in (BASELINE, CONTROL):
+                enter(patch, name, watching(name, lambda n, b: asked.append((n, b.numpy().tobytes()))), like=name)
+            run((BASELINE, CONTROL), launch)
+        return tuple(asked)
+
+    assert trace(SHORT) == trace(dataclasses.replace(SHORT, attempt=2))
+    assert trace(SHORT) != trace(dataclasses.replace(SHORT, index=2))
+    assert trace(SHORT) != trace(dataclasses.replace(SHORT, seed=8))
+
+
+def test_speedups_are_of_every_valid_variant_but_the_baseline(watched: Watched) -> None:
+    assert watched.result.log_speedups().keys() == {CONTROL, "torchscript"}
+
+
+def test_a_launch_without_a_size_finds_one_that_lasts_the_asked_seconds() -> None:
+    brief = run((BASELINE, CONTROL), Launch(0, seed=7, seconds=1e-9))
+    assert brief.rounds == 2  # one square, as short as it gets
+    ample = run((BASELINE, CONTROL), Launch(0, seed=7, seconds=60.0), pool=ROUNDS * (1 + MOST_CALLS) + WARMUP_CALLS)
+    assert ample.rounds == ROUNDS
+    assert CALLS <= ample.calls <= MOST_CALLS
+
+
+def test_a_launch_has_no_more_rounds_than_it_has_prompts_for() -> None:
+    result = run((BASELINE, CONTROL), dataclasses.replace(SHORT, rounds=20), pool=WARMUP_CALLS + 5 * 4 + 1)
+    assert result.rounds == 4
+
+
+def test_a_launch_runs_without_gradients() -> None:
+    modes: list[tuple[bool, bool]] = []
+
+    def saw(_: str, __: Tensor) -> None:
+        modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        enter(patch, BASELINE, watching(BASELINE, saw), like=BASELINE)
+        run((BASELINE, CONTROL))
+    assert set(modes) == {(False, True)}
+
+
+def test_each_variant_has_a_copy_of_the_weights_of_its_own() -> None:
+    seen: list[Chatbot] = []
+    prepare_eager = VARIANTS[BASELINE].prepare
+
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        seen.append(chatbot)
+        return prepare_eager(chatbot, workload)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (BASELINE, CONTROL):
+            enter(patch, name, prepare, like=name)
+        run((BASELINE, CONTROL))
+    addresses = [{p.data_ptr() for part in (bot.encoder, bot.decoder) for p in part.parameters()} for bot in seen]
+    assert len(seen) == 2
+    assert addresses[0].isdisjoint(addresses[1])
+    assert all(bot.encoder.embedding is bot.decoder.embedding for bot in seen)
+
+
+def test_weights_come_from_a_checkpoint_or_a_preset(tmp_path: Path) -> None:
+    words = Vocabulary(tuple(f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(47)))
+    bot = Chatbot.random(tiny().config, seed=3)
+    checkpoint.save(checkpoint.Trained("toy", bot, words), tmp_path / "toy.pt")
+    loaded = Weights(path=str(tmp_path / "toy.pt")).chatbot()
+    assert all(torch.equal(a, b) for a, b in zip(loaded.encoder.parameters(), bot.encoder.parameters(), strict=True))
+    assert loaded.encoder is not Weights(path=str(tmp_path / "toy.pt")).chatbot().encoder
+    assert torch.equal(TINY.chatbot().decoder.out.weight, tiny().decoder.out.weight)
+
+
+# Variants that misbehave
+
+
+def raising(message: str, after: int | None = None) -> Any:
+    """A variant that can't be prepared or, where ``after`` is given, not answer after so many calls."""
+
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        reply = torchscript.prepare(chatbot, workload)
+        calls = 0
+        if after is None:
+            raise NotImplementedError(message)
+
+        def fails(batch: Tensor, lengths: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls > after:
+                raise NotImplementedError(message)
+            return reply(batch, lengths)
+
+        return fails
+
+    return prepare
+
+
+def facts_of_a(prepare: Any, patch: pytest.MonkeyPatch, **entry: Any) -> tuple[VariantFacts, LaunchResult]:
+    """What a launch says of a variant like TorchScript between baseline and control; those must be sound."""
+    enter(patch, "odd", prepare, **entry)
+    result = run((BASELINE, "odd", CONTROL))
+    for name in (BASELINE, CONTROL):
+        assert (result.facts[name].failed, result.facts[name].invalid) == (None, None)
+    assert "odd" not in result.log_speedups()
+    timed = [(v, r, c) for v, phase, r, c in columns(result, "variant", "phase", "round", "call") if phase]
+    assert {row for row in timed if row[0] != 1} == {(v, r, c) for v in (0, 2) for r in range(6) for c in range(4)}
+    return result.facts["odd"], result
+
+
+def test_a_variant_that_cant_be_prepared_has_failed_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, result = facts_of_a(raising("no such\nkernel"), monkeypatch)
+    assert facts.failed == "could not be prepared: NotImplementedError: no such"
+    assert not (result.samples.variant == 1).any()
+
+
+def test_a_variant_that_cant_answer_has_failed_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, result = facts_of_a(raising("no such kernel", after=0), monkeypatch)
+    assert facts.failed == "could not answer: NotImplementedError: no such kernel"
+    assert not (result.samples.variant == 1).any()
+
+
+def test_a_variant_that_fails_in_its_warm_up_has_no_timed_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, result = facts_of_a(raising("too hot", after=2), monkeypatch)
+    assert facts.failed == "could not answer: NotImplementedError: too hot"
+    assert set(result.samples.phase[result.samples.variant == 1].tolist()) <= {WARMUP}
+
+
+def test_places_are_balanced_among_those_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, result = facts_of_a(raising("gone"), monkeypatch)
+    turns = {(v, r, p) for v, phase, r, p in columns(result, "variant", "phase", "round", "position") if phase}
+    assert Counter((v, p) for v, _, p in turns) == dict.fromkeys([(0, 0), (0, 1), (2, 0), (2, 1)], 3)
+
+
+@pytest.mark.parametrize(("after", "where"), [(None, "could not be prepared"), (0, "could not answer")])
+def test_without_its_baseline_a_launch_stops(after: int | None, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    enter(monkeypatch, BASELINE, raising("no memory", after), like=BASELINE)
+    with pytest.raises(RuntimeError, match=f"^the baseline eager {where}: NotImplementedError: no memory$"):
+        run((BASELINE, CONTROL))
+
+
+def test_a_variant_that_answers_differently_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, _ = facts_of_a(altered("torchscript", first_token_changed), monkeypatch)
+    assert facts.invalid == "it promises the baseline's replies but one differs at step 1"
+    assert facts.failed is None
+
+
+def test_an_approximate_variant_may_answer_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    enter(monkeypatch, "nearly", altered("torchscript", first_token_changed), exact=False)
+    result = run((BASELINE, "nearly", CONTROL))
+    facts = result.facts["nearly"]
+    assert (facts.invalid, facts.replies, facts.identical) == (None, 18, 0)
+    assert result.log_speedups().keys() == {"nearly", CONTROL}
+
+
+def test_a_variant_that_says_less_than_was_asked_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, _ = facts_of_a(altered("torchscript", lambda tokens: tokens[:, :-1]), monkeypatch)
+    assert facts.invalid == "a reply has shape (1, 4) instead of (1, 5)"
+
+
+def test_a_variant_that_answers_with_unknown_tokens_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, _ = facts_of_a(altered("torchscript", lambda tokens: tokens + 1000), monkeypatch)
+    assert facts.invalid is not None
+
+
+def test_a_variant_that_runs_something_else_than_its_label_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, _ = facts_of_a(torchscript.prepare, monkeypatch, kind="eager")
+    assert facts.invalid == "it is labelled eager but runs torchscript"
+    assert facts.kind == "torchscript"
+
+
+def test_a_variant_that_hands_out_the_baselines_program_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    enter(monkeypatch, "alias", VARIANTS[BASELINE].prepare, like=BASELINE)
+    result = run((BASELINE, CONTROL, "alias"))
+    assert result.facts["alias"].invalid is not None
+    assert result.facts["alias"].invalid.startswith("it is the same program as eager")
+
+
+def test_a_variant_that_spoils_its_prompts_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not turn the prompts into ones that are easy for those that come after it."""
+    seen: list[bytes] = []
+
+    def saw(_: str, batch: Tensor) -> None:
+        seen.append(batch.numpy().tobytes())
+
+    def spoil(_: str, batch: Tensor) -> None:
+        batch.fill_(5)
+
+    for name in (BASELINE, CONTROL):
+        enter(monkeypatch, name, watching(name, saw), like=name)
+    enter(monkeypatch, "spoiler", watching("torchscript", spoil))
+    facts = run((BASELINE, CONTROL, "spoiler")).facts["spoiler"]
+    assert facts.invalid is not None or set(seen) <= {row.tobytes() for row in prompts(200)}
+
+
+# The timed region
+
+
+def test_the_clock_is_read_twice_and_only_the_reply_stands_between() -> None:
+    """Every call, of Python or C, between the two readings is counted."""
+    ran: list[str] = []
+
+    def clock() -> int:
+        return 7
+
+    def reply(batch: Tensor, lengths: Tensor) -> Tensor:
+        return batch
+
+    def profile(frame: FrameType, event: str, arg: Any) -> None:
+        if event in ("call", "c_call"):
+            ran.append(frame.f_code.co_name if event == "call" else arg.__name__)
+
+    timer, batch = CpuTimer(clock), torch.zeros(1)
+    sys.setprofile(profile)
+    try:
+        timer.call(reply, batch, batch)
+    finally:
+        sys.setprofile(None)
+    first, last = ran.index("clock"), len(ran) - 1 - ran[::-1].index("clock")
+    assert ran[first : last + 1] == ["clock", "reply", "clock"]
+
+
+def test_a_reading_is_what_the_clock_said_around_the_reply() -> None:
+    said: list[str] = []
+    times = iter([1000, 1250])
+
+    def clock() -> int:
+        said.append("clock")
+        return next(times)
+
+    def reply(batch: Tensor, lengths: Tensor) -> Tensor:
+        said.append("reply")
+        return batch + lengths
+
+    tokens, reading = CpuTimer(clock).call(reply, torch.tensor([1]), torch.tensor([2]))
+    assert said == ["clock", "reply", "clock"]
+    assert tokens.tolist() == [3]
+    assert (reading.start_ns, reading.wall_ns, reading.device_ns) == (1000, 250, None)
+
+
+def test_a_reading_counts_the_cpu_time_of_the_reply() -> None:
+    def busy(batch: Tensor, lengths: Tensor) -> Tensor:
+        return torch.tensor(sum(range(300_000)))
+
+    timer, nothing = CpuTimer(), torch.zeros(1)
+    _, idle = timer.call(lambda batch, lengths: batch, nothing, nothing)
+    _, worked = timer.call(busy, nothing, nothing)
+    assert worked.cpu_ns > 10 * idle.cpu_ns
+    assert worked.involuntary_switches >= 0
+
+
+def test_a_cpu_has_the_timer_without_synchronisation() -> None:
+    assert timer_for("cpu") == CpuTimer()
+
+
+# Sizes and prompts
+
+
+@given(SIZES, st.floats(1e-6, 100.0))
+def test_a_launchs_size_is_whole_squares_within_its_limits(typical: dict[str, float], seconds: float) -> None:
+    n = len(typical)
+    rounds, calls = measure.size(typical, seconds, n)
+    assert rounds % n == 0
+    assert n <= rounds <= up_to_multiple(ROUNDS, n)
+    assert CALLS <= calls <= MOST_CALLS
+    if rounds > n:
+        assert rounds * (1 + calls) * sum(typical.values()) / 1e9 <= seconds * (1 + 1e-9)
+    if rounds < up_to_multiple(ROUNDS, n):
+        assert (rounds + n) * (1 + calls) * sum(typical.values()) / 1e9 > seconds * (1 - 1e-9)
+
+
+@given(SIZES, st.floats(0.01, 1.0))
+def test_faster_variants_get_no_fewer_calls(typical: dict[str, float], share: float) -> None:
+    faster = {name: ns * share for name, ns in typical.items()}
+    assert measure.size(faster, 1.0, len(typical))[1] >= measure.size(typical, 1.0, len(typical))[1]
+
+
+@pytest.mark.parametrize(
+    ("typical_ns", "calls"),
+    [(TURN_NS, CALLS), (TURN_NS / 5, 5), (TURN_NS / MOST_CALLS, MOST_CALLS), (TURN_NS / 1000, MOST_CALLS)],
+)
+def test_the_fastest_variants_turn_decides_the_calls(typical_ns: float, calls: int) -> None:
+    assert measure.size({"fast": typical_ns, "slow": 100 * TURN_NS}, 1.0, 2)[1] == calls
+
+
+@given(st.integers(1, 40), st.integers(1, 5))
+def test_prompts_are_never_given_twice_and_come_to_an_end(count: int, batch: int) -> None:
+    workload = dataclasses.replace(WORKLOAD, batch=batch)
+    if count < batch:
+        with pytest.raises(ValueError, match=f"{count} prompts do not make a batch of {batch}"):
+            Prompts(prompts(count), workload)
+        return
+    source = Prompts(prompts(count), workload)
+    given_out: list[tuple[int, ...]] = []
+    for _ in range(count // batch):
+        asked, lengths = source.next()
+        assert asked.shape == (batch, 4)
+        assert lengths.tolist() == [4] * batch
+        given_out += map(tuple, asked.tolist())
+    assert len(set(given_out)) == len(given_out)
+    assert set(given_out) <= set(map(tuple, prompts(count).tolist()))
+    with pytest.raises(IndexError):
+        source.next()
+
+
+@given(st.integers(0, 100), st.integers(1, 40), st.integers(1, 9), st.integers(1, 5))
+def test_most_rounds_are_whole_squares_that_the_prompts_suffice_for(
+    left: int, wanted: int, calls: int, variants: int
+) -> None:
+    source = Prompts(prompts(left + 2), WORKLOAD)
+    source.next(), source.next()
+    square = variants * (1 + calls)
+    if left < square:
+        with pytest.raises(ValueError, match="do not suffice"):
+            source.most_rounds(wanted, calls, variants)
+    else:
+        assert source.most_rounds(wanted, calls, variants) == min(wanted, left // square * variants)
+
+
+def test_asked_are_the_timed_batches_of_the_last_rounds() -> None:
+    source = Prompts(prompts(40), WORKLOAD)
+    source.next()
+    rounds = [[source.next()[0] for _ in range(4)] for _ in range(3)]
+    timed = [batch.tolist() for batches in rounds for batch in batches[1:]]
+    assert [batch.tolist() for batch in source.asked(calls=3, rounds=3)] == timed
+
+
+# Memory
+
+
+def resident(field: str) -> int:
+    """Bytes, as the kernel says: VmRSS now, VmHWM at most."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
+
+
+def test_peak_memory_is_of_this_process() -> None:
+    before = resident("VmHWM") / 1e6
+    peak = measure.measure_memory(WORKLOAD, BASELINE, TINY, prompts(20))
+    assert before <= peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 * 1.01
+
+
+def test_peak_memory_shows_what_a_variant_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resident("VmHWM")
+    hungry = before - resident("VmRSS") + 200_000_000
+
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        ballast = torch.ones(hungry, dtype=torch.uint8)
+        reply = torchscript.prepare(chatbot, workload)
+        return lambda batch, lengths: reply(batch, lengths) + 0 * ballast[0]
+
+    enter(monkeypatch, "hungry", prepare)
+    peak = measure.measure_memory(WORKLOAD, "hungry", TINY, prompts(20))
+    assert peak - before / 1e6 == pytest.approx(200, abs=60)
+
+
+def test_machine_facts_are_of_this_process() -> None:
+    facts = measure.machine_facts()
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["torch"] == torch.__version__
+    assert facts["cores"]

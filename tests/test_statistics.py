@@ -1,0 +1,258 @@
+"""Intervals against SciPy's and against simulation; verdicts at their edges; medians against plain Python."""
+
+import itertools
+import math
+import statistics as plain
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ray_jobs.statistics import (
+    Interval,
+    least_samples,
+    log_speedups,
+    median_interval,
+    percentile,
+    precise_enough,
+    speedup,
+    turn_medians,
+    verdict,
+)
+
+LOGS = st.lists(st.floats(-3, 3), min_size=2, max_size=40)
+MARGINS = st.floats(0.001, 0.5)
+MARGIN = 0.02
+
+
+@st.composite
+def intervals(draw: st.DrawFn) -> Interval:
+    """Around any speedup, wide or narrow."""
+    middle, reach = draw(st.floats(-0.7, 0.7)), draw(st.floats(0, 0.5))
+    return Interval(math.exp(middle), math.exp(middle - reach), math.exp(middle + reach))
+
+
+def known(interval: Interval | None) -> Interval:
+    assert interval is not None
+    return interval
+
+
+def reciprocal(interval: Interval) -> Interval:
+    return Interval(1 / interval.value, 1 / interval.high, 1 / interval.low)
+
+
+# Speedups
+
+
+@given(LOGS)
+def test_speedup_is_scipys_t_interval_of_the_logs(logs: list[float]) -> None:
+    assume(np.std(logs) > 1e-6)
+    reach = scipy.stats.t.interval(0.95, len(logs) - 1, loc=plain.fmean(logs), scale=scipy.stats.sem(logs))
+    expected = [math.exp(plain.fmean(logs)), *map(math.exp, reach)]
+    interval = known(speedup(logs))
+    assert [interval.value, interval.low, interval.high] == pytest.approx(expected, rel=1e-9)
+
+
+def test_speedup_of_equal_launches_is_a_point() -> None:
+    interval = known(speedup([math.log(2)] * 5))
+    assert [interval.value, interval.low, interval.high] == pytest.approx([2, 2, 2])
+    assert interval.half_width == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("logs", [[], [0.1]])
+def test_speedup_of_fewer_than_two_launches_is_unknown(logs: list[float]) -> None:
+    assert speedup(logs) is None
+
+
+@pytest.mark.parametrize("launches", [3, 10, 30])
+def test_speedup_covers_the_truth_19_times_of_20(launches: int) -> None:
+    rng = np.random.default_rng(20)
+    truth = 0.1
+    found = [known(speedup(logs.tolist())) for logs in rng.normal(truth, 0.03, (5000, launches))]
+    covered = plain.fmean(i.low <= math.exp(truth) <= i.high for i in found)
+    assert covered == pytest.approx(0.95, abs=0.01)  # three standard errors of 5,000
+
+
+@given(LOGS)
+def test_the_other_ways_round_speedup_is_the_reciprocal(logs: list[float]) -> None:
+    there, back = known(speedup(logs)), known(speedup([-log for log in logs]))
+    expected = reciprocal(there)
+    assert [back.value, back.low, back.high] == pytest.approx([expected.value, expected.low, expected.high], rel=1e-9)
+
+
+def test_half_width_is_a_share_of_the_value() -> None:
+    assert Interval(2.0, 1.9, 2.1).half_width == pytest.approx(0.05)
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.99, 1.01, "same"),
+        (1.005, 1.015, "same"),  # excludes 1, but by less than anyone cares for
+        (0.985, 0.995, "same"),
+        (1 / (1 + MARGIN), 1 + MARGIN, "same"),
+        (math.nextafter(1 / (1 + MARGIN), 0), 1 + MARGIN, "inconclusive"),
+        (1 / (1 + MARGIN), math.nextafter(1 + MARGIN, 2), "inconclusive"),
+        (1.01, 1.03, "faster"),
+        (math.nextafter(1, 2), 1.5, "faster"),
+        (1.0, 1.5, "inconclusive"),
+        (0.97, 0.99, "slower"),
+        (0.5, math.nextafter(1, 0), "slower"),
+        (0.5, 1.0, "inconclusive"),
+        (0.5, 2.0, "inconclusive"),
+    ],
+)
+def test_verdict_at_its_edges(low: float, high: float, expected: str) -> None:
+    assert verdict(Interval(math.sqrt(low * high), low, high), MARGIN) == expected
+
+
+def test_without_an_interval_nothing_is_concluded() -> None:
+    assert verdict(None, MARGIN) == "inconclusive"
+
+
+@given(intervals(), MARGINS)
+def test_verdict_is_same_only_inside_the_margin(interval: Interval, margin: float) -> None:
+    inside = 1 / (1 + margin) <= interval.low and interval.high <= 1 + margin
+    assert (verdict(interval, margin) == "same") == inside
+
+
+@given(intervals(), MARGINS)
+def test_verdict_turns_round_with_the_comparison(interval: Interval, margin: float) -> None:
+    edges = (1.0, 1 + margin, 1 / (1 + margin))
+    assume(all(abs(limit - edge) > 1e-9 for limit in (interval.low, interval.high) for edge in edges))
+    turned = {"faster": "slower", "slower": "faster", "same": "same", "inconclusive": "inconclusive"}
+    assert verdict(reciprocal(interval), margin) == turned[verdict(interval, margin)]
+
+
+# Precision
+
+
+@given(st.lists(st.lists(st.floats(-1, 1), min_size=2, max_size=3), min_size=1, max_size=12), st.floats(0.001, 0.9))
+def test_precise_enough_asks_for_the_width_of_every_interval(launches: list[list[float]], precision: float) -> None:
+    logs = [dict(zip("abc", launch, strict=False)) for launch in launches]
+    widths = []
+    for name in {name for launch in logs for name in launch}:
+        mine = [launch[name] for launch in logs if name in launch]
+        if len(mine) < 2:
+            widths.append(math.inf)
+            continue
+        low, high = scipy.stats.t.interval(0.95, len(mine) - 1, loc=0, scale=max(scipy.stats.sem(mine), 1e-300))
+        widths.append((math.exp(high) - math.exp(low)) / 2)
+    assume(all(abs(width - precision) > 1e-9 for width in widths))
+    assert precise_enough(logs, precision) == all(width <= precision for width in widths)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=12),
+    st.tuples(st.floats(-3, 3), st.floats(-3, 3)),
+    st.booleans(),
+    st.floats(0.001, 0.9),
+)
+def test_precise_enough_does_not_depend_on_how_fast_or_which_way(
+    launches: list[tuple[float, float]], shift: tuple[float, float], turned: bool, precision: float
+) -> None:
+    logs = [{"a": a, "b": b} for a, b in launches]
+    widths = [known(speedup([launch[name] for launch in logs])).half_width for name in "ab"]
+    assume(all(abs(width - precision) > 1e-9 for width in widths))
+    sign = -1 if turned else 1
+    moved = [{"a": sign * a + shift[0], "b": sign * b + shift[1]} for a, b in launches]
+    assert precise_enough(moved, precision) == precise_enough(logs, precision)
+
+
+def test_one_launch_is_never_precise_enough() -> None:
+    assert not precise_enough([{"a": 0.0}], 0.99)
+    assert precise_enough([{"a": 0.0}, {"a": 0.0}], 0.01)
+
+
+# Medians and percentiles
+
+
+def test_ten_medians_lie_between_the_second_and_the_ninth() -> None:
+    shuffled = [7.0, 3.0, 10.0, 1.0, 5.0, 9.0, 2.0, 8.0, 4.0, 6.0]
+    assert median_interval(shuffled) == Interval(5.5, 2.0, 9.0)
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_under_six_values_the_median_has_no_interval(count: int) -> None:
+    assert median_interval(list(range(count))) is None
+
+
+@pytest.mark.parametrize("count", range(6, 60))
+def test_median_interval_is_the_narrowest_that_covers_19_of_20(count: int) -> None:
+    interval = known(median_interval(list(range(count))))
+    left_out = int(interval.low)
+    assert interval.high == count - 1 - left_out
+    below = scipy.stats.binom(count, 0.5).cdf
+    assert 1 - 2 * below(left_out) >= 0.95
+    assert 1 - 2 * below(left_out + 1) < 0.95
+
+
+@pytest.mark.parametrize("count", [6, 10, 25])
+def test_median_interval_covers_a_skewed_median_at_least_19_times_of_20(count: int) -> None:
+    rng = np.random.default_rng(25)
+    found = [known(median_interval(values.tolist())) for values in rng.lognormal(0.0, 1.0, (5000, count))]
+    assert plain.fmean(i.low <= 1.0 <= i.high for i in found) >= 0.95
+
+
+@pytest.mark.parametrize(("share", "least"), [(0.5, 5), (0.9, 29), (0.95, 59), (0.99, 299)])
+def test_percentile_is_unknown_below_its_least_samples(share: float, least: int) -> None:
+    values = np.random.default_rng(1).lognormal(size=least)
+    assert least_samples(share) == least
+    assert percentile(values[:-1], share) is None
+    assert percentile(values, share) == pytest.approx(np.quantile(values, share))
+
+
+@given(st.lists(st.integers(1, 10**9), max_size=120), st.floats(0.3, 0.99))
+def test_percentile_is_never_invented(values: list[int], share: float) -> None:
+    assume(abs(1 - share ** len(values) - 0.95) > 1e-9)
+    found = percentile(np.array(values, dtype=np.int64), share)
+    if found is None:
+        assert 1 - share ** len(values) < 0.95
+    else:
+        assert 1 - share ** len(values) >= 0.95
+        assert min(values) <= found <= max(values)
+        assert sum(value <= found for value in values) >= share * (len(values) - 1)
+
+
+# Turns
+
+
+@st.composite
+def timed_calls(draw: st.DrawFn) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
+    """(rounds, variants) and calls of (variant, round, ns) in any order, some turns without any."""
+    shape = draw(st.tuples(st.integers(1, 5), st.integers(1, 4)))
+    call = st.tuples(st.integers(0, shape[1] - 1), st.integers(0, shape[0] - 1), st.integers(1, 10**12))
+    return shape, draw(st.lists(call, max_size=60))
+
+
+@given(timed_calls(), st.data())
+def test_turns_and_log_speedups_are_as_plain_python_has_them(
+    made: tuple[tuple[int, int], list[tuple[int, int, int]]], data: st.DataObject
+) -> None:
+    (rounds, variants), calls = made
+    turns: dict[tuple[int, int], float] = {}
+    for r, v in itertools.product(range(rounds), range(variants)):
+        walls = [ns for variant, number, ns in calls if (variant, number) == (v, r)]
+        turns[r, v] = plain.median(walls) if walls else math.nan
+    columns = np.array(calls, dtype=np.int64).reshape(-1, 3).T
+    medians = turn_medians(columns[0], columns[1], columns[2], (rounds, variants))
+    assert medians.ravel().tolist() == pytest.approx(list(turns.values()), nan_ok=True)
+    baseline = data.draw(st.integers(0, variants - 1))
+    expected = [_plain_log_speedup(turns, rounds, v, baseline) for v in range(variants)]
+    assert log_speedups(medians, baseline).tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def _plain_log_speedup(turns: dict[tuple[int, int], float], rounds: int, variant: int, baseline: int) -> float:
+    logs = [math.log(turns[r, baseline] / turns[r, variant]) for r in range(rounds)]
+    paired = [log for log in logs if not math.isnan(log)]
+    return plain.median(paired) if paired else math.nan
+
+
+def test_a_variant_twice_as_fast_in_most_rounds_has_the_log_of_two() -> None:
+    turns = np.array([[10.0, 5.0], [12.0, 6.0], [900.0, 5.0]])  # the baseline was disturbed in one round
+    assert log_speedups(turns, 0).tolist() == pytest.approx([0.0, math.log(2)])
