@@ -8,6 +8,9 @@ import torch
 from chatbot.checkpoint import Trained
 from chatbot.corpus import MAX_LENGTH, normalise
 from chatbot.variants import Reply, Workload, variant_named
+from chatbot.vocabulary import EOS
+
+WARMUP_CALLS = 3  # TorchScript profiles its first calls and compiles: the first line should not pay for that
 
 
 @dataclass(frozen=True)
@@ -26,19 +29,25 @@ class Speaker:
         self._words = trained.vocabulary
         workload = Workload(reply_tokens=MAX_LENGTH)
         self._reply: Reply = variant_named(variant).prepare(trained.chatbot, workload)
+        for _ in range(WARMUP_CALLS):
+            self._timed([EOS])
 
     def answer(self, line: str) -> Answer:
         """The reply to the known words of a line; to a line without any, an empty one."""
         known, unknown = self._words.split_known(normalise(line))
         if not known:
             return Answer("", tuple(unknown), 0.0)
-        prompts = torch.tensor([self._words.encode(known)])
-        lengths = torch.tensor([prompts.size(1)])
+        tokens, latency_ms = self._timed(self._words.encode(known))
+        return Answer(readable(self._words.decode(tokens)), tuple(unknown), latency_ms)
+
+    def _timed(self, prompt: list[int]) -> tuple[list[int], float]:
+        prompts, lengths = torch.tensor([prompt]), torch.tensor([len(prompt)])
         with torch.inference_mode():
             start = perf_counter()
-            tokens = self._reply(prompts, lengths)
+            reply = self._reply(prompts, lengths)
             elapsed = perf_counter() - start
-        return Answer(readable(self._words.decode(tokens[0].tolist())), tuple(unknown), elapsed * 1000)
+        tokens: list[int] = reply[0].tolist()
+        return tokens, elapsed * 1000
 
 
 def readable(words: str) -> str:

@@ -117,6 +117,9 @@ def check_replies(
             return ReplyCheck(0, 0, f"a reply has shape {tuple(tokens.shape)} instead of {shape}")
         if tokens.device.type != workload.device:
             return ReplyCheck(0, 0, f"its replies are on {tokens.device.type}, not on {workload.device}")
+        if torch.equal(tokens, expected):
+            identical += workload.batch
+            continue
         for row in range(workload.batch):
             step = first_difference(tokens[row].cpu(), expected[row].cpu())
             if step is None:

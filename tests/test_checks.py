@@ -385,6 +385,14 @@ def test_a_tie_excuses_only_the_tokens_that_tie() -> None:
     assert judged("torchscript", leaning(0.0), put(5, 1, 2))[2] is not None
 
 
+def test_a_reply_that_the_baselines_networks_like_better_is_no_tie() -> None:
+    """Then it is the baseline's own reply that is not what its networks say: nothing is known of the variant."""
+    bot, batch = leaning(1.0), torch.from_numpy(prompts(1))
+    own, other = (torch.full((1, 5), token) for token in (LIKELIEST, RUNNER_UP))
+    check = check_replies("torchscript", [own], [other], [batch], bot, WORKLOAD)
+    assert check.fault is not None
+
+
 def runners_up(bot: Chatbot, prompt: Tensor) -> list[tuple[int, float]]:
     """At each step of the reply to a prompt (1, T): the second likeliest token, and how far its logit is behind."""
     outputs, hidden = bot.encoder(prompt.t(), torch.tensor([prompt.size(1)]))
