@@ -20,7 +20,7 @@ chat: .venv/installed            ## talk to the shipped chatbot
 	$(BIN)/python -m chatbot chat $(ARGS)
 
 train: .venv/installed           ## train the shipped chatbot again, into checkpoints/small.pt
-	mkdir -p checkpoints && $(BIN)/python -m chatbot train --out checkpoints/small.pt --size small --min-count 10 --learning-rate 3e-4 --iterations 6000 --half $(ARGS)
+	mkdir -p checkpoints && $(BIN)/python -m chatbot train --out checkpoints/small.pt --size small --min-count 10 --learning-rate 3e-4 --dropout 0.4 --iterations 6000 --patience 4 --half $(ARGS)
 
 test: check                      ## linters and tests
 	$(BIN)/python -m pytest $(ARGS)

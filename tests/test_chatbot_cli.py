@@ -185,17 +185,17 @@ class Terminal:
     """A person's side of a pseudo-terminal."""
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor, self.seen = descriptor, ""
+        self.descriptor, self.seen, self.unread = descriptor, "", ""
 
     def read_until(self, expected: str, limit_s: float = 60) -> None:
-        """Reads on until ``expected`` was shown since the last call."""
-        end, shown = monotonic() + limit_s, ""
-        while expected not in shown:
-            assert select.select([self.descriptor], [], [], max(0, end - monotonic()))[0], (
-                f"no {expected!r} in {shown!r}"
-            )
-            shown += os.read(self.descriptor, 1024).decode()
-        self.seen += shown
+        """Reads on from where the last call's text ended, to the end of ``expected``."""
+        end = monotonic() + limit_s
+        while expected not in self.unread:
+            readable, _, _ = select.select([self.descriptor], [], [], max(0, end - monotonic()))
+            assert readable, f"no {expected!r} in {self.unread!r}"
+            shown = os.read(self.descriptor, 1024).decode()
+            self.seen, self.unread = self.seen + shown, self.unread + shown
+        self.unread = self.unread.partition(expected)[2]
 
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())

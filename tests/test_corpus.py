@@ -21,12 +21,12 @@ from chatbot.vocabulary import Vocabulary
 ANY_TEXT = st.text(st.characters()) | st.text("aZé.!? \t\n'İ\u212a\u212b1", max_size=20)
 SEPARATOR = " +++$+++ "
 
-# Invented, with the quirks of the real files: accents, an empty text, NEL (\x85) in a line, digits only, one message.
+# Invented, with the quirks of the real files: accents, an empty text, odd line ends, digits only, one message.
 CONVERSATIONS = (
     ("Are you late?", "I'm NEVER late... ever!", "Well -- you were, once.", "Hm."),
     ("Garçon, un café s'il vous plaît", "Voilà, señor."),
     ("Was that all?", "", "So it seems.", "Then let us go"),
-    ("A line\x85 with a strange end", "And its answer"),
+    ("A line\x85 with a\rstrange end", "And its answer"),
     ("How many?", "42", "That many?"),
     ("Nobody answers this one",),
 )

@@ -76,6 +76,13 @@ def test_over_the_rounds_of_even_squares_each_follows_each_other_equally_often(n
     assert neighbours(round_orders(n, squares * n, np.random.default_rng(seed))) == each_pair(n, squares)
 
 
+@given(SIZES.filter(lambda n: n % 2 == 1), st.integers(1, 3), SEEDS)
+def test_over_the_rounds_of_pairs_of_odd_squares_each_follows_each_other_equally_often(
+    n: int, pairs: int, seed: int
+) -> None:
+    assert neighbours(round_orders(n, 2 * pairs * n, np.random.default_rng(seed))) == each_pair(n, 2 * pairs)
+
+
 @given(SIZES.filter(lambda n: n > 1), st.integers(1, 50), SEEDS)
 def test_rounds_that_are_not_whole_squares_are_refused(n: int, rounds: int, seed: int) -> None:
     if rounds % n:

@@ -250,21 +250,20 @@ def whole_run(
     return trained, read_plain(folder / "end")
 
 
+HALF_FORCED = replace(QUICK, teacher_forcing=0.5)
+AFTER_VALIDATION = {"on_validation": crash_after_validation}
+BETWEEN_VALIDATIONS = {"on_iteration": crash_between_validations}
 RESUMED = {
-    "plain": (QUICK, ONE_LAYER),
-    "half the batches forced": (replace(QUICK, teacher_forcing=0.5), ONE_LAYER),
-    "dropout": (QUICK, TWO_LAYERS_WITH_DROPOUT),
-    "both": (replace(QUICK, teacher_forcing=0.5), TWO_LAYERS_WITH_DROPOUT),
-    "sgd": (replace(QUICK, optimizer="sgd", learning_rate=0.02), TWO_LAYERS_WITH_DROPOUT),
+    "plain": (QUICK, ONE_LAYER, BETWEEN_VALIDATIONS),
+    "half the batches forced": (HALF_FORCED, ONE_LAYER, BETWEEN_VALIDATIONS),
+    "dropout": (QUICK, TWO_LAYERS_WITH_DROPOUT, BETWEEN_VALIDATIONS),
+    "both": (HALF_FORCED, TWO_LAYERS_WITH_DROPOUT, BETWEEN_VALIDATIONS),
+    "both, just after a validation": (HALF_FORCED, TWO_LAYERS_WITH_DROPOUT, AFTER_VALIDATION),
+    "sgd": (replace(QUICK, optimizer="sgd", learning_rate=0.02), ONE_LAYER, AFTER_VALIDATION),
 }
 
 
-@pytest.mark.parametrize(
-    "crash",
-    [{"on_validation": crash_after_validation}, {"on_iteration": crash_between_validations}],
-    ids=["after a validation", "between validations"],
-)
-@pytest.mark.parametrize(("options", "config"), RESUMED.values(), ids=RESUMED.keys())
+@pytest.mark.parametrize(("options", "config", "crash"), RESUMED.values(), ids=RESUMED.keys())
 def test_a_resumed_run_ends_with_bitwise_the_same_weights(
     options: Options, config: Config, crash: dict[str, Any], train: Fit, tmp_path: Path
 ) -> None:

@@ -1,0 +1,282 @@
+"""Launches of known times -> rows: the figures, and what a row says where there are none."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import scipy.stats
+from launches import ALL, WORKLOAD, made_launch
+from numpy.typing import ArrayLike
+
+from chatbot.variants import BASELINE, CONTROL
+from ray_jobs.measure import LaunchResult, VariantFacts
+from ray_jobs.rows import COLUMNS, DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
+
+TRIAL = TrialInfo("run-1", "trial-1", WORKLOAD, ALL, precision=0.01, margin=0.02)
+ODD = "torchscript"
+FIGURES = (
+    *("samples", "launches", "p50_ms", "p50_low_ms", "p50_high_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms"),
+    *("speedup", "speedup_low", "speedup_high", "verdict", "identical_replies", "prepare_s", "peak_memory_mb"),
+)
+
+
+def launches(count: int = 10, rounds: int = 20, noise: float = 0.0, **walls_ms: float) -> list[LaunchResult]:
+    """Launches of all variants at 10 ms each, or at ``variant=ms`` (underscores for dashes).
+
+    From launch to launch all but the baseline move by ``noise``, up and down in turn.
+    """
+    given = {name.replace("_", "-"): ms for name, ms in walls_ms.items()}
+    made = []
+    for i in range(count):
+        moved = 1 + noise * (-1) ** i
+        times = {v: given.get(v, 10.0) * (1.0 if v == BASELINE else moved) for v in ALL}
+        made.append(made_launch(times, index=i, rounds=rounds))
+    return made
+
+
+def rows(
+    made: Sequence[LaunchResult], status: str = DONE, reason: str | None = None, trial: TrialInfo = TRIAL
+) -> dict[str, Row]:
+    return {row.variant: row for row in rows_of(trial, status, reason, made)}
+
+
+def with_facts(made: Sequence[LaunchResult], name: str, **changes: object) -> list[LaunchResult]:
+    """The launches, with other facts about one variant."""
+    return [
+        replace(launch, facts={**launch.facts, name: VariantFacts(**{**vars(launch.facts[name]), **changes})})
+        for launch in made
+    ]
+
+
+def values(row: Row, names: Sequence[str]) -> list[object]:
+    return [getattr(row, name) for name in names]
+
+
+# Figures
+
+
+def test_there_is_a_row_for_each_variant_in_the_trials_order() -> None:
+    assert [row.variant for row in rows_of(TRIAL, DONE, None, launches())] == list(ALL)
+
+
+def test_a_row_says_what_was_measured_and_where() -> None:
+    trial = replace(TRIAL, station="here:cpu", host="here", device_name="a CPU")
+    row = rows(launches(), trial=trial)[ODD]
+    assert (row.run_id, row.trial_id) == ("run-1", "trial-1")
+    assert (row.station, row.host, row.device_name) == ("here:cpu", "here", "a CPU")
+    assert (row.device, row.batch, row.prompt_tokens, row.reply_tokens, row.threads) == ("cpu", 1, 4, 5, 1)
+    assert (row.model, row.baseline, row.exact, row.status, row.reason) == ("small", BASELINE, True, DONE, None)
+    assert (row.samples, row.launches) == (600, 10)
+
+
+def test_only_timed_calls_count() -> None:
+    row = rows(launches(torchscript=5.0))[ODD]
+    times = (row.p50_ms, row.p50_low_ms, row.p50_high_ms, row.mean_ms, row.p90_ms, row.p95_ms, row.p99_ms)
+    assert times == pytest.approx((5.0,) * 7)
+
+
+def test_p50_is_the_median_of_the_launches_medians_from_the_second_to_the_ninth() -> None:
+    order = [3, 8, 1, 10, 5, 2, 9, 4, 7, 6]
+    made = [made_launch({v: float(ms) for v in ALL}, index=i) for i, ms in enumerate(order)]
+    row = rows(made)[BASELINE]
+    assert (row.p50_ms, row.p50_low_ms, row.p50_high_ms) == pytest.approx((5.5, 2.0, 9.0))
+
+
+def test_one_disturbed_launch_moves_the_mean_but_hardly_the_median() -> None:
+    made = [*launches(9), made_launch(dict.fromkeys(ALL, 1000.0), index=9)]
+    row = rows(made)[BASELINE]
+    assert (row.p50_ms, row.p50_high_ms) == pytest.approx((10.0, 10.0))
+    assert row.mean_ms == pytest.approx(109.0)
+
+
+def test_too_few_launches_have_a_median_without_an_interval() -> None:
+    row = rows(launches(5))[BASELINE]
+    assert row.p50_ms == pytest.approx(10.0)
+    assert (row.p50_low_ms, row.p50_high_ms) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("count", "rounds", "known"),
+    [(28, 1, ""), (29, 1, "p90"), (58, 1, "p90"), (59, 1, "p90 p95"), (149, 2, "p90 p95"), (13, 23, "p90 p95 p99")],
+)
+def test_a_percentile_is_null_where_too_few_samples_exist(count: int, rounds: int, known: str) -> None:
+    walls = np.random.default_rng(4).lognormal(2.0, 0.3, (count, rounds, 1))
+    made = [
+        made_launch({v: wall.tolist() for v in ALL}, index=i, rounds=rounds, calls=1) for i, wall in enumerate(walls)
+    ]
+    row = rows(made)[ODD]
+    for name, share in (("p90", 0.90), ("p95", 0.95), ("p99", 0.99)):
+        expected = pytest.approx(np.quantile(walls, share), rel=1e-6) if name in known.split() else None
+        assert getattr(row, f"{name}_ms") == expected
+
+
+def test_speedup_is_over_launches_of_medians_over_rounds_of_the_turns_medians() -> None:
+    rng = np.random.default_rng(9)
+    walls: list[Mapping[str, ArrayLike]] = [
+        {v: rng.lognormal(math.log(ms), 0.05, (7, 3)) for v, ms in zip(ALL, (10, 10, 6), strict=True)}
+        for _ in range(10)
+    ]
+    made = [made_launch(times, index=i, rounds=7) for i, times in enumerate(walls)]
+    turns = [{v: np.median(np.asarray(ms), axis=1) for v, ms in times.items()} for times in walls]
+    logs = [float(np.median(np.log(turn[BASELINE] / turn[ODD]))) for turn in turns]
+    low, high = scipy.stats.t.interval(0.95, 9, loc=np.mean(logs), scale=scipy.stats.sem(logs))
+    row = rows(made)[ODD]
+    expected = (math.exp(np.mean(logs)), math.exp(low), math.exp(high))
+    assert (row.speedup, row.speedup_low, row.speedup_high) == pytest.approx(expected, rel=1e-6)
+    assert row.verdict == "faster"
+
+
+@pytest.mark.parametrize(
+    ("ms", "noise", "verdict"),
+    [(5.0, 0.001, "faster"), (20.0, 0.001, "slower"), (10.1, 0.001, "same"), (10.0, 0.2, "inconclusive")],
+)
+def test_verdict_follows_from_the_interval(ms: float, noise: float, verdict: str) -> None:
+    assert rows(launches(noise=noise, torchscript=ms))[ODD].verdict == verdict
+
+
+def test_the_margin_is_the_trials_own() -> None:
+    made = launches(noise=0.001, torchscript=10.5)
+    assert rows(made)[ODD].verdict == "slower"
+    assert rows(made, trial=replace(TRIAL, margin=0.06))[ODD].verdict == "same"
+
+
+def test_the_baseline_is_no_faster_than_itself() -> None:
+    row = rows(launches())[BASELINE]
+    assert (row.speedup, row.speedup_low, row.speedup_high, row.verdict) == (1.0, None, None, "baseline")
+    assert row.warnings == ()
+
+
+def test_identical_replies_are_a_share_over_all_launches() -> None:
+    made = [*launches(5), *with_facts(launches(5), ODD, identical=30)]
+    row = rows(made)[ODD]
+    assert row.identical_replies == pytest.approx((5 * 60 + 5 * 30) / 600)
+    assert rows(made)[BASELINE].identical_replies == 1.0
+
+
+def test_prepare_s_is_the_launches_median() -> None:
+    made = [with_facts([launch], ODD, prepare_s=s)[0] for launch, s in zip(launches(3), (9.0, 1.0, 2.0), strict=True)]
+    assert rows(made)[ODD].prepare_s == 2.0
+
+
+def test_peak_memory_is_of_the_variant_or_unknown() -> None:
+    found = {row.variant: row.peak_memory_mb for row in rows_of(TRIAL, DONE, None, launches(), {ODD: 300.5})}
+    assert found == {BASELINE: None, CONTROL: None, ODD: 300.5}
+
+
+def test_what_is_not_measured_yet_is_null() -> None:
+    assert values(rows(launches())[ODD], ["discarded_rounds", "limit_ms", "of_limit", "bound"]) == [None] * 4
+
+
+def test_columns_are_the_rows_fields() -> None:
+    assert tuple(field.name for field in fields(Row)) == COLUMNS
+
+
+# Warnings
+
+
+def test_a_precision_that_was_not_reached_is_said_with_the_next_step() -> None:
+    row = rows(launches(noise=0.1))[ODD]
+    interval = ((row.speedup_high or 0) - (row.speedup_low or 0)) / 2 / (row.speedup or 1)
+    said = f"precision not reached: ±{interval:.1%} where ±1.0% was asked; give a larger --budget"
+    assert row.warnings == (said,)
+
+
+def test_a_precision_that_was_reached_is_not_spoken_of() -> None:
+    assert [row.warnings for row in rows_of(TRIAL, DONE, None, launches(noise=0.001))] == [()] * 3
+
+
+@pytest.mark.parametrize("ms", [10.5, 9.5])
+def test_a_control_that_differs_is_a_warning(ms: float) -> None:
+    found = rows(launches(noise=0.001, eager_again=ms, torchscript=ms))
+    assert len(found[CONTROL].warnings) == 1
+    assert found[CONTROL].warnings[0].startswith("the control differs from the baseline")
+    assert found[ODD].warnings == ()
+
+
+def test_one_launch_has_no_interval() -> None:
+    row = rows(launches(1))[ODD]
+    assert (row.verdict, row.warnings) == ("inconclusive", ("one launch has no interval",))
+    assert values(row, ["speedup", "speedup_low", "speedup_high"]) == [None] * 3
+    assert row.p50_ms == pytest.approx(10.0)
+
+
+# Invalid, failed, skipped
+
+
+def test_an_invalid_variant_has_a_reason_and_no_speedup() -> None:
+    row = rows(with_facts(launches(torchscript=1.0), ODD, invalid="it is labelled eager"))[ODD]
+    assert (row.verdict, row.status, row.reason) == ("invalid", DONE, "it is labelled eager")
+    assert values(row, ["speedup", "speedup_low", "speedup_high"]) == [None] * 3
+    assert row.warnings == ()
+
+
+def test_one_launch_that_finds_a_fault_is_enough() -> None:
+    made = launches(noise=0.001, torchscript=5.0)
+    made[6] = with_facts([made[6]], ODD, invalid="one differs at step 3")[0]
+    found = rows(made)
+    assert (found[ODD].verdict, found[ODD].reason, found[ODD].speedup) == ("invalid", "one differs at step 3", None)
+    assert found[CONTROL].verdict == "same"
+
+
+def test_an_invalid_control_is_invalid() -> None:
+    assert rows(with_facts(launches(), CONTROL, invalid="the same program"))[CONTROL].verdict == "invalid"
+
+
+def test_an_invalid_baseline_is_no_baseline() -> None:
+    row = rows(with_facts(launches(), BASELINE, invalid="it runs in training mode"))[BASELINE]
+    assert (row.verdict, row.speedup, row.reason) == ("invalid", None, "it runs in training mode")
+
+
+def test_against_an_invalid_baseline_nothing_is_faster() -> None:
+    found = rows(with_facts(launches(torchscript=5.0), BASELINE, invalid="it holds float16"))
+    assert values(found[ODD], ["speedup", "speedup_low", "speedup_high"]) == [None] * 3
+    assert found[ODD].verdict not in ("faster", "slower", "same")
+
+
+def test_a_variant_that_failed_has_its_reason_and_no_figures() -> None:
+    failed = VariantFacts(failed="could not be prepared: RuntimeError: no kernel")
+    made = [made_launch({BASELINE: 10, CONTROL: 10, ODD: np.full((20, 3), 1.0)}, i) for i in range(10)]
+    row = rows([replace(launch, facts={**launch.facts, ODD: failed}) for launch in made])[ODD]
+    assert (row.status, row.reason) == (FAILED, "could not be prepared: RuntimeError: no kernel")
+    assert values(row, FIGURES) == [None] * len(FIGURES)
+
+
+def test_the_others_of_a_failed_variant_are_done() -> None:
+    found = rows(with_facts(launches(noise=0.001), ODD, failed="could not answer: no kernel"))
+    assert (found[CONTROL].status, found[CONTROL].verdict) == (DONE, "same")
+    assert (found[BASELINE].status, found[BASELINE].verdict) == (DONE, "baseline")
+
+
+def test_a_failed_trial_keeps_what_its_committed_launches_tell() -> None:
+    found = rows(launches(7, noise=0.001, torchscript=5.0), FAILED, "OutOfMemoryError: killed")
+    for row in found.values():
+        assert (row.status, row.reason, row.launches) == (FAILED, "OutOfMemoryError: killed", 7)
+        assert row.p50_ms is not None
+    assert found[ODD].verdict == "faster"
+    assert found[ODD].speedup == pytest.approx(2.0, rel=0.01)
+
+
+def test_a_trial_that_failed_at_once_says_why() -> None:
+    for row in rows_of(TRIAL, FAILED, "NodeDiedError: gone"):
+        assert (row.status, row.reason) == (FAILED, "NodeDiedError: gone")
+        assert values(row, FIGURES) == [None] * len(FIGURES)
+
+
+def test_a_trial_without_launches_or_reason_says_so() -> None:
+    assert {row.reason for row in rows_of(TRIAL, FAILED, None)} == {"no launch was completed"}
+
+
+def test_a_skipped_trial_says_why_and_shows_nothing() -> None:
+    for row in rows_of(TRIAL, SKIPPED, "no station of kind cuda in the cluster"):
+        assert (row.status, row.reason) == (SKIPPED, "no station of kind cuda in the cluster")
+        assert values(row, FIGURES) == [None] * len(FIGURES)
+        assert (row.station, row.host, row.device_name) == (None, None, None)
+
+
+def test_what_became_of_a_failed_trials_invalid_variant_is_not_lost() -> None:
+    made = with_facts(launches(3), ODD, invalid="it holds float16")
+    row = rows(made, FAILED, "NodeDiedError: gone")[ODD]
+    assert (row.verdict, row.status) == ("invalid", FAILED)
+    assert "it holds float16" in (row.reason or "")

@@ -1,0 +1,243 @@
+"""What a person may ask for, how, and what a mistake is answered with."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from chatbot.errors import UsageError
+from chatbot.variants import BASELINE, CONTROL, DEVICES, VARIANTS, Workload
+from ray_jobs.spec import Spec, read_spec
+
+SIZES = ("batch", "prompt_tokens", "reply_tokens", "threads")
+KEYS = (
+    *("variants", "device", "batch", "prompt_tokens", "reply_tokens", "threads", "model", "corpus", "precision"),
+    *("margin", "budget", "seed"),
+)
+MANY = st.lists(st.integers(2, 99), min_size=1, max_size=4)
+
+
+def asked(**flags: Any) -> Spec:
+    return read_spec(None, flags)
+
+
+def refusal(path: Path | None = None, **flags: Any) -> str:
+    """The line that a mistake is answered with."""
+    with pytest.raises(UsageError) as refused:
+        read_spec(path, flags)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def toml(folder: Path, text: str) -> Path:
+    path = folder / "spec.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# What may be asked
+
+
+def test_without_a_word_the_seed_table_on_this_cpu_is_asked() -> None:
+    spec = asked()
+    assert spec.variants == (BASELINE, CONTROL, "torchscript")
+    assert spec.plan() == [Workload("cpu", batch=1, prompt_tokens=8, reply_tokens=10, threads=1, model="small")]
+    assert (spec.corpus, spec.precision, spec.margin, spec.budget, spec.seed) == ("chitchat", 0.01, 0.02, 120.0, 0)
+
+
+@pytest.mark.parametrize("key", SIZES)
+@pytest.mark.parametrize(
+    ("given_as", "expected"),
+    [
+        (4, (4,)),
+        ("4", (4,)),
+        ([4], (4,)),
+        ((4, 2), (4, 2)),
+        ([4, 2], (4, 2)),
+        ("4,2", (4, 2)),
+        (" 4 , 2, ", (4, 2)),
+        ([4, 2, 4], (4, 2)),
+        ("4,2,4", (4, 2)),
+    ],
+)
+def test_sizes_are_one_or_several_each_once(key: str, given_as: Any, expected: tuple[int, ...]) -> None:
+    assert getattr(asked(**{key: given_as}), key) == expected
+
+
+def test_one_size_written_in_two_ways_is_one_size() -> None:
+    assert asked(batch="4,04").batch == (4,)
+
+
+@pytest.mark.parametrize(
+    ("given_as", "expected"),
+    [
+        ("cpu", ("cpu",)),
+        ("cuda", ("cuda",)),
+        ("cuda,cpu", ("cuda", "cpu")),
+        ("all", DEVICES),
+        (["cuda", "all"], ("cuda", "cpu")),
+    ],
+)
+def test_devices_are_named_or_all(given_as: Any, expected: tuple[str, ...]) -> None:
+    assert asked(device=given_as).device == expected
+
+
+@pytest.mark.parametrize(
+    ("given_as", "others"),
+    [
+        ("torchscript", ("torchscript",)),
+        ("eager", ()),
+        ([], ()),
+        ("torchscript,eager-again,eager,torchscript", ("torchscript",)),
+        ("all", tuple(name for name in VARIANTS if name not in (BASELINE, CONTROL))),
+        (
+            ["torchscript", "all"],
+            ("torchscript", *(n for n in VARIANTS if n not in (BASELINE, CONTROL, "torchscript"))),
+        ),
+    ],
+)
+def test_baseline_and_control_stand_first_asked_for_or_not(given_as: Any, others: tuple[str, ...]) -> None:
+    assert asked(variants=given_as).variants == (BASELINE, CONTROL, *others)
+
+
+@given(st.lists(st.sampled_from([*VARIANTS, "all"]), max_size=6))
+def test_every_trial_has_baseline_and_control_first_and_each_variant_once(names: list[str]) -> None:
+    for given_as in (names, ",".join(names)):
+        found = asked(variants=given_as).variants
+        assert found[:2] == (BASELINE, CONTROL)
+        assert len(found) == len(set(found))
+        assert set(found) == {BASELINE, CONTROL, *(VARIANTS if "all" in names else names)}
+
+
+@given(st.sampled_from(["cpu", "cuda", "cpu,cuda"]), MANY, MANY, MANY, MANY)
+def test_the_plan_is_every_combination_in_the_order_of_the_lists(
+    device: str, batch: list[int], prompt: list[int], reply: list[int], threads: list[int]
+) -> None:
+    flags = {"batch": batch, "prompt_tokens": prompt, "reply_tokens": reply, "threads": threads}
+    plan = asked(device=device, model="tutorial", **flags).plan()
+    sizes = product(*(dict.fromkeys(given_as) for given_as in flags.values()))
+    expected = product(device.split(","), sizes)
+    assert plan == [Workload(d, b, p, r, t, model="tutorial") for d, (b, p, r, t) in expected]
+
+
+def test_a_spec_cant_be_changed() -> None:
+    spec = asked()
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.seed = 1
+    assert isinstance(spec.batch, tuple)
+    assert hash(spec) == hash(asked())
+
+
+@given(MANY, st.lists(st.sampled_from(list(VARIANTS))), st.floats(0.001, 0.5), st.integers(0, 2**40))
+def test_a_spec_reads_itself(batch: list[int], variants: list[str], precision: float, seed: int) -> None:
+    spec = asked(batch=batch, variants=variants, precision=precision, seed=seed)
+    assert asked(**spec.model_dump()) == spec
+
+
+# Files and flags
+
+
+def test_a_file_says_what_flags_may_say(tmp_path: Path) -> None:
+    path = toml(
+        tmp_path,
+        'variants = "all"\ndevice = ["cpu", "cuda"]\nbatch = [1, 8]\n'
+        'prompt_tokens = 12\nbudget = 60\nmodel = "tutorial"\n',
+    )
+    spec = read_spec(path, {})
+    expected = asked(variants="all", device="all", batch="1,8", prompt_tokens=12, budget=60, model="tutorial")
+    assert spec == expected
+
+
+def test_flags_override_the_file_and_absent_ones_do_not(tmp_path: Path) -> None:
+    path = toml(tmp_path, 'batch = [1, 8]\nseed = 5\ndevice = "all"\n')
+    spec = read_spec(path, {"batch": "2", "seed": None, "device": "cpu", "threads": "2"})
+    assert (spec.batch, spec.seed, spec.device, spec.threads) == ((2,), 5, ("cpu",), (2,))
+
+
+def test_an_empty_file_asks_for_the_defaults(tmp_path: Path) -> None:
+    assert read_spec(toml(tmp_path, ""), {}) == asked()
+
+
+# Mistakes
+
+
+def test_an_unknown_key_is_answered_with_the_valid_ones(tmp_path: Path) -> None:
+    line = refusal(toml(tmp_path, "batches = [1]\n"))
+    assert line == f"unknown spec key 'batches'; choose from: {', '.join(KEYS)}"
+
+
+def test_a_table_in_the_file_is_an_unknown_key(tmp_path: Path) -> None:
+    assert refusal(toml(tmp_path, "[matrix]\nbatch = 1\n")).startswith("unknown spec key 'matrix'; choose from: ")
+
+
+@pytest.mark.parametrize("given_as", ["torchscrpt", "eager,torchscrpt", ["torchscrpt"], " torchscrpt "])
+def test_an_unknown_variant_is_answered_with_the_valid_ones(given_as: Any) -> None:
+    assert refusal(variants=given_as) == f"unknown variant 'torchscrpt'; choose from: {', '.join(VARIANTS)}"
+
+
+@pytest.mark.parametrize("given_as", ["gpu", "cpu,gpu", ["gpu"]])
+def test_an_unknown_device_is_answered_with_the_valid_ones(given_as: Any) -> None:
+    assert refusal(device=given_as) == "unknown device 'gpu'; choose from: cpu, cuda, all"
+
+
+@pytest.mark.parametrize("key", SIZES)
+@pytest.mark.parametrize("given_as", [0, -1, "0", "-3", [4, 0], 1.5, "1.5", "two", "4,two", []])
+def test_a_size_that_is_no_count_is_refused_by_its_name(key: str, given_as: Any) -> None:
+    assert refusal(**{key: given_as}).startswith(f"{key} is ")
+
+
+@pytest.mark.parametrize("text", ["true", "[[4]]", "{ a = 4 }"])
+def test_a_size_of_another_kind_in_a_file_is_refused_by_its_name(text: str, tmp_path: Path) -> None:
+    assert refusal(toml(tmp_path, f"batch = {text}\n")).startswith("batch is ")
+
+
+def test_a_prompt_of_one_token_has_no_word() -> None:
+    assert refusal(prompt_tokens=1) == "prompt_tokens is 1: input should be greater than or equal to 2"
+    assert asked(prompt_tokens=2, reply_tokens=1).plan() == [Workload(prompt_tokens=2, reply_tokens=1)]
+
+
+@pytest.mark.parametrize("key", ["precision", "margin"])
+@pytest.mark.parametrize("value", [0, -0.01, 1, 5, "wide", float("nan"), float("inf")])
+def test_a_share_lies_between_nothing_and_all(key: str, value: Any) -> None:
+    assert refusal(**{key: value}).startswith(f"{key} is {value!r}: ")
+
+
+@pytest.mark.parametrize("value", [0, -1, "long", float("nan"), float("inf")])
+def test_a_budget_is_some_seconds(value: Any) -> None:
+    assert refusal(budget=value).startswith(f"budget is {value!r}: ")
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, "x"])
+def test_a_seed_is_a_count(value: Any) -> None:
+    assert refusal(seed=value).startswith(f"seed is {value!r}: ")
+
+
+@pytest.mark.parametrize("key", ["model", "corpus"])
+def test_a_name_is_a_text(key: str) -> None:
+    five: Any = {key: 5}
+    assert refusal(**five).startswith(f"{key} is 5: ")
+
+
+def test_a_device_must_be_given() -> None:
+    assert refusal(device="").startswith("device is ")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    assert refusal(path) == f"spec {path} can't be read: No such file or directory"
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == f"spec {tmp_path} can't be read: Is a directory"
+
+
+@pytest.mark.parametrize("content", [b"batch = [1,", b"batch = 1\nbatch = 2\n", b"\xff\xfe", b"batch: 1\n"])
+def test_a_file_that_is_not_toml_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_bytes(content)
+    assert refusal(path).startswith(f"spec {path} is not TOML: ")
