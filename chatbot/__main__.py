@@ -1,5 +1,6 @@
 """``python -m chatbot train | chat | evaluate | export``."""
 
+import io
 import json
 import math
 import sys
@@ -23,6 +24,8 @@ app = typer.Typer(
     help="Train, try, judge and export the tutorial's chatbot.", no_args_is_help=True, add_completion=False
 )
 
+EXP_LIMIT = 700.0  # nats; beyond it a float overflows
+
 ModelOption = Annotated[str, typer.Option(help=f"{checkpoint.MODELS}.")]
 CorpusOption = Annotated[
     str,
@@ -39,6 +42,17 @@ def _number_or_none(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise UsageError(f"{text!r} is neither a number nor 'none'") from None
+
+
+def _whole_or_none(name: str, text: str) -> int | None:
+    try:
+        return None if text == "none" else int(text)
+    except ValueError:
+        raise UsageError(f"{name} {text!r} is neither a whole number nor 'none'") from None
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):.2f}" if loss < EXP_LIMIT else "beyond counting"
 
 
 @app.command()
@@ -72,7 +86,10 @@ def train(
         raise UsageError("device cuda: PyTorch sees no CUDA device here; give cpu")
     if not out.parent.is_dir():
         raise UsageError(f"the folder of --out does not exist: {out.parent}")
-    waits = _number_or_none(patience)
+    if out.is_dir():
+        raise UsageError(f"--out is a folder, give a file: {out}")
+    if resume and not training.state_path(out).is_file():
+        raise UsageError(f"nothing to resume: {training.state_path(out)} does not exist")
     options = training.Options(
         iterations=iterations,
         batch=batch,
@@ -82,7 +99,7 @@ def train(
         clip=_number_or_none(clip),
         teacher_forcing=teacher_forcing,
         validate_every=validate_every,
-        patience=None if waits is None else int(waits),
+        patience=_whole_or_none("patience", patience),
         seed=seed,
     )
     pairs = corpus.short_pairs(corpus.load(source).pairs)
@@ -99,7 +116,7 @@ def train(
             line = f"train {progress.train_loss:.3f}  validation {progress.validation_loss:.3f}"
             bar.update(task, description=line)
             bar.console.print(
-                f"iteration {progress.iteration:>6}  {line}  perplexity {math.exp(progress.validation_loss):.1f}"
+                f"iteration {progress.iteration:>6}  {line}  perplexity {_perplexity(progress.validation_loss)}"
             )
 
         trained = training.fit(
@@ -117,7 +134,7 @@ def train(
         )
     loss = trained.notes["validation_loss"]
     typer.echo(
-        f"{out}: validation loss {loss:.4f}, perplexity {math.exp(loss):.2f}, at iteration {trained.notes['iteration']}"
+        f"{out}: validation loss {loss:.4f}, perplexity {_perplexity(loss)}, at iteration {trained.notes['iteration']}"
     )
 
 
@@ -129,6 +146,8 @@ def chat(
 ) -> None:
     """Talk to it; q, quit or the end of input leaves. Lines from a pipe are answered one by one."""
     speaker = Speaker(checkpoint.open_model(model, need_trained=True), variant)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401  (line editing and history for input)
@@ -175,13 +194,14 @@ def evaluate(
     which = "held-out" if held_out else "all"
     typer.echo(f"{trained.name}: {len(judged):,} {which} pairs of {source}")
     typer.echo(
-        f"perplexity {math.exp(forced):.2f} (loss {forced:.4f} per token, teacher forced; {free:.4f} free running)"
+        f"perplexity {_perplexity(forced)} (loss {forced:.4f} per token, teacher forced; {free:.4f} free running)"
     )
     for prompt, reply in samples:
         typer.echo(f"  > {readable(prompt)}\n    {reply}")
     if as_json:
         result = {"pairs": len(judged), "held_out": bool(held_out), "loss": forced, "free_running_loss": free}
-        typer.echo(json.dumps({**result, "perplexity": math.exp(forced), "samples": samples}))
+        perplexity = math.exp(forced) if forced < EXP_LIMIT else None
+        typer.echo(json.dumps({**result, "perplexity": perplexity, "samples": samples}))
 
 
 def held_out_pairs(trained: checkpoint.Trained, source: str, pairs: list[corpus.Pair]) -> list[corpus.Pair]:
@@ -208,12 +228,17 @@ def export(
         raise UsageError("nothing to do; give --out FILE, --graph, or both")
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"the folder of --out does not exist: {out.parent}")
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out is a folder, give a file: {out}")
     trained = checkpoint.open_model(model)
     search = torchscript.script(trained.chatbot.to(device), device)
     if graph:
         typer.echo(str(search.graph))
     if out is not None:
-        torch.jit.save(search, str(out), _extra_files={"vocabulary.json": json.dumps(trained.vocabulary.words)})
+        words = json.dumps(trained.vocabulary.words)
+        checkpoint.replace_whole(
+            out, lambda path: torch.jit.save(search, str(path), _extra_files={"vocabulary.json": words})
+        )
         typer.echo(
             f"{out}: forward(prompts, lengths, max_length) -> (tokens, probabilities), vocabulary.json inside",
             err=graph,

@@ -6,6 +6,8 @@ Our format is one ``torch.save`` of plain values: ``format``, ``config``, ``word
 
 import os
 import pickle
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -49,7 +51,7 @@ def open_model(name: str, need_trained: bool = False) -> Trained:
             )
         words = Vocabulary.most_frequent(corpus.load(), PRESETS[name].vocabulary)
         return Trained(name, Chatbot.random(PRESETS[name], SEED), words, trained=False)
-    if not Path(name).is_file():
+    if not os.path.isfile(name):  # unlike Path.is_file, False for a name too long to exist
         raise UsageError(f"no model {name!r}; give {MODELS}")
     return load(Path(name))
 
@@ -73,10 +75,15 @@ def save(trained: Trained, path: Path, half: bool = False) -> None:
 
 
 def save_plain(content: dict[str, Any], path: Path) -> None:
-    """``torch.save`` under a temporary name beside ``path``, then a rename."""
+    """``torch.save`` of plain values, whole or not at all."""
+    replace_whole(path, lambda temporary: torch.save(content, temporary))
+
+
+def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets ``write`` fill a temporary file beside ``path``, then renames it: an older file survives a failure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save(content, temporary)
+        write(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -109,7 +116,8 @@ def load(path: Path, name: str | None = None) -> Trained:
 def read_plain(path: Path) -> dict[str, Any]:
     """The dictionary in a ``torch.save`` file, without running any code of it. Raises UsageError."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of odd pickle protocols, which are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "unsupported global" in str(error).lower():  # a function or class to call
             raise UsageError(f"{path} would execute code when loaded, so it was not loaded") from None

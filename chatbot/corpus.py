@@ -9,6 +9,7 @@ import ast
 import csv
 import importlib.util
 import json
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -81,9 +82,9 @@ def load(source: str = "chitchat") -> Corpus:
     if source == "chitchat":
         return _chitchat()
     path = Path(source).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name too long to exist
         return _cornell_folder(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(
             f"no corpus {source!r}; give 'chitchat', a .tsv, a ConvoKit utterances.jsonl, or a Cornell folder"
         )
@@ -208,8 +209,8 @@ def _movie_files(lines: Path, conversations: Path) -> Iterator[list[str]]:
             raise UsageError(f"{lines}: {len(row)} fields where five were expected, separated by ' +++$+++ '")
     for row in _fields(conversations):
         try:
-            ids = ast.literal_eval(row[3].strip())
-        except (IndexError, ValueError, SyntaxError):
+            ids = [str(key) for key in ast.literal_eval(row[3].strip())]
+        except (IndexError, ValueError, SyntaxError, TypeError):
             raise UsageError(
                 f"{conversations}: no list of line ids in the fourth field, as in \"['L1', 'L2']\""
             ) from None

@@ -4,6 +4,7 @@ The loss that is minimised is the tutorial's (the sum over steps of the mean ove
 is judged and reported is the validation loss per token: it does not depend on how a run was trained.
 """
 
+import hashlib
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -45,8 +46,8 @@ class Options:
         if self.optimizer not in OPTIMIZERS:
             raise one_of("optimizer", self.optimizer, list(OPTIMIZERS))
         for name in ("iterations", "batch", "learning_rate", "decoder_learning_ratio", "validate_every"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0, and finite")
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"clip is {self.clip}, which zeroes every gradient; give a positive number or none")
         if self.patience is not None and self.patience < 1:
@@ -78,6 +79,11 @@ class Batch:
     prompts: Tensor
     lengths: Tensor
     replies: Tensor
+
+
+def state_path(path: Path) -> Path:
+    """Where the state to resume from is kept."""
+    return path.with_name(path.name + ".resume")
 
 
 def make_batch(pairs: Sequence[Pair], vocabulary: Vocabulary, device: str = "cpu") -> Batch:
@@ -164,7 +170,7 @@ def fit(
     train, held_out = split(pairs, options.validation_share, options.seed)
     if not train:
         raise UsageError(f"{len(pairs)} pairs are too few to train on and hold out {options.validation_share:.0%}")
-    run = _Run(config, train, vocabulary, options, path.with_name(path.name + ".resume"), device)
+    run = _Run(config, train, vocabulary, options, state_path(path), device)
     if resume:
         run.restore()
     with torch.random.fork_rng():
@@ -221,9 +227,10 @@ class _Run:
                 f"({options.learning_rate:g}, decoder x{options.decoder_learning_ratio:g}) or the clip ({options.clip})"
             )
         loss.backward()  # type: ignore[no-untyped-call]
-        for network, optimizer in zip(self.networks, self.optimizers, strict=True):
-            if options.clip is not None:
+        if options.clip is not None:  # both before either steps: they share the embedding (tutorial)
+            for network in self.networks:
                 clip_grad_norm_(network.parameters(), options.clip)
+        for optimizer in self.optimizers:
             optimizer.step()
         self.losses.append(float(losses.detach().sum() / (batch.replies != PAD).sum()))
         self.iteration += 1
@@ -242,9 +249,11 @@ class _Run:
         for network in self.networks:
             network.eval()
         loss = validation_loss(self.chatbot, held_out, self.vocabulary, self.device)
-        if not math.isfinite(loss):
+        guessing = math.log(self.chatbot.config.vocabulary)
+        if not loss < 2 * guessing:  # saturated networks keep a hopeless loss finite
             raise DivergedError(
-                f"the validation loss became {loss} at iteration {self.iteration}; lower the learning rate"
+                f"the validation loss became {loss:.3g} at iteration {self.iteration}, "
+                f"where guessing has {guessing:.3g}; lower the learning rate"
             )
         self.waited = 0 if loss < self.best else self.waited + 1
         self.best = min(loss, self.best)
@@ -257,8 +266,9 @@ class _Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between the parts of a resumed run; more iterations or patience may be asked."""
+        digest = hashlib.sha256("\n".join("\t".join(pair) for pair in self.pairs).encode())
         options = {k: v for k, v in asdict(self.options).items() if k not in ("iterations", "patience")}
-        return {**options, **asdict(self.chatbot.config), "pairs": len(self.pairs)}
+        return {**options, **asdict(self.chatbot.config), "pairs": digest.hexdigest()}
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -273,6 +283,8 @@ class _Run:
         if not self.state_path.is_file():
             raise UsageError(f"nothing to resume: {self.state_path} does not exist")
         state = read_plain(self.state_path)
+        if "identity" not in state:
+            raise UsageError(f"{self.state_path} is no state of a training")
         mine, theirs = self._identity(), state["identity"]
         changed = [k for k in mine if mine[k] != theirs.get(k)]
         if changed:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,23 +229,29 @@ def test_bad_input_is_one_line_and_exit_code_two(
     assert list(tmp_path.iterdir()) == []
 
 
-def descendants(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
+def wait_for_launches(samples: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while not samples.is_dir() or len(list(samples.glob("*.parquet"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_an_interrupted_run_leaves_its_launches_and_no_process(home: Path, toy: Arguments) -> None:
     process = start(home, *toy, "--budget", "600", "--precision", "0.0001", "--run-id", "stopped")
     samples = home / "results/stopped/samples"
-    deadline = time.monotonic() + 120
-    while not (samples.is_dir() and len(list(samples.glob("*.parquet"))) >= 2):
-        assert time.monotonic() < deadline, process.kill()
-        time.sleep(0.1)
-    family = descendants(process.pid)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    family: list[psutil.Process] = []
+    try:
+        wait_for_launches(samples, 2)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=20)
+    finally:
+        for left in (process, *family):
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                left.kill()
+    assert alive == []
     assert process.returncode == 130
     assert "interrupted" in err.splitlines()[-1]
     for path in samples.glob("*.parquet"):
         assert pq.read_table(path).num_rows
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert alive == []

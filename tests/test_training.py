@@ -398,13 +398,23 @@ def test_each_network_is_clipped_on_its_own(train: Fit) -> None:
 DIVERGING = replace(QUICK, optimizer="sgd", learning_rate=1e36, decoder_learning_ratio=1.0, clip=None, validate_every=1)
 
 
-def test_a_diverging_run_is_one_line_and_leaves_the_best_model_loadable(train: Fit, tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [math.nan, math.inf, 100.0])
+def test_a_diverging_run_is_one_line_and_leaves_the_best_model_loadable(
+    last: float, train: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 2.0, last])
+    monkeypatch.setattr(training, "validation_loss", lambda *_: next(losses))
     seen: list[Progress] = []
     with pytest.raises(DivergedError, match="lower the learning rate") as caught:
-        train(DIVERGING, on_validation=seen.append)
+        train(QUICK, on_validation=seen.append)
     assert len(str(caught.value).splitlines()) == 1
-    assert seen
-    assert load(tmp_path / "bot.pt").notes["validation_loss"] == seen[-1].best_loss
+    assert [progress.best_loss for progress in seen] == [3.0, 2.0]
+    assert load(tmp_path / "bot.pt").notes["validation_loss"] == 2.0
+
+
+def test_weights_that_only_look_finite_have_diverged_too(train: Fit) -> None:
+    with pytest.raises(DivergedError, match="where guessing has"):
+        train(DIVERGING)
 
 
 def test_a_run_that_diverges_before_its_first_validation_leaves_an_older_model_alone(
