@@ -247,7 +247,8 @@ def test_an_interrupted_run_leaves_its_launches_and_no_process(home: Path, toy: 
         _, err = process.communicate(timeout=60)
         _, alive = psutil.wait_procs(family, timeout=20)
     finally:
-        for left in (process, *family):
+        everyone: list[subprocess.Popen[str] | psutil.Process] = [process, *family]
+        for left in everyone:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 left.kill()
     assert alive == []
