@@ -6,8 +6,10 @@ callable itself is examined, not what its author says of it.
 
 import functools
 import hashlib
+import re
 import types
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import combinations
 
@@ -31,6 +33,7 @@ class Program:
     training: bool
     identity: str  # equal for callables that execute the same code
     objects: frozenset[int]  # ids of the modules themselves
+    weights: frozenset[int]  # where their parameters lie in memory
 
 
 def program_of(reply: Reply) -> Program:
@@ -39,16 +42,19 @@ def program_of(reply: Reply) -> Program:
     parts = [m for root in roots for m in root.modules()]
     tensors = [t for root in roots for t in (*root.parameters(), *root.buffers())]
     kinds = {"torchscript" if isinstance(m, torch.jit.ScriptModule) else "eager" for m in (*roots, *parts)}
-    floating = frozenset(str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point())
-    code = sorted(_structure(root) for root in roots) or [_code(reply)]
-    content = "\n".join([*sorted(kinds), *sorted(floating), *code])
+    structures = sorted(_structure(root) for root in roots)
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()}
+    if any("quantized" in structure for structure in structures):  # packed weights are no parameters
+        dtypes.add("qint8")
+    content = "\n".join([*sorted(kinds), *sorted(dtypes), *(structures or [_code(reply)])])
     return Program(
         kind="+".join(sorted(kinds)) or "unknown",
         devices=frozenset(t.device.type for t in tensors),
-        dtypes=floating,
+        dtypes=frozenset(dtypes),
         training=any(m.training for m in parts),
         identity=hashlib.sha256(content.encode()).hexdigest()[:16],
         objects=frozenset(id(root) for root in roots),
+        weights=frozenset(t.data_ptr() for t in tensors if t.device.type != "meta" and t.numel()),
     )
 
 
@@ -73,7 +79,7 @@ def same_program_faults(programs: Mapping[str, Program]) -> dict[str, str]:
     """
     faults: dict[str, str] = {}
     for a, b in combinations(programs, 2):
-        shared = programs[a].objects & programs[b].objects
+        shared = programs[a].objects & programs[b].objects or programs[a].weights & programs[b].weights
         declared = VARIANTS[a].control_of == b or VARIANTS[b].control_of == a
         if shared or (not declared and programs[a].identity == programs[b].identity):
             faults[a], faults[b] = f"it is the same program as {b}", f"it is the same program as {a}"
@@ -113,6 +119,8 @@ def check_replies(
     identical = 0
     shape = (workload.batch, workload.reply_tokens)
     for tokens, expected, batch in zip(replies, baselines, prompts, strict=True):
+        if not isinstance(tokens, Tensor):
+            return ReplyCheck(0, 0, f"a reply is a {type(tokens).__name__} instead of a tensor of tokens")
         if tuple(tokens.shape) != shape:
             return ReplyCheck(0, 0, f"a reply has shape {tuple(tokens.shape)} instead of {shape}")
         if tokens.device.type != workload.device:
@@ -131,13 +139,15 @@ def check_replies(
 
 def _is_tie(judge: Chatbot, prompt: Tensor, baseline: Tensor, token: int, step: int) -> bool:
     """Whether the baseline's logits at ``step`` hold ``token`` as near its own choice as arithmetic noise."""
+    if not 0 <= token < judge.config.vocabulary:
+        return False
     length = torch.tensor([prompt.numel()])
     outputs, hidden = judge.encoder(prompt.unsqueeze(1), length)
     blocked = (prompt == PAD).unsqueeze(1)
     first = torch.full((1, 1), SOS, device=prompt.device)
     tokens = torch.cat((first, baseline[:step].unsqueeze(1)))
     logits = judge.decoder.teacher_forced(tokens, hidden[: judge.config.decoder_layers], outputs, blocked)[-1, 0]
-    return bool(logits[int(baseline[step])] - logits[token] <= TIE_TOLERANCE)
+    return bool((logits[int(baseline[step])] - logits[token]).abs() <= TIE_TOLERANCE)
 
 
 def _modules(value: object, seen: set[int]) -> Iterator[nn.Module]:
@@ -147,6 +157,14 @@ def _modules(value: object, seen: set[int]) -> Iterator[nn.Module]:
     seen.add(id(value))
     if isinstance(value, nn.Module):
         yield value
+        seen.update(id(part) for part in value.modules())
+        if isinstance(value, torch.jit.ScriptModule):
+            return
+        # What a module holds outside its registered parts is called all the same.
+        hidden = [v for part in value.modules() for k, v in vars(part).items() if not k.startswith("_")]
+        for inner in hidden:
+            if isinstance(inner, (list, tuple, dict, types.FunctionType, functools.partial)):
+                yield from _modules(inner, seen)
         return
     for inner in _referred(value):
         yield from _modules(inner, seen)
@@ -158,8 +176,7 @@ def _referred(value: object) -> list[object]:
     if isinstance(value, types.MethodType):
         return [value.__self__]
     if isinstance(value, types.FunctionType):
-        cells = [c.cell_contents for c in value.__closure__ or () if c is not None]
-        return [*cells, *(value.__defaults__ or ())]
+        return [*_cells(value), *(value.__defaults__ or ())]
     if isinstance(value, Mapping):
         return list(value.values())
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -169,14 +186,27 @@ def _referred(value: object) -> list[object]:
     return list(vars(value).values()) if hasattr(value, "__dict__") else []
 
 
+def _cells(function: types.FunctionType) -> Iterator[object]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a cell that is not filled yet
+            yield cell.cell_contents
+
+
 def _structure(module: nn.Module) -> str:
     """What a module executes: a script's graph with its calls inlined, else the classes and code of its parts."""
     if isinstance(module, torch.jit.ScriptModule):
-        return str(module.inlined_graph)
+        if not hasattr(module, "forward"):
+            return module.original_name
+        # Every scripting of a class gives it a new name, and source lines tell of Python, not of the program.
+        return re.sub(r"\.___torch_mangle_\d+|# .*", "", str(module.inlined_graph))
     parts = []
     for name, part in module.named_modules():
-        code = getattr(type(part).forward, "__code__", None)
-        parts.append(f"{name}:{type(part).__qualname__}:{code.co_code.hex() if code else ''}")
+        if isinstance(part, torch.jit.ScriptModule):
+            parts.append(f"{name}:{_structure(part)}")
+        else:
+            kind = type(part)
+            code = getattr(kind.forward, "__code__", None)
+            parts.append(f"{name}:{kind.__module__}.{kind.__qualname__}:{code.co_code.hex() if code else ''}")
     return "\n".join(parts)
 
 

@@ -8,6 +8,7 @@ from chatbot.model import Config
 from chatbot.variants import Workload
 from ray_jobs.measure import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS
 from ray_jobs.orders import up_to_multiple
+from ray_jobs.rows import DONE
 from ray_jobs.spec import Spec
 from ray_jobs.statistics import LEAST_LAUNCHES
 
@@ -58,13 +59,13 @@ def _latest(spec: Spec, workload: Workload, root: str) -> tuple[float, str] | No
     """(mean seconds of its trials like this one, run id) of the newest local run with the same demands."""
     if "://" in root or not Path(root).is_dir():
         return None
+    asked = spec.model_dump(mode="json")
     for path in sorted(Path(root).glob("*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         try:
             run = json.loads(path.read_text())
-            same = all(
-                run["spec"][k] == json.loads(spec.model_dump_json())[k] for k in ("variants", "precision", "budget")
-            )
-            like = [t["seconds"] for t in run["trials"].values() if t["workload"] == vars(workload) and t["seconds"]]
+            same = all(run["spec"][key] == asked[key] for key in ("variants", "precision", "budget"))
+            trials = [t for t in run["trials"].values() if t["workload"] == vars(workload) and t["status"] == DONE]
+            like = [trial["seconds"] for trial in trials if trial["seconds"]]
             if same and like:
                 return sum(like) / len(like), run["run_id"]
         except (ValueError, KeyError, TypeError, OSError):

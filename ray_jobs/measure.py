@@ -9,7 +9,7 @@ import copy
 import gc
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,10 +175,13 @@ def measure(
         rounds, calls = launch.rounds, launch.calls
         if rounds is None or calls is None:
             rounds, calls = size(typical_ns, launch.seconds, len(variants))
-        rounds = prompts.most_rounds(rounds, calls, len(variants))
+        rounds = prompts.most_rounds(orders.up_to_multiple(rounds, len(replies)), calls, len(replies))
         present = [i for i, name in enumerate(variants) if name in replies]
-        turns = [[i for i in row if i in present] for row in orders.round_orders(len(variants), rounds, rng)]
-        answers = _run_rounds(turns, calls, [replies.get(name) for name in variants], prompts, timer, log)
+        turns = [[present[i] for i in row] for row in orders.round_orders(len(present), rounds, rng)]
+        answers, broken = _run_rounds(turns, calls, [replies.get(name) for name in variants], prompts, timer, log)
+        for i, fault in broken.items():
+            facts[variants[i]] = _changed(facts[variants[i]], failed=fault)
+        _require_baseline(answers, variants, facts)
         _check_all(variants, answers, prompts.asked(calls, rounds), judge, workload, facts)
     return LaunchResult(launch, tuple(variants), tuple(built), rounds, calls, facts, log.samples())
 
@@ -276,27 +279,35 @@ def _warm_up(
     batches = [prompts.next() for _ in range(WARMUP_CALLS)]
     typical: dict[str, float] = {}
     for place, name in enumerate(list(replies)):
+        own = [(batch.clone(), lengths) for batch, lengths in batches]
         walls = []
         try:
-            for call, (batch, lengths) in enumerate(batches):
+            for call, (batch, lengths) in enumerate(own):
                 _, reading = timer.call(replies[name], batch, lengths)
                 log.add((variants.index(name), WARMUP, -1, place, call), reading)
                 walls.append(reading.wall_ns)
+            if not all(torch.equal(given, kept) for (given, _), (kept, _) in zip(own, batches, strict=True)):
+                raise ValueError("it changes its prompts, which the other variants read after it")
         except Exception as error:
             facts[name] = _changed(facts[name], failed=f"could not answer: {one_line(error)}")
             del replies[name]
             continue
         typical[name] = float(np.median(walls[len(walls) // 2 :]))
-    if BASELINE not in replies:
-        raise RuntimeError(f"the baseline {BASELINE} {facts[BASELINE].failed}")
+    _require_baseline([i for i, name in enumerate(variants) if name in replies], variants, facts)
     return typical
+
+
+def _require_baseline(left: Container[int], variants: Sequence[str], facts: Mapping[str, VariantFacts]) -> None:
+    if variants.index(BASELINE) not in left:
+        raise RuntimeError(f"the baseline {BASELINE} {facts[BASELINE].failed}")
 
 
 def _run_rounds(
     turns: list[list[int]], calls: int, replies: list[Reply | None], prompts: Prompts, timer: Timer, log: _Log
-) -> dict[int, list[Tensor]]:
-    """The measurement. Returns each variant's timed replies in order."""
+) -> tuple[dict[int, list[Tensor]], dict[int, str]]:
+    """The measurement. Returns each variant's timed replies in order, and why a variant that raised is left out."""
     answers: dict[int, list[Tensor]] = {i: [] for i, reply in enumerate(replies) if reply is not None}
+    broken: dict[int, str] = {}
     gc.collect()
     gc.disable()
     try:
@@ -304,16 +315,21 @@ def _run_rounds(
             batches = [prompts.next() for _ in range(1 + calls)]
             for position, i in enumerate(order):
                 reply = replies[i]
-                assert reply is not None
-                for call, (batch, lengths) in enumerate(batches):
-                    tokens, reading = timer.call(reply, batch, lengths)
-                    log.add((i, TIMED if call else REFRESH, number, position, call), reading)
-                    if call:
-                        answers[i].append(tokens)
+                if reply is None or i in broken:
+                    continue
+                try:
+                    for call, (batch, lengths) in enumerate(batches):
+                        tokens, reading = timer.call(reply, batch, lengths)
+                        log.add((i, TIMED if call else REFRESH, number, position, call), reading)
+                        if call:
+                            answers[i].append(tokens)
+                except Exception as error:
+                    broken[i] = f"could not answer: {one_line(error)}"
+                    del answers[i]
             gc.collect(0)
     finally:
         gc.enable()
-    return answers
+    return answers, broken
 
 
 def _check_all(

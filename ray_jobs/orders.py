@@ -20,27 +20,24 @@ def williams_square(n: int) -> Orders:
     return (np.array(zigzag)[None, :] + np.arange(n)[:, None]) % n
 
 
-def random_square(n: int, rng: np.random.Generator, mirrored: bool = False) -> Orders:
-    """A Williams square under a random naming of the variants and a random order of the rows."""
-    square = williams_square(n)
-    if mirrored:
-        square = square[:, ::-1]
-    return rng.permutation(n)[square][rng.permutation(n)]
+def random_pair(n: int, rng: np.random.Generator) -> Orders:
+    """(2n, n): a Williams square and its mirror image under one random naming, the rows of each in random order."""
+    square = rng.permutation(n)[williams_square(n)]
+    return np.concatenate([square[rng.permutation(n)], square[rng.permutation(n), ::-1]])
 
 
 def round_orders(n: int, rounds: int, rng: np.random.Generator) -> Orders:
     """(rounds, n): the variants' indices in the order of their turns, whole squares of them: n divides ``rounds``."""
     if rounds % n:
         raise ValueError(f"{rounds} rounds of {n} variants can't be balanced: not a multiple")
-    squares = [random_square(n, rng, mirrored=bool(i % 2)) for i in range(rounds // n)]
-    return np.concatenate(squares)
+    pairs = [random_pair(n, rng) for _ in range(-(-rounds // (2 * n)))]
+    return np.concatenate(pairs)[:rounds]
 
 
 def building_order(n: int, launch: int, seed: int) -> tuple[int, ...]:
     """The order in which a launch builds the variants; over each block of n launches each stands in each place once."""
-    block, row = divmod(launch, n)
-    rng = np.random.default_rng([seed, block])
-    return tuple(int(i) for i in random_square(n, rng, mirrored=bool(block % 2))[row])
+    pair, row = divmod(launch, 2 * n)
+    return tuple(int(i) for i in random_pair(n, np.random.default_rng([seed, pair]))[row])
 
 
 def up_to_multiple(count: int, n: int) -> int:

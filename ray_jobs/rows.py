@@ -97,8 +97,8 @@ def rows_of(
         else:
             measured = _measured(trial, variant, launches, facts)
             measured["peak_memory_mb"] = (peak_mb or {}).get(variant)
-            invalid = measured.pop("invalid")
-            rows.append(Row(**common, **measured, status=status, reason=reason or invalid))
+            reasons = [text for text in (reason, measured.pop("invalid")) if text]
+            rows.append(Row(**common, **measured, status=status, reason="; ".join(reasons) or None))
     return rows
 
 
@@ -123,6 +123,9 @@ def _measured(
     replies = sum(f.replies for f in facts)
     # Every launch compares replies anew: one that finds a fault is enough.
     invalid = next((f.invalid for f in facts if f.invalid), None)
+    untrue = next((f.invalid for launch in launches if (f := launch.facts[BASELINE]).invalid), None)
+    if untrue is not None and variant != BASELINE:
+        invalid = f"there is nothing to compare with: the baseline is invalid, {untrue}"
     prepared = [f.prepare_s for f in facts if f.prepare_s is not None]
     return {
         "samples": len(pooled),

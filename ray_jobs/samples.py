@@ -74,7 +74,8 @@ def to_result(table: pa.Table) -> LaunchResult:
         column = table.column(field.name)
         if field.name in ("variant", "phase"):
             order = variants if field.name == "variant" else PHASES
-            columns[field.name] = np.array([order.index(name) for name in column.to_pylist()])
+            kind = np.int16 if field.name == "variant" else np.int8
+            columns[field.name] = np.array([order.index(name) for name in column.to_pylist()], dtype=kind)
         else:
             columns[field.name] = column.fill_null(ABSENT).to_numpy()
     content["facts"] = {name: VariantFacts(**facts) for name, facts in content["facts"].items()}

@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from chatbot.errors import UsageError, one_of
 from chatbot.variants import BASELINE, CONTROL, DEVICES, VARIANTS, Workload, variant_named
@@ -32,12 +32,22 @@ def _variants(value: Any) -> Any:
     return tuple(dict.fromkeys([BASELINE, CONTROL, *(variant_named(str(name)).name for name in names)]))
 
 
-def _distinct(value: Any) -> Any:
-    return tuple(dict.fromkeys(_listed(value)))
+def _numbers(value: Any) -> Any:
+    if any(isinstance(size, bool) for size in _listed(value)):
+        raise ValueError("input should be whole numbers")
+    return tuple(_listed(value))
 
 
-Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_distinct), Field(min_length=1)]
-PromptSizes = Annotated[tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_distinct), Field(min_length=1)]
+def _distinct(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(sizes))
+
+
+Sizes = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_numbers), AfterValidator(_distinct), Field(min_length=1)
+]
+PromptSizes = Annotated[
+    tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_numbers), AfterValidator(_distinct), Field(min_length=1)
+]
 
 
 class Spec(BaseModel):
@@ -55,7 +65,7 @@ class Spec(BaseModel):
     corpus: str = "chitchat"
     precision: float = Field(0.01, gt=0, lt=1)  # asked half-width of every speedup's interval
     margin: float = Field(0.02, gt=0, lt=1)  # differences below it are called the same
-    budget: float = Field(120.0, gt=0)  # seconds a trial
+    budget: float = Field(120.0, gt=0, allow_inf_nan=False)  # seconds a trial
     seed: int = Field(0, ge=0)
 
     def plan(self) -> list[Workload]:

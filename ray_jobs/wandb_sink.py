@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from chatbot.errors import one_of
+from ray_jobs.measure import one_line
 from ray_jobs.rows import COLUMNS, Row
 from ray_jobs.samples import RunDirectory
 from ray_jobs.spec import Spec
@@ -56,7 +57,7 @@ class WandbSink:
 
     def __init__(self, mode: str, run_dir: RunDirectory) -> None:
         self._mode = mode
-        self._dir = run_dir.local_path or mkdtemp(prefix="latency-matrix-wandb-")
+        self._dir = run_dir.local_path
         self._run: Any = None
         self._arguments: dict[str, Any] = {}
 
@@ -70,10 +71,10 @@ class WandbSink:
             "tags": [spec.model, *spec.device],
         }
         if self._mode == "online":
-            self._guard(self._open)
-            if self._run is None and self._mode == "online":
-                self._mode = "offline"
-                print("wandb: the server did not answer; the run is written offline", file=sys.stderr)
+            try:
+                self._open()
+            except Exception as error:
+                self._fall_back(error)
 
     def progress(self, rows: Sequence[Row]) -> None:
         """Publishes the rows of a trial that has ended, where the run is online."""
@@ -105,7 +106,16 @@ class WandbSink:
             init_timeout=PATIENCE_S, finish_timeout=PATIENCE_S, silent=True, disable_git=True, x_disable_stats=True
         )
         mode: Any = self._mode
+        self._dir = self._dir or mkdtemp(prefix="latency-matrix-wandb-")
         self._run = wandb.init(dir=self._dir, mode=mode, settings=settings, **self._arguments)
+
+    def _fall_back(self, error: Exception) -> None:
+        """Offline, in a new service of the client: the old one holds on to the run's id."""
+        import wandb
+
+        wandb.teardown()
+        self._mode = "offline"
+        print(f"wandb: {one_line(error)}; the run is written offline", file=sys.stderr)
 
     def _publish(self, rows: Sequence[Row], run_dir: RunDirectory) -> None:
         import wandb
@@ -123,8 +133,7 @@ class WandbSink:
         try:
             action()
         except Exception as error:
-            text = str(error).strip().splitlines()
-            print(f"wandb: {text[0] if text else type(error).__name__}; the measurement goes on", file=sys.stderr)
+            print(f"wandb: {one_line(error)}; the measurement goes on", file=sys.stderr)
             if self._mode == "offline":
                 self._mode = "off"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.orders import Orders, building_order, random_square, round_orders, up_to_multiple, williams_square
+from ray_jobs.orders import Orders, building_order, random_pair, round_orders, up_to_multiple, williams_square
 
 SIZES = st.integers(1, 12)
 SEEDS = st.integers(0, 2**32)
@@ -47,19 +47,19 @@ def test_an_odd_williams_square_and_its_mirror_let_each_follow_each_other_twice(
     assert neighbours(np.concatenate([square, square[:, ::-1]])) == each_pair(n, 2)
 
 
-@given(SIZES, SEEDS, st.booleans())
-def test_a_random_square_is_still_latin(n: int, seed: int, mirrored: bool) -> None:
-    assert is_latin(random_square(n, np.random.default_rng(seed), mirrored))
+@given(SIZES, SEEDS)
+def test_both_squares_of_a_random_pair_are_latin(n: int, seed: int) -> None:
+    pair = random_pair(n, np.random.default_rng(seed))
+    assert is_latin(pair[:n])
+    assert is_latin(pair[n:])
 
 
 @given(SIZES, SEEDS)
-def test_a_random_square_keeps_its_neighbours_balanced(n: int, seed: int) -> None:
-    squares = [random_square(n, np.random.default_rng([seed, m]), mirrored=bool(m)) for m in range(2)]
+def test_a_random_pair_keeps_its_neighbours_balanced(n: int, seed: int) -> None:
+    pair = random_pair(n, np.random.default_rng(seed))
+    assert neighbours(pair) == each_pair(n, 2)
     if n % 2 == 0:
-        assert all(neighbours(square) == each_pair(n, 1) for square in squares)
-    else:
-        same_naming = [random_square(n, np.random.default_rng(seed), mirrored) for mirrored in (False, True)]
-        assert neighbours(np.concatenate(same_naming)) == each_pair(n, 2)
+        assert neighbours(pair[:n]) == each_pair(n, 1)
 
 
 @given(SIZES, st.integers(1, 5), SEEDS)
