@@ -1,4 +1,4 @@
-"""``python -m ray_jobs matrix``."""
+"""``python -m ray_jobs matrix | compact``."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from chatbot import checkpoint, corpus
 from chatbot.errors import UsageError
 from chatbot.variants import VARIANTS
 from ray_jobs import matrix as main_job
+from ray_jobs.compact import compact as make_compact
 from ray_jobs.estimate import estimate
 from ray_jobs.rows import DONE, FAILED, SKIPPED, Row
 from ray_jobs.samples import RunDirectory
@@ -30,11 +31,6 @@ app = typer.Typer(
 INTERRUPTED = 130  # as a shell says it of SIGINT
 
 Sizes = Annotated[str | None, typer.Option(help="One or several, separated by commas.", metavar="N[,N...]")]
-
-
-@app.callback()
-def _commands() -> None:
-    """Keeps ``matrix`` a command of its own while it is the only one."""
 
 
 @app.command()
@@ -104,6 +100,18 @@ def matrix(
     if as_json:
         typer.echo(json.dumps({"run_dir": directory.shown, "run_id": name, **_counts(rows)}))
     raise typer.Exit(exit_code(rows))
+
+
+@app.command()
+def compact(
+    run: Annotated[str, typer.Argument(help="The directory of a finished run.")],
+    run_id: Annotated[str, typer.Option(help="The folder of the small one.")],
+    out: Annotated[str, typer.Option(help="The results root that it goes to.")] = "results",
+) -> None:
+    """Copy a run small and anonymous, fit to be committed: one sample file, no host names, no paths."""
+    target = RunDirectory.named(out, run_id)
+    make_compact(RunDirectory.existing(run), target)
+    typer.echo(target.shown)
 
 
 def exit_code(rows: list[Row]) -> int:

@@ -81,7 +81,7 @@ def write_run(this: Run, trials: Mapping[str, TrialState]) -> None:
         "run_id": this.id,
         "started": this.started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - this.started).total_seconds(), 1) if ended else None,
-        "command": sys.argv,
+        "command": ["python", "-m", "ray_jobs", *sys.argv[1:]],
         "spec": this.spec.model_dump(),
         "plan": [vars(workload) for workload in this.spec.plan()],
         "environment": environment(trials),

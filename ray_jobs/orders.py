@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Orders = NDArray[np.int64]
+BUILDING = 1  # keeps the draws of building orders apart from those of a launch
 
 
 def williams_square(n: int) -> Orders:
@@ -37,7 +38,7 @@ def round_orders(n: int, rounds: int, rng: np.random.Generator) -> Orders:
 def building_order(n: int, launch: int, seed: int) -> tuple[int, ...]:
     """The order in which a launch builds the variants; over each block of n launches each stands in each place once."""
     pair, row = divmod(launch, 2 * n)
-    return tuple(int(i) for i in random_pair(n, np.random.default_rng([seed, pair]))[row])
+    return tuple(int(i) for i in random_pair(n, np.random.default_rng([seed, pair, BUILDING]))[row])
 
 
 def up_to_multiple(count: int, n: int) -> int:

@@ -106,6 +106,15 @@ class RunDirectory:
                 raise UsageError(f"run {run_id!r} exists already in {root}; give another --run-id or leave it out")
         return run
 
+    @classmethod
+    def existing(cls, place: str) -> "RunDirectory":
+        """The directory of a run that was made. Raises UsageError where there is none."""
+        filesystem, path = open_root(place)
+        with _reaching(place):
+            if filesystem.get_file_info(f"{path}/run.json").type != fs.FileType.File:
+                raise UsageError(f"no run at {place}: it has no run.json")
+        return cls(filesystem, path, place)
+
     @contextmanager
     def created(self) -> Iterator[None]:
         """Makes the directory; a UsageError within the block takes it away again.
@@ -162,14 +171,51 @@ class RunDirectory:
         names = [info.base_name for info in self._fs.get_file_info(selector)]
         return sorted(name for name in names if name.endswith(".parquet"))
 
+    def read(self, name: str) -> bytes:
+        """A whole file. Raises FileNotFoundError."""
+        with self._fs.open_input_file(f"{self._path}/{name}") as file:
+            content: bytes = file.read()
+        return content
+
+    def read_tables(self) -> dict[str, list[pa.Table]]:
+        """The committed launches of each trial as tables, in order."""
+        launches: dict[str, list[pa.Table]] = {}
+        for name in self.sample_files():
+            table = pq.read_table(pa.BufferReader(self.read(f"samples/{name}")))
+            for trial, launch in split_launches(table):
+                launches.setdefault(trial, []).append(launch)
+        return launches
+
     def read_launches(self) -> dict[str, list[LaunchResult]]:
         """The committed launches of each trial, in order."""
-        launches: dict[str, list[LaunchResult]] = {}
-        for name in self.sample_files():
-            with self._fs.open_input_file(f"{self._path}/samples/{name}") as file:
-                result = to_result(pq.read_table(file))
-            launches.setdefault(name.rsplit(".", 2)[0], []).append(result)
-        return launches
+        return {trial: [to_result(table) for table in tables] for trial, tables in self.read_tables().items()}
+
+    def add_launches(self, trials: Mapping[str, Sequence[pa.Table]], name: str) -> None:
+        """Commits many launches as one file, from which ``read_tables`` makes single ones again."""
+        tables = [(trial, table) for trial, launches in trials.items() for table in launches]
+        metadata = [[trial, table.num_rows, json.loads(table.schema.metadata[b"launch"])] for trial, table in tables]
+        parts = [_named(trial, table).replace_schema_metadata(None) for trial, table in tables]
+        together = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+        self.write_table(name, together.replace_schema_metadata({"launches": json.dumps(metadata)}))
+
+
+def split_launches(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """(trial, launch) of each launch in a sample file, which holds one or, compacted, many."""
+    metadata = table.schema.metadata
+    if b"launches" not in metadata:
+        yield table.column("trial")[0].as_py() if table.num_rows else "", table
+        return
+    start = 0
+    for trial, count, content in json.loads(metadata[b"launches"]):
+        part = table.slice(start, count).replace_schema_metadata({"launch": json.dumps(content)})
+        yield trial, part
+        start += count
+
+
+def _named(trial: str, table: pa.Table) -> pa.Table:
+    """The table under another trial id."""
+    names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, dtype=np.int16)), pa.array([trial]))
+    return table.set_column(0, SCHEMA.field(0), names)
 
 
 @contextmanager

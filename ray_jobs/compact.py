@@ -1,0 +1,53 @@
+"""A run made small and anonymous, fit to be committed: one sample file, no host names, no paths."""
+
+import json
+from typing import Any
+
+from chatbot.errors import UsageError
+from ray_jobs.rows import COLUMNS
+from ray_jobs.samples import RunDirectory, rows_table
+
+COMPACT_FILE = "samples/launches.parquet"
+
+
+def compact(source: RunDirectory, target: RunDirectory) -> None:
+    """Copies a finished run into a new directory; hosts become host-1, host-2 and so on, paths their last part.
+
+    Raises:
+        UsageError: ``source`` is not a finished run.
+    """
+    try:
+        run, rows = json.loads(source.read("run.json")), json.loads(source.read("matrix.json"))
+    except (FileNotFoundError, ValueError):
+        raise UsageError(f"{source.shown} is not a finished run: it has no run.json with a matrix.json") from None
+    hosts = {host: f"host-{number}" for number, host in enumerate(_hosts(rows), 1)}
+    with target.created():
+        tables = source.read_tables()
+        target.add_launches({_renamed(trial, hosts): launches for trial, launches in tables.items()}, COMPACT_FILE)
+        target.write_json("run.json", _cleaned(run, hosts))
+        cleaned: list[dict[str, Any]] = _cleaned(rows, hosts)
+        target.write_json("matrix.json", cleaned)
+        target.write_table("matrix.parquet", rows_table([{name: row[name] for name in COLUMNS} for row in cleaned]))
+
+
+def _hosts(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["host"] for row in rows if row["host"]))
+
+
+def _cleaned(value: Any, hosts: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {_renamed(key, hosts): _cleaned(inner, hosts) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(inner, hosts) for inner in value]
+    return _renamed(value, hosts) if isinstance(value, str) else value
+
+
+def _renamed(text: str, hosts: dict[str, str]) -> str:
+    """A host stands alone, before a device (``host:cpu``) or another node's number (``host#2``), or after ``@``."""
+    head, at, place = text.rpartition("@")
+    for host, name in hosts.items():
+        if place == host or place.startswith((f"{host}:", f"{host}#")):
+            return f"{head}{at}{name}{place[len(host) :]}"
+    if "/" in text and " " not in text and "://" not in text:  # a path among the arguments
+        return text.rstrip("/").rsplit("/", 1)[-1]
+    return text
