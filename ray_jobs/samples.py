@@ -117,17 +117,19 @@ class RunDirectory:
 
     @contextmanager
     def created(self) -> Iterator[None]:
-        """Makes the directory; a UsageError within the block takes it away again.
+        """Makes the directory, and its root; a UsageError within the block takes away what was made.
 
         Raises:
             UsageError: it can't be written.
         """
+        root = self._path.rpartition("/")[0]
         with _reaching(self.shown):
+            rootless = self._fs.get_file_info(root).type == fs.FileType.NotFound
             self._fs.create_dir(f"{self._path}/samples", recursive=True)
         try:
             yield
         except UsageError:
-            self._fs.delete_dir(self._path)
+            self._fs.delete_dir(root if rootless else self._path)
             raise
 
     @property

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # From the top of the house down: a module imports only those above it.
 ORDER = (
-    *("orders", "statistics", "checks", "timing", "measure", "launch", "spec", "rows", "provenance", "samples", "compact"),
-    *("cluster", "estimate", "trials", "terminal", "wandb_sink", "matrix", "__main__"),
+    *("orders", "statistics", "checks", "timing", "measure", "launch", "spec", "rows", "provenance", "samples"),
+    *("compact", "cluster", "estimate", "trials", "terminal", "wandb_sink", "matrix", "__main__"),
 )
 HEAVY = {"ray", "wandb", "pyarrow"}
 MEASURING = ("spec", "orders", "statistics", "checks", "timing", "measure", "launch")
