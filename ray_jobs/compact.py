@@ -24,8 +24,8 @@ def compact(source: RunDirectory, target: RunDirectory) -> None:
     with target.created():
         tables = source.read_tables()
         target.add_launches({_renamed(trial, hosts): launches for trial, launches in tables.items()}, COMPACT_FILE)
-        target.write_json("run.json", _cleaned(run, hosts))
-        cleaned: list[dict[str, Any]] = _cleaned(rows, hosts)
+        target.write_json("run.json", {**_cleaned(run, hosts), "run_id": target.run_id})
+        cleaned: list[dict[str, Any]] = [{**_cleaned(row, hosts), "run_id": target.run_id} for row in rows]
         target.write_json("matrix.json", cleaned)
         target.write_table("matrix.parquet", rows_table([{name: row[name] for name in COLUMNS} for row in cleaned]))
 

@@ -133,6 +133,11 @@ class RunDirectory:
             raise
 
     @property
+    def run_id(self) -> str:
+        """Its name in the results root."""
+        return self._path.rpartition("/")[2]
+
+    @property
     def local_path(self) -> str | None:
         """Its path where it lies on this machine's disk."""
         return self._path if isinstance(self._fs, fs.LocalFileSystem) else None

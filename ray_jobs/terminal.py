@@ -171,7 +171,7 @@ def verdict_words(row: Row, margin: float) -> Text:
     """The verdict as one would say it."""
     words = {
         "baseline": "baseline",
-        "same": f"same within {margin:.0%}",
+        "same": f"same ±{margin:.0%}",
         "faster": "faster",
         "slower": "slower",
         "inconclusive": "can't tell",

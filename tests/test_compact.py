@@ -64,7 +64,8 @@ def test_figures_are_kept(run: RunDirectory, tmp_path: Path) -> None:
     old, new = (json.loads((tmp_path / name / "matrix.json").read_text()) for name in ("run", "small"))
     for before, after in zip(old, new, strict=True):
         same = {k for k in before if before[k] == after[k]}
-        assert set(before) - same <= {"trial_id", "station", "host"}
+        assert set(before) - same == {"run_id", "trial_id", "station", "host"}
+        assert after["run_id"] == "small"
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
