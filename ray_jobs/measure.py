@@ -10,7 +10,7 @@ import gc
 import os
 import time
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ def measure(
         turns = [[present[i] for i in row] for row in orders.round_orders(len(present), rounds, rng)]
         answers, broken = _run_rounds(turns, calls, [replies.get(name) for name in variants], prompts, timer, log)
         for i, fault in broken.items():
-            facts[variants[i]] = _changed(facts[variants[i]], failed=fault)
+            facts[variants[i]] = replace(facts[variants[i]], failed=fault)
         _require_baseline(answers, variants, facts)
         _check_all(variants, answers, prompts.asked(calls, rounds), judge, workload, facts)
     return LaunchResult(launch, tuple(variants), tuple(built), rounds, calls, facts, log.samples())
@@ -263,7 +263,7 @@ def _prepare_all(
         fault = checks.label_fault(name, program, workload)
         facts[name] = VariantFacts(prepare_s, program.identity, program.kind, invalid=fault)
     for name, fault in checks.same_program_faults(programs).items():
-        facts[name] = _changed(facts[name], invalid=fault)
+        facts[name] = replace(facts[name], invalid=fault)
     return replies
 
 
@@ -289,7 +289,7 @@ def _warm_up(
             if not all(torch.equal(given, kept) for (given, _), (kept, _) in zip(own, batches, strict=True)):
                 raise ValueError("it changes its prompts, which the other variants read after it")
         except Exception as error:
-            facts[name] = _changed(facts[name], failed=f"could not answer: {one_line(error)}")
+            facts[name] = replace(facts[name], failed=f"could not answer: {one_line(error)}")
             del replies[name]
             continue
         typical[name] = float(np.median(walls[len(walls) // 2 :]))
@@ -345,11 +345,7 @@ def _check_all(
         name = variants[i]
         check = checks.check_replies(name, replies, baseline, asked, judge, workload)
         invalid = facts[name].invalid or check.fault
-        facts[name] = _changed(facts[name], replies=check.replies, identical=check.identical, invalid=invalid)
-
-
-def _changed(facts: VariantFacts, **changes: Any) -> VariantFacts:
-    return VariantFacts(**{**vars(facts), **changes})
+        facts[name] = replace(facts[name], replies=check.replies, identical=check.identical, invalid=invalid)
 
 
 def one_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from chatbot.variants import VARIANTS, Workload
+from chatbot.variants import BASELINE, VARIANTS, Workload
 from chatbot.vocabulary import EOS
 from ray_jobs.launch import (
     ATTEMPTS,
@@ -27,7 +27,7 @@ from ray_jobs.launch import (
     choose_cores,
     run_trial,
 )
-from ray_jobs.measure import Launch, LaunchResult, Weights
+from ray_jobs.measure import TIMED, Launch, LaunchResult, Weights
 
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
 NAMES = tuple(VARIANTS)
@@ -94,6 +94,30 @@ def test_launches_are_fresh_processes_pinned_to_the_asked_cores(server: LaunchSe
         assert tuple(result.machine["cores"]) == CORES
         assert result.machine["threads"] == 1
         assert result.rounds == 3
+
+
+LOOP = """
+import os, statistics, sys, time, torch
+os.sched_setaffinity(0, {int(sys.argv[1])})
+torch.set_num_threads(1)
+from chatbot.model import PRESETS, Chatbot
+search = Chatbot.random(PRESETS["tiny"]).search()
+prompts, lengths, times = torch.tensor([[5, 6, 7, 2]]), torch.tensor([4]), []
+with torch.inference_mode():
+    for _ in range(300):
+        start = time.perf_counter()
+        search(prompts, lengths, 3)
+        times.append(time.perf_counter() - start)
+print(statistics.median(times[100:]) * 1e9)
+"""
+
+
+def test_a_launch_agrees_with_a_loop_written_by_hand(server: LaunchServer) -> None:
+    """Within a factor of two: the machine's speed changes between one process and the next."""
+    samples = success(server.run(request())).samples
+    measured = np.median(samples.wall_ns[(samples.phase == TIMED) & (samples.variant == NAMES.index(BASELINE))])
+    loop = subprocess.run([sys.executable, "-c", LOOP, str(CORES[0])], capture_output=True, text=True, check=True)
+    assert 0.5 < measured / float(loop.stdout) < 2
 
 
 def test_the_same_launch_asks_the_same_prompts_in_the_same_order(server: LaunchServer) -> None:
