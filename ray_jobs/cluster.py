@@ -8,11 +8,10 @@ run again elsewhere.
 import os
 import platform
 import socket
-import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -216,13 +215,23 @@ def _next_event(stream: Any, trial_id: str) -> Event:
 
 def _measure(trial: launch.Trial, weights: bytes | None) -> Iterator[Any]:
     """The task: launches as Arrow tables, everything else as it is."""
-    with tempfile.TemporaryDirectory(prefix="latency-matrix-") as folder:
+    with ExitStack() as stack:
         if weights is not None:
-            path = Path(folder) / "weights.pt"
-            path.write_bytes(weights)
-            trial = replace(trial, weights=Weights(path=str(path)))
+            trial = replace(trial, weights=Weights(path=stack.enter_context(_memory_file(weights))))
         for outcome in launch.run_trial(trial):
             yield samples.to_table(trial.id, outcome) if isinstance(outcome, LaunchResult) else outcome
+
+
+@contextmanager
+def _memory_file(content: bytes) -> Iterator[str]:
+    """A path that launches can open while this process lives; a killed task leaves no file behind."""
+    descriptor = os.memfd_create("weights")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 # Two tasks: Ray shows a GPU only where the decorator asks for it.

@@ -248,6 +248,7 @@ def wait_for_launches(samples: Path, count: int) -> None:
 
 
 def test_an_interrupted_run_leaves_its_launches_and_no_process(home: Path, toy: Arguments) -> None:
+    before = set(os.listdir(tempfile.gettempdir()))
     process = start(home, *toy, "--budget", "600", "--precision", "0.0001", "--run-id", "stopped")
     samples = home / "results/stopped/samples"
     family: list[psutil.Process] = []
@@ -265,5 +266,6 @@ def test_an_interrupted_run_leaves_its_launches_and_no_process(home: Path, toy: 
     assert alive == []
     assert process.returncode == 130
     assert "interrupted" in err.splitlines()[-1]
+    assert set(os.listdir(tempfile.gettempdir())) <= before
     for path in samples.glob("*.parquet"):
         assert pq.read_table(path).num_rows
