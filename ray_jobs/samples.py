@@ -117,7 +117,7 @@ class RunDirectory:
 
     @contextmanager
     def created(self) -> Iterator[None]:
-        """Makes the directory, and its root; a UsageError within the block takes away what was made.
+        """Makes the directory, and its root; a UsageError before the first launch takes away what was made.
 
         Raises:
             UsageError: it can't be written.
@@ -129,7 +129,10 @@ class RunDirectory:
         try:
             yield
         except UsageError:
-            self._fs.delete_dir(root if rootless else self._path)
+            if not self.sample_files():  # what was measured is never deleted
+                self._fs.delete_dir(self._path)
+                if rootless and not self._fs.get_file_info(fs.FileSelector(root)):
+                    self._fs.delete_dir(root)
             raise
 
     @property

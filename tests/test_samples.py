@@ -368,14 +368,29 @@ def end_with(error: BaseException, directory: RunDirectory) -> None:
         raise error
 
 
+def refuse(directory: RunDirectory, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Makes the directory, and finds a mistake before anything is measured."""
+    with directory.created():
+        meanwhile()
+        raise UsageError("no cluster")
+
+
 def test_a_mistake_of_the_users_found_late_takes_the_new_directory_away_again(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no cluster"):
-        end_with(UsageError("no cluster"), RunDirectory.named(str(tmp_path), "r1"))
+        refuse(RunDirectory.named(str(tmp_path / "new"), "r1"))
     assert os.listdir(tmp_path) == []
 
 
-def test_any_other_end_keeps_what_was_measured(tmp_path: Path) -> None:
+def test_a_refused_run_leaves_another_one_in_the_same_new_root_alone(tmp_path: Path) -> None:
+    root = tmp_path / "new"
+    with pytest.raises(UsageError, match="no cluster"):
+        refuse(RunDirectory.named(str(root), "r1"), meanwhile=(root / "other").mkdir)
+    assert os.listdir(root) == ["other"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("gone"), UsageError("too late")])
+def test_no_end_deletes_what_was_measured(error: BaseException, tmp_path: Path) -> None:
     directory = RunDirectory.named(str(tmp_path), "r1")
-    with pytest.raises(KeyboardInterrupt):
-        end_with(KeyboardInterrupt(), directory)
+    with pytest.raises(type(error)):
+        end_with(error, directory)
     assert directory.sample_files() == ["t.0000.parquet"]
