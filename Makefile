@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
 export WANDB_ERROR_REPORTING ?= false
 
-.PHONY: matrix plan seed chat train test test-all check lock clean
+.PHONY: matrix plan seed audit chat train test test-all test-gpu check lock clean
 
 matrix: .venv/installed          ## measure the shipped chatbot on this machine and print the latency matrix
 	$(BIN)/python -m ray_jobs matrix $(ARGS)
@@ -15,6 +15,9 @@ plan: .venv/installed            ## print what that would run, and for how long
 
 seed: .venv/installed            ## the table that this project grew from, measured properly
 	$(BIN)/python -m ray_jobs matrix --spec examples/seed.toml $(ARGS)
+
+audit: .venv/installed           ## how often this tool is wrong, on this machine (twenty minutes)
+	$(BIN)/python -m ray_jobs audit $(ARGS)
 
 chat: .venv/installed            ## talk to the shipped chatbot
 	$(BIN)/python -m chatbot chat $(ARGS)
@@ -27,6 +30,9 @@ test: check                      ## linters and tests
 
 test-all: check                  ## the slow tests too
 	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+
+test-gpu:                        ## the tests of a GPU, with whatever PyTorch is installed; they need pytest beside it
+	$(PYTHON) -m pytest -m gpu -p no:cacheprovider tests/gpu $(ARGS)
 
 check: .venv/installed           ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,4 +1,4 @@
-"""``python -m ray_jobs matrix | compact``."""
+"""``python -m ray_jobs matrix | audit | compact``."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from chatbot import checkpoint, corpus
 from chatbot.errors import UsageError
 from chatbot.variants import VARIANTS
 from ray_jobs import matrix as main_job
+from ray_jobs.audit import commands as audit
 from ray_jobs.compact import compact as make_compact
 from ray_jobs.estimate import estimate
 from ray_jobs.rows import DONE, FAILED, SKIPPED, Row
@@ -27,6 +28,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+app.add_typer(audit.app, name="audit")
 
 INTERRUPTED = 130  # as a shell says it of SIGINT
 

@@ -7,20 +7,26 @@ callable itself is examined, not what its author says of it.
 import functools
 import hashlib
 import re
+import sys
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
-from chatbot.variants import VARIANTS, Reply, Workload
+from chatbot.variants import Reply, Workload, variant_named
 from chatbot.vocabulary import EOS, PAD, SOS
 
 TIE_TOLERANCE = 1e-4  # logits: fp32 sums taken in another order differ by about 1e-6 of values near 10
+LEAST_IDENTICAL = 0.5  # share of replies; an approximate variant below it is another chatbot
+TEXT_MODULES = ("chatbot.vocabulary", "chatbot.corpus", "unicodedata")
+RUNTIMES = ("torch", "onnxruntime", "openvino")  # which may name their inputs
+LEAST_TAILS = 3  # replies that must go on otherwise after their end before a variant is said to stop there
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def program_of(reply: Reply) -> Program:
 
 def label_fault(name: str, program: Program, workload: Workload) -> str | None:
     """Why a program is not what its table entry and its workload say; None where it is."""
-    variant = VARIANTS[name]
+    variant = variant_named(name)
     if program.kind != variant.kind:
         return f"it is labelled {variant.kind} but runs {program.kind}"
     if program.devices - {workload.device}:
@@ -80,7 +86,7 @@ def same_program_faults(programs: Mapping[str, Program]) -> dict[str, str]:
     faults: dict[str, str] = {}
     for a, b in combinations(programs, 2):
         shared = programs[a].objects & programs[b].objects or programs[a].weights & programs[b].weights
-        declared = VARIANTS[a].control_of == b or VARIANTS[b].control_of == a
+        declared = variant_named(a).control_of == b or variant_named(b).control_of == a
         if shared or (not declared and programs[a].identity == programs[b].identity):
             faults[a], faults[b] = f"it is the same program as {b}", f"it is the same program as {a}"
     return faults
@@ -114,9 +120,11 @@ def check_replies(
     """Compares every reply with the baseline's for the same prompts: lists of (B, S), (B, S) and (B, T) tensors.
 
     An exact variant may differ only at a tie: where the baseline's networks (``judge``, on the workload's device)
-    give its token and theirs logits within ``TIE_TOLERANCE``.
+    give its token and theirs logits within ``TIE_TOLERANCE``. Either must go on after its end as the baseline does.
     """
     identical = 0
+    exact = variant_named(name).exact
+    tails: list[tuple[Tensor, Tensor]] = []
     shape = (workload.batch, workload.reply_tokens)
     for tokens, expected, batch in zip(replies, baselines, prompts, strict=True):
         if not isinstance(tokens, Tensor):
@@ -132,9 +140,73 @@ def check_replies(
             step = first_difference(tokens[row].cpu(), expected[row].cpu())
             if step is None:
                 identical += 1
-            elif VARIANTS[name].exact and not _is_tie(judge, batch[row], expected[row], int(tokens[row, step]), step):
+                tails.append((_tail(tokens[row], expected[row]), _tail(expected[row], expected[row])))
+            elif exact and not _is_tie(judge, batch[row], expected[row], int(tokens[row, step]), step):
                 return ReplyCheck(0, 0, f"it promises the baseline's replies but one differs at step {step + 1}")
-    return ReplyCheck(len(replies) * workload.batch, identical, None)
+    count = len(replies) * workload.batch
+    if count and identical / count < LEAST_IDENTICAL:
+        return ReplyCheck(count, identical, f"only {identical} of its {count} replies are the baseline's")
+    return ReplyCheck(count, identical, _early_stop(tails, count))
+
+
+def _tail(reply: Tensor, baseline: Tensor) -> Tensor:
+    """What a reply (S,) holds after the baseline's first EOS."""
+    ends = (baseline == EOS).nonzero()
+    return reply[int(ends[0]) + 1 :].cpu() if len(ends) else reply[:0].cpu()
+
+
+def _early_stop(tails: list[tuple[Tensor, Tensor]], replies: int) -> str | None:
+    """A sentence where a variant stops at EOS and fills up, while the workload asks every step of the others.
+
+    Seen from tails of two words or more that differ from the baseline's: one that has stopped repeats one token in
+    each of them, and never finds the baseline's own words.
+    """
+    long = [(tail, expected) for tail, expected in tails if len(tail) > 1]
+    if any(torch.equal(tail, expected) and bool((tail != tail[0]).any()) for tail, expected in long):
+        return None
+    other = [tail for tail, expected in long if not torch.equal(tail, expected)]
+    if len(other) < LEAST_TAILS or any(bool((tail != tail[0]).any()) for tail in other):
+        return None
+    return f"it stops at the end of the sentence: {len(other)} of {replies} replies are filled up, not computed"
+
+
+def probe_fault(reply: Reply, prompts: Tensor, lengths: Tensor) -> str | None:
+    """What one more, untimed, call does that a timed one must not: record gradients, handle text. None: neither."""
+    saved: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(1)
+        return tensor
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _watching_text() as texts:
+            reply(prompts, lengths)
+    except Exception as error:
+        return f"it answers only while it is timed: {type(error).__name__}"
+    if saved:
+        return f"it records gradients: {len(saved)} tensors kept for a backward pass"
+    return f"it handles text inside the timed call: {texts[0]}" if texts else None
+
+
+@contextmanager
+def _watching_text() -> Iterator[list[str]]:
+    """Collects the calls of string and regular-expression methods, and of the vocabulary, outside of runtimes."""
+    seen: list[str] = []
+
+    def profile(frame: types.FrameType, event: str, called: Any) -> None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if event == "call" and module in TEXT_MODULES:
+            seen.append(f"{module}.{frame.f_code.co_name}")
+        owner = getattr(called, "__self__", None) if event == "c_call" else None
+        if isinstance(owner, (str, bytes, re.Pattern)) and module.split(".")[0] not in RUNTIMES:
+            seen.append(f"{type(owner).__name__}.{called.__name__}")
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(before)
 
 
 def _is_tie(judge: Chatbot, prompt: Tensor, baseline: Tensor, token: int, step: int) -> bool:

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chatbot.errors import UsageError
 from ray_jobs import launch, provenance, samples
-from ray_jobs.measure import LaunchResult, Weights
+from ray_jobs.records import LaunchResult, Weights
 
 CONNECT_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 60.0

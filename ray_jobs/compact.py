@@ -27,7 +27,7 @@ def compact(source: RunDirectory, target: RunDirectory) -> None:
         target.write_json("run.json", {**_cleaned(run, hosts), "run_id": target.run_id})
         cleaned: list[dict[str, Any]] = [{**_cleaned(row, hosts), "run_id": target.run_id} for row in rows]
         target.write_json("matrix.json", cleaned)
-        target.write_table("matrix.parquet", rows_table([{name: row[name] for name in COLUMNS} for row in cleaned]))
+        target.write_table("matrix.parquet", rows_table([{name: row.get(name) for name in COLUMNS} for row in cleaned]))
 
 
 def _hosts(rows: list[dict[str, Any]]) -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from chatbot.model import Config
 from chatbot.variants import Workload
-from ray_jobs.measure import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS
 from ray_jobs.orders import up_to_multiple
+from ray_jobs.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS
 from ray_jobs.rows import DONE
 from ray_jobs.spec import Spec
 from ray_jobs.statistics import LEAST_LAUNCHES
@@ -41,7 +41,7 @@ def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Estim
     rounds = min(up_to_multiple(ROUNDS, variants), int(0.9 * spec.budget / launches / round_s) // variants * variants)
     launch_s = LAUNCH_S + variants * WARMUP_CALLS * reply_s + max(variants, rounds) * round_s
     least = START_S + launches * launch_s
-    return Estimate(least, max(least, spec.budget + START_S + launch_s * variants), "estimated from the bytes read")
+    return Estimate(least, max(least, spec.budget + START_S), "estimated from the bytes read")
 
 
 def reply_seconds(config: Config, workload: Workload) -> float:

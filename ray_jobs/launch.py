@@ -7,6 +7,7 @@ worker) into every launch. If the caller dies, the server and the launch in prog
 """
 
 import ctypes
+import gc
 import os
 import pickle
 import select
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 
 from chatbot.variants import Workload
 from ray_jobs import measure, orders
-from ray_jobs.measure import Launch, LaunchResult, Weights
+from ray_jobs.records import Launch, LaunchResult, Weights, one_line
 from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
 
 ATTEMPTS = 3  # of one launch
@@ -47,20 +49,24 @@ class Trial:
     precision: float
     budget_s: float
     launch_timeout_s: float
+    memory: bool = True  # also each variant's peak memory, in a process of its own
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the fork server is asked for: a launch, or (``memory`` names a variant) its peak memory."""
+    """What the fork server is asked for: the value of ``work()`` in a fresh process pinned to ``cores``."""
 
-    workload: Workload
-    variants: tuple[str, ...]
-    weights: Weights
-    pool: NDArray[np.int64]
-    launch: Launch
+    work: Callable[[], Any]
     cores: tuple[int, ...]
+    threads: int
     timeout_s: float
-    memory: str | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A process that brought nothing home, and why."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,7 @@ def choose_cores(allowed: Sequence[int], threads: int) -> tuple[int, ...]:
 def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iterator[Outcome]:
     """Launches until every speedup is precise enough or the budget ends; then each variant's peak memory.
 
-    Launches come in whole blocks of as many as there are variants, at least ``LEAST_LAUNCHES``. A lost launch is
-    yielded as a ``Failure`` and run again in its place with the same order.
+    A lost launch is yielded as a ``Failure`` and run again in its place with the same order.
 
     Raises:
         TrialError: the cores do not suffice, or a launch failed ``ATTEMPTS`` times.
@@ -109,13 +114,31 @@ def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iter
     cores = choose_cores(allowed, trial.workload.threads)
     others = [core for core in allowed if core not in cores]
     with LaunchServer(trial.workload, others) as server:
-        yield from _launches(trial, cores, server, clock)
-        yield Memory(_peak_memory(trial, cores, server))
+
+        def ask(work: Callable[[], Any]) -> Any:
+            return server.run(Request(work, cores, trial.workload.threads, trial.launch_timeout_s))
+
+        def run(launch: Launch) -> LaunchResult | Failure:
+            outcome = ask(partial(_launch, trial, launch, cores))
+            return Failure(launch, outcome.reason) if isinstance(outcome, Loss) else outcome
+
+        yield from launches(trial, run, clock)
+        if trial.memory:
+            asked = {name: ask(partial(_memory, trial, name)) for name in trial.variants}
+            yield Memory({name: peak for name, peak in asked.items() if not isinstance(peak, Loss)})
 
 
-def _launches(
-    trial: Trial, cores: tuple[int, ...], server: "LaunchServer", clock: Callable[[], float]
+def launches(
+    trial: Trial, run: Callable[[Launch], LaunchResult | Failure], clock: Callable[[], float]
 ) -> Iterator[LaunchResult | Failure]:
+    """The stopping rule, whatever runs a launch and whatever tells the time (``clock``, in seconds).
+
+    Launches come in whole blocks of as many as there are variants, at least ``LEAST_LAUNCHES``; then until every
+    interval is as narrow as asked, or another block would outlast the budget. What the intervals say plays no part.
+
+    Raises:
+        TrialError: a launch failed ``ATTEMPTS`` times.
+    """
     start = clock()
     block = len(trial.variants)
     least = orders.up_to_multiple(LEAST_LAUNCHES, block)
@@ -123,8 +146,7 @@ def _launches(
     launch = Launch(0, trial.seed, seconds=0.9 * trial.budget_s / least)
     speedups: list[dict[str, float]] = []
     while True:
-        outcome = server.run(_request(trial, cores, launch))
-        assert not isinstance(outcome, Memory)
+        outcome = run(launch)
         yield outcome
         if isinstance(outcome, Failure):
             if launch.attempt == ATTEMPTS:
@@ -134,22 +156,23 @@ def _launches(
         speedups.append(outcome.log_speedups())
         done = launch.index + 1
         launch = replace(launch, index=done, attempt=1, rounds=outcome.rounds, calls=outcome.calls)
-        enough = done >= least and done % block == 0
-        if enough and (precise_enough(speedups, trial.precision) or clock() - start >= trial.budget_s):
+        if done < least or done % block:
+            continue
+        after_another_block = (clock() - start) * (done + block) / done
+        if precise_enough(speedups, trial.precision) or after_another_block > trial.budget_s:
             return
 
 
-def _peak_memory(trial: Trial, cores: tuple[int, ...], server: "LaunchServer") -> dict[str, float]:
-    peaks: dict[str, float] = {}
-    for variant in trial.variants:
-        outcome = server.run(replace(_request(trial, cores, Launch(0, trial.seed)), memory=variant))
-        if isinstance(outcome, Memory):
-            peaks |= outcome.peak_mb
-    return peaks
+def _launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:
+    result = measure.measure(trial.workload, trial.variants, trial.weights, trial.pool, launch)
+    machine = measure.machine_facts()
+    if tuple(machine["cores"]) != cores or machine["threads"] != trial.workload.threads:
+        raise RuntimeError(f"it ended on cores {machine['cores']} with {machine['threads']} threads, not as pinned")
+    return replace(result, machine=machine)
 
 
-def _request(trial: Trial, cores: tuple[int, ...], launch: Launch) -> Request:
-    return Request(trial.workload, trial.variants, trial.weights, trial.pool, launch, cores, trial.launch_timeout_s)
+def _memory(trial: Trial, variant: str) -> float:
+    return measure.measure_memory(trial.workload, variant, trial.weights, trial.pool)
 
 
 class LaunchServer:
@@ -192,8 +215,8 @@ class LaunchServer:
         self._process.stdout.close()
         self._complaints.close()
 
-    def run(self, request: Request) -> Outcome:
-        """One launch in a fresh process; a ``Failure`` where it died, raised or outlasted its time.
+    def run(self, request: Request) -> Any:
+        """The work's value from a fresh process; a ``Loss`` where it died, raised or outlasted its time.
 
         Raises:
             TrialError: the server itself is gone.
@@ -203,17 +226,24 @@ class LaunchServer:
         try:
             _send(self._process.stdin, request)
             ready, _, _ = select.select([self._process.stdout], [], [], request.timeout_s + GRACE_S)
-            outcome: Outcome | None = _receive(self._process.stdout) if ready else None
+            answer = _receive(self._process.stdout) if ready else None
         except (BrokenPipeError, EOFError):
-            outcome = None
-        if outcome is None:
+            answer = None
+        if answer is None:
             raise TrialError(f"the launch server died: {self._last_words()}")
-        return outcome
+        return answer.value if isinstance(answer, _Value) else answer
 
     def _last_words(self) -> str:
         self._complaints.seek(0)
         lines = self._complaints.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What ``work()`` returned, which may be anything."""
+
+    value: Any
 
 
 def _send(pipe: IO[bytes], value: object) -> None:
@@ -235,6 +265,7 @@ def serve(requests: IO[bytes], outcomes: IO[bytes]) -> None:
     """The server's loop: one launch at a time, until the caller closes the pipe or dies."""
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("a thread was started before the first launch: its locks would be copied by a fork")
+    gc.freeze()  # a launch's collections need not walk through PyTorch, nor copy its pages
     while True:
         try:
             request: Request = _receive(requests)
@@ -246,7 +277,7 @@ def serve(requests: IO[bytes], outcomes: IO[bytes]) -> None:
         _send(outcomes, outcome)
 
 
-def _fork_launch(request: Request, requests: IO[bytes]) -> Outcome | None:
+def _fork_launch(request: Request, requests: IO[bytes]) -> _Value | Loss | None:
     """Forks, waits for the outcome and ends the child at its deadline; None: the caller is gone."""
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -264,8 +295,8 @@ def _fork_launch(request: Request, requests: IO[bytes]) -> Outcome | None:
     if reason is None and not data:
         reason = f"it {_ending(status)}"
     if reason is not None:
-        return Failure(request.launch, reason or "")
-    outcome: Outcome = pickle.loads(data)
+        return Loss(reason)
+    outcome: _Value | Loss = pickle.loads(data)
     return outcome
 
 
@@ -293,29 +324,19 @@ def _ending(status: int) -> str:
 
 
 def _child(request: Request, write_end: int) -> None:
-    """The launch's own process: pins itself, measures, sends the result, and ends without the server's clean-up."""
+    """The launch's own process: pins itself, works, sends the result, and ends without the server's clean-up."""
+    outcome: _Value | Loss
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the server
-        outcome: Outcome = _pinned(request)
+        os.sched_setaffinity(0, request.cores)
+        torch.set_num_threads(request.threads)
+        torch.set_num_interop_threads(1)
+        outcome = _Value(request.work())
     except BaseException as error:
-        outcome = Failure(request.launch, measure.one_line(error))
+        outcome = Loss(one_line(error))
     with os.fdopen(write_end, "wb") as pipe:
         pipe.write(pickle.dumps(outcome))
     os._exit(0)
-
-
-def _pinned(request: Request) -> LaunchResult | Memory:
-    os.sched_setaffinity(0, request.cores)
-    torch.set_num_threads(request.workload.threads)
-    torch.set_num_interop_threads(1)
-    if request.memory is not None:
-        peak = measure.measure_memory(request.workload, request.memory, request.weights, request.pool)
-        return Memory({request.memory: peak})
-    result = measure.measure(request.workload, request.variants, request.weights, request.pool, request.launch)
-    machine = measure.machine_facts()
-    if tuple(machine["cores"]) != request.cores or machine["threads"] != request.workload.threads:
-        raise RuntimeError(f"it ended on cores {machine['cores']} with {machine['threads']} threads, not as pinned")
-    return replace(result, machine=machine)
 
 
 if __name__ == "__main__":

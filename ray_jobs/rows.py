@@ -1,16 +1,20 @@
 """Launches -> the rows of the matrix: a latency, a speedup and a verdict for each trial and variant."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
-from ray_jobs import statistics
-from ray_jobs.measure import TIMED, LaunchResult, VariantFacts
+from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
+from ray_jobs import interference, statistics
+from ray_jobs.records import LaunchResult, VariantFacts
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+DRIFT = 0.1  # of the sentinel, above which a row says so
+UNSETTLED = 0.2  # of the launches
+TREND = 0.02  # within a launch
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class Row:
     status: str = DONE
     reason: str | None = None
     warnings: tuple[str, ...] = field(default=())
+    disturbed_rounds: int | None = None  # at most half of a launch's rounds are discarded
+    warmup_calls: float | None = None  # slow ones before it settled, the median over launches
+    sentinel_ms: float | None = None  # a fixed computation beside the launches: the machine's own speed
+    sentinel_drift: float | None = None  # its time in the last half of the launches over that in the first, less 1
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -109,14 +117,14 @@ def _common(trial: TrialInfo, variant: str) -> dict[str, Any]:
         **vars(trial.workload),
         "variant": variant,
         "baseline": BASELINE,
-        "exact": VARIANTS[variant].exact,
+        "exact": variant_named(variant).exact,
     }
 
 
 def _measured(
     trial: TrialInfo, variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]
 ) -> dict[str, Any]:
-    walls = [_timed_ms(launch, variant) for launch in launches]
+    walls = [launch.timed_ms(variant) for launch in launches]
     pooled = np.concatenate(walls)
     medians = [float(np.median(w)) for w in walls if len(w)]
     middle = statistics.median_interval(medians)
@@ -127,6 +135,7 @@ def _measured(
     if untrue is not None and variant != BASELINE:
         invalid = f"there is nothing to compare with: the baseline is invalid, {untrue}"
     prepared = [f.prepare_s for f in facts if f.prepare_s is not None]
+    warm = [f.warmup_calls for f in facts if f.warmup_calls is not None]
     return {
         "samples": len(pooled),
         "launches": len(launches),
@@ -140,22 +149,75 @@ def _measured(
         "identical_replies": sum(f.identical for f in facts) / replies if replies else None,
         "prepare_s": float(np.median(prepared)) if prepared else None,
         "invalid": invalid,
-        **_compared(trial, variant, launches, invalid),
+        "warmup_calls": float(np.median(warm)) if warm else None,
+        **_machine(launches),
+        **_compared(trial, variant, launches, facts, invalid),
     }
 
 
-def _compared(trial: TrialInfo, variant: str, launches: Sequence[LaunchResult], invalid: str | None) -> dict[str, Any]:
+def _machine(launches: Sequence[LaunchResult]) -> dict[str, Any]:
+    """What the machine did meanwhile, the same for every variant of a trial."""
+    watched = [launch for launch in launches if launch.interference is not None]
+    told: dict[str, Any] = {}
+    if watched:
+        told["discarded_rounds"] = sum(int((~launch.kept_rounds).sum()) for launch in watched)
+        told["disturbed_rounds"] = sum(interference.disturbed(w.interference) for w in watched if w.interference)
+    speeds = [float(np.mean(launch.sentinel_ns)) / 1e6 for launch in launches if launch.sentinel_ns]
+    if speeds:
+        told["sentinel_ms"] = float(np.median(speeds))
+    if len(speeds) >= 2:
+        half = len(speeds) // 2
+        told["sentinel_drift"] = float(np.median(speeds[half:]) / np.median(speeds[:half])) - 1
+    return told
+
+
+def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]) -> list[str]:
+    """What a reader of this row should know of the machine and of the warm-up."""
+    warnings = []
+    complaint = interference.complaint([launch.interference for launch in launches if launch.interference is not None])
+    if complaint:
+        warnings.append(complaint)
+    drift = _machine(launches).get("sentinel_drift") or 0.0
+    if abs(drift) > DRIFT:
+        word = "slower" if drift > 0 else "faster"
+        warnings.append(
+            f"the machine itself became {abs(drift):.0%} {word} meanwhile; speedups hold, latencies are mixed"
+        )
+    restless = sum(not f.settled for f in facts)
+    if restless > UNSETTLED * len(facts):
+        warnings.append(
+            f"it never settled: still getting faster as its warm-up ended, in {restless} of {len(facts)} launches"
+        )
+    columns = {
+        launch.variants: (launch.variants.index(variant), launch.variants.index(BASELINE)) for launch in launches
+    }
+    if len(columns) == 1:
+        trend = statistics.trend([launch.turn_medians for launch in launches], *next(iter(columns.values())))
+        if trend is not None and (trend.low > 1 or trend.high < 1) and abs(math.log(trend.value)) > TREND:
+            word = "slower" if trend.value > 1 else "faster"
+            off = abs(trend.value - 1)
+            warnings.append(f"it never settled: the first half of a launch was {off:.0%} {word} than the second")
+    return warnings
+
+
+def _compared(
+    trial: TrialInfo,
+    variant: str,
+    launches: Sequence[LaunchResult],
+    facts: Sequence[VariantFacts],
+    invalid: str | None,
+) -> dict[str, Any]:
     """Speedup, verdict and warnings."""
     if invalid is not None:
         return {"verdict": "invalid"}
+    warnings = _warnings(variant, launches, facts)
     if variant == BASELINE:
-        return {"speedup": 1.0, "verdict": "baseline"}
+        return {"speedup": 1.0, "verdict": "baseline", "warnings": tuple(warnings)}
     logs = [speedups[variant] for speedups in (launch.log_speedups() for launch in launches) if variant in speedups]
     interval = statistics.speedup(logs)
     verdict = statistics.verdict(interval, trial.margin)
     if interval is None:
-        return {"verdict": verdict, "warnings": ("one launch has no interval",)}
-    warnings = []
+        return {"verdict": verdict, "warnings": ("one launch has no interval", *warnings)}
     if interval.half_width > trial.precision:
         reached, asked = f"{interval.half_width:.1%}", f"{trial.precision:.1%}"
         warnings.append(f"precision not reached: ±{reached} where ±{asked} was asked; give a larger --budget")
@@ -168,9 +230,3 @@ def _compared(trial: TrialInfo, variant: str, launches: Sequence[LaunchResult], 
         "verdict": verdict,
         "warnings": tuple(warnings),
     }
-
-
-def _timed_ms(launch: LaunchResult, variant: str) -> Any:
-    samples = launch.samples
-    chosen = (samples.phase == TIMED) & (samples.variant == launch.variants.index(variant))
-    return samples.wall_ns[chosen] / 1e6

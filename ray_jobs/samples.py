@@ -14,10 +14,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from chatbot.errors import UsageError
-from ray_jobs.measure import PHASES, Launch, LaunchResult, Samples, VariantFacts, one_line
+from ray_jobs.interference import COLUMNS as WATCHED
+from ray_jobs.interference import Interference
+from ray_jobs.records import PHASES, Launch, LaunchResult, Samples, VariantFacts, one_line
 from ray_jobs.rows import Row
 
 NAMES = pa.dictionary(pa.int16(), pa.string())
@@ -35,9 +38,12 @@ SCHEMA = pa.schema(
         pa.field("device_ns", pa.int64()),
         pa.field("cpu_ns", pa.int64(), nullable=False),
         pa.field("involuntary_switches", pa.int32(), nullable=False),
+        *(pa.field(name, pa.int64()) for name in WATCHED),  # of the whole round, the same on each of its rows
+        pa.field("discarded", pa.bool_()),  # the round, by the rule of interference.kept; null in the warm-up
     ]
 )
 ABSENT = -1  # how Samples writes a null
+METADATA = tuple(f.name for f in fields(LaunchResult) if f.name not in ("samples", "interference"))
 
 
 def to_table(trial: str, result: LaunchResult) -> pa.Table:
@@ -56,13 +62,39 @@ def to_table(trial: str, result: LaunchResult) -> pa.Table:
             columns.append(pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(values, pa.string())))
         elif field.name == "launch":
             columns.append(pa.array(np.full(count, result.launch.index), field.type))
+        elif field.name in WATCHED:
+            columns.append(_of_rounds(result, field.name))
+        elif field.name == "discarded":
+            rounds = samples.round
+            columns.append(pa.array(~result.kept_rounds[np.maximum(0, rounds)], field.type, mask=rounds < 0))
         else:
             column = getattr(samples, field.name)
             columns.append(pa.array(column, field.type, mask=(column == ABSENT) if field.nullable else None))
-    content = {key: value for key, value in vars(result).items() if key != "samples"}
+    content = {key: getattr(result, key) for key in METADATA}
     content["launch"] = asdict(result.launch)
     content["facts"] = {name: asdict(facts) for name, facts in result.facts.items()}
     return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata({"launch": json.dumps(content)}))
+
+
+def _of_rounds(result: LaunchResult, name: str) -> pa.Array:
+    """(samples,): what was watched in each one's round; null in the warm-up and where the machine does not tell."""
+    rounds = result.samples.round
+    values = np.full(len(rounds), ABSENT, dtype=np.int64)
+    if result.interference is not None:
+        values[rounds >= 0] = getattr(result.interference, name)[rounds[rounds >= 0]]
+    return pa.array(values, pa.int64(), mask=values == ABSENT)
+
+
+def _interference(table: pa.Table, rounds: NDArray[np.int32], count: int) -> Interference | None:
+    """What ``_of_rounds`` wrote; None for a launch from before rounds were watched."""
+    if WATCHED[0] not in table.column_names or table.column(WATCHED[0]).null_count == table.num_rows:
+        return None
+    timed = rounds >= 0
+    arrays = {}
+    for name in WATCHED:
+        arrays[name] = np.full(count, ABSENT, dtype=np.int64)
+        arrays[name][rounds[timed]] = table.column(name).fill_null(ABSENT).to_numpy()[timed]
+    return Interference(**arrays)
 
 
 def to_result(table: pa.Table) -> LaunchResult:
@@ -80,7 +112,9 @@ def to_result(table: pa.Table) -> LaunchResult:
             columns[field.name] = column.fill_null(ABSENT).to_numpy()
     content["facts"] = {name: VariantFacts(**facts) for name, facts in content["facts"].items()}
     content |= {"launch": Launch(**content["launch"]), "variants": variants, "built": tuple(content["built"])}
-    return LaunchResult(samples=Samples(**columns), **content)
+    content["sentinel_ns"] = tuple(content.get("sentinel_ns", ()))
+    watched = _interference(table, columns["round"], content["rounds"])
+    return LaunchResult(samples=Samples(**columns), interference=watched, **content)
 
 
 class RunDirectory:

@@ -29,7 +29,9 @@ def _devices(value: Any) -> Any:
 def _variants(value: Any) -> Any:
     """The baseline and its control stand first in every trial, asked for or not."""
     names = [name for given in _listed(value) for name in (VARIANTS if given == "all" else (given,))]
-    return tuple(dict.fromkeys([BASELINE, CONTROL, *(variant_named(str(name)).name for name in names)]))
+    for name in names:
+        variant_named(str(name))
+    return tuple(dict.fromkeys([BASELINE, CONTROL, *map(str, names)]))
 
 
 def _numbers(value: Any) -> Any:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from chatbot.variants import BASELINE
 from ray_jobs import cluster
-from ray_jobs.measure import LaunchResult
+from ray_jobs.records import LaunchResult
 from ray_jobs.rows import SKIPPED, Row
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval, speedup
 

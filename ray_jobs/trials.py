@@ -13,8 +13,9 @@ from chatbot import checkpoint, corpus
 from chatbot.prompts import prompt_pool
 from chatbot.variants import Workload
 from ray_jobs import cluster, launch
-from ray_jobs.measure import MOST_CALLS, ROUNDS, WARMUP_CALLS, LaunchResult, Weights
 from ray_jobs.orders import up_to_multiple
+from ray_jobs.records import LaunchResult, Weights
+from ray_jobs.rounds import MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS
 from ray_jobs.rows import DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
 from ray_jobs.samples import RunDirectory, to_result
 from ray_jobs.spec import Spec
@@ -36,7 +37,7 @@ class Inputs:
         model = checkpoint.open_model(spec.model)
         source = corpus.load(spec.corpus)
         rounds = up_to_multiple(ROUNDS, len(spec.variants))
-        count = max(spec.batch) * (WARMUP_CALLS + rounds * (1 + MOST_CALLS))
+        count = max(spec.batch) * (MOST_WARMUP_CALLS + rounds * (1 + MOST_CALLS))
         lengths = spec.prompt_tokens
         prompts = {length: prompt_pool(source, model.vocabulary, length, count, spec.seed) for length in lengths}
         if not model.trained:
@@ -63,12 +64,13 @@ class TrialState:
         """The trial's rows of the matrix."""
         return rows_of(self.info, self.status or FAILED, self.reason, self.launches, self.peak_mb)
 
-    def take(self, event: cluster.Event, run_dir: RunDirectory) -> None:
-        """Keeps what an event brings; a launch is on disk before anything else sees it."""
+    def take(self, event: cluster.Event, run_dir: RunDirectory | None) -> None:
+        """Keeps what an event brings; a launch is on disk, where there is a directory, before anything else sees it."""
         if isinstance(event, cluster.TrialStarted):
             self.started = time.monotonic()
         elif isinstance(event, cluster.LaunchDone):
-            run_dir.add_launch(event.trial_id, event.table)
+            if run_dir is not None:
+                run_dir.add_launch(event.trial_id, event.table)
             self.launches.append(to_result(event.table))
         elif isinstance(event, cluster.LaunchLost):
             lost = event.failure

@@ -1,6 +1,6 @@
 """Made-up launches of known times, distinct prompts for the tiny preset, and how a test enters a variant of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from chatbot.model import PRESETS, Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Prepare, Reply, Workload
 from chatbot.vocabulary import EOS, FIRST_WORD
-from ray_jobs.measure import REFRESH, TIMED, WARMUP, Launch, LaunchResult, Samples, VariantFacts
+from ray_jobs.interference import COLUMNS, Interference
+from ray_jobs.records import REFRESH, TIMED, WARMUP, Launch, LaunchResult, Samples, VariantFacts
 
 ALL = (BASELINE, CONTROL, "torchscript")
 WORKLOAD = Workload(batch=1, prompt_tokens=4, reply_tokens=5)
@@ -78,10 +79,12 @@ def made_launch(
     rounds: int = 20,
     calls: int = 3,
     facts: Mapping[str, VariantFacts] | None = None,
+    **more: Any,
 ) -> LaunchResult:
     """A launch whose timed calls took these ms: (rounds, calls) for each variant, or what broadcasts to it.
 
-    Every variant is sound and answers as the baseline does, unless ``facts`` say otherwise.
+    Every variant is sound and answers as the baseline does, unless ``facts`` say otherwise; ``more`` are further
+    fields of the launch.
     """
     names = tuple(walls_ms)
     replies = rounds * calls
@@ -91,7 +94,15 @@ def made_launch(
     }
     walls = {name: np.broadcast_to(np.asarray(ms, dtype=float) * 1e6, (rounds, calls)) for name, ms in walls_ms.items()}
     samples = _samples([walls[name].round().astype(np.int64) for name in names])
-    return LaunchResult(Launch(index, seed=0), names, names, rounds, calls, {**known, **(facts or {})}, samples)
+    return LaunchResult(Launch(index, seed=0), names, names, rounds, calls, {**known, **(facts or {})}, samples, **more)
+
+
+def stolen(rounds: int, disturbed: Sequence[int]) -> Interference:
+    """Rounds of a second, of which the hypervisor took a quarter of those ``disturbed``; else a quiet machine."""
+    watched = Interference(**{name: np.zeros(rounds, dtype=np.int64) for name in COLUMNS})
+    watched.round_ns[:] = 10**9
+    watched.steal_ns[list(disturbed)] = 10**9 // 4
+    return watched
 
 
 def _samples(walls: list[NDArray[np.int64]]) -> Samples:

@@ -1,8 +1,11 @@
 """Programs that are not what they are called, and replies that are not what was promised."""
 
 import functools
+import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Reply, Workload, eager, torchscript
-from chatbot.vocabulary import EOS, PAD, SOS
+from chatbot.vocabulary import EOS, PAD, SOS, Vocabulary
 from ray_jobs import checks
 from ray_jobs.checks import (
     TIE_TOLERANCE,
@@ -22,6 +25,7 @@ from ray_jobs.checks import (
     check_replies,
     first_difference,
     label_fault,
+    probe_fault,
     program_of,
     same_program_faults,
 )
@@ -456,3 +460,179 @@ def test_a_missing_reply_is_not_passed_over() -> None:
     tokens = eager.prepare(bot, WORKLOAD)(batch, torch.tensor([4]))
     with pytest.raises(ValueError, match="zip"):
         check_replies("eager", [tokens], [tokens, tokens], [batch, batch], bot, WORKLOAD)
+
+
+@pytest.mark.parametrize(("same", "valid"), [(4, True), (3, True), (2, False), (0, False)])
+def test_an_approximate_variant_of_under_half_identical_replies_is_another_chatbot(
+    same: int, valid: bool, approximate: str
+) -> None:
+    bot = leaning(1.0)
+    asked = list(torch.split(torch.from_numpy(prompts(6)), 1))
+    expected = [eager.prepare(bot, WORKLOAD)(batch, torch.tensor([4])) for batch in asked]
+    replies = [tokens if i < same else torch.full_like(tokens, RUNNER_UP) for i, tokens in enumerate(expected)]
+    check = check_replies(approximate, replies, expected, asked, bot, WORKLOAD)
+    assert check.fault == (None if valid else f"only {same} of its 6 replies are the baseline's")
+    assert (check.replies, check.identical) == (6, same)
+
+
+# Stopping early: replies of the baseline that go on after their end, each in words of its own
+
+LONG = Workload(batch=2, prompt_tokens=4, reply_tokens=7)
+SAID = [
+    [[5, 6, EOS, 7, 8, 9, 7], [5, EOS, 10, 11, 12, 13, 11]],
+    [[6, 6, 6, EOS, 14, 15, 16], [7, 8, 9, 10, 11, 12, 13]],
+]
+
+
+def after_the_end(
+    change: Callable[[list[int], int], list[int]], said: list[list[list[int]]] | None = None
+) -> str | None:
+    """The fault of an exact variant that answers as the baseline up to its EOS (at a step) and then otherwise."""
+    baselines = torch.tensor(said or SAID)
+    replies = [[change(row, row.index(EOS)) if EOS in row else row for row in batch] for batch in baselines.tolist()]
+    asked = list(torch.split(torch.from_numpy(prompts(2 * len(baselines))), 2))
+    found = check_replies("torchscript", list(torch.tensor(replies)), list(baselines), asked, tiny(), LONG)
+    assert (found.replies, found.identical) == (2 * len(baselines),) * 2
+    return found.fault
+
+
+@pytest.mark.parametrize("fill", [PAD, EOS])
+def test_a_variant_that_stops_at_the_end_of_the_sentence_and_fills_up_is_invalid(fill: int) -> None:
+    fault = after_the_end(lambda row, end: row[: end + 1] + [fill] * (len(row) - end - 1))
+    assert fault == "it stops at the end of the sentence: 3 of 4 replies are filled up, not computed"
+
+
+def test_a_variant_that_repeats_its_last_word_after_the_end_is_invalid() -> None:
+    assert after_the_end(lambda row, end: row[: end + 1] + [row[0]] * (len(row) - end - 1)) is not None
+
+
+def test_a_variant_that_goes_on_as_the_baseline_is_not_accused() -> None:
+    assert after_the_end(lambda row, end: row) is None
+
+
+def test_a_variant_that_goes_on_in_other_words_is_not_accused() -> None:
+    assert after_the_end(lambda row, end: row[: end + 1] + [word + 20 for word in row[end + 1 :]]) is None
+
+
+def test_a_variant_that_once_goes_on_has_not_stopped() -> None:
+    """One of its replies could only come from computing on."""
+
+    def change(row: list[int], end: int) -> list[int]:
+        return row[: end + 1] + ([33, 34, 35] if end == 3 else [PAD] * (len(row) - end - 1))
+
+    assert after_the_end(change) is None
+
+
+def test_two_filled_replies_are_too_few_to_accuse_a_variant() -> None:
+    few = [SAID[0], [[6, 6, 6, 7, 14, 15, 16], [7, 8, 9, 10, 11, 12, 13]]]
+    assert after_the_end(lambda row, end: row[: end + 1] + [PAD] * (len(row) - end - 1), few) is None
+
+
+def test_a_baseline_that_itself_repeats_its_end_accuses_nobody() -> None:
+    ended = [[[5, EOS, EOS, EOS, EOS, EOS, EOS]] * 2] * 2
+    assert after_the_end(lambda row, end: row, ended) is None
+
+
+def test_a_reply_whose_last_word_is_the_end_has_nothing_to_fill() -> None:
+    full = [[[5, 6, 7, 8, 9, 10, EOS]] * 2] * 2
+    assert after_the_end(lambda row, end: row[: end + 1], full) is None
+
+
+def test_a_variant_that_goes_on_with_one_word_of_its_own_is_not_accused() -> None:
+    short = [[[5, 6, 7, 8, 9, EOS, 10 + i], [6, 7, 8, 9, 10, EOS, 20 + i]] for i in range(2)]
+    assert after_the_end(lambda row, end: [*row[:-1], row[-1] + 5], short) is None
+
+
+def test_a_variant_that_mostly_goes_on_as_the_baseline_is_not_accused_of_a_few_that_repeat() -> None:
+    said = [[[5, 6, EOS, 7 + i, 8, 9, 7], [5, EOS, 10 + i, 11, 12, 13, 11]] for i in range(10)]
+
+    def change(row: list[int], end: int) -> list[int]:
+        return [*row[: end + 1], 40, 40, 40, 40] if end == 2 and row[3] < 10 else row
+
+    assert after_the_end(change, said) is None
+
+
+# One more call, to look at how a variant works
+
+BATCH, LENGTHS = torch.from_numpy(prompts(1)), torch.tensor([4])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_entry_of_the_table_passes_the_probe(name: str) -> None:
+    reply = VARIANTS[name].prepare(tiny(), WORKLOAD)
+    with torch.inference_mode():
+        assert probe_fault(reply, BATCH, LENGTHS) is None
+
+
+def test_a_variant_that_records_gradients_is_named() -> None:
+    reply = eager.prepare(tiny(), WORKLOAD)
+
+    def recording(batch: Tensor, lengths: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return reply(batch, lengths)
+
+    fault = probe_fault(recording, BATCH, LENGTHS)
+    assert re.fullmatch(r"it records gradients: \d+ tensors kept for a backward pass", fault or "")
+
+
+def test_a_variant_that_has_gradients_off_itself_is_not_accused_where_they_are_on() -> None:
+    reply = eager.prepare(tiny(), WORKLOAD)
+    with torch.enable_grad():
+        assert probe_fault(torch.no_grad()(reply), BATCH, LENGTHS) is None
+        assert probe_fault(reply, BATCH, LENGTHS) is not None
+
+
+def decodes(batch: Tensor, lengths: Tensor) -> Tensor:
+    WORDS.decode([EOS])
+    return batch
+
+
+def joins(batch: Tensor, lengths: Tensor) -> Tensor:
+    "_".join(["a", "b"])
+    return batch
+
+
+def matches(batch: Tensor, lengths: Tensor) -> Tensor:
+    PATTERN.sub("", "a b")
+    return batch
+
+
+PATTERN, WORDS = re.compile("a"), Vocabulary(("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [(decodes, "chatbot.vocabulary.decode"), (joins, "str.join"), (matches, "Pattern.sub")],
+)
+def test_a_variant_that_handles_text_is_named_with_what_it_called(reply: Reply, said: str) -> None:
+    assert probe_fault(reply, BATCH, LENGTHS) == f"it handles text inside the timed call: {said}"
+
+
+def breaks(batch: Tensor, lengths: Tensor) -> Tensor:
+    raise NotImplementedError("only while it is timed")
+
+
+def test_a_variant_that_answers_only_while_it_is_timed_is_named() -> None:
+    assert probe_fault(breaks, BATCH, LENGTHS) == "it answers only while it is timed: NotImplementedError"
+
+
+@pytest.mark.parametrize("reply", [joins, breaks])
+def test_who_watched_before_watches_again_after_the_probe(reply: Reply) -> None:
+    def profile(frame: FrameType, event: str, arg: Any) -> None:
+        pass
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        probe_fault(reply, BATCH, LENGTHS)
+        after = sys.getprofile()
+    finally:
+        sys.setprofile(before)
+    assert after is profile
+
+
+def test_the_probe_leaves_nothing_watching() -> None:
+    seen: list[object] = []
+    probe_fault(lambda batch, lengths: seen.append(sys.getprofile()) or batch, BATCH, LENGTHS)  # type: ignore[func-returns-value]
+    assert seen != [None]
+    assert sys.getprofile() is None

@@ -13,11 +13,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # From the top of the house down: a module imports only those above it.
 ORDER = (
-    *("orders", "statistics", "checks", "timing", "measure", "launch", "spec", "rows", "provenance", "samples"),
-    *("compact", "cluster", "estimate", "trials", "terminal", "wandb_sink", "matrix", "__main__"),
+    *("orders", "statistics", "interference", "sentinel", "checks", "timing", "records", "rounds", "measure", "launch"),
+    *("spec", "rows", "provenance", "samples", "compact", "cluster", "estimate", "trials", "terminal", "wandb_sink"),
+    *(
+        "matrix",
+        "audit",
+        "audit.plants",
+        "audit.load",
+        "audit.peers",
+        "audit.stand",
+        "audit.rates",
+        "audit.comparisons",
+    ),
+    *("audit.faults", "audit.cost", "audit.page", "audit.commands", "__main__"),
 )
 HEAVY = {"ray", "wandb", "pyarrow"}
-MEASURING = ("spec", "orders", "statistics", "checks", "timing", "measure", "launch")
+MEASURING = ("spec", *ORDER[: ORDER.index("launch") + 1])
 
 
 def module_name(path: Path) -> str:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 
 from chatbot.variants import BASELINE, VARIANTS, Workload
 from chatbot.vocabulary import EOS
+from ray_jobs import launch
 from ray_jobs.launch import (
     ATTEMPTS,
     Failure,
     LaunchServer,
+    Loss,
     Memory,
     Outcome,
     Request,
@@ -27,7 +30,7 @@ from ray_jobs.launch import (
     choose_cores,
     run_trial,
 )
-from ray_jobs.measure import TIMED, Launch, LaunchResult, Weights
+from ray_jobs.records import TIMED, WARMUP, Launch, LaunchResult, Weights
 
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
 NAMES = tuple(VARIANTS)
@@ -41,8 +44,8 @@ def prompts(count: int = 1000) -> NDArray[np.int64]:
 
 
 def request(weights: Weights | None = None, timeout_s: float = 60.0, index: int = 0) -> Request:
-    launch = Launch(index, seed=1, rounds=3, calls=2)
-    return Request(WORKLOAD, NAMES, weights or Weights(preset="tiny"), prompts(), launch, CORES, timeout_s)
+    asked = Launch(index, seed=1, rounds=3, calls=2)
+    return Request(partial(launch._launch, trial(weights), asked, CORES), CORES, 1, timeout_s)
 
 
 def trial(weights: Weights | None = None, budget_s: float = 1.0, timeout_s: float = 60.0) -> Trial:
@@ -81,7 +84,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def success(outcome: Outcome) -> LaunchResult:
+def success(outcome: object) -> LaunchResult:
     assert isinstance(outcome, LaunchResult), outcome
     return outcome
 
@@ -124,20 +127,21 @@ def test_the_same_launch_asks_the_same_prompts_in_the_same_order(server: LaunchS
     first, again = success(server.run(request())), success(server.run(request()))
     other = success(server.run(request(index=1)))
     assert first.built == again.built
-    assert first.samples.variant.tolist() == again.samples.variant.tolist()
+    turns = [result.samples.variant[result.samples.phase != WARMUP].tolist() for result in (first, again)]
+    assert turns[0] == turns[1]
     assert first.built != other.built
 
 
 def test_a_launch_that_raises_is_a_failure_with_a_line(server: LaunchServer, tmp_path: Path) -> None:
     outcome = server.run(request(Weights(path=str(tmp_path / "nowhere.pt"))))
-    assert isinstance(outcome, Failure)
+    assert isinstance(outcome, Loss)
     assert "nowhere.pt" in outcome.reason
     assert "\n" not in outcome.reason
 
 
 def test_a_launch_that_hangs_is_ended_at_its_deadline(server: LaunchServer, endless: Weights) -> None:
     outcome = server.run(request(endless, timeout_s=1.0))
-    assert isinstance(outcome, Failure)
+    assert isinstance(outcome, Loss)
     assert "did not finish in its time" in outcome.reason
     assert children(server.pid) == []
     assert isinstance(server.run(request()), LaunchResult), "the server goes on"
@@ -152,7 +156,7 @@ def test_a_killed_launch_is_named_by_its_signal(server: LaunchServer, endless: W
     killer.start()
     outcome = server.run(request(endless))
     killer.join()
-    assert isinstance(outcome, Failure)
+    assert isinstance(outcome, Loss)
     assert "SIGKILL" in outcome.reason
 
 
@@ -176,7 +180,7 @@ CALLER = """
 import os, sys
 from test_launch import request, WORKLOAD
 from ray_jobs.launch import LaunchServer
-from ray_jobs.measure import Weights
+from ray_jobs.records import Weights
 with LaunchServer(WORKLOAD) as server:
     print(server.pid, flush=True)
     server.run(request(Weights(path=sys.argv[1])))
@@ -222,7 +226,7 @@ def test_a_trial_gives_up_after_its_attempts(tmp_path: Path) -> None:
     with pytest.raises(TrialError, match=rf"launch 0 failed {ATTEMPTS} times, last: .*nowhere\.pt"):
         take_all()
     failures = [outcome.launch for outcome in outcomes if isinstance(outcome, Failure)]
-    assert [(launch.index, launch.attempt) for launch in failures] == [(0, 1), (0, 2), (0, 3)]
+    assert [(lost.index, lost.attempt) for lost in failures] == [(0, 1), (0, 2), (0, 3)]
 
 
 def test_cores_are_the_last_ones_so_that_the_first_is_left_to_others() -> None:

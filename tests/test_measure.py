@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import resource
 import sys
 from collections import Counter
@@ -23,23 +24,10 @@ from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Reply, Workload, torchscript
 from chatbot.vocabulary import Vocabulary
 from ray_jobs import measure
-from ray_jobs.measure import (
-    CALLS,
-    MOST_CALLS,
-    REFRESH,
-    ROUNDS,
-    TIMED,
-    TURN_NS,
-    WARMUP,
-    WARMUP_CALLS,
-    Launch,
-    LaunchResult,
-    Prompts,
-    VariantFacts,
-    Weights,
-)
 from ray_jobs.orders import building_order, up_to_multiple
-from ray_jobs.timing import CpuTimer, timer_for
+from ray_jobs.records import REFRESH, TIMED, WARMUP, Launch, LaunchResult, VariantFacts, Weights
+from ray_jobs.rounds import CALLS, MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS, Prompts, size
+from ray_jobs.timing import CpuTimer, Reading, timer_for
 
 TINY = Weights(preset="tiny")
 SHORT = Launch(index=1, seed=7, rounds=6, calls=3)
@@ -61,11 +49,16 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """A launch, and the prompts of each call of each variant in order."""
+    """A launch, and the prompts of each call of each variant in order; the last call is the check after the rounds."""
 
     result: LaunchResult
     asked: Mapping[str, list[bytes]]
     order: list[str]
+
+    def warm_ups(self, name: str) -> int:
+        """How many calls the variant had before the rounds."""
+        samples = self.result.samples
+        return int(((samples.phase == WARMUP) & (samples.variant == ALL.index(name))).sum())
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one prompt a call", "two prompts a call"])
@@ -95,7 +88,7 @@ def columns(result: LaunchResult, *names: str) -> list[tuple[int, ...]]:
 
 def test_every_variant_has_every_call_of_every_round_once(watched: Watched) -> None:
     rows = columns(watched.result, "variant", "phase", "round", "call")
-    expected = {(v, WARMUP, -1, call) for v in range(3) for call in range(WARMUP_CALLS)}
+    expected = {(v, WARMUP, -1, call) for v, name in enumerate(ALL) for call in range(watched.warm_ups(name))}
     for v, r in np.ndindex(3, 6):
         expected |= {(v, REFRESH, r, 0), *((v, TIMED, r, call) for call in (1, 2, 3))}
     assert len(rows) == len(set(rows))
@@ -104,7 +97,12 @@ def test_every_variant_has_every_call_of_every_round_once(watched: Watched) -> N
 
 def test_every_call_that_was_made_is_a_sample_and_no_other(watched: Watched) -> None:
     names = [ALL[v] for (v,) in columns(watched.result, "variant")]
-    assert names == watched.order
+    assert names == watched.order[: len(names)]
+    assert sorted(watched.order[len(names) :]) == sorted(ALL), "one more of each, to look at how it works"
+
+
+def test_each_variant_is_warmed_with_no_fewer_and_no_more_calls_than_stated(watched: Watched) -> None:
+    assert all(WARMUP_CALLS <= watched.warm_ups(name) <= MOST_WARMUP_CALLS for name in ALL)
 
 
 def test_each_variant_stands_equally_often_in_each_place_of_the_rounds(watched: Watched) -> None:
@@ -118,15 +116,22 @@ def test_a_variants_turn_is_not_interrupted(watched: Watched) -> None:
 
 
 def test_all_variants_get_the_same_prompts_in_the_same_round(watched: Watched) -> None:
-    assert watched.asked[BASELINE] == watched.asked[CONTROL] == watched.asked["torchscript"]
+    assert watched.asked[BASELINE][-25:] == watched.asked[CONTROL][-25:] == watched.asked["torchscript"][-25:]
 
 
-def test_no_prompt_is_asked_twice_of_a_variant(watched: Watched) -> None:
-    size = 4 * 8  # bytes of a prompt
-    batches = watched.asked[BASELINE]
-    each = [batch[i : i + size] for batch in batches for i in range(0, len(batch), size)]
-    assert len(batches) == WARMUP_CALLS + 6 * 4
+def test_all_variants_are_warmed_with_the_same_prompts(watched: Watched) -> None:
+    warmed = sorted((watched.asked[name][: watched.warm_ups(name)] for name in ALL), key=len)
+    assert all(calls == warmed[-1][: len(calls)] for calls in warmed)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_prompt_is_asked_twice_of_a_variant_while_it_is_timed(name: str, watched: Watched) -> None:
+    width = 4 * 8  # bytes of a prompt
+    *batches, check = watched.asked[name]
+    each = [batch[i : i + width] for batch in batches for i in range(0, len(batch), width)]
+    assert len(batches) == watched.warm_ups(name) + 6 * 4
     assert len(each) == len(set(each))
+    assert check == batches[-1]
 
 
 def test_samples_start_one_after_the_other_has_ended(watched: Watched) -> None:
@@ -161,6 +166,27 @@ def test_sound_variants_are_neither_failed_nor_invalid(watched: Watched) -> None
         assert facts.prepare_s > 0
 
 
+def test_the_machine_is_watched_in_every_round(watched: Watched) -> None:
+    told = watched.result.interference
+    assert told is not None
+    assert (told.round_ns > 0).all()
+    assert len(told.round_ns) == len(watched.result.kept_rounds) == 6
+    samples = watched.result.samples
+    for number, lasted in enumerate(told.round_ns.tolist()):
+        assert lasted >= samples.wall_ns[samples.round == number].sum()
+
+
+def test_the_sentinel_runs_before_and_after(watched: Watched) -> None:
+    before, after = watched.result.sentinel_ns
+    assert min(before, after) > 0
+
+
+def test_slow_calls_of_the_warm_up_are_among_its_calls(watched: Watched) -> None:
+    for name, facts in watched.result.facts.items():
+        assert facts.settled == (facts.warmup_calls is not None)
+        assert facts.warmup_calls is None or 0 <= facts.warmup_calls < watched.warm_ups(name)
+
+
 @pytest.fixture(scope="module")
 def traces() -> Mapping[str, list[tuple[str, bytes]]]:
     """Who was asked what, call by call, in launches that differ."""
@@ -180,8 +206,41 @@ def traces() -> Mapping[str, list[tuple[str, bytes]]]:
     return found
 
 
-def test_a_lost_launch_asks_and_orders_the_same_again(traces: Mapping[str, list[tuple[str, bytes]]]) -> None:
-    assert traces["again"] == traces["first"]
+def in_rounds(trace: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Without the warm-up, whose length is the machine's, and the check of each of two variants at the end."""
+    return trace[-(6 * 4 * 2) - 2 : -2]
+
+
+def test_a_lost_launch_orders_the_same_again(traces: Mapping[str, list[tuple[str, bytes]]]) -> None:
+    again, first = ([name for name, _ in in_rounds(traces[label])] for label in ("again", "first"))
+    assert again == first
+
+
+class Scripted(CpuTimer):
+    """Calls that take these ns, then 1000 each."""
+
+    def __init__(self, walls_ns: list[int]) -> None:
+        super().__init__()
+        object.__setattr__(self, "walls_ns", iter(walls_ns))
+
+    def call(self, reply: Reply, batch: Tensor, lengths: Tensor) -> tuple[Tensor, Reading]:
+        tokens, reading = super().call(reply, batch, lengths)
+        return tokens, reading._replace(wall_ns=next(self.walls_ns, 1000))  # type: ignore[attr-defined]
+
+
+def test_a_lost_launch_asks_the_same_again_however_long_its_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[int, list[tuple[str, bytes]]] = {}
+    for warm_up in (6, 12):
+        falling = [10**9 // 2**i for i in range(warm_up)]
+        monkeypatch.setattr(measure, "timer_for", functools.partial(lambda walls, _: Scripted(walls), falling))
+        asked[warm_up] = []
+        saw = functools.partial(lambda trace, n, b: trace.append((n, b.numpy().tobytes())), asked[warm_up])
+        with pytest.MonkeyPatch.context() as patch:
+            for name in (BASELINE, CONTROL):
+                enter(patch, name, watching(name, saw), like=name)
+            run((BASELINE, CONTROL))
+    assert len(asked[6]) < len(asked[12])
+    assert in_rounds(asked[6]) == in_rounds(asked[12])
 
 
 @pytest.mark.parametrize("other", ["next", "seed"])
@@ -189,7 +248,7 @@ def test_launches_differ_in_their_prompts_and_in_their_orders(
     other: str, traces: Mapping[str, list[tuple[str, bytes]]]
 ) -> None:
     for part in (0, 1):
-        assert [call[part] for call in traces[other]] != [call[part] for call in traces["first"]]
+        assert [call[part] for call in in_rounds(traces[other])] != [call[part] for call in in_rounds(traces["first"])]
 
 
 def test_speedups_are_of_every_valid_variant_but_the_baseline(watched: Watched) -> None:
@@ -199,14 +258,18 @@ def test_speedups_are_of_every_valid_variant_but_the_baseline(watched: Watched) 
 def test_a_launch_without_a_size_finds_one_that_lasts_the_asked_seconds() -> None:
     brief = run((BASELINE, CONTROL), Launch(0, seed=7, seconds=1e-9))
     assert brief.rounds == 2  # one square, as short as it gets
-    ample = run((BASELINE, CONTROL), Launch(0, seed=7, seconds=60.0), pool=ROUNDS * (1 + MOST_CALLS) + WARMUP_CALLS)
+    ample = run(
+        (BASELINE, CONTROL), Launch(0, seed=7, seconds=60.0), pool=ROUNDS * (1 + MOST_CALLS) + MOST_WARMUP_CALLS
+    )
     assert ample.rounds == ROUNDS
     assert CALLS <= ample.calls <= MOST_CALLS
 
 
 def test_a_launch_has_no_more_rounds_than_it_has_prompts_for() -> None:
-    result = run((BASELINE, CONTROL), dataclasses.replace(SHORT, rounds=20), pool=WARMUP_CALLS + 5 * 4 + 1)
-    assert result.rounds == 4
+    pool = MOST_WARMUP_CALLS + 9 * 4
+    result = run((BASELINE, CONTROL), dataclasses.replace(SHORT, rounds=20), pool=pool)
+    set_aside = max(WARMUP_CALLS, pool // 4)
+    assert result.rounds == (pool - set_aside) // 4 // 2 * 2 < 20
 
 
 def test_a_launch_runs_without_gradients() -> None:
@@ -323,11 +386,23 @@ def test_a_variant_that_answers_differently_is_invalid(monkeypatch: pytest.Monke
 
 
 def test_an_approximate_variant_may_answer_differently(monkeypatch: pytest.MonkeyPatch) -> None:
-    enter(monkeypatch, "nearly", altered("torchscript", first_token_changed), exact=False)
+    calls = itertools.count()
+
+    def now_and_then(tokens: Tensor) -> Tensor:
+        return tokens if next(calls) % 3 else first_token_changed(tokens)
+
+    enter(monkeypatch, "nearly", altered("torchscript", now_and_then), exact=False)
     result = run((BASELINE, "nearly", CONTROL))
     facts = result.facts["nearly"]
-    assert (facts.invalid, facts.replies, facts.identical) == (None, 18, 0)
+    assert (facts.invalid, facts.replies) == (None, 18)
+    assert 9 <= facts.identical < 18
     assert result.log_speedups().keys() == {"nearly", CONTROL}
+
+
+def test_an_approximate_variant_that_always_answers_differently_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, _ = facts_of_a(altered("torchscript", first_token_changed), monkeypatch, exact=False)
+    assert facts.invalid == "only 0 of its 18 replies are the baseline's"
+    assert (facts.replies, facts.identical) == (18, 0)
 
 
 def test_a_variant_that_says_less_than_was_asked_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,6 +443,42 @@ def test_a_variant_that_spoils_its_prompts_is_not_believed(monkeypatch: pytest.M
     enter(monkeypatch, "spoiler", watching("torchscript", spoil))
     facts = run((BASELINE, CONTROL, "spoiler")).facts["spoiler"]
     assert facts.invalid is not None or set(seen) <= {row.tobytes() for row in prompts(200)}
+
+
+def test_a_variant_that_fills_its_answers_in_later_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        reply = torchscript.prepare(chatbot, workload)
+        owed: list[tuple[Tensor, Tensor]] = []
+
+        def later(batch: Tensor, lengths: Tensor) -> Tensor:
+            for answer, said in owed:
+                answer.copy_(said)
+            tokens = reply(batch, lengths)
+            owed[:] = [(torch.zeros_like(tokens), tokens)]
+            return owed[0][0]
+
+        return later
+
+    facts, _ = facts_of_a(prepare, monkeypatch)
+    assert facts.invalid == "it promises the baseline's replies but one differs at step 1"
+
+
+def test_a_variant_that_handles_text_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spell(tokens: Tensor) -> Tensor:
+        "_".join(["a", "b"])
+        return tokens
+
+    facts, _ = facts_of_a(altered("torchscript", spell), monkeypatch)
+    assert facts.invalid == "it handles text inside the timed call: str.join"
+
+
+def test_a_variant_that_never_settles_is_valid_but_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    falling = [2 ** (60 - i) for i in range(MOST_WARMUP_CALLS)]
+    monkeypatch.setattr(measure, "timer_for", lambda _: Scripted(falling))
+    result = run((BASELINE, CONTROL))
+    first, second = (result.facts[name] for name in result.built)
+    assert (first.settled, first.warmup_calls, first.failed, first.invalid) == (False, None, None, None)
+    assert (second.settled, second.warmup_calls) == (True, 0)
 
 
 # The timed region
@@ -438,10 +549,10 @@ def test_a_launchs_size_is_as_many_whole_squares_as_fit_its_seconds(
     typical: dict[str, float], affordable: float
 ) -> None:
     n = len(typical)
-    calls = measure.size(typical, 1.0, n)[1]
+    calls = size(typical, 1.0, n)[1]
     round_s = sum(typical.values()) * (1 + calls) / 1e9
     assume(abs(affordable - round(affordable)) > 1e-6)
-    rounds, again = measure.size(typical, affordable * round_s, n)
+    rounds, again = size(typical, affordable * round_s, n)
     assert again == calls
     assert CALLS <= calls <= MOST_CALLS
     assert rounds == max(n, min(up_to_multiple(ROUNDS, n), int(affordable) // n * n))
@@ -450,7 +561,7 @@ def test_a_launchs_size_is_as_many_whole_squares_as_fit_its_seconds(
 @given(SIZES, st.floats(0.01, 1.0))
 def test_faster_variants_get_no_fewer_calls(typical: dict[str, float], share: float) -> None:
     faster = {name: ns * share for name, ns in typical.items()}
-    assert measure.size(faster, 1.0, len(typical))[1] >= measure.size(typical, 1.0, len(typical))[1]
+    assert size(faster, 1.0, len(typical))[1] >= size(typical, 1.0, len(typical))[1]
 
 
 @pytest.mark.parametrize(
@@ -458,7 +569,7 @@ def test_faster_variants_get_no_fewer_calls(typical: dict[str, float], share: fl
     [(TURN_NS, CALLS), (TURN_NS / 5, 5), (TURN_NS / MOST_CALLS, MOST_CALLS), (TURN_NS / 1000, MOST_CALLS)],
 )
 def test_the_fastest_variants_turn_decides_the_calls(typical_ns: float, calls: int) -> None:
-    assert measure.size({"fast": typical_ns, "slow": 100 * TURN_NS}, 1.0, 2)[1] == calls
+    assert size({"fast": typical_ns, "slow": 100 * TURN_NS}, 1.0, 2)[1] == calls
 
 
 @given(st.integers(1, 40), st.integers(1, 5))

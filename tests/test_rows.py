@@ -7,12 +7,13 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import scipy.stats
-from launches import ALL, WORKLOAD, made_launch
+from launches import ALL, WORKLOAD, made_launch, stolen
 from numpy.typing import ArrayLike
 
 from chatbot.variants import BASELINE, CONTROL
-from ray_jobs.measure import LaunchResult, VariantFacts
+from ray_jobs.records import LaunchResult, VariantFacts
 from ray_jobs.rows import COLUMNS, DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
+from ray_jobs.statistics import NOMINAL
 
 TRIAL = TrialInfo("run-1", "trial-1", WORKLOAD, ALL, precision=0.01, margin=0.02)
 ODD = "torchscript"
@@ -121,7 +122,7 @@ def test_speedup_is_over_launches_of_medians_over_rounds_of_the_turns_medians() 
     made = [made_launch(times, index=i, rounds=7) for i, times in enumerate(walls)]
     turns = [{v: np.median(np.asarray(ms), axis=1) for v, ms in times.items()} for times in walls]
     logs = [float(np.median(np.log(turn[BASELINE] / turn[ODD]))) for turn in turns]
-    low, high = scipy.stats.t.interval(0.95, 9, loc=np.mean(logs), scale=scipy.stats.sem(logs))
+    low, high = scipy.stats.t.interval(NOMINAL, 9, loc=np.mean(logs), scale=scipy.stats.sem(logs))
     row = rows(made)[ODD]
     expected = (math.exp(np.mean(logs)), math.exp(low), math.exp(high))
     assert (row.speedup, row.speedup_low, row.speedup_high) == pytest.approx(expected, rel=1e-6)
@@ -200,6 +201,158 @@ def test_one_launch_has_no_interval() -> None:
     assert (row.verdict, row.warnings) == ("inconclusive", ("one launch has no interval",))
     assert values(row, ["speedup", "speedup_low", "speedup_high"]) == [None] * 3
     assert row.p50_ms == pytest.approx(10.0)
+
+
+# The machine
+
+
+def watched_launches(slowdown: float, disturbed: Sequence[int], count: int = 10) -> list[LaunchResult]:
+    """The script takes 5 ms where the baseline takes 10, and all calls of the disturbed rounds other times."""
+    walls = {BASELINE: np.full((20, 3), 10.0), CONTROL: np.full((20, 3), 10.0), ODD: np.full((20, 3), 5.0)}
+    for name, factor in ((BASELINE, slowdown), (ODD, slowdown**2)):
+        walls[name][list(disturbed)] *= factor
+    return [made_launch(walls, index=i, interference=stolen(20, disturbed)) for i in range(count)]
+
+
+@pytest.mark.parametrize("slowdown", [0.1, 7.0])
+def test_disturbed_rounds_count_in_no_figure_whether_they_were_slow_or_fast(slowdown: float) -> None:
+    row = rows(watched_launches(slowdown, range(9)))[ODD]
+    assert row.samples == 10 * 11 * 3
+    assert (row.p50_ms, row.mean_ms, row.p90_ms) == pytest.approx((5.0,) * 3)
+    assert row.speedup == pytest.approx(2.0)
+    assert (row.discarded_rounds, row.disturbed_rounds) == (90, 90)
+
+
+def test_half_of_the_rounds_are_kept_however_many_were_disturbed() -> None:
+    row = rows(watched_launches(1.0, range(16)))[ODD]
+    assert (row.discarded_rounds, row.disturbed_rounds, row.samples) == (100, 160, 10 * 10 * 3)
+
+
+def test_the_machine_is_the_same_for_all_rows_of_a_trial() -> None:
+    found = rows([replace(launch, sentinel_ns=(4_000_000, 6_000_000)) for launch in watched_launches(1.0, [3])])
+    for row in found.values():
+        assert (row.discarded_rounds, row.disturbed_rounds) == (10, 10)
+        assert (row.sentinel_ms, row.sentinel_drift) == pytest.approx((5.0, 0.0))
+
+
+def test_launches_that_were_not_watched_leave_the_machines_columns_null() -> None:
+    names = ["discarded_rounds", "disturbed_rounds", "sentinel_ms", "sentinel_drift", "warmup_calls"]
+    assert values(rows(launches())[ODD], names) == [None] * 5
+
+
+def test_rounds_are_counted_over_the_launches_that_were_watched() -> None:
+    row = rows([*launches(4), *watched_launches(1.0, [3, 4], count=2)])[ODD]
+    assert (row.discarded_rounds, row.disturbed_rounds) == (4, 4)
+
+
+def test_many_disturbed_rounds_are_a_warning_on_every_row() -> None:
+    for row in rows(watched_launches(1.0, range(5))).values():
+        assert len(row.warnings) == 1
+        assert row.warnings[0].startswith("25% of the rounds were disturbed: the hypervisor took 25% of the time away")
+
+
+def test_few_disturbed_rounds_are_not_spoken_of() -> None:
+    assert [row.warnings for row in rows(watched_launches(1.0, range(4))).values()] == [()] * 3
+
+
+def with_sentinels(*speeds_ms: float) -> list[LaunchResult]:
+    made = launches(len(speeds_ms), noise=0.001)
+    return [replace(a, sentinel_ns=(round(ms * 1e6),) * 2) for a, ms in zip(made, speeds_ms, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("speeds_ms", "drift", "said"),
+    [
+        ([4, 4, 4, 5, 5, 5], 0.25, "became 25% slower meanwhile"),
+        ([5, 5, 5, 4, 4, 4], -0.2, "became 20% faster meanwhile"),
+        ([4, 4, 50, 4, 4.2, 4], 0.0, None),
+        ([4, 4, 4, 4.2, 4.2, 4.2], 0.05, None),
+    ],
+)
+def test_a_machine_that_changes_its_speed_is_a_warning(speeds_ms: list[float], drift: float, said: str | None) -> None:
+    row = rows(with_sentinels(*speeds_ms))[ODD]
+    assert row.sentinel_drift == pytest.approx(drift)
+    if said is None:
+        assert row.warnings == ()
+    else:
+        assert [said in warning for warning in row.warnings] == [True]
+
+
+def test_one_launch_has_a_speed_of_the_machine_but_no_drift() -> None:
+    row = rows(with_sentinels(4.0))[ODD]
+    assert (row.sentinel_ms, row.sentinel_drift) == (4.0, None)
+
+
+def test_warm_up_calls_are_the_median_over_launches_that_settled() -> None:
+    calls = [2, 2, 9, None, None]
+    made = [with_facts([a], ODD, warmup_calls=n)[0] for a, n in zip(launches(5), calls, strict=True)]
+    assert rows(made)[ODD].warmup_calls == 2.0
+    assert rows(made)[BASELINE].warmup_calls is None
+
+
+@pytest.mark.parametrize(("restless", "warned"), [(2, False), (3, True), (10, True)])
+def test_a_variant_that_was_not_settled_in_over_a_fifth_of_the_launches_is_a_warning(
+    restless: int, warned: bool
+) -> None:
+    made = launches(noise=0.001)
+    found = rows([*with_facts(made[:restless], ODD, settled=False), *made[restless:]])
+    said = f"it never settled: still getting faster as its warm-up ended, in {restless} of 10 launches"
+    assert found[ODD].warnings == ((said,) if warned else ())
+    assert found[CONTROL].warnings == ()
+
+
+def with_trend(first_half: Mapping[str, float], count: int = 10) -> list[LaunchResult]:
+    """All calls take 10 ms, in the first half of each launch times this."""
+    made = []
+    for i in range(count):
+        walls = {v: np.full((20, 3), 10.0 * (1.001 if i % 2 and v == ODD else 1.0)) for v in ALL}
+        for name, factor in first_half.items():
+            walls[name][:10] *= factor
+        made.append(made_launch(walls, index=i))
+    return made
+
+
+@pytest.mark.parametrize(("factor", "said"), [(1.1, "10% slower"), (0.9, "10% faster")])
+def test_a_variant_that_changes_its_speed_within_a_launch_is_a_warning(factor: float, said: str) -> None:
+    found = rows(with_trend({ODD: factor}))
+    expected = f"it never settled: the first half of a launch was {said} than the second"
+    assert [warning for warning in found[ODD].warnings if "settled" in warning] == [expected]
+    assert found[CONTROL].warnings == found[BASELINE].warnings == ()
+
+
+def test_a_trend_that_all_share_is_the_machines_and_is_told_of_the_baseline_alone() -> None:
+    found = rows(with_trend(dict.fromkeys(ALL, 1.1)))
+    assert found[ODD].warnings == found[CONTROL].warnings == ()
+    assert "the first half of a launch was 10% slower" in found[BASELINE].warnings[0]
+
+
+def test_a_small_trend_is_not_spoken_of() -> None:
+    assert rows(with_trend({ODD: 1.015}))[ODD].warnings == ()
+
+
+def test_a_trend_of_disturbed_rounds_is_none_of_the_variants() -> None:
+    made = [replace(a, interference=stolen(20, range(10))) for a in with_trend({ODD: 1.1})]
+    assert not any("settled" in warning for warning in rows(made)[ODD].warnings)
+
+
+def test_a_trend_that_comes_and_goes_is_not_spoken_of() -> None:
+    made = [with_trend({ODD: factor}, 1)[0] for factor in (1.3, 1.3, 0.9, 1.3, 0.95, 1.2)]
+    made = [replace(a, launch=replace(a.launch, index=i)) for i, a in enumerate(made)]
+    assert not any("settled" in warning for warning in rows(made)[ODD].warnings)
+
+
+def without_samples(launch: LaunchResult, name: str) -> LaunchResult:
+    """The launch of a variant that could not be prepared."""
+    left = launch.samples.variant != launch.variants.index(name)
+    samples = type(launch.samples)(**{key: column[left] for key, column in vars(launch.samples).items()})
+    failed = VariantFacts(failed="could not be prepared: RuntimeError: no kernel")
+    return replace(launch, samples=samples, facts={**launch.facts, name: failed})
+
+
+def test_the_rows_beside_a_variant_without_samples_are_made_without_a_murmur() -> None:
+    """NumPy warns of a median of nothing, and a warning is an error here."""
+    found = rows([without_samples(launch, ODD) for launch in launches(noise=0.001)])
+    assert (found[CONTROL].verdict, found[ODD].status) == ("same", FAILED)
 
 
 # Invalid, failed, skipped

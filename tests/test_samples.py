@@ -15,11 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from launches import ALL, WORKLOAD, made_launch
+from launches import ALL, WORKLOAD, made_launch, stolen
 from pyarrow import fs
 
 from chatbot.errors import UsageError
-from ray_jobs.measure import Launch, LaunchResult, Samples, VariantFacts
+from ray_jobs.compact import COMPACT_FILE, compact
+from ray_jobs.interference import COLUMNS as WATCHED
+from ray_jobs.interference import Interference
+from ray_jobs.records import Launch, LaunchResult, Samples, VariantFacts
 from ray_jobs.rows import TrialInfo, rows_of
 from ray_jobs.samples import SCHEMA, RunDirectory, open_root, rows_table, to_result, to_table
 
@@ -28,9 +31,12 @@ ROW_COLUMNS = (
     "run_id trial_id station host device device_name model batch prompt_tokens reply_tokens threads variant baseline "
     "exact samples launches discarded_rounds p50_ms p50_low_ms p50_high_ms p90_ms p95_ms p99_ms mean_ms speedup "
     "speedup_low speedup_high verdict identical_replies prepare_s peak_memory_mb limit_ms of_limit bound status reason "
-    "warnings"
+    "warnings disturbed_rounds warmup_calls sentinel_ms sentinel_drift"
 ).split()
-INTEGERS = {"batch", "prompt_tokens", "reply_tokens", "threads", "samples", "launches", "discarded_rounds"}
+INTEGERS = {
+    *("batch", "prompt_tokens", "reply_tokens", "threads", "samples", "launches", "discarded_rounds"),
+    "disturbed_rounds",
+}
 TEXTS = {
     *("run_id", "trial_id", "station", "host", "device", "device_name", "model", "variant", "baseline", "verdict"),
     *("bound", "status", "reason"),
@@ -51,7 +57,7 @@ def results(draw: st.DrawFn) -> LaunchResult:
     samples = Samples(
         variant=column(draw, np.int16, n, 0, len(variants) - 1),
         phase=column(draw, np.int8, n, 0, 2),
-        round=column(draw, np.int32, n, -1, 1000),
+        round=column(draw, np.int32, n, -1, 19),
         position=column(draw, np.int16, n, 0, 100),
         call=column(draw, np.int32, n, 0, 10),
         start_ns=column(draw, np.int64, n, 0, 2**62),
@@ -62,20 +68,48 @@ def results(draw: st.DrawFn) -> LaunchResult:
     )
     number = st.none() | st.floats(0, 1e6)
     text = st.none() | NAMES
-    facts = st.builds(VariantFacts, number, text, text, st.integers(0, 99), st.integers(0, 99), text, text)
+    facts = st.builds(
+        VariantFacts,
+        prepare_s=number,
+        program=text,
+        kind=text,
+        replies=st.integers(0, 99),
+        identical=st.integers(0, 99),
+        warmup_calls=st.none() | st.integers(0, 30),
+        settled=st.booleans(),
+        failed=text,
+        invalid=text,
+    )
     launch = st.builds(
         Launch, st.integers(0, 9999), st.integers(0, 2**32), st.none() | st.just(20), st.none() | st.just(3)
     )
     known = {name: draw(facts) for name in variants if draw(st.booleans())}
     machine = draw(st.dictionaries(NAMES, st.integers() | NAMES | st.lists(st.integers()), max_size=3))
     built = tuple(draw(st.permutations(variants)))
-    return LaunchResult(draw(launch), variants, built, 20, 3, known, samples, machine)
+    sentinels = draw(st.just(()) | st.tuples(*[st.integers(1, 10**9)] * 2))
+    return LaunchResult(draw(launch), variants, built, 20, 3, known, samples, machine, sentinel_ns=sentinels)
+
+
+@st.composite
+def watched_results(draw: st.DrawFn) -> LaunchResult:
+    """A launch of a few rounds on a machine that tells its time, and of the rest whatever it likes."""
+    rounds = draw(st.integers(1, 5))
+    watched = {name: column(draw, np.int64, rounds, -1, 2**62) for name in WATCHED}
+    watched["round_ns"] = column(draw, np.int64, rounds, 0, 2**62)
+    sentinels = draw(st.tuples(*[st.integers(1, 10**9)] * 2))
+    return made_launch(
+        {"eager": 2.0, "odd": 1.0}, rounds=rounds, interference=Interference(**watched), sentinel_ns=sentinels
+    )
 
 
 def assert_same(found: LaunchResult, expected: LaunchResult) -> None:
     for field in dataclasses.fields(LaunchResult):
-        if field.name != "samples":
+        if field.name not in ("samples", "interference"):
             assert getattr(found, field.name) == getattr(expected, field.name)
+    assert (found.interference is None) == (expected.interference is None)
+    if found.interference is not None and expected.interference is not None:
+        for name in WATCHED:
+            assert getattr(found.interference, name).tolist() == getattr(expected.interference, name).tolist()
     for field in dataclasses.fields(Samples):
         assert getattr(found.samples, field.name).tolist() == getattr(expected.samples, field.name).tolist()
 
@@ -100,6 +134,66 @@ def test_a_launch_comes_back_from_parquet(result: LaunchResult) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(to_table("trial", result), sink)
     assert_same(to_result(pq.read_table(pa.BufferReader(sink.getvalue()))), result)
+
+
+@given(watched_results())
+def test_what_the_machine_did_comes_back_from_parquet(result: LaunchResult) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(to_table("trial", result), sink)
+    found = to_result(pq.read_table(pa.BufferReader(sink.getvalue())))
+    assert_same(found, result)
+    assert found.kept_rounds.tolist() == result.kept_rounds.tolist()
+
+
+def test_what_the_machine_did_stands_beside_each_call_of_its_round() -> None:
+    table = to_table("trial", made_launch({"eager": 2.0}, rounds=3, calls=1, interference=stolen(3, [1])))
+    stands = zip(*(table[name].to_pylist() for name in ("round", "phase", "steal_ns", "round_ns")), strict=True)
+    told = {(r, phase): (steal, wall) for r, phase, steal, wall in stands}
+    assert told.pop((None, "warmup")) == (None, None)
+    quiet, disturbed = (0, 10**9), (10**9 // 4, 10**9)
+    expected = {(r, phase): disturbed if r == 1 else quiet for r in range(3) for phase in ("refresh", "timed")}
+    assert told == expected
+
+
+def test_what_the_machine_did_survives_compaction(tmp_path: Path) -> None:
+    run, small = new_run(tmp_path), RunDirectory.named(str(tmp_path), "small")
+    made = [made_launch({"eager": 2.0}, i, interference=stolen(20, [i]), sentinel_ns=(5, 6 + i)) for i in range(3)]
+    for launch in made:
+        run.add_launch("t", to_table("t", launch))
+    run.write_json("run.json", {})
+    run.write_json("matrix.json", [])
+    compact(run, small)
+    for found, launch in zip(small.read_launches()["t"], made, strict=True):
+        assert_same(found, launch)
+        assert found.kept_rounds.tolist() == launch.kept_rounds.tolist()
+
+
+# Runs from before rounds were watched, as they were committed
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+OLD = ("make-matrix", "seed")
+
+
+@pytest.mark.parametrize("run_id", OLD)
+def test_a_run_from_before_rounds_were_watched_is_read_and_gives_its_own_figures(run_id: str) -> None:
+    old = RunDirectory.existing(str(RESULTS / run_id))
+    launches = old.read_launches()
+    committed = [row for row in json.loads(old.read("matrix.json")) if row["status"] == "done"]
+    assert committed
+    for row in committed:
+        mine = launches[row["trial_id"]]
+        info = TrialInfo(run_id, row["trial_id"], WORKLOAD, (row["variant"],), 0.01, 0.02)
+        (found,) = rows_of(info, "done", None, mine)
+        assert all(launch.interference is None and launch.kept_rounds.all() for launch in mine)
+        assert (found.samples, found.launches) == (row["samples"], row["launches"])
+        assert (found.p50_ms, found.speedup) == pytest.approx((row["p50_ms"], row["speedup"]))
+        assert (found.disturbed_rounds, found.sentinel_ms, found.warmup_calls) == (None, None, None)
+
+
+@pytest.mark.parametrize("run_id", OLD)
+def test_a_run_from_before_rounds_were_watched_is_compacted(run_id: str, tmp_path: Path) -> None:
+    compact(RunDirectory.existing(str(RESULTS / run_id)), RunDirectory.named(str(tmp_path), "small"))
+    assert RunDirectory.existing(str(tmp_path / "small")).sample_files() == [Path(COMPACT_FILE).name]
 
 
 def test_speedups_of_a_launch_survive_its_table() -> None:
@@ -135,6 +229,16 @@ def test_the_schema_is_the_one_that_readers_know() -> None:
         "device_ns": (pa.int64(), True),
         "cpu_ns": (pa.int64(), False),
         "involuntary_switches": (pa.int32(), False),
+        "round_ns": (pa.int64(), True),
+        "run_delay_ns": (pa.int64(), True),
+        "steal_ns": (pa.int64(), True),
+        "throttled_ns": (pa.int64(), True),
+        "pressure_ns": (pa.int64(), True),
+        "foreign_cpu_ns": (pa.int64(), True),
+        "gpu_clock_mhz": (pa.int64(), True),
+        "gpu_throttle": (pa.int64(), True),
+        "gpu_foreign": (pa.int64(), True),
+        "discarded": (pa.bool_(), True),
     }
 
 

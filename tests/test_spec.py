@@ -177,7 +177,29 @@ def test_a_table_in_the_file_is_an_unknown_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given_as", ["torchscrpt", "eager,torchscrpt", ["torchscrpt"], " torchscrpt "])
 def test_an_unknown_variant_is_answered_with_the_valid_ones(given_as: Any) -> None:
-    assert refusal(variants=given_as) == f"unknown variant 'torchscrpt'; choose from: {', '.join(VARIANTS)}"
+    names = ", ".join([*VARIANTS, "package.module:NAME"])
+    assert refusal(variants=given_as) == f"unknown variant 'torchscrpt'; choose from: {names}"
+
+
+@pytest.mark.parametrize("given_as", ["chatbot.none:X", "eager,chatbot.none:X", ["chatbot.none:X"]])
+def test_a_variant_that_cant_be_imported_is_answered_with_the_cause(given_as: Any) -> None:
+    said = "variant 'chatbot.none:X' can't be imported: No module named 'chatbot.none'"
+    assert refusal(variants=given_as) == said
+
+
+def test_a_place_that_holds_no_variant_is_answered_with_what_it_holds() -> None:
+    said = "variant 'chatbot.variants:BASELINE' is a str, not a chatbot.variants.Variant"
+    assert refusal(variants="chatbot.variants:BASELINE") == said
+
+
+def test_a_variant_of_another_module_keeps_its_place_as_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "from chatbot.variants import VARIANTS\nEAGER = VARIANTS['eager']\n"
+    (tmp_path / "spec_test_variant.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "spec_test_variant:EAGER"
+    assert asked(variants=f"{name},torchscript,{name}").variants == (BASELINE, CONTROL, name, "torchscript")
 
 
 @pytest.mark.parametrize("given_as", ["gpu", "cpu,gpu", ["gpu"]])

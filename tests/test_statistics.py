@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ray_jobs.statistics import (
+    NOMINAL,
     Interval,
     least_samples,
     log_speedups,
@@ -18,6 +19,7 @@ from ray_jobs.statistics import (
     percentile,
     precise_enough,
     speedup,
+    trend,
     turn_medians,
     verdict,
 )
@@ -49,7 +51,7 @@ def reciprocal(interval: Interval) -> Interval:
 @given(LOGS)
 def test_speedup_is_scipys_t_interval_of_the_logs(logs: list[float]) -> None:
     assume(np.std(logs) > 1e-6)
-    reach = scipy.stats.t.interval(0.95, len(logs) - 1, loc=plain.fmean(logs), scale=scipy.stats.sem(logs))
+    reach = scipy.stats.t.interval(NOMINAL, len(logs) - 1, loc=plain.fmean(logs), scale=scipy.stats.sem(logs))
     expected = [math.exp(plain.fmean(logs)), *map(math.exp, reach)]
     interval = known(speedup(logs))
     assert [interval.value, interval.low, interval.high] == pytest.approx(expected, rel=1e-9)
@@ -67,12 +69,12 @@ def test_speedup_of_fewer_than_two_launches_is_unknown(logs: list[float]) -> Non
 
 
 @pytest.mark.parametrize("launches", [3, 10, 30])
-def test_speedup_covers_the_truth_19_times_of_20(launches: int) -> None:
+def test_speedup_of_a_given_number_of_launches_covers_the_truth_as_often_as_is_nominal(launches: int) -> None:
     rng = np.random.default_rng(20)
     truth = 0.1
     found = [known(speedup(logs.tolist())) for logs in rng.normal(truth, 0.03, (5000, launches))]
     covered = plain.fmean(i.low <= math.exp(truth) <= i.high for i in found)
-    assert covered == pytest.approx(0.95, abs=0.01)  # three standard errors of 5,000
+    assert covered == pytest.approx(NOMINAL, abs=0.01)  # three standard errors of 5,000
 
 
 @given(LOGS)
@@ -84,6 +86,49 @@ def test_the_other_ways_round_speedup_is_the_reciprocal(logs: list[float]) -> No
 
 def test_half_width_is_a_share_of_the_value() -> None:
     assert Interval(2.0, 1.9, 2.1).half_width == pytest.approx(0.05)
+
+
+def test_launches_without_a_value_are_left_out() -> None:
+    logs = [0.1, math.nan, 0.2, 0.15, math.nan]
+    assert speedup(logs) == speedup([0.1, 0.2, 0.15])
+    assert speedup([0.1, math.nan]) is None
+
+
+# Trends
+
+
+def halves(first: float, last: float, rounds: int = 6) -> list[float]:
+    return [first] * (rounds // 2) + [last] * (rounds - rounds // 2)
+
+
+def test_a_trend_is_how_much_slower_the_first_half_was_without_the_baselines() -> None:
+    launches = [np.array([halves(10 * drift, 10), halves(24 * drift, 20)]).T for drift in (1.0, 1.1, 1.3)]
+    found = known(trend(launches, 1, 0))
+    assert [found.value, found.low, found.high] == pytest.approx([1.2, 1.2, 1.2])
+    own = known(trend(launches, 0, 0))
+    assert own.value == pytest.approx((1.1 * 1.3) ** (1 / 3))
+    assert own.low < 1 < own.high
+
+
+@given(st.lists(st.floats(-0.5, 0.5), min_size=2, max_size=12))
+def test_a_trend_has_a_t_interval_of_999_in_1000(logs: list[float]) -> None:
+    assume(np.std(logs) > 1e-6)
+    launches = [np.array([halves(10, 10), halves(10 * math.exp(log), 10)]).T for log in logs]
+    found = known(trend(launches, 1, 0))
+    reach = scipy.stats.t.interval(0.999, len(logs) - 1, loc=plain.fmean(logs), scale=scipy.stats.sem(logs))
+    expected = [math.exp(plain.fmean(logs)), *map(math.exp, reach)]
+    assert [found.value, found.low, found.high] == pytest.approx(expected, rel=1e-6)
+
+
+def test_rounds_without_a_turn_and_launches_that_do_not_tell_are_left_out_of_a_trend() -> None:
+    told = np.array([halves(10.0, 10.0), halves(24.0, 20.0)]).T
+    gaps = told.copy()
+    gaps[[0, 5]] = math.nan
+    half = told.copy()
+    half[3:] = math.nan
+    found = known(trend([told, gaps, half, told[:1]], 1, 0))
+    assert found.value == pytest.approx(1.2)
+    assert trend([told, half, told[:1]], 1, 0) is None
 
 
 # Verdicts
@@ -141,7 +186,7 @@ def test_precise_enough_asks_for_the_width_of_every_interval(launches: list[list
         if len(mine) < 2:
             widths.append(math.inf)
             continue
-        low, high = scipy.stats.t.interval(0.95, len(mine) - 1, loc=0, scale=max(scipy.stats.sem(mine), 1e-300))
+        low, high = scipy.stats.t.interval(NOMINAL, len(mine) - 1, loc=0, scale=max(scipy.stats.sem(mine), 1e-300))
         widths.append((math.exp(high) - math.exp(low)) / 2)
     assume(all(abs(width - precision) > 1e-9 for width in widths))
     assert precise_enough(logs, precision) == all(width <= precision for width in widths)

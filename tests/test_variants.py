@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from chatbot.checkpoint import Trained
 from chatbot.corpus import Pair
 from chatbot.errors import UsageError
 from chatbot.training import make_batch
-from chatbot.variants import BASELINE, CONTROL, DEVICES, VARIANTS, Workload, variant_named
+from chatbot.variants import BASELINE, CONTROL, DEVICES, VARIANTS, Variant, Workload, variant_named
 
 ON_CPU = [name for name, variant in VARIANTS.items() if "cpu" in variant.devices]
 EXACT = [name for name in ON_CPU if VARIANTS[name].exact]
@@ -117,6 +118,70 @@ def test_an_unknown_variant_is_answered_with_the_valid_names() -> None:
     with pytest.raises(UsageError, match="warp") as caught:
         variant_named("warp")
     assert all(name in str(caught.value) for name in VARIANTS)
+
+
+MINE = """
+from chatbot.variants import VARIANTS, Variant
+FAST = Variant("fast", "mine", VARIANTS["torchscript"].prepare, exact=False, kind="torchscript")
+number = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of modules that can be imported, with one good and some bad ones."""
+    before = set(sys.modules)
+    folder = tmp_path / "variants_of_mine"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "good.py").write_text(MINE)
+    (folder / "lacks.py").write_text("import there_is_no_such_module")
+    (folder / "typo.py").write_text("def (:")
+    (folder / "raises.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield folder
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_variant_of_another_module_is_found_by_its_place() -> None:
+    variant = variant_named("variants_of_mine.good:FAST")
+    assert isinstance(variant, Variant)
+    assert (variant.name, variant.exact, variant.kind) == ("fast", False, "torchscript")
+    assert variant_named("variants_of_mine.good:FAST") is variant
+
+
+def test_an_entry_of_the_table_is_found_before_a_module_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "json:dumps", VARIANTS[BASELINE])
+    assert variant_named("json:dumps") is VARIANTS[BASELINE]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("variants_of_mine.good:SLOW", "can't be imported: .*SLOW"),
+        ("variants_of_mine.nowhere:FAST", "can't be imported: No module named 'variants_of_mine.nowhere'"),
+        ("variants_of_mine.lacks:FAST", "can't be imported: No module named 'there_is_no_such_module'"),
+        ("variants_of_mine.good:number", "is a int, not a chatbot.variants.Variant"),
+        ("variants_of_mine.good:", "can't be imported: "),
+        (":FAST", "can't be imported: "),
+        ("a:b:c", "can't be imported: "),
+        ("variants_of_mine.typo:FAST", "can't be imported: "),
+        ("variants_of_mine.raises:FAST", "can't be imported: "),
+        (".good:FAST", "can't be imported: "),
+    ],
+)
+@pytest.mark.usefixtures("mine")
+def test_a_place_without_a_variant_is_answered_in_one_line(name: str, said: str) -> None:
+    with pytest.raises(UsageError, match=rf"^variant {name!r} {said}") as refused:
+        variant_named(name)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_the_valid_names_tell_of_variants_elsewhere() -> None:
+    with pytest.raises(UsageError, match=r"package\.module:NAME"):
+        variant_named("warp")
 
 
 def run_as_a_stranger(path: Path, prompts: Tensor, lengths: Tensor, folder: Path) -> dict[str, Any]:

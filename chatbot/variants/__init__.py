@@ -2,13 +2,15 @@
 
 A variant is a function ``(chatbot, workload) -> callable(prompts, lengths) -> tokens``: prompts (B, T) on the
 workload's device, lengths (B,) on the CPU, tokens (B, S). Whatever it prepares (traces, copies, caches)
-happens before it returns; the callable is what is timed. Everything else follows from its entry in ``VARIANTS``.
+happens before it returns; the callable is what is timed. Everything else follows from its entry in ``VARIANTS``, or,
+for a variant of your own, from a ``Variant`` in any module, named ``package.module:NAME``.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from chatbot.errors import one_of
+from chatbot.errors import UsageError, one_of
 from chatbot.model import Chatbot
 from chatbot.variants import eager, torchscript
 from chatbot.variants.workload import DEVICES, Reply, Workload
@@ -57,10 +59,25 @@ VARIANTS: dict[str, Variant] = {
 
 
 def variant_named(name: str) -> Variant:
-    """The table's entry. Raises UsageError, listing the valid names."""
-    if name not in VARIANTS:
-        raise one_of("variant", name, list(VARIANTS))
-    return VARIANTS[name]
+    """The table's entry, or the ``Variant`` called ``NAME`` in a module: ``package.module:NAME``.
+
+    Raises:
+        UsageError: there is none; lists the valid names.
+    """
+    if name in VARIANTS:
+        return VARIANTS[name]
+    if ":" not in name:
+        raise one_of("variant", name, [*VARIANTS, "package.module:NAME"])
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the user's module does when it is imported
+        cause = str(error).splitlines()[0] if str(error) else ""
+        kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
+        raise UsageError(f"variant {name!r} can't be imported: {kind}{cause}") from None
+    if not isinstance(found, Variant):
+        raise UsageError(f"variant {name!r} is a {type(found).__name__}, not a chatbot.variants.Variant")
+    return found
 
 
 __all__ = ["BASELINE", "CONTROL", "DEVICES", "VARIANTS", "Prepare", "Reply", "Variant", "Workload", "variant_named"]

@@ -1,0 +1,1 @@
+"""How often the tool is wrong: identical programs, known differences, planted mistakes."""

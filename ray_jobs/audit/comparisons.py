@@ -1,0 +1,113 @@
+"""Comparisons of programs whose true speedup is known, one trial each, through the pipeline of the matrix."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from chatbot.variants import BASELINE, CONTROL
+from ray_jobs.audit import peers
+from ray_jobs.audit.load import background_load
+from ray_jobs.audit.plants import DELAYED
+from ray_jobs.audit.rates import Comparison
+from ray_jobs.audit.stand import Stand
+from ray_jobs.launch import LaunchServer
+from ray_jobs.records import TIMED
+from ray_jobs.rows import Row
+from ray_jobs.trials import TrialState
+
+SEEDS = 1000  # between one part of an audit and the next, more than it has comparisons
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a part of the audit compares."""
+
+    comparisons: int
+    percent: int = 0  # 0: identical programs
+    beside_load: bool = False
+    with_peers: bool = False
+
+    @property
+    def variant(self) -> str:
+        """The program that stands beside the baseline."""
+        return DELAYED[self.percent] if self.percent else CONTROL
+
+    @property
+    def name(self) -> str:
+        """In trial ids and on the page."""
+        part = f"effect-{self.percent}" if self.percent else "aa"
+        return f"{part}-beside-load" if self.beside_load else part
+
+
+def compare(stand: Stand, plan: Plan) -> Iterator[tuple[Comparison, TrialState]]:
+    """Runs the plan; each comparison as it ends."""
+    spec = stand.spec
+    workload = stand.template.info.workload
+    with ExitStack() as stack:
+        if plan.with_peers:
+            others = [core for core in os.sched_getaffinity(0) if core not in stand.cores]
+            server = stack.enter_context(LaunchServer(workload, others))
+        if plan.beside_load:
+            stack.enter_context(background_load(spec.seed, sorted(os.sched_getaffinity(0))))
+        for number in range(plan.comparisons):
+            seed = spec.seed * SEEDS + number
+            state = stand.run(f"{plan.name}-{number:04d}", (plan.variant,), seed)
+            asked = {}
+            if plan.with_peers:
+                pool = stand.inputs.prompts[workload.prompt_tokens]
+                for name in peers.PEERS:
+                    asked[name] = peers.ask(server, name, stand.cores, workload, stand.inputs.weights, pool, seed)
+            yield _comparison(number, plan, state, asked), state
+
+
+def _comparison(number: int, plan: Plan, state: TrialState, asked: dict[str, peers.PeerResult]) -> Comparison:
+    rows = {row.variant: row for row in state.rows()}
+    row, baseline = rows[plan.variant], rows[BASELINE]
+    launches = state.launches
+    timed = sum(int(launch.samples.wall_ns[launch.samples.phase == TIMED].sum()) for launch in launches) / 1e9
+    peered: dict[str, Any] = {name: result.speedup for name, result in asked.items()}
+    peered |= {f"{name}_s": result.seconds for name, result in asked.items()}
+    return Comparison(
+        number=number,
+        beside_load=plan.beside_load,
+        variant=plan.variant,
+        truth=1 / (1 + plan.percent / 100),
+        status=row.status,
+        reason=row.reason,
+        **_of_row(row),
+        launches=len(launches),
+        rounds=launches[0].rounds if launches else 0,
+        p50_ms=baseline.p50_ms,
+        timed_s=timed,
+        seconds=state.seconds or 0.0,
+        **peered,
+    )
+
+
+def _of_row(row: Row) -> dict[str, Any]:
+    names = ("speedup", "speedup_low", "speedup_high", "verdict", "warnings", "sentinel_ms")
+    counts = {name: getattr(row, name) or 0 for name in ("discarded_rounds", "disturbed_rounds")}
+    return {name: getattr(row, name) for name in names} | counts
+
+
+def launch_rows(plan: Plan, states: Sequence[TrialState]) -> list[dict[str, Any]]:
+    """What each launch of these trials came to, from which every interval can be made again."""
+    found: list[dict[str, Any]] = []
+    for number, state in enumerate(states):
+        for launch in state.launches:
+            found.append(
+                {
+                    "part": plan.name,
+                    "comparison": number,
+                    "launch": launch.launch.index,
+                    "built_first": launch.built[0],
+                    "rounds": launch.rounds,
+                    "calls": launch.calls,
+                    "kept_rounds": int(launch.kept_rounds.sum()),
+                    "log_speedup": launch.log_speedups().get(plan.variant),
+                    "sentinel_ns": sum(launch.sentinel_ns) / max(1, len(launch.sentinel_ns)),
+                }
+            )
+    return found

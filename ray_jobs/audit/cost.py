@@ -1,0 +1,164 @@
+"""What honesty costs: time that is not spent inside timed calls, overhead of a sample, CPU use beside a launch."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chatbot.variants import BASELINE, CONTROL, Workload
+from ray_jobs import cluster
+from ray_jobs.audit.stand import Stand
+from ray_jobs.interference import Counters
+from ray_jobs.launch import LaunchServer, Loss, Request
+from ray_jobs.records import TIMED
+from ray_jobs.rounds import MOST_CALLS, Log, Prompts, run_rounds
+from ray_jobs.timing import CpuTimer
+
+LEAST_TIMED_SHARE = 0.5
+MOST_SAMPLE_US = 5.0
+MOST_OWN_CORES = 0.02
+NULL_ROUNDS = 200
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one trial of the baseline and its control; None where it could not be found out."""
+
+    timed_share: float | None  # time inside timed calls / time of the trial, the start of its server included
+    sample_us: float | None  # a sample of a variant that does nothing, all that we do for it included
+    inside_us: float | None  # of it between the two readings of the clock
+    own_cores: float | None  # used by driver, worker and launch server while launches ran
+    ray_cores: float | None  # used by Ray's own processes
+    seconds: float
+    launches: int
+
+    @property
+    def broken(self) -> list[str]:
+        """The targets that were missed, in words."""
+        missed = []
+        if self.timed_share is None or self.timed_share < LEAST_TIMED_SHARE:
+            missed.append(f"timed share under {LEAST_TIMED_SHARE:.0%}")
+        if self.sample_us is None or self.sample_us > MOST_SAMPLE_US:
+            missed.append(f"more than {MOST_SAMPLE_US:g} us a sample")
+        if self.own_cores is None or self.own_cores > MOST_OWN_CORES:
+            missed.append(f"more than {MOST_OWN_CORES:.0%} of a core")
+        return missed
+
+
+class _Unwatched:
+    def read(self) -> Counters:
+        return Counters(0, 0)
+
+
+def null_sample() -> tuple[float, float]:
+    """(us a sample, us of it inside the timed region) of variants that do nothing, through the real rounds."""
+    answer = torch.zeros((1, 10), dtype=torch.long)
+
+    def nothing(_prompts: Tensor, _lengths: Tensor) -> Tensor:
+        return answer
+
+    pool = np.zeros((NULL_ROUNDS * (1 + MOST_CALLS), 8), dtype=np.int64)
+    turns = [[0, 1], [1, 0]] * (NULL_ROUNDS // 2)
+    with torch.inference_mode():
+        for rounds in (10, NULL_ROUNDS):  # a few to warm up
+            log = Log()
+            run_rounds(
+                turns[:rounds], MOST_CALLS, [nothing] * 2, Prompts(pool, Workload()), CpuTimer(), log, _Unwatched()
+            )
+    starts = [reading.start_ns for reading in log.readings]
+    inside = float(np.median([reading.wall_ns for reading in log.readings]))
+    return (starts[-1] - starts[0]) / (len(starts) - 1) / 1e3, inside / 1e3
+
+
+@dataclass
+class _Census:
+    """CPU seconds of this program's processes, by role, between the second launch and the last."""
+
+    first: dict[int, tuple[str, float]] = field(default_factory=dict)
+    last: dict[int, tuple[str, float]] = field(default_factory=dict)
+    at: list[float] = field(default_factory=list)
+
+    def watch(self, event: cluster.Event) -> None:
+        if isinstance(event, cluster.LaunchDone):
+            self.at.append(time.monotonic())
+            self.last = processes()
+            if len(self.at) <= 2:
+                self.first = self.last
+
+    def cores(self, *roles: str) -> float | None:
+        if len(self.at) < 4:
+            return None
+        spent = sum(
+            seconds - self.first[pid][1]
+            for pid, (role, seconds) in self.last.items()
+            if role in roles and pid in self.first
+        )
+        return spent / (self.at[-1] - self.at[1])
+
+
+def processes() -> dict[int, tuple[str, float]]:
+    """(role, CPU seconds) of this process and all below it: driver, worker, server, launch, ray."""
+    parents: dict[int, int] = {}
+    spent: dict[int, float] = {}
+    serves: set[int] = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
+            command = (path / "cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+        pid = int(path.name)
+        parents[pid], spent[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / TICKS
+        if b"ray_jobs.launch" in command.split(b"\0"):
+            serves.add(pid)
+    servers = {pid for pid in serves if parents[pid] not in serves}
+    found: dict[int, tuple[str, float]] = {}
+    for pid in parents:
+        if not _below(pid, os.getpid(), parents):
+            continue
+        if pid == os.getpid():
+            role = "driver"
+        elif pid in servers:
+            role = "server"
+        elif pid in serves:
+            role = "launch"
+        else:
+            role = "worker" if pid in {parents[server] for server in servers} else "ray"
+        found[pid] = (role, spent[pid])
+    return found
+
+
+def _below(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
+    while pid in parents:
+        if pid == ancestor:
+            return True
+        pid = parents[pid]
+    return False
+
+
+def cost(stand: Stand) -> Cost:
+    """Measures one trial, whole, and the null variant in a process pinned as a launch is."""
+    census = _Census()
+    state = stand.run("cost", (BASELINE, CONTROL), stand.spec.seed, memory=True, watch=census.watch)
+    workload = stand.template.info.workload
+    others = [core for core in os.sched_getaffinity(0) if core not in stand.cores]
+    with LaunchServer(workload, others) as server:
+        found = server.run(Request(partial(null_sample), stand.cores, workload.threads, 60.0))
+    sample, inside = (None, None) if isinstance(found, Loss) else found
+    seconds = state.seconds or 0.0
+    timed = sum(int(launch.samples.wall_ns[launch.samples.phase == TIMED].sum()) for launch in state.launches) / 1e9
+    return Cost(
+        timed_share=timed / seconds if seconds and state.launches else None,
+        sample_us=sample,
+        inside_us=inside,
+        own_cores=census.cores("driver", "worker", "server"),
+        ray_cores=census.cores("ray"),
+        seconds=seconds,
+        launches=len(state.launches),
+    )

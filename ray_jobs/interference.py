@@ -1,0 +1,289 @@
+"""What else the machine was doing: counters read between rounds, and which rounds they disqualify.
+
+Rounds are discarded whole and by these counters alone, never by a latency: a rule that looked at latencies would
+choose its results. Sources: proc(5), https://docs.kernel.org/accounting/psi.html,
+https://docs.kernel.org/scheduler/sched-stats.html, https://docs.nvidia.com/deploy/nvml-api/.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+ABSENT = -1  # in arrays of integers, what the machine does not tell
+TICK_NS = round(1e9 / os.sysconf("SC_CLK_TCK"))  # resolution of /proc/stat
+WAKE_UPS_NS = 500_000  # what the kernel's own threads take of a core now and then, on an idle machine too
+WARN_SHARE = 0.2  # of disturbed rounds, above which a row says so
+
+Ints = NDArray[np.int64]
+
+
+class Counters(NamedTuple):
+    """Running totals in ns, None where the machine does not tell; the GPU's are states, not totals."""
+
+    wall_ns: int
+    cpu_ns: int  # of this process
+    run_delay_ns: int | None = None  # this process's threads were ready to run and waited for a core
+    steal_ns: int | None = None  # the hypervisor ran something else on the measured cores
+    throttled_ns: int | None = None  # this control group had used up its quota
+    pressure_ns: int | None = None  # anything on the machine waited for a core
+    busy_ns: int | None = None  # all cores, whoever used them
+    gpu_clock_mhz: int | None = None
+    gpu_throttle: int | None = None  # NVML's bit mask of the reasons that cost speed
+    gpu_foreign: int | None = None  # other processes that compute on the GPU
+
+
+class Watch(Protocol):
+    """Reads the counters."""
+
+    def read(self) -> Counters:
+        """The counters now."""
+        ...
+
+
+@dataclass(frozen=True)
+class Interference:
+    """What the machine did during each round of a launch: one entry a round, ``ABSENT`` where it does not tell."""
+
+    round_ns: Ints
+    run_delay_ns: Ints
+    steal_ns: Ints
+    throttled_ns: Ints
+    pressure_ns: Ints
+    foreign_cpu_ns: Ints  # cores' time that other processes used, anywhere on the machine
+    gpu_clock_mhz: Ints
+    gpu_throttle: Ints
+    gpu_foreign: Ints
+
+
+COLUMNS = tuple(f.name for f in fields(Interference))
+
+
+def per_round(readings: Sequence[Counters]) -> Interference:
+    """Rounds from the readings before the first, between any two, and after the last."""
+    pairs = list(itertools.pairwise(readings))
+
+    def differences(name: str) -> Ints:
+        values = [(getattr(a, name), getattr(b, name)) for a, b in pairs]
+        return np.array([ABSENT if a is None or b is None else max(0, b - a) for a, b in values], dtype=np.int64)
+
+    def states(name: str) -> Ints:
+        values = [getattr(after, name) for _, after in pairs]
+        return np.array([ABSENT if value is None else value for value in values], dtype=np.int64)
+
+    busy = differences("busy_ns")
+    foreign = np.where(busy == ABSENT, ABSENT, np.maximum(0, busy - differences("cpu_ns")))
+    totals = {name: differences(name) for name in ("run_delay_ns", "steal_ns", "throttled_ns", "pressure_ns")}
+    gpu = {name: states(name) for name in ("gpu_clock_mhz", "gpu_throttle", "gpu_foreign")}
+    return Interference(round_ns=differences("wall_ns"), foreign_cpu_ns=foreign, **totals, **gpu)
+
+
+def untold(rounds: int) -> Interference:
+    """The interference of a launch that was not watched."""
+    return Interference(**{name: np.full(rounds, ABSENT, dtype=np.int64) for name in COLUMNS})
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A kind of disturbance: how much of it a round bears, and how to say it."""
+
+    column: str
+    limit: float  # share of the round's time (of one core), or a count
+    sentence: str  # with {0}, the typical amount in a disturbed round
+    slack_ns: int = 0  # what the counter's resolution may add
+
+    def typical(self, amounts: NDArray[np.float64]) -> float:
+        """The median; of bit masks, all their bits."""
+        if self.column == "gpu_throttle":
+            return float(np.bitwise_or.reduce(amounts.astype(np.int64)))
+        return float(np.median(amounts))
+
+    def severity(self, watched: Interference) -> NDArray[np.float64]:
+        """(rounds,): above 1 the round is disturbed."""
+        return np.asarray(self.amount(watched) / self.limit)
+
+    def amount(self, watched: Interference) -> NDArray[np.float64]:
+        """(rounds,): the share or count, less the slack; 0 where it is not told."""
+        values = np.asarray(getattr(watched, self.column)).astype(np.float64)
+        if self.column.endswith("_ns"):
+            values = (values - self.slack_ns) / np.maximum(1, watched.round_ns)
+        return np.maximum(0.0, values)
+
+
+# The limits: a core lost for 2% of a round moves its median turn by less than the default margin. Foreign use
+# elsewhere on the machine costs shared caches and memory bandwidth; half a core of it is far above an idle system's.
+CAUSES = (
+    Cause("foreign_cpu_ns", 0.5, "another process used {0:.1f} cores", slack_ns=2 * TICK_NS),
+    Cause("run_delay_ns", 0.02, "the launch waited {0:.0%} of the time for its cores", slack_ns=WAKE_UPS_NS),
+    Cause("steal_ns", 0.02, "the hypervisor took {0:.0%} of the time away"),
+    Cause("throttled_ns", 0.001, "the control group's quota stopped it for {0:.0%} of the time"),
+    Cause("gpu_throttle", 0.5, "the GPU was slowed down (NVML's bit mask of reasons: {0:.0f})"),
+    Cause("gpu_foreign", 0.5, "{0:.0f} other processes used the GPU"),
+)
+
+
+def severity(watched: Interference) -> NDArray[np.float64]:
+    """(rounds,): how much the worst of the causes disturbed each round; above 1 it is disturbed."""
+    return np.asarray(np.max([cause.severity(watched) for cause in CAUSES], axis=0))
+
+
+def kept(watched: Interference) -> NDArray[np.bool_]:
+    """(rounds,): the rounds to believe: those not disturbed, and never fewer than the least disturbed half.
+
+    Where more than half are disturbed this is the machine's usual state, which fewer rounds would not make better:
+    the row then says so.
+    """
+    scores = severity(watched)
+    half = -(-len(scores) // 2)
+    quiet = scores <= 1
+    if quiet.sum() >= half:
+        return np.asarray(quiet)
+    least = np.zeros(len(scores), dtype=bool)
+    least[np.argsort(scores, kind="stable")[:half]] = True
+    return least
+
+
+def disturbed(watched: Interference) -> int:
+    """How many rounds were disturbed, kept or not."""
+    return int((severity(watched) > 1).sum())
+
+
+def complaint(launches: Sequence[Interference]) -> str | None:
+    """What disturbed more than ``WARN_SHARE`` of these launches' rounds, the two commonest causes; else None."""
+    rounds = sum(len(watched.round_ns) for watched in launches)
+    share = sum(map(disturbed, launches)) / rounds if rounds else 0.0
+    if share <= WARN_SHARE:
+        return None
+    found: list[tuple[int, str]] = []
+    for cause in CAUSES:
+        hits = np.concatenate([cause.amount(watched)[cause.severity(watched) > 1] for watched in launches])
+        if len(hits):
+            found.append((len(hits), cause.sentence.format(cause.typical(hits))))
+    worst = [sentence for _, sentence in sorted(found, key=lambda pair: -pair[0])[:2]]
+    return f"{share:.0%} of the rounds were disturbed: {', '.join(worst)}; make the machine quiet and run it again"
+
+
+@dataclass(frozen=True)
+class MachineWatch:
+    """The counters of this process, of the cores that it is pinned to, and of its GPU."""
+
+    cores: tuple[int, ...]
+    gpu: "Callable[[], tuple[int | None, int | None, int | None]] | None" = None
+    proc: Path = Path("/proc")
+    cgroup: Path = Path("/sys/fs/cgroup")
+
+    def read(self) -> Counters:
+        """About 50 microseconds."""
+        steal, busy = self._cpu_times()
+        return Counters(
+            wall_ns=time.perf_counter_ns(),
+            cpu_ns=time.process_time_ns(),
+            run_delay_ns=self._run_delay(),
+            steal_ns=steal,
+            throttled_ns=self._throttled(),
+            pressure_ns=self._pressure(),
+            busy_ns=busy,
+            **dict(zip(("gpu_clock_mhz", "gpu_throttle", "gpu_foreign"), self.gpu(), strict=True) if self.gpu else ()),
+        )
+
+    def _run_delay(self) -> int | None:
+        """Summed over this process's threads."""
+        try:
+            tasks = os.listdir(self.proc / "self/task")
+            return sum(int(_read(self.proc / f"self/task/{task}/schedstat").split()[1]) for task in tasks)
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def _cpu_times(self) -> tuple[int | None, int | None]:
+        """(steal of the measured cores, use of all cores)."""
+        try:
+            rows = [line.split() for line in _read(self.proc / "stat").splitlines() if line.startswith(b"cpu")]
+            own = {f"cpu{core}".encode() for core in self.cores}
+            stolen = [int(row[8]) for row in rows if row[0] in own]
+            # user, nice, system, irq, softirq; neither idle nor waiting for a disk, nor stolen
+            busy = sum(int(row[i]) for row in rows if row[0] == b"cpu" for i in (1, 2, 3, 6, 7))
+        except (OSError, ValueError, IndexError):
+            return None, None
+        return sum(stolen) * TICK_NS if stolen else None, busy * TICK_NS
+
+    def _throttled(self) -> int | None:
+        """Of this process's control group, of version 2 (microseconds) or version 1 (ns); else of the root's."""
+        for name, key, unit in self._quota_files:
+            try:
+                stat = dict(line.split() for line in _read(self.cgroup / name).splitlines())
+                return int(stat[key]) * unit
+            except (OSError, ValueError, KeyError):
+                continue
+        return None
+
+    @cached_property
+    def _quota_files(self) -> list[tuple[str, bytes, int]]:
+        """(file below the control groups' mount, its key, its unit in ns), the likeliest first."""
+        own = {"": "", "cpu": ""}
+        with suppress(OSError, ValueError):
+            for line in _read(self.proc / "self/cgroup").decode().splitlines():
+                _, controllers, path = line.split(":", 2)
+                own |= {name: path.strip("/") for name in own if name in controllers.split(",")}
+        files = [(f"{own['']}/cpu.stat", b"throttled_usec", 1000), ("cpu.stat", b"throttled_usec", 1000)]
+        files += [(f"cpu/{own['cpu']}/cpu.stat", b"throttled_time", 1), ("cpu/cpu.stat", b"throttled_time", 1)]
+        return [(name.lstrip("/"), key, unit) for name, key, unit in files]
+
+    def _pressure(self) -> int | None:
+        try:
+            return int(_read(self.proc / "pressure/cpu").split(b"total=")[1].split()[0]) * 1000
+        except (OSError, ValueError, IndexError):
+            return None
+
+
+def _read(path: Path) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read(1 << 16)
+
+
+SLOWING = 0x8 | 0x20 | 0x40 | 0x80 | 0x4  # NVML: hardware, software thermal, hardware thermal, power brake, power cap
+
+
+def gpu_state(nvml: Any, uuid: str) -> Callable[[], tuple[int | None, int | None, int | None]]:
+    """A reader of (SM clock in MHz, reasons that slow it, other processes on it) through ``pynvml``."""
+    nvml.nvmlInit()
+    handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+
+    def told(ask: Callable[[], int]) -> int | None:
+        try:
+            return int(ask())
+        except nvml.NVMLError:
+            return None
+
+    def foreign() -> int:
+        # This process is one of them, under a number that a container does not know.
+        return max(0, len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)) - 1)
+
+    def read() -> tuple[int | None, int | None, int | None]:
+        clock = told(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
+        reasons = told(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) & SLOWING)
+        return clock, reasons, told(foreign)
+
+    return read
+
+
+def watch_for(device: str) -> MachineWatch:
+    """The watch of this process as it is pinned now; on CUDA with the GPU's state where ``pynvml`` is installed."""
+    gpu = None
+    if device == "cuda":
+        try:
+            import pynvml
+            import torch
+
+            # By its name: the first GPU of this process need not be the machine's first.
+            gpu = gpu_state(pynvml, f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        except Exception:  # no package, no driver library, no permission: the machine does not tell
+            gpu = None
+    return MachineWatch(tuple(sorted(os.sched_getaffinity(0))), gpu)

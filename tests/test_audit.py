@@ -1,0 +1,266 @@
+"""The audit's arithmetic, its promises and its page; its planted variants in one launch, without Ray."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatbot.checkpoint import Trained
+from chatbot.errors import UsageError
+from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
+from ray_jobs import measure
+from ray_jobs.audit import page
+from ray_jobs.audit.commands import _worst
+from ray_jobs.audit.cost import Cost, null_sample, processes
+from ray_jobs.audit.load import timetable
+from ray_jobs.audit.plants import DELAYED, named
+from ray_jobs.audit.rates import (
+    BROKEN,
+    EXIT,
+    KEPT,
+    TOO_FEW,
+    Comparison,
+    aa_promise,
+    effect_promise,
+    effects_found,
+    false_verdicts,
+    share,
+)
+from ray_jobs.records import Launch, LaunchResult, Weights
+
+# What the plants of a launch must be found out by; the same words as the audit looks for.
+FOUND_IN_A_LAUNCH = {
+    "ANOTHER_DEVICE": "holds weights on",
+    "NOT_SYNCHRONISED": "promises the baseline's replies",
+    "NEVER_COMPUTED": "replies are on meta",
+    "SAME_REPLY": "promises the baseline's replies",
+    "HALF": "shape",
+    "NOTHING": "promises the baseline's replies",
+    "DROPOUT": "training mode",
+    "GRADIENTS": "records gradients",
+    "TOKENISES": "handles text",
+}
+
+
+def comparison(number: int = 0, speedup: float | None = 1.0, half: float = 0.01, **given: Any) -> Comparison:
+    """A trial whose interval reaches ``half`` to either side."""
+    known = {} if speedup is None else {"speedup_low": speedup - half, "speedup_high": speedup + half}
+    content = {"beside_load": False, "variant": CONTROL, "truth": 1.0, "status": "done", "verdict": "same"}
+    return Comparison(number, speedup=speedup, **{**content, **known, "seconds": 4.0, **given})
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_exact_interval_of_a_share_holds_it_and_nothing_impossible(count: tuple[int, int]) -> None:
+    low, high = share(*count)
+    assert 0 <= low <= count[0] / count[1] <= high <= 1
+
+
+def test_the_exact_interval_is_the_known_one() -> None:
+    """Rule of three and its exact form: of 36 without one, at most 1 - 0.025 ** (1 / 36)."""
+    assert share(0, 36) == pytest.approx((0.0, 1 - 0.025 ** (1 / 36)))
+    assert share(36, 36) == pytest.approx((0.025 ** (1 / 36), 1.0))
+    assert share(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "of", "promise"),
+    [
+        (0, 40, KEPT),
+        (0, 30, TOO_FEW),
+        (10, 200, KEPT),
+        (12, 200, TOO_FEW),
+        (30, 200, BROKEN),
+        (0, 0, TOO_FEW),
+        (3, 3, BROKEN),
+    ],
+)
+def test_the_promise_on_identical_programs(wrong: int, of: int, promise: str) -> None:
+    assert aa_promise(wrong, of) == promise
+
+
+@pytest.mark.parametrize(
+    ("percent", "found", "of", "bias", "promise"),
+    [
+        (2, 38, 40, (-0.001, 0.001), KEPT),
+        (2, 36, 40, (-0.001, 0.001), KEPT),
+        (2, 33, 40, (-0.001, 0.001), TOO_FEW),
+        (2, 20, 40, (-0.001, 0.001), BROKEN),
+        (1, 0, 40, (-0.001, 0.001), KEPT),
+        (5, 5, 5, (-0.001, 0.001), TOO_FEW),
+        (5, 40, 40, (0.006, 0.008), BROKEN),
+        (5, 40, 40, (-0.009, -0.006), BROKEN),
+        (5, 40, 40, (0.004, 0.008), KEPT),
+    ],
+)
+def test_the_promise_on_a_known_slowdown(
+    percent: int, found: int, of: int, bias: tuple[float, float], promise: str
+) -> None:
+    assert effect_promise(percent, found, of, *bias) == promise
+
+
+def test_false_verdicts_are_those_that_name_a_difference() -> None:
+    done = [comparison(0), comparison(1, 1.03, verdict="faster"), comparison(2, 0.97, verdict="slower")]
+    done += [comparison(3, 1.01, 0.02, verdict="inconclusive"), comparison(4, None, status="failed")]
+    found = false_verdicts(done, 0.02)
+    assert (found["comparisons"], found["false_verdicts"], found["failed"], found["same"]) == (4, 2, 1, 1)
+    assert (found["rate_low"], found["rate_high"]) == share(2, 4)
+    assert found["intervals_missing_1"] == 2
+    assert found["seconds"] == 20.0
+    assert found["promise"] == BROKEN
+
+
+def test_an_interval_within_the_margin_misses_1_without_a_false_verdict() -> None:
+    found = false_verdicts([comparison(0, 1.01, 0.005, verdict="same")], 0.02)
+    assert (found["false_verdicts"], found["intervals_missing_1"]) == (0, 1)
+
+
+def test_a_peer_is_wrong_where_it_shows_more_than_the_margin() -> None:
+    shown = [1.0, 1.019, 1.03, 1 / 1.03, None]
+    done = [comparison(i, torch_benchmark=ratio, torch_benchmark_s=1.0) for i, ratio in enumerate(shown)]
+    peer = false_verdicts(done, 0.02)["peers"]["torch_benchmark"]
+    assert (peer["comparisons"], peer["false_verdicts"]) == (4, 2)
+    assert peer["worst_error"] == pytest.approx(math.log(1.03))
+    assert false_verdicts(done, 0.02)["peers"]["mean_of_100"]["comparisons"] == 0
+
+
+def test_an_effect_is_found_where_the_whole_interval_is_below_1() -> None:
+    truth = 1 / 1.02
+    done = [comparison(i, truth, 0.01, truth=truth) for i in range(8)]
+    done += [comparison(8, truth, 0.03, truth=truth), comparison(9, 1.05, 0.01, truth=truth)]
+    found = effects_found(done, 2)
+    assert (found["found"], found["comparisons"]) == (8, 10)
+    assert found["bias"] == pytest.approx(math.log(1.05 / truth) / 10)
+
+
+def test_the_worst_part_decides_the_exit_code() -> None:
+    assert [_worst([0, 0]), _worst([0, 3]), _worst([3, 1, 0])] == [0, 3, 1]
+    assert EXIT == {KEPT: 0, BROKEN: 1, TOO_FEW: 3}
+
+
+def test_the_load_is_the_same_every_time_and_as_heavy_as_asked() -> None:
+    first, again = (list(islice(timetable(5, 0.2), 2000)) for _ in range(2))
+    assert first == again != list(islice(timetable(6, 0.2), 2000))
+    busy, idle = (sum(column) for column in zip(*first, strict=True))
+    assert 0.18 < busy / (busy + idle) < 0.22
+
+
+def test_a_page_says_what_each_part_found() -> None:
+    spec = {"model": "small", "budget": 5.0, "margin": 0.02}
+    parts = [
+        {"part": "aa", "spec": spec, **false_verdicts([comparison(i) for i in range(50)], 0.02)},
+        {"part": "effect-2", "spec": spec, **effects_found([comparison(0, 0.98)], 2)},
+        {"part": "faults", "spec": spec, "faults": [{"fault": "a|b", "caught": False, "by": "nothing; a | b"}]},
+        {"part": "cost", "spec": spec, **asdict(Cost(0.6, 9.0, 0.1, 0.01, None, 50, 10)), "missed": ["sample"]},
+    ]
+    environment = {"driver": {"python": "3.11", "source_hash": "ab", "packages": {"torch": "2"}}}
+    audit = {"run_id": "x", "started": "now", "seconds": 60.0, "command": ["audit"], "environment": environment}
+    text = page.page({**audit, "parts": parts})
+    assert "0 of 50 | 0.0% (0.0% to 7.1%)" in text
+    assert f"**{KEPT}**" in text
+    assert "| 1 of 1 | 100% (" in text
+    assert "0 of 1 caught" in text
+    assert "| **no** | nothing; a / b |" in text
+    assert "9.0 us" in text
+    assert "Missed: sample." in text
+    assert "None" not in text
+
+
+def test_costs_beyond_the_targets_are_named() -> None:
+    assert Cost(0.6, 4.0, 0.1, 0.01, 0.03, 50.0, 10).broken == []
+    assert len(Cost(0.4, 6.0, 0.1, 0.03, 0.03, 50.0, 10).broken) == 3
+    assert len(Cost(None, None, None, None, None, 50.0, 0).broken) == 3
+
+
+def test_a_sample_of_nothing_costs_little_and_its_inside_less() -> None:
+    sample, inside = null_sample()
+    assert 0 < inside < sample
+
+
+def test_the_census_knows_this_process_and_its_children() -> None:
+    roles = {role for role, _ in processes().values()}
+    assert "driver" in roles
+
+
+def test_plants_are_named_and_found_like_any_variant() -> None:
+    for name in (*DELAYED.values(), *map(named, FOUND_IN_A_LAUNCH)):
+        assert variant_named(name).prepare is not None
+    with pytest.raises(UsageError, match="NOWHERE"):
+        variant_named(named("NOWHERE"))
+    with pytest.raises(UsageError, match="not a chatbot"):
+        variant_named(named("DELAYED"))
+
+
+Launcher = Callable[..., LaunchResult]
+
+
+@pytest.fixture(scope="module")
+def launched(toy_checkpoint: Path, toy: Trained) -> Launcher:
+    """Runs one launch of the baseline and some plants on the toy chatbot, in this process."""
+    words = toy.vocabulary
+    rng = np.random.default_rng(0)
+    pool = rng.integers(3, len(words), (400, 5))
+    pool = np.unique(np.concatenate([pool[:, :4], np.full((400, 1), 2)], axis=1), axis=0)
+    pool = rng.permutation(pool)
+
+    def run(*names: str) -> LaunchResult:
+        workload = Workload(prompt_tokens=5, reply_tokens=10, model="toy")
+        launch = Launch(0, seed=1, rounds=4, calls=2)
+        try:
+            return measure.measure(workload, (BASELINE, *names), Weights(path=str(toy_checkpoint)), pool, launch)
+        finally:
+            torch.set_grad_enabled(True)
+
+    return run
+
+
+@pytest.mark.parametrize("plant", FOUND_IN_A_LAUNCH)
+def test_a_planted_mistake_is_named(launched: Launcher, plant: str) -> None:
+    facts = launched(named(plant)).facts
+    assert FOUND_IN_A_LAUNCH[plant] in (facts[named(plant)].invalid or ""), facts[named(plant)]
+    assert facts[BASELINE].invalid is None
+
+
+def test_the_same_program_under_two_names_is_named(launched: Launcher) -> None:
+    facts = launched("torchscript", named("SAME_PROGRAM")).facts
+    assert facts[named("SAME_PROGRAM")].invalid == "it is the same program as torchscript"
+
+
+def test_a_memory_of_prompts_has_nothing_to_remember(launched: Launcher) -> None:
+    facts = launched(named("MEMORY")).facts[named("MEMORY")]
+    assert (facts.failed, facts.invalid) == (None, None)
+
+
+@pytest.mark.parametrize("percent", DELAYED)
+def test_a_delayed_variant_is_sound_and_slower(launched: Launcher, percent: int) -> None:
+    result = launched(DELAYED[percent])
+    assert (result.facts[DELAYED[percent]].failed, result.facts[DELAYED[percent]].invalid) == (None, None)
+
+
+def test_a_delay_is_a_share_of_the_call_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that a call moves by 1000 and each look by 1, 5% more is 1050 and the looks."""
+    now = [0]
+
+    def clock() -> int:
+        now[0] += 1
+        return now[0]
+
+    def inner(_chatbot: object, _workload: object) -> Callable[[Any, Any], Any]:
+        def reply(prompts: Any, _lengths: Any) -> Any:
+            now[0] += 1000
+            return prompts
+
+        return reply
+
+    monkeypatch.setattr("time.perf_counter_ns", clock)
+    monkeypatch.setattr("chatbot.variants.eager.prepare", inner)
+    reply = variant_named(DELAYED[5]).prepare(None, None)  # type: ignore[arg-type]
+    reply(torch.zeros(1), torch.zeros(1))
+    assert 1050 <= now[0] <= 1060
