@@ -105,7 +105,10 @@ def connected(address: str) -> Iterator[None]:
         raise UsageError("ray:// keeps the driver off the cluster; use: ray job submit -- python -m ray_jobs matrix")
     if ":" in address:
         _reach(address)
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    options: dict[str, Any] = {}
+    if address == "local":
+        options["include_dashboard"] = False
+        os.environ.setdefault("RAY_worker_niceness", "0")  # by default a worker gives way to any other process
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:

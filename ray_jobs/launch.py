@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -329,6 +330,8 @@ def _child(request: Request, write_end: int) -> None:
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the server
         os.sched_setaffinity(0, request.cores)
+        with suppress(PermissionError):  # Ray's workers, and what they start, are nice to everybody else
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
         torch.set_num_threads(request.threads)
         torch.set_num_interop_threads(1)
         outcome = _Value(request.work())

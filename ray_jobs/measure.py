@@ -160,6 +160,7 @@ def machine_facts() -> dict[str, Any]:
         "pid": os.getpid(),
         "cores": sorted(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
