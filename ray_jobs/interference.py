@@ -108,13 +108,18 @@ class Cause:
 
     def severity(self, watched: Interference) -> NDArray[np.float64]:
         """(rounds,): above 1 the round is disturbed."""
-        return np.asarray(self.amount(watched) / self.limit)
+        if self.column == "gpu_throttle":
+            return np.asarray((self.amount(watched) > 0) / self.limit)
+        return np.asarray(np.maximum(0.0, self.amount(watched, self.slack_ns)) / self.limit)
 
-    def amount(self, watched: Interference) -> NDArray[np.float64]:
-        """(rounds,): the share or count, less the slack; 0 where it is not told."""
+    def amount(self, watched: Interference, less_ns: int = 0) -> NDArray[np.float64]:
+        """(rounds,): the share (of the launch's median round, so that no round's own latency counts) or the count.
+
+        0 where it is not told.
+        """
         values = np.asarray(getattr(watched, self.column)).astype(np.float64)
         if self.column.endswith("_ns"):
-            values = (values - self.slack_ns) / np.maximum(1, watched.round_ns)
+            values = (values - less_ns) / max(1.0, float(np.median(watched.round_ns))) if len(values) else values
         return np.maximum(0.0, values)
 
 
@@ -147,7 +152,8 @@ def kept(watched: Interference) -> NDArray[np.bool_]:
     if quiet.sum() >= half:
         return np.asarray(quiet)
     least = np.zeros(len(scores), dtype=bool)
-    least[np.argsort(scores, kind="stable")[:half]] = True
+    every_other = np.arange(len(scores)) % 2  # among equals: not the first half, in which a machine is coolest
+    least[np.lexsort((every_other, scores))[:half]] = True
     return least
 
 

@@ -1,6 +1,5 @@
 """Launches -> the rows of the matrix: a latency, a speedup and a verdict for each trial and variant."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -193,7 +192,7 @@ def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[Va
     }
     if len(columns) == 1:
         trend = statistics.trend([launch.turn_medians for launch in launches], *next(iter(columns.values())))
-        if trend is not None and (trend.low > 1 or trend.high < 1) and abs(math.log(trend.value)) > TREND:
+        if trend is not None and (trend.low > 1 + TREND or trend.high < 1 / (1 + TREND)):
             word = "slower" if trend.value > 1 else "faster"
             off = abs(trend.value - 1)
             warnings.append(f"it never settled: the first half of a launch was {off:.0%} {word} than the second")

@@ -150,8 +150,10 @@ class RunDirectory:
         return cls(filesystem, path, place)
 
     @contextmanager
-    def created(self) -> Iterator[None]:
+    def created(self, samples: bool = True) -> Iterator[None]:
         """Makes the directory, and its root; a UsageError before the first launch takes away what was made.
+
+        ``samples``: whether launches are to be kept in it.
 
         Raises:
             UsageError: it can't be written.
@@ -159,11 +161,12 @@ class RunDirectory:
         root = self._path.rpartition("/")[0]
         with _reaching(self.shown):
             rootless = self._fs.get_file_info(root).type == fs.FileType.NotFound
-            self._fs.create_dir(f"{self._path}/samples", recursive=True)
+            self._fs.create_dir(f"{self._path}/samples" if samples else self._path, recursive=True)
         try:
             yield
         except UsageError:
-            if not self.sample_files():  # what was measured is never deleted
+            if not (self.sample_files() if samples else self._fs.get_file_info(fs.FileSelector(self._path))):
+                # What was measured is never deleted.
                 self._fs.delete_dir(self._path)
                 if rootless and not self._fs.get_file_info(fs.FileSelector(root)):
                     self._fs.delete_dir(root)
@@ -211,7 +214,7 @@ class RunDirectory:
 
     def sample_files(self) -> list[str]:
         """The names of the committed launches, in order."""
-        selector = fs.FileSelector(f"{self._path}/samples")
+        selector = fs.FileSelector(f"{self._path}/samples", allow_not_found=True)
         names = [info.base_name for info in self._fs.get_file_info(selector)]
         return sorted(name for name in names if name.endswith(".parquet"))
 
@@ -296,4 +299,9 @@ def _row_field(name: str, kind: Any) -> pa.Field:
     return pa.field(name, _ARROW[kinds[0]])
 
 
-ROW_SCHEMA = pa.schema([_row_field(name, kind) for name, kind in get_type_hints(Row).items()])
+def schema_of(kind: type) -> pa.Schema:
+    """The columns of a dataclass of plain values."""
+    return pa.schema([_row_field(name, hint) for name, hint in get_type_hints(kind).items()])
+
+
+ROW_SCHEMA = schema_of(Row)

@@ -195,6 +195,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
     said: dict[str, list[str]] = {}
     for row in rows:
         texts = [f"{row.verdict if row.verdict == 'invalid' else row.status}: {row.reason}"] if row.reason else []
+        if row.discarded_rounds:
+            rounds = "1 round was" if row.discarded_rounds == 1 else f"{row.discarded_rounds} rounds were"
+            texts.append(f"{rounds} discarded, in which something else used the machine")
         for text in (*texts, *row.warnings):
             said.setdefault(text, []).append(row.variant)
     return [f"{', '.join(names) if len(names) < len(rows) else 'all'}: {text}" for text, names in said.items()]

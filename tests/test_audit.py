@@ -26,6 +26,7 @@ from ray_jobs.audit.rates import (
     BROKEN,
     EXIT,
     KEPT,
+    NONE,
     TOO_FEW,
     Comparison,
     aa_promise,
@@ -86,6 +87,16 @@ def test_the_promise_on_identical_programs(wrong: int, of: int, promise: str) ->
     assert aa_promise(wrong, of) == promise
 
 
+def test_intervals_that_miss_too_often_break_the_promise_though_the_margin_hides_them() -> None:
+    assert aa_promise(0, 200, missing=10) == KEPT
+    assert aa_promise(0, 200, missing=30) == BROKEN
+
+
+def test_trials_that_failed_are_held_against_the_promise() -> None:
+    assert aa_promise(0, 190, failed=10) == KEPT
+    assert aa_promise(0, 190, failed=11) == TOO_FEW
+
+
 @pytest.mark.parametrize(
     ("percent", "found", "of", "bias", "promise"),
     [
@@ -93,15 +104,18 @@ def test_the_promise_on_identical_programs(wrong: int, of: int, promise: str) ->
         (2, 36, 40, (-0.001, 0.001), KEPT),
         (2, 33, 40, (-0.001, 0.001), TOO_FEW),
         (2, 20, 40, (-0.001, 0.001), BROKEN),
-        (1, 0, 40, (-0.001, 0.001), KEPT),
+        (1, 0, 40, (-0.001, 0.001), NONE),
+        (1, 0, 40, (0.006, 0.008), BROKEN),
+        (2, 40, 40, (None, None), TOO_FEW),
         (5, 5, 5, (-0.001, 0.001), TOO_FEW),
         (5, 40, 40, (0.006, 0.008), BROKEN),
         (5, 40, 40, (-0.009, -0.006), BROKEN),
-        (5, 40, 40, (0.004, 0.008), KEPT),
+        (5, 40, 40, (0.004, 0.008), TOO_FEW),
+        (5, 40, 40, (-0.006, 0.001), TOO_FEW),
     ],
 )
 def test_the_promise_on_a_known_slowdown(
-    percent: int, found: int, of: int, bias: tuple[float, float], promise: str
+    percent: int, found: int, of: int, bias: tuple[float | None, float | None], promise: str
 ) -> None:
     assert effect_promise(percent, found, of, *bias) == promise
 
@@ -117,6 +131,23 @@ def test_false_verdicts_are_those_that_name_a_difference() -> None:
     assert found["promise"] == BROKEN
 
 
+def test_a_sound_program_called_invalid_is_a_false_verdict_too() -> None:
+    found = false_verdicts([comparison(0), comparison(1, None, verdict="invalid")], 0.02)
+    assert (found["comparisons"], found["false_verdicts"], found["failed"]) == (2, 1, 0)
+
+
+def test_a_trial_that_failed_tells_nothing_though_it_left_an_interval() -> None:
+    found = false_verdicts([comparison(0, 1.2, status="failed", verdict="faster")], 0.02)
+    assert (found["comparisons"], found["false_verdicts"], found["failed"]) == (0, 0, 1)
+    assert found["promise"] == TOO_FEW
+
+
+def test_verdicts_and_figures_beyond_the_margin_are_counted_apart() -> None:
+    done = [comparison(0, 1.03, 0.05, verdict="inconclusive"), comparison(1, lost_launches=2)]
+    found = false_verdicts(done, 0.02)
+    assert (found["inconclusive"], found["same"], found["beyond_margin"], found["lost_launches"]) == (1, 1, 1, 2)
+
+
 def test_an_interval_within_the_margin_misses_1_without_a_false_verdict() -> None:
     found = false_verdicts([comparison(0, 1.01, 0.005, verdict="same")], 0.02)
     assert (found["false_verdicts"], found["intervals_missing_1"]) == (0, 1)
@@ -127,7 +158,7 @@ def test_a_peer_is_wrong_where_it_shows_more_than_the_margin() -> None:
     done = [comparison(i, torch_benchmark=ratio, torch_benchmark_s=1.0) for i, ratio in enumerate(shown)]
     peer = false_verdicts(done, 0.02)["peers"]["torch_benchmark"]
     assert (peer["comparisons"], peer["false_verdicts"]) == (4, 2)
-    assert peer["worst_error"] == pytest.approx(math.log(1.03))
+    assert peer["worst_error"] == pytest.approx(0.03)
     assert false_verdicts(done, 0.02)["peers"]["mean_of_100"]["comparisons"] == 0
 
 
@@ -135,14 +166,22 @@ def test_an_effect_is_found_where_the_whole_interval_is_below_1() -> None:
     truth = 1 / 1.02
     done = [comparison(i, truth, 0.01, truth=truth) for i in range(8)]
     done += [comparison(8, truth, 0.03, truth=truth), comparison(9, 1.05, 0.01, truth=truth)]
+    done += [comparison(10, truth, 0.01, truth=truth, status="failed")]
     found = effects_found(done, 2)
-    assert (found["found"], found["comparisons"]) == (8, 10)
+    assert (found["found"], found["comparisons"], found["failed"]) == (8, 11, 1)
     assert found["bias"] == pytest.approx(math.log(1.05 / truth) / 10)
+
+
+def test_what_is_found_need_not_be_called_slower() -> None:
+    """Half a percent beyond doubt is the same within a margin of two."""
+    done = [comparison(0, 0.995, 0.002, verdict="same"), comparison(1, 0.95, verdict="slower")]
+    found = effects_found(done, 1)
+    assert (found["found"], found["called_slower"]) == (2, 1)
 
 
 def test_the_worst_part_decides_the_exit_code() -> None:
     assert [_worst([0, 0]), _worst([0, 3]), _worst([3, 1, 0])] == [0, 3, 1]
-    assert EXIT == {KEPT: 0, BROKEN: 1, TOO_FEW: 3}
+    assert EXIT == {KEPT: 0, BROKEN: 1, TOO_FEW: 3, NONE: 0}
 
 
 def test_the_load_is_the_same_every_time_and_as_heavy_as_asked() -> None:
@@ -153,12 +192,16 @@ def test_the_load_is_the_same_every_time_and_as_heavy_as_asked() -> None:
 
 
 def test_a_page_says_what_each_part_found() -> None:
-    spec = {"model": "small", "budget": 5.0, "margin": 0.02}
+    spec = {"model": "small", "budget": 5.0, "margin": 0.02, "precision": 0.01}
+    faults = [
+        {"fault": "a|b", "caught": False, "by": "nothing; a | b"},
+        {"fault": "c", "caught": True, "by": "impossible by construction: so it is"},
+    ]
     parts = [
         {"part": "aa", "spec": spec, **false_verdicts([comparison(i) for i in range(50)], 0.02)},
         {"part": "effect-2", "spec": spec, **effects_found([comparison(0, 0.98)], 2)},
-        {"part": "faults", "spec": spec, "faults": [{"fault": "a|b", "caught": False, "by": "nothing; a | b"}]},
-        {"part": "cost", "spec": spec, **asdict(Cost(0.6, 9.0, 0.1, 0.01, None, 50, 10)), "missed": ["sample"]},
+        {"part": "faults", "spec": spec, "faults": faults},
+        {"part": "cost", "spec": spec, **asdict(Cost(0.6, 9.0, 0.1, 40.0, 0.01, None, 50, 10)), "missed": ["sample"]},
     ]
     environment = {"driver": {"python": "3.11", "source_hash": "ab", "packages": {"torch": "2"}}}
     audit = {"run_id": "x", "started": "now", "seconds": 60.0, "command": ["audit"], "environment": environment}
@@ -166,7 +209,7 @@ def test_a_page_says_what_each_part_found() -> None:
     assert "0 of 50 | 0.0% (0.0% to 7.1%)" in text
     assert f"**{KEPT}**" in text
     assert "| 1 of 1 | 100% (" in text
-    assert "0 of 1 caught" in text
+    assert "1 of 2 caught, 1 of them impossible by construction" in text
     assert "| **no** | nothing; a / b |" in text
     assert "9.0 us" in text
     assert "Missed: sample." in text
@@ -174,14 +217,15 @@ def test_a_page_says_what_each_part_found() -> None:
 
 
 def test_costs_beyond_the_targets_are_named() -> None:
-    assert Cost(0.6, 4.0, 0.1, 0.01, 0.03, 50.0, 10).broken == []
-    assert len(Cost(0.4, 6.0, 0.1, 0.03, 0.03, 50.0, 10).broken) == 3
-    assert len(Cost(None, None, None, None, None, 50.0, 0).broken) == 3
+    assert Cost(0.6, 4.0, 0.1, 40.0, 0.01, 0.03, 50.0, 10).broken == []
+    assert len(Cost(0.4, 6.0, 0.1, 40.0, 0.03, 0.03, 50.0, 10).broken) == 3
+    assert all("unknown" in words for words in Cost(None, None, None, None, None, None, 50.0, 0).broken)
 
 
 def test_a_sample_of_nothing_costs_little_and_its_inside_less() -> None:
-    sample, inside = null_sample()
+    sample, inside, watch = null_sample()
     assert 0 < inside < sample
+    assert watch > 0
 
 
 def test_the_census_knows_this_process_and_its_children() -> None:

@@ -25,7 +25,7 @@ ORDER = (
         "audit.rates",
         "audit.comparisons",
     ),
-    *("audit.faults", "audit.cost", "audit.page", "audit.commands", "__main__"),
+    *("audit.faults", "audit.cost", "audit.page", "audit.record", "audit.commands", "__main__"),
 )
 HEAVY = {"ray", "wandb", "pyarrow"}
 MEASURING = ("spec", *ORDER[: ORDER.index("launch") + 1])

@@ -7,15 +7,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import commands
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from commands import Done, environment, ray_folder  # noqa: F401 (a fixture of this module)
 
 from ray_jobs.__main__ import main
 from ray_jobs.rows import COLUMNS
@@ -24,47 +24,12 @@ Arguments = tuple[str | Path, ...]
 LEAST = 12  # launches: whole blocks of three variants, at least ten
 
 
-def environment(home: Path) -> dict[str, str]:
-    """No key and no server of W&B, no other cluster, no telemetry; a temporary folder of Ray's own."""
-    dropped = ("WANDB_API_KEY", "WANDB_MODE", "RAY_ADDRESS")
-    kept = {key: value for key, value in os.environ.items() if key not in dropped}
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "WANDB_ERROR_REPORTING": "false", "RAY_AUTH_MODE": "disabled"}
-    return {**kept, **quiet, "NETRC": str(home / "no-netrc"), "COLUMNS": "100"}
-
-
 def start(home: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "ray_jobs", "matrix", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(home), cwd=home
-    )
-
-
-@dataclass(frozen=True)
-class Done:
-    """A finished command."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self.out.splitlines()[-1])
-        return content
+    return commands.start(home, "matrix", *arguments)
 
 
 def run(home: Path, *arguments: str | Path) -> Done:
-    process = start(home, *arguments)
-    out, err = process.communicate(timeout=240)
-    return Done(process.returncode, out, err)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_folder() -> Iterator[None]:
-    """Ray's sessions go to a folder of their own, with a path short enough for its sockets, and are taken away."""
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", folder)
-        yield
+    return commands.run(home, "matrix", *arguments)
 
 
 @pytest.fixture(scope="module")

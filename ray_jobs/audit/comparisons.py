@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from chatbot.variants import BASELINE, CONTROL
 from ray_jobs.audit import peers
@@ -17,7 +19,7 @@ from ray_jobs.records import TIMED
 from ray_jobs.rows import Row
 from ray_jobs.trials import TrialState
 
-SEEDS = 1000  # between one part of an audit and the next, more than it has comparisons
+MOST = 1000  # comparisons, so that no two --seed share a trial's seed
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def compare(stand: Stand, plan: Plan) -> Iterator[tuple[Comparison, TrialState]]
         if plan.beside_load:
             stack.enter_context(background_load(spec.seed, sorted(os.sched_getaffinity(0))))
         for number in range(plan.comparisons):
-            seed = spec.seed * SEEDS + number
+            seed = spec.seed * MOST + number
             state = stand.run(f"{plan.name}-{number:04d}", (plan.variant,), seed)
             asked = {}
             if plan.with_peers:
@@ -78,6 +80,7 @@ def _comparison(number: int, plan: Plan, state: TrialState, asked: dict[str, pee
         reason=row.reason,
         **_of_row(row),
         launches=len(launches),
+        lost_launches=len(state.lost),
         rounds=launches[0].rounds if launches else 0,
         p50_ms=baseline.p50_ms,
         timed_s=timed,
@@ -92,22 +95,36 @@ def _of_row(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names} | counts
 
 
+@dataclass(frozen=True)
+class LaunchRow:
+    """What one launch of a trial came to, from which every interval can be made again."""
+
+    part: str
+    comparison: int
+    launch: int
+    built_first: str
+    rounds: int
+    calls: int
+    kept_rounds: int
+    log_speedup: float | None
+    sentinel_ns: float | None
+
+
 def launch_rows(plan: Plan, states: Sequence[TrialState]) -> list[dict[str, Any]]:
-    """What each launch of these trials came to, from which every interval can be made again."""
-    found: list[dict[str, Any]] = []
-    for number, state in enumerate(states):
-        for launch in state.launches:
-            found.append(
-                {
-                    "part": plan.name,
-                    "comparison": number,
-                    "launch": launch.launch.index,
-                    "built_first": launch.built[0],
-                    "rounds": launch.rounds,
-                    "calls": launch.calls,
-                    "kept_rounds": int(launch.kept_rounds.sum()),
-                    "log_speedup": launch.log_speedups().get(plan.variant),
-                    "sentinel_ns": sum(launch.sentinel_ns) / max(1, len(launch.sentinel_ns)),
-                }
-            )
-    return found
+    """The launches of these trials, in order."""
+    rows = [
+        LaunchRow(
+            part=plan.name,
+            comparison=number,
+            launch=launch.launch.index,
+            built_first=launch.built[0],
+            rounds=launch.rounds,
+            calls=launch.calls,
+            kept_rounds=int(launch.kept_rounds.sum()),
+            log_speedup=launch.log_speedups().get(plan.variant),
+            sentinel_ns=float(np.mean(launch.sentinel_ns)) if launch.sentinel_ns else None,
+        )
+        for number, state in enumerate(states)
+        for launch in state.launches
+    ]
+    return [asdict(row) for row in rows]

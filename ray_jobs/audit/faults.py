@@ -9,15 +9,19 @@ import numpy as np
 
 from chatbot.variants import BASELINE, CONTROL
 from ray_jobs import cluster
+from ray_jobs.audit.comparisons import MOST
 from ray_jobs.audit.load import background_load
 from ray_jobs.audit.plants import named
 from ray_jobs.audit.stand import Stand
+from ray_jobs.interference import disturbed
 from ray_jobs.records import TIMED, LaunchResult
 from ray_jobs.rows import DONE
 from ray_jobs.statistics import LEAST_LAUNCHES
 from ray_jobs.trials import TrialState
 
 IMPOSSIBLE = "impossible by construction"
+NOTHING_LIKE = 1.5  # a speedup below it is nothing like that of a memory, which would be hundreds
+HALF_WAY = LEAST_LAUNCHES // 2
 BUSY = 0.9  # of each core, from half-way on
 
 
@@ -59,7 +63,7 @@ def _planted(name: str, plant: str, words: str, beside: tuple[str, ...] = ()) ->
 def _nothing_gained(state: TrialState) -> str | None:
     """A memory of prompts can't help where no prompt is asked twice of a variant."""
     row = next(row for row in state.rows() if row.variant == named("MEMORY"))
-    if row.status != DONE or row.verdict in (None, "faster", "invalid"):
+    if row.status != DONE or row.verdict == "invalid" or row.speedup is None or row.speedup > NOTHING_LIKE:
         return None
     return f"{IMPOSSIBLE}: no prompt is asked twice of a variant in a launch (speedup {row.speedup:.3f}, {row.verdict})"
 
@@ -76,7 +80,7 @@ def _balanced(state: TrialState) -> str | None:
     counts = {tuple(np.bincount(column, minlength=len(names))) for column in built[:whole].T}
     if counts != {(whole // len(names),) * len(names)}:
         return None
-    return f"{IMPOSSIBLE}: in each of {len(built)} launches every variant had each place equally often"
+    return f"{IMPOSSIBLE}: each variant had each place of the rounds equally often, in each of {len(built)} launches"
 
 
 def _places_balanced(launch: LaunchResult) -> bool:
@@ -88,26 +92,25 @@ def _places_balanced(launch: LaunchResult) -> bool:
 
 
 def _noticed(state: TrialState) -> str | None:
-    """The rows say that rounds were disturbed, and by what; the control is not called different."""
+    """Every row warns of it, and it is in the rounds after its start that the counters saw it."""
     rows = state.rows()
     said = [text for row in rows for text in row.warnings if "another process used" in text or "waited" in text]
-    if (
-        state.status != DONE
-        or not rows
-        or len(said) < len(rows)
-        or any(row.verdict in ("faster", "slower") for row in rows)
-    ):
+    shares = [disturbed(w) / len(w.round_ns) for w in (launch.interference for launch in state.launches) if w]
+    before, after = shares[: HALF_WAY - 1], shares[HALF_WAY + 1 :]
+    if state.status != DONE or len(said) < len(rows) or not before or not after:
+        return None
+    if np.mean(after) < np.mean(before) + 0.5:
         return None
     return f"{rows[0].discarded_rounds} rounds discarded, and a warning: {said[0]}"
 
 
 def _run_again(state: TrialState) -> str | None:
-    """Every launch died once; each is recorded as lost, was run again, and counts once."""
+    """Every launch was killed on its first attempt, is recorded as lost, was run again, and counts once."""
     indices = [launch.launch.index for launch in state.launches]
-    lost = [record for record in state.lost if "SIGKILL" in record["reason"]]
-    if state.status != DONE or not lost or len(set(indices)) < len(indices) or indices != list(range(len(indices))):
+    killed = [record["launch"] for record in state.lost if record["attempt"] == 1 and "SIGKILL" in record["reason"]]
+    if state.status != DONE or not indices or killed != indices or indices != list(range(len(indices))):
         return None
-    return f"{len(lost)} launches lost ({lost[0]['reason']}), each run again in its place and counted once"
+    return f"{len(killed)} launches lost ({state.lost[0]['reason']}), each run again in its place and counted once"
 
 
 FAULTS = (
@@ -137,10 +140,12 @@ def plant(stand: Stand, fault: Fault, number: int) -> Verdict:
         def watch(event: cluster.Event) -> None:
             if isinstance(event, cluster.LaunchDone):
                 done.append(event)
-                if fault.half_way and len(done) == LEAST_LAUNCHES // 2:
-                    stack.enter_context(background_load(0, sorted(os.sched_getaffinity(0)), BUSY))
+                if fault.half_way and len(done) == HALF_WAY:
+                    stack.enter_context(background_load(stand.spec.seed, sorted(os.sched_getaffinity(0)), BUSY))
 
-        state = stand.run(f"fault-{number:02d}", (BASELINE, *fault.variants), number, watch=watch)
+        state = stand.run(
+            f"fault-{number:02d}", (BASELINE, *fault.variants), stand.spec.seed * MOST + number, watch=watch
+        )
     by = fault.judge(state)
     return Verdict(fault.name, by is not None, by or _uncaught(state))
 

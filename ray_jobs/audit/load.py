@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-SHARE = 0.2  # of each core
+SHARE = 0.2  # of the time it wants each core; beside a launch it gets less
 BURST_S = (0.02, 0.2)
 BYTES = 8_000_000
 
@@ -23,8 +23,12 @@ def background_load(seed: int, cores: Sequence[int], share: float = SHARE) -> It
     """Runs the load on each of these cores while the block lasts; gives the process ids."""
     command = [sys.executable, "-m", "ray_jobs.audit.load"]
     own = str(os.getpid())
-    processes = [subprocess.Popen([*command, str(seed + core), str(core), str(share), own]) for core in cores]
+    processes: list[subprocess.Popen[bytes]] = []
     try:
+        for core in cores:
+            arguments = [str(seed + core), str(core), str(share), own]
+            # In a session of its own: an interrupt is for the audit, which ends the load.
+            processes.append(subprocess.Popen([*command, *arguments], start_new_session=True))
         yield [process.pid for process in processes]
     finally:
         for process in processes:

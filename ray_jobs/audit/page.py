@@ -1,17 +1,16 @@
-"""An audit on one page of Markdown, the same text that the terminal shows; and its tables."""
+"""An audit on one page of Markdown, the same text that the terminal shows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from ray_jobs.audit.cost import LEAST_TIMED_SHARE, MOST_OWN_CORES, MOST_SAMPLE_US
-from ray_jobs.audit.rates import CLAIMED, LEAST_FOUND, MOST_FALSE, PROMISED_PERCENT
+from ray_jobs.audit.faults import IMPOSSIBLE
+from ray_jobs.audit.rates import CLAIMED, LEAST_FOUND, MOST_BIAS, MOST_FALSE
 
 EVERY_S = 30.0  # between lines of progress
 PEER_NAMES = {
-    "torch_benchmark": "torch.utils.benchmark, one after the other",
-    "mean_of_100": "mean of 100 calls, one after the other",
+    "torch_benchmark": "torch.utils.benchmark as it is by default, one after the other",
+    "mean_of_100": "mean of 100 calls without a warm-up, one after the other",
 }
 Part = Mapping[str, Any]
 
@@ -48,42 +47,61 @@ def section(part: Part) -> str:
 
 def _identical(part: Part) -> str:
     load = ", beside a background load on every core" if part["part"].endswith("load") else ", quiet"
-    spec, count = part["spec"], part["comparisons"]
+    count = part["comparisons"]
     rows = [
-        ("this tool", part["false_verdicts"], part["rate_low"], part["rate_high"], part["seconds_each"], count),
+        _rate_row("this tool, its verdicts", part, part["false_verdicts"], part["rate_low"], part["rate_high"]),
+        _rate_row(
+            "this tool, its intervals", part, part["intervals_missing_1"], part["missing_low"], part["missing_high"]
+        ),
         *(
-            (PEER_NAMES[name], p["false_verdicts"], p["rate_low"], p["rate_high"], p["seconds_each"], p["comparisons"])
-            for name, p in part["peers"].items()
-            if p["comparisons"]
+            _rate_row(PEER_NAMES[name], peer, peer["false_verdicts"], peer["rate_low"], peer["rate_high"])
+            for name, peer in part["peers"].items()
+            if peer["comparisons"]
         ),
     ]
     return "\n".join(
         [
             f"## Identical programs{load}",
             "",
-            f"Model {spec['model']}, {spec['budget']:g} s a trial, margin {spec['margin']:.0%}. Promise: the interval "
-            f"of the rate reaches below {CLAIMED:.0%} and ends under {MOST_FALSE:.0%}: **{part['promise']}**.",
+            f"{_trials(part)} Promise (the rate's interval reaches below {CLAIMED:.0%} and ends under "
+            f"{MOST_FALSE:.0%}): **{part['promise']}**.",
             "",
-            *_table(
-                ("", "called different", "rate (95%)", "seconds each"),
-                [
-                    (who, f"{wrong} of {of}", _percents(wrong / of if of else None, low, high), _number(each, ".1f"))
-                    for who, wrong, low, high, each, of in rows
-                ],
-            ),
+            *_table(("", "called different", "rate (95%)", "seconds each"), rows),
             "",
-            f"Intervals that miss 1: {part['intervals_missing_1']} of {count} "
-            f"({part['missing_low']:.1%} to {part['missing_high']:.1%}; 5% claimed). Median half-width "
-            f"{_number(part['median_half_width'], '.2%')}; called the same: {part['same']}; disturbed rounds "
-            f"{_number(part['disturbed_share'], '.1%')}; failed trials: {part['failed']}.",
+            f"An interval calls them different where it misses 1 (5% claimed); the others where their two figures "
+            f"differ by more than {part['spec']['margin']:.0%}, as {part['beyond_margin']} of this tool's speedups do. "
+            f"Verdicts: same {part['same']}, can't tell {part['inconclusive']}, different {part['false_verdicts']} "
+            f"of {count}. Median half-width {_number(part['median_half_width'], '.2%')}; {_machine(part)}.",
             *_worst_errors(part),
         ]
     )
 
 
+def _rate_row(who: str, part: Part, wrong: int, low: float, high: float) -> tuple[str, ...]:
+    of = part["comparisons"]
+    seconds = _number(part["seconds_each"], ".1f")
+    return (who, f"{wrong} of {of}", _percents(wrong / of if of else None, low, high), seconds)
+
+
+def _trials(part: Part) -> str:
+    """What each trial was asked."""
+    spec = part["spec"]
+    return (
+        f"Model {spec['model']}, precision {spec['precision']:.0%}, budget {spec['budget']:g} s "
+        f"(at least ten launches, whatever it is)."
+    )
+
+
+def _machine(part: Part) -> str:
+    return (
+        f"disturbed rounds {_number(part['disturbed_share'], '.1%')}; failed trials {part['failed']}; "
+        f"launches run again {part['lost_launches']}"
+    )
+
+
 def _worst_errors(part: Part) -> list[str]:
     worst = [
-        f"{PEER_NAMES[name].split(',')[0]} {p['worst_error']:.1%}"
+        f"{PEER_NAMES[name].split(' as ')[0].split(' without')[0]} {p['worst_error']:.1%}"
         for name, p in part["peers"].items()
         if p["comparisons"]
     ]
@@ -93,42 +111,42 @@ def _worst_errors(part: Part) -> list[str]:
 
 
 def _effect(part: Part) -> str:
-    spec, count = part["spec"], part["comparisons"]
-    asked = f"at least {LEAST_FOUND:.0%} found" if part["percent"] >= PROMISED_PERCENT else "no promise at this size"
+    count = part["comparisons"]
+    asked = f"at least {LEAST_FOUND:.0%} found, bias within {MOST_BIAS:.1%}"
+    row = (
+        f"{part['found']} of {count}",
+        _percents(part["found"] / count if count else None, part["found_low"], part["found_high"], ".0%"),
+        str(part["called_slower"]),
+        _percents(part["bias"], part["bias_low"], part["bias_high"], "+.2%"),
+        _number(part["median_half_width"], ".2%"),
+        _number(part["seconds_each"], ".1f"),
+        _number(part["most_seconds"], ".1f"),
+    )
+    head = ("found", "share (95%)", "called slower", "bias (95%)", "median half-width", "seconds each", "longest")
     return "\n".join(
         [
             f"## A slowdown of {part['percent']}%" + (", beside a background load" if "load" in part["part"] else ""),
             "",
-            f"Model {spec['model']}, at most {spec['budget']:g} s a trial. "
-            f"Promise ({asked}, no bias): **{part['promise']}**.",
+            f"{_trials(part)} Promise ({asked}): **{part['promise']}**.",
             "",
-            *_table(
-                ("found", "share (95%)", "bias (95%)", "median half-width", "seconds each", "longest"),
-                [
-                    (
-                        f"{part['found']} of {count}",
-                        _percents(
-                            part["found"] / count if count else None, part["found_low"], part["found_high"], ".0%"
-                        ),
-                        _percents(part["bias"], part["bias_low"], part["bias_high"], "+.2%"),
-                        _number(part["median_half_width"], ".2%"),
-                        _number(part["seconds_each"], ".1f"),
-                        _number(part["most_seconds"], ".1f"),
-                    )
-                ],
-            ),
+            *_table(head, [row]),
+            "",
+            f"Found: the whole interval lies below 1. The verdict says slower where it also reaches beyond the margin "
+            f"of {part['spec']['margin']:.0%}; {_machine(part)}.",
         ]
     )
 
 
 def _faults(part: Part) -> str:
     caught = sum(fault["caught"] for fault in part["faults"])
+    impossible = sum(fault["by"].startswith(IMPOSSIBLE) for fault in part["faults"] if fault["caught"])
     rows = [(f["fault"], "yes" if f["caught"] else "**no**", f["by"].replace("|", "/")) for f in part["faults"]]
     return "\n".join(
         [
             "## Planted mistakes",
             "",
-            f"{caught} of {len(rows)} caught, each in a trial of its own (model {part['spec']['model']}).",
+            f"{caught} of {len(rows)} caught, {impossible} of them impossible by construction; each in a trial of its "
+            f"own (model {part['spec']['model']}).",
             "",
             *_table(("mistake", "caught", "by"), rows),
         ]
@@ -139,8 +157,9 @@ def _cost(part: Part) -> str:
     least, most = f"at least {LEAST_TIMED_SHARE:.0%}", f"at most {MOST_OWN_CORES:.0%}"
     rows = [
         ("time inside timed calls / time of the trial", _number(part["timed_share"], ".0%"), least),
-        ("overhead of a sample, all of it", _number(part["sample_us"], ".1f", " us"), f"at most {MOST_SAMPLE_US:g} us"),
+        ("overhead of a sample", _number(part["sample_us"], ".1f", " us"), f"at most {MOST_SAMPLE_US:g} us"),
         ("... of it between the readings of the clock", _number(part["inside_us"], ".2f", " us"), ""),
+        ("reading the machine's counters, once a round", _number(part["watch_us"], ".0f", " us"), ""),
         ("our other processes while launches run", _number(part["own_cores"], ".1%", " of a core"), most),
         ("Ray's own processes", _number(part["ray_cores"], ".1%", " of a core"), ""),
     ]
@@ -154,11 +173,6 @@ def _cost(part: Part) -> str:
             *_table(("", "measured", "target"), rows),
         ]
     )
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows of one kind as an Arrow table."""
-    return pa.Table.from_pylist([dict(row) for row in rows])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

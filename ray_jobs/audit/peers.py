@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import benchmark
 
 from chatbot.variants import BASELINE, CONTROL, Reply, Workload, variant_named
-from ray_jobs.launch import LaunchServer, Loss, Request
+from ray_jobs.launch import LaunchServer, Loss, Request, TrialError
 from ray_jobs.records import Weights
 from ray_jobs.rounds import Prompts
 
@@ -25,13 +25,14 @@ class PeerResult:
     """One comparison of two identical programs by other means."""
 
     speedup: float | None  # None: the process was lost
-    seconds: float
+    seconds: float | None  # of both timings, their preparation aside
 
 
 def torch_benchmark(reply: Reply, prompts: Tensor, lengths: Tensor) -> float:
     """The median of PyTorch's own timer, which runs until its interquartile range is below a tenth of the median.
 
-    Source: https://docs.pytorch.org/docs/stable/benchmark_utils.html, ``adaptive_autorange`` as it is by default.
+    As it is by default, which for calls of some ms may be as few as four of them. Source:
+    https://docs.pytorch.org/docs/stable/benchmark_utils.html, ``adaptive_autorange``.
     """
     given = {"reply": reply, "prompts": prompts, "lengths": lengths}
     timer = benchmark.Timer("reply(prompts, lengths)", globals=given, num_threads=torch.get_num_threads())
@@ -79,8 +80,11 @@ def ask(
 ) -> PeerResult:
     """Runs a peer in a fresh process pinned as a launch is."""
     work = partial(one_after_the_other, peer, workload, weights, pool, seed)
-    result = server.run(Request(work, cores, workload.threads, TIMEOUT_S))
+    try:
+        result = server.run(Request(work, cores, workload.threads, TIMEOUT_S))
+    except TrialError:
+        return PeerResult(None, None)
     if isinstance(result, Loss):
-        return PeerResult(None, 0.0)
+        return PeerResult(None, None)
     found: PeerResult = result
     return found

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from ray_jobs.audit.peers import PEERS
+from ray_jobs.rows import DONE
 from ray_jobs.statistics import CONFIDENCE, Interval, verdict
 
 CLAIMED = 0.05  # share of intervals that miss the truth
@@ -17,10 +18,11 @@ LEAST_FOUND = 0.90  # of differences of at least ``PROMISED_PERCENT``
 PROMISED_PERCENT = 2
 LEAST_COMPARISONS = 10  # below which shares found say nothing
 MOST_BIAS = 0.005
-WRONG = ("faster", "slower")
+MOST_FAILED = 0.05  # share of trials without a result, above which nothing is promised of the rest
+WRONG = ("faster", "slower", "invalid")  # verdicts on two identical programs
 
-KEPT, BROKEN, TOO_FEW = "kept", "broken", "too few comparisons to tell"
-EXIT = {KEPT: 0, BROKEN: 1, TOO_FEW: 3}
+KEPT, BROKEN, TOO_FEW, NONE = "kept", "broken", "too few comparisons to tell", "none made"
+EXIT = {KEPT: 0, BROKEN: 1, TOO_FEW: 3, NONE: 0}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Comparison:
     verdict: str | None = None
     warnings: tuple[str, ...] = ()
     launches: int = 0
+    lost_launches: int = 0  # run again
     rounds: int = 0  # of each launch
     discarded_rounds: int = 0  # of all
     disturbed_rounds: int = 0
@@ -52,6 +55,11 @@ class Comparison:
     mean_of_100_s: float | None = None
 
     @property
+    def told(self) -> bool:
+        """Whether the trial came to its end and said something, if only that a variant is invalid."""
+        return self.status == DONE and (self.interval is not None or self.verdict == "invalid")
+
+    @property
     def interval(self) -> Interval | None:
         """The speedup with its limits; None where the trial brought none."""
         if self.speedup is None or self.speedup_low is None or self.speedup_high is None:
@@ -63,103 +71,131 @@ def share(count: int, of: int) -> tuple[float, float]:
     """The exact 95% interval of a share (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404)."""
     if of == 0:
         return 0.0, 1.0
-    found = stats.binomtest(count, of).proportion_ci(CONFIDENCE, method="exact")
-    return float(found.low), float(found.high)
+    tail = (1 - CONFIDENCE) / 2
+    low = special.betaincinv(count, of - count + 1, tail) if count else 0.0
+    high = special.betaincinv(count + 1, of - count, 1 - tail) if count < of else 1.0
+    return float(low), float(high)
 
 
 def false_verdicts(comparisons: Sequence[Comparison], margin: float) -> dict[str, Any]:
     """How often identical programs were called different, by this tool and by its peers."""
-    told = [c for c in comparisons if c.interval is not None]
+    told = [c for c in comparisons if c.told]
+    intervals = [c.interval for c in told if c.interval is not None]
     wrong = sum(c.verdict in WRONG for c in told)
     low, high = share(wrong, len(told))
-    missing = sum(not c.speedup_low <= c.truth <= c.speedup_high for c in told if c.speedup_low and c.speedup_high)
-    missing_low, missing_high = share(missing, len(told))
+    missing = sum(not interval.low <= 1 <= interval.high for interval in intervals)
+    missing_low, missing_high = share(missing, len(intervals))
+    beyond = sum(_beyond(interval.value, margin) for interval in intervals)
+    failed = len(comparisons) - len(told)
     return {
         "comparisons": len(told),
         "false_verdicts": wrong,
         "rate_low": low,
         "rate_high": high,
+        "same": sum(c.verdict == "same" for c in told),
+        "inconclusive": sum(c.verdict == "inconclusive" for c in told),
+        "beyond_margin": beyond,
         "intervals_missing_1": missing,
         "missing_low": missing_low,
         "missing_high": missing_high,
-        "median_half_width": _median([c.interval.half_width for c in told if c.interval]),
-        "same": sum(c.verdict == "same" for c in told),
-        "failed": len(comparisons) - len(told),
+        "median_half_width": _median([interval.half_width for interval in intervals]),
+        "failed": failed,
+        "lost_launches": sum(c.lost_launches for c in comparisons),
         "disturbed_share": _disturbed(told),
         "seconds_each": _median([c.seconds for c in told]),
         "seconds": sum(c.seconds for c in comparisons),
-        "peers": {peer: _peer(peer, told, margin) for peer in PEERS},
-        "promise": aa_promise(wrong, len(told)),
+        "peers": {peer: _peer(peer, comparisons, margin) for peer in PEERS},
+        "promise": aa_promise(wrong, len(told), missing, failed),
     }
 
 
-def aa_promise(wrong: int, comparisons: int) -> str:
-    """Kept where the rate's interval reaches below 5% and ends under 10%."""
+def aa_promise(wrong: int, comparisons: int, missing: int = 0, failed: int = 0) -> str:
+    """Kept where the rate's interval reaches below 5% and ends under 10%.
+
+    Broken where it lies above 5%, or where more intervals miss the truth than are claimed to, beyond doubt.
+    """
     low, high = share(wrong, comparisons)
-    if low >= CLAIMED:
+    if low >= CLAIMED or share(missing, comparisons)[0] >= CLAIMED:
         return BROKEN
-    return KEPT if high < MOST_FALSE else TOO_FEW
+    enough = high < MOST_FALSE and failed <= MOST_FAILED * (comparisons + failed)
+    return KEPT if enough else TOO_FEW
+
+
+def _beyond(speedup: float, margin: float) -> bool:
+    return verdict(Interval(speedup, speedup, speedup), margin) in WRONG
 
 
 def _peer(peer: str, comparisons: Sequence[Comparison], margin: float) -> dict[str, Any]:
     """A peer gives a number without an interval: a false verdict is a difference of more than the margin."""
     asked = [c for c in comparisons if getattr(c, peer) is not None]
     ratios = [getattr(c, peer) for c in asked]
-    wrong = sum(verdict(Interval(ratio, ratio, ratio), margin) in WRONG for ratio in ratios)
+    wrong = sum(_beyond(ratio, margin) for ratio in ratios)
     low, high = share(wrong, len(asked))
-    off = [abs(math.log(ratio)) for ratio in ratios]
     return {
         "comparisons": len(asked),
         "false_verdicts": wrong,
         "rate_low": low,
         "rate_high": high,
-        "worst_error": max(off, default=None),
+        "worst_error": max((math.expm1(abs(math.log(ratio))) for ratio in ratios), default=None),
         "seconds_each": _median([getattr(c, f"{peer}_s") for c in asked]),
     }
 
 
 def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, Any]:
-    """How often a known slowdown was found (an interval wholly below 1), and the bias of its estimate."""
-    told = [c for c in comparisons if c.interval is not None]
-    found = sum(c.speedup_high < 1 for c in told if c.speedup_high is not None)
-    low, high = share(found, len(told))
-    errors = [math.log(c.speedup / c.truth) for c in told if c.speedup is not None]
+    """How often a known slowdown was found (an interval wholly below 1), and the bias of its estimate.
+
+    A trial that failed has found nothing. ``called_slower`` is the verdict's word for it, which also asks that the
+    interval reaches beyond the margin.
+    """
+    told = [(c, c.interval) for c in comparisons if c.told and c.interval is not None]
+    found = sum(interval.high < 1 for _, interval in told)
+    low, high = share(found, len(comparisons))
+    errors = [math.log(interval.value / c.truth) for c, interval in told]
     bias_low, bias_high = _mean_interval(errors)
     return {
         "percent": percent,
-        "comparisons": len(told),
+        "comparisons": len(comparisons),
         "found": found,
         "found_low": low,
         "found_high": high,
+        "called_slower": sum(c.verdict == "slower" for c, _ in told),
         "bias": float(np.mean(errors)) if errors else None,
         "bias_low": bias_low,
         "bias_high": bias_high,
-        "median_half_width": _median([c.interval.half_width for c in told if c.interval]),
+        "median_half_width": _median([interval.half_width for _, interval in told]),
         "failed": len(comparisons) - len(told),
-        "disturbed_share": _disturbed(told),
-        "seconds_each": _median([c.seconds for c in told]),
-        "most_seconds": max((c.seconds for c in told), default=None),
+        "lost_launches": sum(c.lost_launches for c in comparisons),
+        "disturbed_share": _disturbed([c for c, _ in told]),
+        "seconds_each": _median([c.seconds for c in comparisons]),
+        "most_seconds": max((c.seconds for c in comparisons), default=None),
         "seconds": sum(c.seconds for c in comparisons),
-        "promise": effect_promise(percent, found, len(told), bias_low, bias_high),
+        "promise": effect_promise(percent, found, len(comparisons), bias_low, bias_high),
     }
 
 
 def effect_promise(percent: int, found: int, comparisons: int, bias_low: float | None, bias_high: float | None) -> str:
-    """Kept where a difference of at least 2% is found 9 times in 10, and the bias is not beyond doubt above 0.5%."""
-    if bias_low is not None and bias_high is not None and (bias_low > MOST_BIAS or bias_high < -MOST_BIAS):
-        return BROKEN
-    if comparisons < LEAST_COMPARISONS:
+    """Kept where a difference of at least 2% is found 9 times in 10 and the bias is within 0.5%, beyond doubt.
+
+    None is made of smaller differences, but that of the bias.
+    """
+    if bias_low is None or bias_high is None:
         return TOO_FEW
-    if percent < PROMISED_PERCENT or found / comparisons >= LEAST_FOUND:
-        return KEPT
-    return BROKEN if share(found, comparisons)[1] < LEAST_FOUND else TOO_FEW
+    if bias_low > MOST_BIAS or bias_high < -MOST_BIAS:
+        return BROKEN
+    if percent < PROMISED_PERCENT:
+        return NONE
+    if share(found, comparisons)[1] < LEAST_FOUND:
+        return BROKEN
+    unbiased = bias_low >= -MOST_BIAS and bias_high <= MOST_BIAS
+    enough = comparisons >= LEAST_COMPARISONS and found / comparisons >= LEAST_FOUND
+    return KEPT if enough and unbiased else TOO_FEW
 
 
 def _mean_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     if len(values) < 2:
         return None, None
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    reach = float(special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * error
     return mean - reach, mean + reach
 
 

@@ -1,0 +1,56 @@
+"""``python -m ray_jobs`` in a process of its own, on a Ray of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def environment(home: Path) -> dict[str, str]:
+    """No key and no server of W&B, no other cluster, no telemetry; a temporary folder of Ray's own."""
+    dropped = ("WANDB_API_KEY", "WANDB_MODE", "RAY_ADDRESS")
+    kept = {key: value for key, value in os.environ.items() if key not in dropped}
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "WANDB_ERROR_REPORTING": "false", "RAY_AUTH_MODE": "disabled"}
+    return {**kept, **quiet, "NETRC": str(home / "no-netrc"), "COLUMNS": "100"}
+
+
+def start(home: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "ray_jobs", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(home), cwd=home
+    )
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return content
+
+
+def run(home: Path, *arguments: str | Path) -> Done:
+    process = start(home, *arguments)
+    out, err = process.communicate(timeout=240)
+    return Done(process.returncode, out, err)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_folder() -> Iterator[None]:
+    """Ray's sessions go to a folder of their own, with a path short enough for its sockets, and are taken away."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        yield
