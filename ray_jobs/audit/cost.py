@@ -13,7 +13,7 @@ from torch import Tensor
 from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs import cluster
 from ray_jobs.audit.stand import Stand
-from ray_jobs.interference import Counters, watch_for
+from ray_jobs.interference import watch_for
 from ray_jobs.launch import LaunchServer, Loss, Request
 from ray_jobs.records import TIMED
 from ray_jobs.rounds import CALLS, Log, Prompts, run_rounds
@@ -33,7 +33,7 @@ class Cost:
     timed_share: float | None  # time inside timed calls / time of the trial, the start of its server included
     sample_us: float | None  # a sample of a variant that does nothing: timing it, keeping it, taking its reply
     inside_us: float | None  # of it between the two readings of the clock
-    watch_us: float | None  # reading the machine's counters, once a round
+    round_us: float | None  # between two rounds: counters read, prompts taken, garbage collected
     own_cores: float | None  # used by driver, worker and launch server while launches ran
     ray_cores: float | None  # used by Ray's own processes
     seconds: float
@@ -51,31 +51,24 @@ class Cost:
         return unknown + [w for value, w, sign, limit in targets if value is not None and sign * value > sign * limit]
 
 
-class _Unwatched:
-    def read(self) -> Counters:
-        return Counters(0, 0)
-
-
 def null_sample() -> tuple[float, float, float]:
-    """(us of a sample, of its inside, of reading the counters): variants that do nothing, through the real rounds."""
+    """(us from one sample to the next of a turn, us of it inside, us between rounds): variants that do nothing."""
     answer = torch.zeros((1, 10), dtype=torch.long)
 
     def nothing(_prompts: Tensor, _lengths: Tensor) -> Tensor:
         return answer
 
-    pool = np.zeros((NULL_ROUNDS * (1 + CALLS), 8), dtype=np.int64)
+    pool = np.zeros((NULL_ROUNDS * (1 + CALLS) * 2, 8), dtype=np.int64)
     turns = [[0, 1], [1, 0]] * (NULL_ROUNDS // 2)
     with torch.inference_mode():
         for rounds in (10, NULL_ROUNDS):  # a few to warm up
             log, prompts = Log(), Prompts(pool, Workload())
-            run_rounds(turns[:rounds], CALLS, [nothing] * 2, prompts, CpuTimer(), log, _Unwatched())
-    starts = [reading.start_ns for reading in log.readings]
-    inside = float(np.median([reading.wall_ns for reading in log.readings]))
-    watch, begun = watch_for("cpu"), time.perf_counter_ns()
-    for _ in range(NULL_ROUNDS):
-        watch.read()
-    reading = (time.perf_counter_ns() - begun) / NULL_ROUNDS
-    return (starts[-1] - starts[0]) / (len(starts) - 1) / 1e3, inside / 1e3, reading / 1e3
+            run_rounds(turns[:rounds], CALLS, [nothing] * 2, prompts, CpuTimer(), log, watch_for("cpu"))
+    samples = log.samples()
+    steps = np.diff(samples.start_ns) / 1e3
+    within, between = np.diff(samples.variant) == 0, np.diff(samples.round) != 0
+    sample = float(np.median(steps[within & ~between]))
+    return sample, float(np.median(samples.wall_ns)) / 1e3, float(np.median(steps[between])) - sample
 
 
 @dataclass
@@ -152,14 +145,14 @@ def cost(stand: Stand) -> Cost:
     others = [core for core in os.sched_getaffinity(0) if core not in stand.cores]
     with LaunchServer(workload, others) as server:
         found = server.run(Request(partial(null_sample), stand.cores, workload.threads, 60.0))
-    sample, inside, reading = (None, None, None) if isinstance(found, Loss) else found
+    sample, inside, between = (None, None, None) if isinstance(found, Loss) else found
     seconds = state.seconds or 0.0
     timed = sum(int(launch.samples.wall_ns[launch.samples.phase == TIMED].sum()) for launch in state.launches) / 1e9
     return Cost(
         timed_share=timed / seconds if seconds and state.launches else None,
         sample_us=sample,
         inside_us=inside,
-        watch_us=reading,
+        round_us=between,
         own_cores=census.cores("driver", "worker", "server"),
         ray_cores=census.cores("ray"),
         seconds=seconds,

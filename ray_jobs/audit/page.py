@@ -159,7 +159,7 @@ def _cost(part: Part) -> str:
         ("time inside timed calls / time of the trial", _number(part["timed_share"], ".0%"), least),
         ("overhead of a sample", _number(part["sample_us"], ".1f", " us"), f"at most {MOST_SAMPLE_US:g} us"),
         ("... of it between the readings of the clock", _number(part["inside_us"], ".2f", " us"), ""),
-        ("reading the machine's counters, once a round", _number(part["watch_us"], ".0f", " us"), ""),
+        ("between two rounds: counters, prompts, garbage", _number(part["round_us"], ".0f", " us"), ""),
         ("our other processes while launches run", _number(part["own_cores"], ".1%", " of a core"), most),
         ("Ray's own processes", _number(part["ray_cores"], ".1%", " of a core"), ""),
     ]
