@@ -16,7 +16,7 @@ plan: .venv/installed            ## print what that would run, and for how long
 seed: .venv/installed            ## the table that this project grew from, measured properly
 	$(BIN)/python -m ray_jobs matrix --spec examples/seed.toml $(ARGS)
 
-audit: .venv/installed           ## how often this tool is wrong, on this machine (twenty minutes)
+audit: .venv/installed           ## how often this tool is wrong, on this machine (twenty-five minutes)
 	$(BIN)/python -m ray_jobs audit $(ARGS)
 
 chat: .venv/installed            ## talk to the shipped chatbot

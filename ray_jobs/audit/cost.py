@@ -22,7 +22,7 @@ from ray_jobs.timing import CpuTimer
 LEAST_TIMED_SHARE = 0.5
 MOST_SAMPLE_US = 5.0
 MOST_OWN_CORES = 0.02
-NULL_ROUNDS = 200
+NULL_ROUNDS = 5000  # about a second, over which other processes come and go
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
