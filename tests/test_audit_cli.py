@@ -17,7 +17,7 @@ from commands import Done, ray_folder, run, start  # noqa: F401 (a fixture of th
 from ray_jobs.audit.faults import FAULTS
 from ray_jobs.statistics import speedup
 
-QUICK = ("--model", "tiny", "--budget", "1")
+QUICK = ("--budget", "1")
 
 
 @pytest.fixture(scope="module")

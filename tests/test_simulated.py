@@ -196,13 +196,14 @@ def beside_bursts(_few_objects_to_collect: None) -> list[Comparison]:
 
 
 def lost_shares(comparison: Comparison) -> list[NDArray[np.float64]]:
-    """Of each launch's rounds, what share of their time a burst took the core, as the simulation knows it."""
+    """Of each round, what share of its launch's median round a burst took, less what wake-ups may, as simulated."""
     bursts = np.array(comparison.machine.bursts)
     lost = []
     for times in comparison.round_times:
         starts, ends = np.array(times).T[:, :, None]
         overlaps = np.clip(np.minimum(ends, bursts[:, 1]) - np.maximum(starts, bursts[:, 0]), 0, None)
-        lost.append(overlaps.sum(axis=1) / 2 / (ends - starts)[:, 0])
+        taken = overlaps.sum(axis=1) / 2 - interference.WAKE_UPS_NS
+        lost.append(taken / np.median(ends - starts))
     return lost
 
 
