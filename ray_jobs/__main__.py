@@ -1,4 +1,4 @@
-"""``python -m ray_jobs matrix | audit | compact``."""
+"""``python -m ray_jobs matrix | audit | fetch | compact``."""
 
 import json
 import os
@@ -15,12 +15,18 @@ from chatbot.errors import UsageError
 from chatbot.variants import VARIANTS
 from ray_jobs import matrix as main_job
 from ray_jobs.audit import commands as audit
+from ray_jobs.classes import classes_of
+from ray_jobs.cluster.connection import IN_A_JOB, Terminated
+from ray_jobs.cluster.fetch import JOB_OUT, bring_home, default_out, run_line
+from ray_jobs.cluster.schedule import ClusterLostError
 from ray_jobs.compact import compact as make_compact
+from ray_jobs.directory import RunDirectory, StoreError
 from ray_jobs.estimate import estimate
+from ray_jobs.matrix import Where
+from ray_jobs.resume import Earlier
 from ray_jobs.rows import DONE, FAILED, SKIPPED, Row
-from ray_jobs.samples import RunDirectory
 from ray_jobs.spec import Spec, read_spec
-from ray_jobs.terminal import Reporter, print_matrix
+from ray_jobs.terminal import Reporter, print_classes, print_matrix
 from ray_jobs.wandb_sink import MODES, WandbSink, resolve_mode
 
 app = typer.Typer(
@@ -31,7 +37,7 @@ app = typer.Typer(
 
 app.add_typer(audit.app, name="audit")
 
-INTERRUPTED = 130  # as a shell says it of SIGINT
+INTERRUPTED, TERMINATED = 130, 143  # as a shell says it of SIGINT and SIGTERM
 
 Sizes = Annotated[str | None, typer.Option(help="One or several, separated by commas.", metavar="N[,N...]")]
 
@@ -55,18 +61,42 @@ def matrix(
     margin: Annotated[float | None, typer.Option(help="Differences below it are called the same.")] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds a trial.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of prompts and orders.")] = None,
-    out: Annotated[str, typer.Option(help="The results root: a folder or any pyarrow.fs URI.")] = "results",
+    stations: Annotated[
+        str | None, typer.Option(help="all, one-per-hardware or label=value[,label=value].", metavar="WHICH")
+    ] = None,
+    isolation: Annotated[
+        str | None, typer.Option(help="node: a trial has a whole node; device: a GPU and a share of the cores.")
+    ] = None,
+    cores_per_gpu: Annotated[int | None, typer.Option(help="That share; an equal one by default.")] = None,
+    launch_timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which a launch is ended. [default: the budget, at least 60]")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help=f"The results root: a folder or any pyarrow.fs URI. [default: results; in a job {JOB_OUT}]"),
+    ] = None,
     run_id: Annotated[str | None, typer.Option(help="The run's folder in it; a new one by default.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the trials and their time; run nothing.")] = False,
     wandb: Annotated[str, typer.Option(help=f"{', '.join(MODES)}.")] = "auto",
     address: Annotated[
         str | None, typer.Option(help="local, auto or HOST:PORT. [default: $RAY_ADDRESS, else local]")
     ] = None,
+    wait_for: Annotated[
+        str | None,
+        typer.Option(help="What the cluster is to have before it starts: cpu=4,gpu=1.", metavar="NAME=N[,...]"),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for that, and for a station that somebody else holds.")
+    ] = 600.0,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a run that was cut off: its directory, or its name in --out.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
 ) -> None:
     """Measure every variant on every station and print the latency matrix.
 
-    Exits 0 when nothing failed, 1 when a trial failed or a variant is invalid, 2 on unusable arguments.
+    Exits 0 when nothing failed, 1 when a trial failed or a variant is invalid, 2 on unusable arguments, 130 when
+    interrupted, 143 when terminated. What was committed is never lost: --resume goes on with it.
     """
     flags = {
         "variants": variants,
@@ -81,28 +111,62 @@ def matrix(
         "margin": margin,
         "budget": budget,
         "seed": seed,
+        "stations": stations,
+        "isolation": isolation,
+        "cores_per_gpu": cores_per_gpu,
+        "launch_timeout": launch_timeout,
     }
-    asked = read_spec(spec, flags)
+    root = out or default_out()
+    if resume is not None:
+        given = [name for name, value in {"spec": spec, "run_id": run_id, **flags}.items() if value is not None]
+        if given or plan:
+            name = (given or ["plan"])[0].replace("_", "-")
+            raise UsageError(f"a resumed run keeps what it was asked: leave out --{name}, or start a new run")
+    earlier = None if resume is None else Earlier.of(resume, root)
+    asked = read_spec(spec, flags) if earlier is None else earlier.spec
     mode = resolve_mode(wandb)
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    where = Where(address or os.environ.get("RAY_ADDRESS") or "local", _resources(wait_for), wait)
     if plan:
-        _print_plan(asked, out)
+        _print_plan(asked, root)
         return
-    name = run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    directory = RunDirectory.named(out, name)
+    name = earlier.id if earlier else run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    directory = earlier.directory if earlier else RunDirectory.named(root, name)
     sink = WandbSink(mode, directory)
+    reporter = Reporter(asked.budget, asked.precision)
+    if IN_A_JOB in os.environ:
+        reporter.say(run_line(directory))
     try:
-        rows = main_job.run(asked, name, directory, where, sink, Reporter(asked.budget, asked.precision))
-    except KeyboardInterrupt:
-        typer.echo(f"ray_jobs: interrupted; the launches that were committed are in {directory.shown}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        rows = main_job.run(asked, name, directory, where, sink, reporter, earlier)
+    except (KeyboardInterrupt, StoreError, ClusterLostError) as error:
+        what, code = _ending(error)
+        again = f"python -m ray_jobs matrix --resume {directory.shown}"
+        typer.echo(f"ray_jobs: {what}; the launches that were committed are safe, go on with: {again}", err=True)
+        if isinstance(error, ClusterLostError):
+            os._exit(1)  # Ray's own clean-up would wait for the head
+        raise typer.Exit(code) from None
     print_matrix(rows, asked.margin)
-    typer.echo(f"\n{directory.shown}: matrix.json, matrix.parquet, run.json, samples/")
+    print_classes(classes_of(rows, asked.margin))
+    typer.echo(f"\n{directory.shown}: matrix.json, matrix.parquet, classes.json, run.json, samples/")
     if sink.sync_command:
         typer.echo(f"W&B: written offline; to upload: {sink.sync_command}")
     if as_json:
         typer.echo(json.dumps({"run_dir": directory.shown, "run_id": name, **_counts(rows)}))
     raise typer.Exit(exit_code(rows))
+
+
+@app.command()
+def fetch(
+    job: Annotated[str, typer.Argument(help="Its id, as ray job submit printed it.")],
+    address: Annotated[
+        str | None, typer.Option(help="Of the cluster's dashboard. [default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS]")
+    ] = None,
+    out: Annotated[str, typer.Option(help="The local folder that the run directory goes to.")] = "results",
+) -> None:
+    """Copy the run directory of a submitted job home, through the dashboard's port alone."""
+    place = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if not place or not place.startswith("http"):
+        raise UsageError("give the dashboard's address: --address http://HEAD:8265")
+    typer.echo(bring_home(job, place, Path(out)))
 
 
 @app.command()
@@ -115,6 +179,29 @@ def compact(
     target = RunDirectory.named(out, run_id)
     make_compact(RunDirectory.existing(run), target)
     typer.echo(target.shown)
+
+
+def _ending(error: BaseException) -> tuple[str, int]:
+    """(what happened, exit code)."""
+    if isinstance(error, Terminated):
+        return "terminated", TERMINATED
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", INTERRUPTED
+    return str(error), 1
+
+
+def _resources(asked: str | None) -> dict[str, float]:
+    """``cpu=4,gpu=1`` in Ray's names. Raises UsageError."""
+    found: dict[str, float] = {}
+    for part in (asked or "").split(","):
+        name, _, count = part.strip().partition("=")
+        if not name:
+            continue
+        try:
+            found[name.upper() if name.lower() in ("cpu", "gpu") else name] = float(count)
+        except ValueError:
+            raise UsageError(f"--wait-for {asked!r} is not understood: give cpu=4,gpu=1") from None
+    return found
 
 
 def exit_code(rows: list[Row]) -> int:

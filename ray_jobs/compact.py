@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 from chatbot.errors import UsageError
+from ray_jobs.directory import RunDirectory
 from ray_jobs.rows import COLUMNS
-from ray_jobs.samples import RunDirectory, rows_table
+from ray_jobs.samples import rows_table
 
 COMPACT_FILE = "samples/launches.parquet"
 

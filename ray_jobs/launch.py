@@ -1,40 +1,40 @@
-"""Fresh pinned processes of a trial, until precision or budget.
+"""Launches of a trial until precision or budget, each a fresh pinned process."""
 
-``python -m ray_jobs.launch`` is the fork server of a trial: it has imported PyTorch and started nothing, forks a
-process for each launch that it is asked for, and ends it at its deadline. ``LaunchServer`` is the caller's side. The
-server is a program of its own rather than multiprocessing's, which would import the caller's ``__main__`` (Ray's
-worker) into every launch. If the caller dies, the server and the launch in progress end with it.
-"""
-
-import ctypes
-import gc
 import os
-import pickle
-import select
-import signal
-import struct
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from chatbot.variants import Workload
-from ray_jobs import measure, orders
-from ray_jobs.records import Launch, LaunchResult, Weights, one_line
+from ray_jobs import lease, measure, orders
+from ray_jobs.forkserver import LaunchServer, Loss, Request, TrialError
+from ray_jobs.lease import Lease
+from ray_jobs.records import Launch, LaunchResult, Weights
 from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
 
 ATTEMPTS = 3  # of one launch
-GRACE_S = 10.0  # between a launch's deadline and giving up on its server
+TELL_EVERY_S = 10.0  # that somebody else still holds the station
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What the stopping rule needs of a launch that is safe on disk."""
+
+    index: int
+    rounds: int
+    calls: int
+    log_speedups: Mapping[str, float]
+    elapsed_s: float
+
+    @classmethod
+    def of(cls, launch: LaunchResult) -> "Committed":
+        """A launch's; ``elapsed_s`` is 0 in runs from before it was kept."""
+        return cls(launch.launch.index, launch.rounds, launch.calls, launch.log_speedups(), launch.elapsed_s or 0.0)
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,11 @@ class Trial:
     budget_s: float
     launch_timeout_s: float
     memory: bool = True  # also each variant's peak memory, in a process of its own
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the fork server is asked for: the value of ``work()`` in a fresh process pinned to ``cores``."""
-
-    work: Callable[[], Any]
-    cores: tuple[int, ...]
-    threads: int
-    timeout_s: float
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A process that brought nothing home, and why."""
-
-    reason: str
+    run_id: str = ""
+    cores: tuple[int, ...] | None = None  # the station's share of the machine; None: all that the process may use
+    gpus: tuple[str, ...] = ()  # as this host calls them
+    wait_s: float = 600.0  # for a station that somebody else holds
+    committed: tuple[Committed, ...] = ()  # launches of earlier attempts, which are not run again
 
 
 @dataclass(frozen=True)
@@ -85,11 +73,14 @@ class Memory:
     peak_mb: dict[str, float]
 
 
-Outcome = LaunchResult | Failure | Memory
+@dataclass(frozen=True)
+class Waiting:
+    """Somebody else holds the station."""
+
+    holder: str
 
 
-class TrialError(RuntimeError):
-    """The trial can't go on; one line says why."""
+Outcome = LaunchResult | Failure | Memory | Waiting
 
 
 def choose_cores(allowed: Sequence[int], threads: int) -> tuple[int, ...]:
@@ -106,27 +97,45 @@ def choose_cores(allowed: Sequence[int], threads: int) -> tuple[int, ...]:
 def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iterator[Outcome]:
     """Launches until every speedup is precise enough or the budget ends; then each variant's peak memory.
 
-    A lost launch is yielded as a ``Failure`` and run again in its place with the same order.
+    Nothing else of ours runs on the trial's cores meanwhile: a station that somebody else holds is waited for, and each
+    ``Waiting`` says for whom. A lost launch is yielded as a ``Failure`` and run again in its place with the same order.
 
     Raises:
-        TrialError: the cores do not suffice, or a launch failed ``ATTEMPTS`` times.
+        TrialError: the cores do not suffice, the station stayed busy, or a launch failed ``ATTEMPTS`` times.
     """
-    allowed = sorted(os.sched_getaffinity(0))
+    allowed = sorted(trial.cores or os.sched_getaffinity(0))
     cores = choose_cores(allowed, trial.workload.threads)
     others = [core for core in allowed if core not in cores]
-    with LaunchServer(trial.workload, others) as server:
+    with Lease(lease.names_of(allowed, trial.gpus), lease.describe(trial.run_id, trial.id)) as held:
+        yield from _take(held, trial.wait_s)
+        with LaunchServer(trial.workload, others, held.descriptors) as server:
 
-        def ask(work: Callable[[], Any]) -> Any:
-            return server.run(Request(work, cores, trial.workload.threads, trial.launch_timeout_s))
+            def ask(work: Callable[[], Any]) -> Any:
+                return server.run(Request(work, cores, trial.workload.threads, trial.launch_timeout_s))
 
-        def run(launch: Launch) -> LaunchResult | Failure:
-            outcome = ask(partial(_launch, trial, launch, cores))
-            return Failure(launch, outcome.reason) if isinstance(outcome, Loss) else outcome
+            def run(launch: Launch) -> LaunchResult | Failure:
+                outcome = ask(partial(_launch, trial, launch, cores))
+                return Failure(launch, outcome.reason) if isinstance(outcome, Loss) else outcome
 
-        yield from launches(trial, run, clock)
-        if trial.memory:
-            asked = {name: ask(partial(_memory, trial, name)) for name in trial.variants}
-            yield Memory({name: peak for name, peak in asked.items() if not isinstance(peak, Loss)})
+            yield from launches(trial, run, clock)
+            if trial.memory:
+                asked = {name: ask(partial(_memory, trial, name)) for name in trial.variants}
+                yield Memory({name: peak for name, peak in asked.items() if not isinstance(peak, Loss)})
+
+
+def _take(held: Lease, patience_s: float) -> Iterator[Waiting]:
+    """Waits until the lease is ours. The processes of a trial that has just ended may hold it for a moment."""
+    end = time.monotonic() + patience_s
+    try:
+        holder = lease.wait_for(held, min(1.0, patience_s))
+        while holder is not None:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TrialError(f"the station was busy for {patience_s:.0f} s: {holder}")
+            yield Waiting(holder)
+            holder = lease.wait_for(held, min(TELL_EVERY_S, left))
+    except lease.LeaseError as error:
+        raise TrialError(str(error)) from None
 
 
 def launches(
@@ -136,30 +145,39 @@ def launches(
 
     Launches come in whole blocks of as many as there are variants, at least ``LEAST_LAUNCHES``; then until every
     interval is as narrow as asked, or another block would outlast the budget. What the intervals say plays no part.
+    Those that earlier attempts committed stand where they stood, with the time that they had taken.
 
     Raises:
         TrialError: a launch failed ``ATTEMPTS`` times.
     """
-    start = clock()
+    start = clock() - max((earlier.elapsed_s for earlier in trial.committed), default=0.0)
+    committed = {earlier.index: earlier for earlier in trial.committed}
     block = len(trial.variants)
     least = orders.up_to_multiple(LEAST_LAUNCHES, block)
     # The least number of launches should fit in the budget; a tenth of it goes to starting and preparing.
     launch = Launch(0, trial.seed, seconds=0.9 * trial.budget_s / least)
-    speedups: list[dict[str, float]] = []
+    for earlier in trial.committed[:1]:  # all launches of a trial are of one size
+        launch = replace(launch, rounds=earlier.rounds, calls=earlier.calls)
+    speedups: list[Mapping[str, float]] = []
     while True:
-        outcome = run(launch)
-        yield outcome
-        if isinstance(outcome, Failure):
-            if launch.attempt == ATTEMPTS:
-                raise TrialError(f"launch {launch.index} failed {ATTEMPTS} times, last: {outcome.reason}")
-            launch = replace(launch, attempt=launch.attempt + 1)
-            continue
-        speedups.append(outcome.log_speedups())
+        known = committed.get(launch.index)
+        if known is None:
+            outcome = run(launch)
+            if isinstance(outcome, Failure):
+                yield outcome
+                if launch.attempt == ATTEMPTS:
+                    raise TrialError(f"launch {launch.index} failed {ATTEMPTS} times, last: {outcome.reason}")
+                launch = replace(launch, attempt=launch.attempt + 1)
+                continue
+            outcome = replace(outcome, elapsed_s=clock() - start)
+            known = Committed.of(outcome)
+            yield outcome
+        speedups.append(known.log_speedups)
         done = launch.index + 1
-        launch = replace(launch, index=done, attempt=1, rounds=outcome.rounds, calls=outcome.calls)
+        launch = replace(launch, index=done, attempt=1, rounds=known.rounds, calls=known.calls)
         if done < least or done % block:
             continue
-        after_another_block = (clock() - start) * (done + block) / done
+        after_another_block = known.elapsed_s * (done + block) / done
         if precise_enough(speedups, trial.precision) or after_another_block > trial.budget_s:
             return
 
@@ -174,178 +192,3 @@ def _launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResul
 
 def _memory(trial: Trial, variant: str) -> float:
     return measure.measure_memory(trial.workload, variant, trial.weights, trial.pool)
-
-
-class LaunchServer:
-    """The fork server as a child process; a context manager that leaves no process behind."""
-
-    def __init__(self, workload: Workload, housekeeping_cores: Sequence[int] = ()) -> None:
-        """``housekeeping_cores`` are where the server itself stays while a launch measures; none: anywhere."""
-        package = Path(__file__).resolve().parent.parent
-        env = dict(os.environ)
-        env["PYTHONPATH"] = os.pathsep.join([str(package), *filter(None, [env.get("PYTHONPATH")])])
-        env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(workload.threads)
-        env["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's would start threads on import, before the fork
-        if workload.device == "cpu":
-            env["CUDA_VISIBLE_DEVICES"] = ""
-        self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the server)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "ray_jobs.launch"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            env=env,
-        )
-        if housekeeping_cores:
-            os.sched_setaffinity(self._process.pid, housekeeping_cores)
-
-    @property
-    def pid(self) -> int:
-        """The server's process id; its only child is the launch in progress."""
-        return self._process.pid
-
-    def __enter__(self) -> "LaunchServer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.kill()  # the launch in progress has asked the kernel to die with it
-        self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._complaints.close()
-
-    def run(self, request: Request) -> Any:
-        """The work's value from a fresh process; a ``Loss`` where it died, raised or outlasted its time.
-
-        Raises:
-            TrialError: the server itself is gone.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            _send(self._process.stdin, request)
-            ready, _, _ = select.select([self._process.stdout], [], [], request.timeout_s + GRACE_S)
-            answer = _receive(self._process.stdout) if ready else None
-        except (BrokenPipeError, EOFError):
-            answer = None
-        if answer is None:
-            raise TrialError(f"the launch server died: {self._last_words()}")
-        return answer.value if isinstance(answer, _Value) else answer
-
-    def _last_words(self) -> str:
-        self._complaints.seek(0)
-        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
-
-
-@dataclass(frozen=True)
-class _Value:
-    """What ``work()`` returned, which may be anything."""
-
-    value: Any
-
-
-def _send(pipe: IO[bytes], value: object) -> None:
-    data = pickle.dumps(value)
-    pipe.write(struct.pack("<Q", len(data)) + data)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> Any:
-    """The next value; EOFError where the other end is closed."""
-    header = pipe.read(8)
-    if len(header) < 8:
-        raise EOFError
-    data = pipe.read(struct.unpack("<Q", header)[0])
-    return pickle.loads(data)
-
-
-def serve(requests: IO[bytes], outcomes: IO[bytes]) -> None:
-    """The server's loop: one launch at a time, until the caller closes the pipe or dies."""
-    if len(os.listdir("/proc/self/task")) > 1:
-        raise RuntimeError("a thread was started before the first launch: its locks would be copied by a fork")
-    gc.freeze()  # a launch's collections need not walk through PyTorch, nor copy its pages
-    while True:
-        try:
-            request: Request = _receive(requests)
-        except EOFError:
-            return
-        outcome = _fork_launch(request, requests)
-        if outcome is None:
-            return
-        _send(outcomes, outcome)
-
-
-def _fork_launch(request: Request, requests: IO[bytes]) -> _Value | Loss | None:
-    """Forks, waits for the outcome and ends the child at its deadline; None: the caller is gone."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read_end)
-        _child(request, write_end)
-    os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        data, reason = _wait_for(pipe, requests, time.monotonic() + request.timeout_s)
-    if reason is not None:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if reason == "":
-        return None
-    if reason is None and not data:
-        reason = f"it {_ending(status)}"
-    if reason is not None:
-        return Loss(reason)
-    outcome: _Value | Loss = pickle.loads(data)
-    return outcome
-
-
-def _wait_for(pipe: IO[bytes], requests: IO[bytes], deadline: float) -> tuple[bytes, str | None]:
-    """(all bytes of the pipe, None), or (.., why the launch is to be ended: "" where the caller has gone)."""
-    chunks: list[bytes] = []
-    while True:
-        left = deadline - time.monotonic()
-        ready, _, _ = select.select([pipe, requests], [], [], max(0.0, left))
-        if requests in ready:  # the caller sends nothing while a launch runs: its end is closed
-            return b"", ""
-        if not ready:
-            return b"", "it did not finish in its time and was ended"
-        chunk = os.read(pipe.fileno(), 1 << 20)
-        if not chunk:
-            return b"".join(chunks), None
-        chunks.append(chunk)
-
-
-def _ending(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        return f"was killed by {signal.Signals(number).name}"
-    return f"ended with exit code {os.WEXITSTATUS(status)} and no result"
-
-
-def _child(request: Request, write_end: int) -> None:
-    """The launch's own process: pins itself, works, sends the result, and ends without the server's clean-up."""
-    outcome: _Value | Loss
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the server
-        os.sched_setaffinity(0, request.cores)
-        with suppress(PermissionError):  # Ray's workers, and what they start, are nice to everybody else
-            os.setpriority(os.PRIO_PROCESS, 0, 0)
-        torch.set_num_threads(request.threads)
-        torch.set_num_interop_threads(1)
-        outcome = _Value(request.work())
-    except BaseException as error:
-        outcome = Loss(one_line(error))
-    with os.fdopen(write_end, "wb") as pipe:
-        pipe.write(pickle.dumps(outcome))
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    # Results go to the pipe that the caller reads; anything a library prints must not mix with them.
-    outcomes = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    from ray_jobs.launch import serve as serve_importable  # classes pickled as ray_jobs.launch, not __main__
-
-    serve_importable(os.fdopen(os.dup(0), "rb"), outcomes)

@@ -1,14 +1,20 @@
 """Where a run comes from: sources, commit, packages."""
 
 import hashlib
+import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import chatbot
+import ray_jobs
+
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "scipy", "wandb", "chitchat-dataset")
 ROOT = Path(__file__).resolve().parent.parent
+# Ray keeps each package that it brings to a node in a folder of its own.
+PACKAGE_FOLDERS = tuple(Path(package.__path__[0]).resolve() for package in (chatbot, ray_jobs))
 
 
 def driver_facts() -> dict[str, Any]:
@@ -21,6 +27,22 @@ def driver_facts() -> dict[str, Any]:
     }
 
 
+def station_facts() -> dict[str, Any]:
+    """The machine that this process may use, and its program. Imports the standard library only."""
+    cores = sorted(os.sched_getaffinity(0))
+    return {
+        "host": platform.node(),
+        "cpu": _cpu_name(),
+        "cores": len(cores),
+        "affinity": cores,
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "source_hash": source_hash(),
+    }
+
+
 def package_versions() -> dict[str, str | None]:
     """The installed version of each package that a number may depend on; None where it is missing."""
     return {name: _version(name) for name in PACKAGES}
@@ -29,9 +51,10 @@ def package_versions() -> dict[str, str | None]:
 def source_hash() -> str:
     """A hash of every source file of both packages: a submitted working directory has no ``.git``."""
     digest = hashlib.sha256()
-    for package in ("chatbot", "ray_jobs"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for folder in PACKAGE_FOLDERS:
+        for path in sorted(folder.rglob("*.py")):
+            name = path.relative_to(folder.parent).as_posix()
+            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -39,6 +62,13 @@ def git_commit() -> str | None:
     """The commit that is checked out, with ``+`` where the tree differs from it; None outside a repository."""
     commit = _git("rev-parse", "HEAD")
     return f"{commit}+" if commit and _git("status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
 
 
 def _git(*arguments: str) -> str | None:

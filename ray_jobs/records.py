@@ -95,6 +95,7 @@ class LaunchResult:
     machine: Mapping[str, Any] = field(default_factory=dict)  # what the process ran on
     interference: Interference | None = None  # a row per round; None: of a run from before it was watched
     sentinel_ns: tuple[int, ...] = ()  # before the first variant was built, and after the last round
+    elapsed_s: float | None = None  # of the trial when it came home, the time of earlier attempts included
 
     @cached_property
     def kept_rounds(self) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ UNSETTLED = 0.2  # of the launches
 TREND = 0.02  # within a launch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One cell of the matrix with all that is known of it; what is unknown is None. Columns are only ever appended."""
 
@@ -61,6 +61,8 @@ class Row:
     warmup_calls: float | None = None  # slow ones before it settled, the median over launches
     sentinel_ms: float | None = None  # a fixed computation beside the launches: the machine's own speed
     sentinel_drift: float | None = None  # its time in the last half of the launches over that in the first, less 1
+    hardware: str | None = None  # the class of the station: those of one class should answer equally fast
+    p50_scatter: float | None = None  # standard deviation over launches of ln of the launch's own median
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -79,6 +81,7 @@ class TrialInfo:
     station: str | None = None
     host: str | None = None
     device_name: str | None = None
+    hardware: str | None = None
 
 
 def rows_of(
@@ -141,6 +144,7 @@ def _measured(
         "p50_ms": float(np.median(medians)) if medians else None,
         "p50_low_ms": middle.low if middle else None,
         "p50_high_ms": middle.high if middle else None,
+        "p50_scatter": float(np.std(np.log(medians), ddof=1)) if len(medians) >= 2 else None,
         "p90_ms": statistics.percentile(pooled, 0.90),
         "p95_ms": statistics.percentile(pooled, 0.95),
         "p99_ms": statistics.percentile(pooled, 0.99),

@@ -40,6 +40,19 @@ def _numbers(value: Any) -> Any:
     return tuple(_listed(value))
 
 
+def _stations(asked: str) -> str:
+    parts = [part.strip() for part in asked.split(",")]
+    if asked in CHOICES or all(label and value for label, _, value in (part.partition("=") for part in parts)):
+        return ",".join(parts)
+    raise one_of("choice of stations", asked, [*CHOICES, "label=value"])
+
+
+def _isolation(asked: str) -> str:
+    if asked not in ISOLATIONS:
+        raise one_of("isolation", asked, ISOLATIONS)
+    return asked
+
+
 def _distinct(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(sizes))
 
@@ -50,6 +63,11 @@ Sizes = Annotated[
 PromptSizes = Annotated[
     tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_numbers), AfterValidator(_distinct), Field(min_length=1)
 ]
+
+
+LAUNCH_TIMEOUT_S = 60.0  # at least; a launch may take as long as a whole budget
+CHOICES = ("all", "one-per-hardware")
+ISOLATIONS = ("node", "device")
 
 
 class Spec(BaseModel):
@@ -69,6 +87,15 @@ class Spec(BaseModel):
     margin: float = Field(0.02, gt=0, lt=1)  # differences below it are called the same
     budget: float = Field(120.0, gt=0, allow_inf_nan=False)  # seconds a trial
     seed: int = Field(0, ge=0)
+    stations: Annotated[str, AfterValidator(_stations)] = "all"  # or one-per-hardware, or label=value[,label=value]
+    isolation: Annotated[str, AfterValidator(_isolation)] = "node"  # device: one GPU with a share of the cores
+    cores_per_gpu: int | None = Field(None, ge=1)  # that share; None: an equal one
+    launch_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)  # seconds; None: the budget, at least 60
+
+    @property
+    def launch_timeout_s(self) -> float:
+        """After which a launch is ended."""
+        return self.launch_timeout or max(LAUNCH_TIMEOUT_S, self.budget)
 
     def plan(self) -> list[Workload]:
         """The workloads, in the order of their rows."""

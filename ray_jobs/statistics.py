@@ -5,7 +5,7 @@ identical programs different), so every interval is taken over launches.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,17 +35,27 @@ class Interval:
         return (self.high - self.low) / 2 / self.value
 
 
+def median_present(values: Floats) -> Floats:
+    """The median along the first axis of what is not NaN; NaN where nothing is. ``np.nanmedian``, only fast."""
+    ordered = np.sort(values, axis=0)  # NaN last
+    count = len(values) - np.isnan(values).sum(axis=0)
+    middle = np.stack([np.maximum(count - 1, 0) // 2, np.minimum(count // 2, len(values) - 1)])
+    return np.asarray(np.take_along_axis(ordered, middle, axis=0).mean(axis=0))
+
+
 def turn_medians(
     variant: NDArray[np.integer], rounds: NDArray[np.integer], wall_ns: NDArray[np.integer], shape: tuple[int, int]
 ) -> Floats:
     """(rounds, variants): the median of each turn's timed calls in ns; NaN where a variant had no turn."""
-    medians = np.full(shape, np.nan)
-    for r in range(shape[0]):
-        for v in range(shape[1]):
-            calls = wall_ns[(rounds == r) & (variant == v)]
-            if len(calls):
-                medians[r, v] = np.median(calls)
-    return medians
+    turn = rounds.astype(np.int64) * shape[1] + variant
+    order = np.argsort(turn, kind="stable")
+    turns, starts, counts = np.unique(turn[order], return_index=True, return_counts=True)
+    calls = np.full((counts.max(initial=1), len(turns)), np.nan)
+    place = np.arange(len(turn)) - np.repeat(starts, counts)
+    calls[place, np.repeat(np.arange(len(turns)), counts)] = wall_ns[order]
+    medians = np.full(shape[0] * shape[1], np.nan)
+    medians[turns] = median_present(calls)
+    return medians.reshape(shape)
 
 
 def log_speedups(turns: Floats, baseline: int) -> Floats:
@@ -53,7 +63,7 @@ def log_speedups(turns: Floats, baseline: int) -> Floats:
     logs = np.log(turns[:, [baseline]] / turns)
     present = ~np.isnan(logs).all(axis=0)
     ratios = np.full(turns.shape[1], np.nan)
-    ratios[present] = np.nanmedian(logs[:, present], axis=0)
+    ratios[present] = median_present(logs[:, present])
     return ratios
 
 
@@ -89,7 +99,7 @@ def trend(turns: Sequence[Floats], variant: int, baseline: int) -> Interval | No
         halves = pair[: len(pair) // 2], pair[len(pair) // 2 :]
         if any(np.isnan(half).all(axis=0).any() for half in halves):
             continue
-        own, of_baseline = np.nanmedian(halves[0], axis=0) - np.nanmedian(halves[1], axis=0)
+        own, of_baseline = median_present(halves[0]) - median_present(halves[1])
         logs.append(float(own if variant == baseline else own - of_baseline))
     if len(logs) < 2:
         return None
@@ -98,7 +108,7 @@ def trend(turns: Sequence[Floats], variant: int, baseline: int) -> Interval | No
     return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
 
 
-def precise_enough(speedups: Sequence[dict[str, float]], precision: float) -> bool:
+def precise_enough(speedups: Sequence[Mapping[str, float]], precision: float) -> bool:
     """Whether the interval of every variant of these launches is as narrow as asked. Never asks what it says."""
     names = {name for launch in speedups for name in launch}
     intervals = [speedup([launch[name] for launch in speedups if name in launch]) for name in names]

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from operator import attrgetter
 
 from rich import box
 from rich.console import Console
@@ -11,31 +12,39 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from chatbot.variants import BASELINE
-from ray_jobs import cluster
-from ray_jobs.records import LaunchResult
+from ray_jobs.classes import CLASS, HardwareClass
+from ray_jobs.cluster import events
+from ray_jobs.cluster.events import Event
+from ray_jobs.launch import Committed
 from ray_jobs.rows import SKIPPED, Row
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval, speedup
 
 PLAIN_EVERY_S = 10.0  # between lines about one trial where stderr is no terminal
+STAY = (events.TrialWaiting, events.LaunchLost, events.WorkerLost)  # said beside the live display too
 STYLES = {"faster": "green", "slower": "red", "invalid": "bold red", "inconclusive": "yellow"}
+_workload = attrgetter(*(name for name in CLASS if name not in ("hardware", "variant")))
 
 
 class Reporter:
-    """Shows each trial's launches, current intervals and time left; lines where stderr is not a terminal."""
+    """Shows each running trial's launches, current intervals and time left; lines where stderr is not a terminal."""
 
     def __init__(self, budget_s: float, precision: float) -> None:
         self._budget_s, self._precision = budget_s, precision
         self._console = Console(stderr=True)
         self._live: Live | None = None
-        self._started: dict[str, float] = {}
         self._printed: dict[str, float] = {}
-        self._lines: dict[str, str] = {}
+        self._lines: dict[str, str] = {}  # of the trials that run
+        self._ended = 0
+        self.trials = 0  # that there will be
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Reporter":
         if self._console.is_terminal:
             # Once a second: on a local run the terminal is drawn beside the measurement.
-            self._live = Live(console=self._console, refresh_per_second=1, transient=True)
+            self._live = Live(console=self._console, refresh_per_second=1, transient=True, get_renderable=self._drawn)
             self._live.start()
         return self
 
@@ -44,33 +53,54 @@ class Reporter:
             self._live.stop()
             self._live = None
 
-    def show(self, event: cluster.Event, launches: Sequence[LaunchResult]) -> None:
+    def show(self, event: Event, committed: Sequence[Committed]) -> None:
         """Takes in an event and shows where its trial stands."""
         now, trial = time.monotonic(), event.trial_id
-        important = True
-        if isinstance(event, cluster.TrialStarted):
-            self._started[trial] = now
-            text = "starting"
-        elif isinstance(event, cluster.LaunchLost):
-            text = f"launch {event.failure.launch.index} lost: {event.failure.reason}"
-        elif isinstance(event, cluster.TrialEnded):
-            text = f"{'failed: ' + event.reason if event.reason else 'done'} after {len(launches)} launches"
-        elif isinstance(event, cluster.LaunchDone):
-            text = self._standing(launches, now - self._started[trial])
-            important = now - self._printed.get(trial, 0) >= PLAIN_EVERY_S
-        else:
+        if isinstance(event, events.LaunchDone):
+            if self._live is None and now - self._printed.get(trial, 0) < PLAIN_EVERY_S:
+                return
+            self._printed[trial] = now
+        text = self._text(event, committed)
+        if text is None:
             return
         self._lines[trial] = text
-        if self._live is not None:
-            self._live.update(Text("\n".join(f"{name}: {line}" for name, line in self._lines.items())))
-        elif important:
-            self._printed[trial] = now
-            print(f"{trial}: {text}", file=sys.stderr, flush=True)
+        if isinstance(event, events.TrialEnded):
+            self._ended += 1
+            for known in (self._lines, self._printed):
+                known.pop(trial, None)
+        if self._live is None or isinstance(event, STAY):
+            self.say(f"{trial}: {text}")
 
-    def _standing(self, launches: Sequence[LaunchResult], elapsed: float) -> str:
-        count = len(launches)
-        logs = [launch.log_speedups() for launch in launches]
-        names = [name for name in launches[-1].variants if name != BASELINE]
+    def _text(self, event: Event, committed: Sequence[Committed]) -> str | None:
+        match event:
+            case events.TrialStarted():
+                return f"going on after {len(committed)} launches" if committed else "starting"
+            case events.TrialWaiting():
+                return f"waiting for its station: {event.holder}"
+            case events.LaunchLost():
+                return f"launch {event.failure.launch.index} lost: {event.failure.reason}"
+            case events.WorkerLost():
+                return f"worker {event.attempt} lost: {event.reason}"
+            case events.TrialEnded():
+                return f"{'failed: ' + event.reason if event.reason else 'done'} after {len(committed)} launches"
+            case events.LaunchDone():
+                return self._standing(committed, event.committed.elapsed_s)
+        return None
+
+    def _drawn(self) -> Text:
+        """The running trials, as many as there is room for."""
+        room = max(1, self._console.height - 3)
+        shown = [f"{name}: {line}" for name, line in list(self._lines.items())[:room]]
+        if len(self._lines) > room:
+            shown.append(f"and {len(self._lines) - room} others")
+        if self.trials > 1:
+            shown.append(f"{self._ended} of {self.trials} trials are over")
+        return Text("\n".join(shown), no_wrap=True, overflow="ellipsis")
+
+    def _standing(self, committed: Sequence[Committed], elapsed: float) -> str:
+        count = len(committed)
+        names = list(committed[-1].log_speedups)
+        logs = [one.log_speedups for one in committed]
         known = {name: speedup([log[name] for log in logs if name in log]) for name in names}
         shown = ", ".join(f"{name} {_speedup_text(i)}" for name, i in known.items() if i is not None)
         left = time_left(count, elapsed, [i for i in known.values() if i], self._precision, self._budget_s)
@@ -115,10 +145,15 @@ def print_matrix(rows: Sequence[Row], margin: float) -> None:
 
 def title(row: Row) -> str:
     """A trial in words."""
-    threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
     place = f"{row.device} {row.device_name} ({row.station})" if row.station else row.device
-    sizes = f"batch {row.batch}, prompt {row.prompt_tokens} tokens, reply {row.reply_tokens} tokens"
-    return f"{place}: model {row.model}, {sizes}, {threads}"
+    return f"{place}: {_sizes(row)}"
+
+
+def _sizes(of: Row | HardwareClass) -> str:
+    """A workload in words."""
+    threads = "1 thread" if of.threads == 1 else f"{of.threads} threads"
+    tokens = f"prompt {of.prompt_tokens} tokens, reply {of.reply_tokens} tokens"
+    return f"model {of.model}, batch {of.batch}, {tokens}, {threads}"
 
 
 def _trial_table(rows: Sequence[Row], margin: float) -> Table:
@@ -148,11 +183,15 @@ def _print_lines(console: Console, rows: Sequence[Row], margin: float) -> None:
 
 def latency(row: Row) -> str:
     """The median with its interval; a program that is not what its label says has none."""
-    if row.p50_ms is None or row.verdict == "invalid":
+    return "-" if row.verdict == "invalid" else _p50(row)
+
+
+def _p50(of: Row | HardwareClass) -> str:
+    if of.p50_ms is None:
         return "-"
-    if row.p50_low_ms is None or row.p50_high_ms is None:
-        return _digits(row.p50_ms)
-    return f"{_digits(row.p50_ms)} ({_digits(row.p50_low_ms)} to {_digits(row.p50_high_ms)})"
+    if of.p50_low_ms is None or of.p50_high_ms is None:
+        return _digits(of.p50_ms)
+    return f"{_digits(of.p50_ms)} ({_digits(of.p50_low_ms)} to {_digits(of.p50_high_ms)})"
 
 
 def _digits(ms: float) -> str:
@@ -162,9 +201,15 @@ def _digits(ms: float) -> str:
 
 def speedup_cell(row: Row) -> str:
     """The speedup with its interval."""
-    if row.speedup is None or row.variant == row.baseline:
+    return "-" if row.variant == row.baseline else _speedup(row)
+
+
+def _speedup(of: Row | HardwareClass) -> str:
+    if of.speedup is None:
         return "-"
-    return f"{row.speedup:.3f} ({row.speedup_low:.3f} to {row.speedup_high:.3f})"
+    if of.speedup_low is None or of.speedup_high is None:
+        return f"{of.speedup:.3f}"
+    return f"{of.speedup:.3f} ({of.speedup_low:.3f} to {of.speedup_high:.3f})"
 
 
 def verdict_words(row: Row, margin: float) -> Text:
@@ -201,3 +246,47 @@ def notes(rows: Sequence[Row]) -> list[str]:
         for text in (*texts, *row.warnings):
             said.setdefault(text, []).append(row.variant)
     return [f"{', '.join(names) if len(names) < len(rows) else 'all'}: {text}" for text, names in said.items()]
+
+
+def print_classes(classes: Sequence[HardwareClass]) -> None:
+    """Classes of at least two stations on stdout: a table for each workload, and below it who disagrees."""
+    console = Console()
+    several = [one for one in classes if one.stations > 1]
+    for workload in dict.fromkeys(map(_workload, several)):
+        mine = [one for one in several if _workload(one) == workload]
+        console.print()
+        console.print(Text(f"{mine[0].device} by hardware class: {_sizes(mine[0])}", style="bold"), soft_wrap=True)
+        table = _class_table(mine)
+        if _width(console, table) <= console.width:
+            console.print(table)
+        else:
+            _print_class_lines(console, mine)
+        for sentence in dict.fromkeys(sentence for one in mine for sentence in one.disagreeing):
+            console.print(f"  {sentence}", soft_wrap=True, markup=False)
+
+
+def _class_table(classes: Sequence[HardwareClass]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("hardware class", no_wrap=True)
+    table.add_column("stations", justify="right", no_wrap=True)
+    table.add_column("variant", no_wrap=True)
+    table.add_column("p50 ms (95%)", justify="right", no_wrap=True)
+    table.add_column("speedup (95%)", justify="right", no_wrap=True)
+    table.add_column("spread between stations\np50, speedup", justify="right", no_wrap=True)
+    for one in classes:
+        spreads = f"{_share(one.p50_spread)}, {_share(one.speedup_spread)}"
+        table.add_row(Text(one.hardware), str(one.stations), one.variant, _p50(one), _speedup(one), spreads)
+    return table
+
+
+def _print_class_lines(console: Console, classes: Sequence[HardwareClass]) -> None:
+    """The same for a terminal that is too narrow for the table: nothing is cut off."""
+    for one in classes:
+        console.print(Text(f"{one.hardware}: {one.variant}", style="bold"))
+        console.print(Text(f"  {one.stations} stations, {_p50(one)} ms, speedup {_speedup(one)}"))
+        spreads = f"p50 {_share(one.p50_spread)}, speedup {_share(one.speedup_spread)}"
+        console.print(Text(f"  spread between stations: {spreads}"))
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

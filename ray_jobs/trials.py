@@ -2,25 +2,29 @@
 
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from chatbot import checkpoint, corpus
 from chatbot.prompts import prompt_pool
 from chatbot.variants import Workload
-from ray_jobs import cluster, launch
+from ray_jobs import launch, provenance
+from ray_jobs.cluster import events
+from ray_jobs.cluster.events import Event, Job, Station
+from ray_jobs.cluster.stations import choose
+from ray_jobs.launch import Committed
 from ray_jobs.orders import up_to_multiple
 from ray_jobs.records import LaunchResult, Weights
 from ray_jobs.rounds import MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS
 from ray_jobs.rows import DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
-from ray_jobs.samples import RunDirectory, to_result
+from ray_jobs.samples import to_result
 from ray_jobs.spec import Spec
-
-LAUNCH_TIMEOUT_S = 60.0  # at least; a launch may take as long as a whole budget
 
 
 @dataclass(frozen=True)
@@ -45,41 +49,93 @@ class Inputs:
         path = checkpoint.SHIPPED if model.name == "small" else Path(spec.model)
         return cls(Weights(path=str(path)), path.read_bytes(), prompts)
 
+    def identity(self, spec: Spec) -> dict[str, str]:
+        """Hashes of what a launch depends on: samples with other ones can't stand beside it."""
+        prompts = b"".join(str(length).encode() + pool.tobytes() for length, pool in sorted(self.prompts.items()))
+        model = self.content if self.content is not None else str(self.weights.preset).encode()
+        asked = spec.model_dump_json(exclude={"model", "corpus"}).encode()  # those are told by what is in them
+        hashed = {"spec": asked, "model": model, "prompts": prompts}
+        return {**{name: _hash(content) for name, content in hashed.items()}, "code": provenance.source_hash()}
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+class Store(Protocol):
+    """Where launches are kept."""
+
+    def add(self, trial_id: str, table: pa.Table) -> None:
+        """Keeps one; it is safe when this returns."""
+
+    def launches(self, trial_id: str, indices: Sequence[int]) -> list[LaunchResult]:
+        """Those of a trial."""
+
+
+class Kept:
+    """In memory."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, list[pa.Table]] = {}
+
+    def add(self, trial_id: str, table: pa.Table) -> None:
+        """Keeps one."""
+        self._tables.setdefault(trial_id, []).append(table)
+
+    def launches(self, trial_id: str, indices: Sequence[int]) -> list[LaunchResult]:
+        """Those of a trial."""
+        return [to_result(table) for table in self._tables.get(trial_id, [])]
+
 
 @dataclass
 class TrialState:
-    """What the driver knows of one trial; ``status`` is None until it ends."""
+    """What the driver knows of one trial; ``status`` is None until it ends. Samples are in the store, not here."""
 
     info: TrialInfo
-    job: cluster.Job | None = None
+    job: Job | None = None
     status: str | None = None
     reason: str | None = None
-    launches: list[LaunchResult] = field(default_factory=list)
+    committed: list[Committed] = field(default_factory=list)
     lost: list[dict[str, Any]] = field(default_factory=list)  # launches that were run again
+    attempts: list[dict[str, Any]] = field(default_factory=list)  # workers that were lost, earlier runs of the driver
     peak_mb: dict[str, float] = field(default_factory=dict)
     started: float | None = None
     seconds: float | None = None
+    rows: list[Row] = field(default_factory=list)  # when it has ended
+    launches_kept: int = 0  # then
 
-    def rows(self) -> list[Row]:
-        """The trial's rows of the matrix."""
-        return rows_of(self.info, self.status or FAILED, self.reason, self.launches, self.peak_mb)
+    def __post_init__(self) -> None:
+        if self.status == SKIPPED or (self.status == FAILED and self.job is None):
+            self.rows = rows_of(self.info, self.status, self.reason)
 
-    def take(self, event: cluster.Event, run_dir: RunDirectory | None) -> None:
-        """Keeps what an event brings; a launch is on disk, where there is a directory, before anything else sees it."""
-        if isinstance(event, cluster.TrialStarted):
-            self.started = time.monotonic()
-        elif isinstance(event, cluster.LaunchDone):
-            if run_dir is not None:
-                run_dir.add_launch(event.trial_id, event.table)
-            self.launches.append(to_result(event.table))
-        elif isinstance(event, cluster.LaunchLost):
+    def take(self, event: Event, store: Store) -> None:
+        """Takes in an event; a launch is in the store before anything else sees it."""
+        if isinstance(event, events.TrialWaiting) or (isinstance(event, events.TrialStarted) and not self.started):
+            self.started = time.monotonic()  # what was waited for its station is not counted
+        elif isinstance(event, events.LaunchDone):
+            store.add(event.trial_id, event.table)
+            self.committed.append(event.committed)
+        elif isinstance(event, events.LaunchLost):
             lost = event.failure
             self.lost.append({"launch": lost.launch.index, "attempt": lost.launch.attempt, "reason": lost.reason})
-        elif isinstance(event, cluster.MemoryKnown):
+        elif isinstance(event, events.WorkerLost):
+            self.attempts.append({"reason": event.reason, "launches": len(self.committed)})
+        elif isinstance(event, events.MemoryKnown):
             self.peak_mb = event.peak_mb
-        else:
-            self.status, self.reason = (FAILED if event.reason else DONE), event.reason
-            self.seconds = None if self.started is None else round(time.monotonic() - self.started, 1)
+        elif isinstance(event, events.RowsKnown):
+            self.rows = event.rows if event.launches == len(self.committed) else []
+        elif isinstance(event, events.TrialEnded):
+            seconds = None if self.started is None else round(time.monotonic() - self.started, 1)
+            self.end(FAILED if event.reason else DONE, event.reason, store, seconds)
+
+    def end(self, status: str, reason: str | None, store: Store, seconds: float | None = None) -> None:
+        """Closes the trial: its rows are made of what is in the store, unless its worker has made them of the same."""
+        self.status, self.reason, self.seconds = status, reason, seconds
+        if not self.rows or status != DONE:
+            launches = store.launches(self.info.trial_id, [one.index for one in self.committed])
+            self.rows = rows_of(self.info, status, reason, launches, self.peak_mb)
+        # Of ten thousand trials these are most of what the driver would keep in memory.
+        self.launches_kept, self.committed, self.job = len(self.committed), [], None
 
     def record(self) -> dict[str, Any]:
         """What run.json says of it."""
@@ -88,36 +144,64 @@ class TrialState:
             "reason": self.reason,
             "workload": vars(self.info.workload),
             "station": self.info.station,
-            "launches": len(self.launches),
+            "launches": self.launches_kept or len(self.committed),
             "lost_launches": self.lost,
             "peak_memory_mb": self.peak_mb,
             "seconds": self.seconds,
+            "attempts": self.attempts,
+            "host": self.info.host,
+            "device_name": self.info.device_name,
+            "hardware": self.info.hardware,
         }
 
 
-def place(spec: Spec, run_id: str, inputs: Inputs) -> dict[str, TrialState]:
-    """Every workload on every station of its kind, by trial id; what can't be measured is skipped, with the reason."""
-    stations = {device: cluster.find_stations(device) for device in spec.device}
+def place(
+    spec: Spec,
+    run_id: str,
+    inputs: Inputs,
+    stations: Mapping[str, Sequence[Station]],
+    wait_s: float,
+    missed: str | None = None,
+) -> dict[str, TrialState]:
+    """Every workload on every station that is asked for, by trial id.
+
+    What can't be measured is skipped, or failed where the station is at fault, with the reason. ``missed`` says what
+    was waited for in vain.
+    """
+    chosen = {device: choose(found, spec.stations) for device, found in stations.items()}
     trials: dict[str, TrialState] = {}
     for workload in spec.plan():
-        nowhere = TrialInfo(run_id, _trial_id(workload, None), workload, spec.variants, spec.precision, spec.margin)
-        if not stations[workload.device]:
-            reason = f"no station of kind {workload.device} in the cluster"
+        nowhere = TrialInfo(run_id, trial_id(workload, None), workload, spec.variants, spec.precision, spec.margin)
+        if not chosen[workload.device]:
+            reason = _nowhere(spec, workload, stations[workload.device], missed)
             trials[nowhere.trial_id] = TrialState(nowhere, status=SKIPPED, reason=reason)
-        for station in stations[workload.device]:
+        for station in chosen[workload.device]:
             info = replace(
                 nowhere,
-                trial_id=_trial_id(workload, station),
+                trial_id=trial_id(workload, station),
                 station=station.name,
                 host=station.host,
                 device_name=station.device_name,
+                hardware=station.hardware,
             )
-            trials[info.trial_id] = _placed(spec, info, station, inputs)
+            trials[info.trial_id] = _placed(spec, info, station, inputs, wait_s)
     return trials
 
 
-def _placed(spec: Spec, info: TrialInfo, station: cluster.Station, inputs: Inputs) -> TrialState:
-    workload, cores = info.workload, station.facts["cores"]
+def _nowhere(spec: Spec, workload: Workload, stations: Sequence[Station], missed: str | None) -> str:
+    if missed is not None:
+        missed = f"; {missed}"
+    if not stations:
+        return f"no station of kind {workload.device} in the cluster{missed or ''}"
+    labels = sorted({f"{k}={v}" for s in stations for k, v in s.labels.items() if not k.startswith("ray.io/")})
+    there = ", ".join(labels) or "none but Ray's own"
+    return f"no station of kind {workload.device} has {spec.stations}; labels in the cluster: {there}{missed or ''}"
+
+
+def _placed(spec: Spec, info: TrialInfo, station: Station, inputs: Inputs, wait_s: float) -> TrialState:
+    workload, cores = info.workload, len(station.cores)
+    if station.fault is not None:
+        return TrialState(info, status=FAILED, reason=station.fault)
     if workload.threads > cores:
         return TrialState(info, status=SKIPPED, reason=f"{workload.threads} threads, but the station has {cores} cores")
     trial = launch.Trial(
@@ -129,14 +213,18 @@ def _placed(spec: Spec, info: TrialInfo, station: cluster.Station, inputs: Input
         seed=_seed(spec.seed, info.trial_id),
         precision=spec.precision,
         budget_s=spec.budget,
-        launch_timeout_s=max(LAUNCH_TIMEOUT_S, spec.budget),
+        launch_timeout_s=spec.launch_timeout_s,
+        run_id=info.run_id,
+        wait_s=wait_s,
     )
-    return TrialState(info, cluster.Job(station, trial, inputs.content))
+    return TrialState(info, Job(station, trial, info, inputs.content))
 
 
-def _trial_id(workload: Workload, station: cluster.Station | None) -> str:
+def trial_id(workload: Workload, station: Station | None) -> str:
+    """The same on every run, as long as the station keeps its name."""
     sizes = f"b{workload.batch}-p{workload.prompt_tokens}-r{workload.reply_tokens}-t{workload.threads}"
-    return f"{workload.device}-{sizes}@{station.name.rsplit(':', 1)[0] if station else 'none'}"
+    place, _, device = station.name.rpartition(":") if station else ("none", "", workload.device)
+    return f"{device}-{sizes}@{place}"
 
 
 def _seed(seed: int, trial_id: str) -> int:

@@ -15,9 +15,9 @@ from typing import Any
 from urllib.parse import urlparse
 
 from chatbot.errors import one_of
+from ray_jobs.directory import RunDirectory
 from ray_jobs.records import one_line
 from ray_jobs.rows import COLUMNS, Row
-from ray_jobs.samples import RunDirectory
 from ray_jobs.spec import Spec
 
 MODES = ("auto", "online", "offline", "off")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,19 @@ def environment(home: Path) -> dict[str, str]:
 def start(home: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "ray_jobs", *map(str, arguments)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(home), cwd=home
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(home),
+        cwd=home,
+        preexec_fn=_interruptible,
     )
+
+
+def _interruptible() -> None:
+    """A shell's background jobs, this test run among them, ignore SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)

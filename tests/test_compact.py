@@ -9,9 +9,10 @@ from launches import made_launch
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs.compact import COMPACT_FILE, compact
+from ray_jobs.directory import RunDirectory
 from ray_jobs.matrix import write_matrix
 from ray_jobs.rows import TrialInfo, rows_of
-from ray_jobs.samples import RunDirectory, to_table
+from ray_jobs.samples import to_table
 
 HOST = "secret-box"
 TRIALS = {f"cpu-b1@{HOST}": f"{HOST}:cpu", f"cpu-b1@{HOST}#2": f"{HOST}#2:cpu"}
@@ -29,7 +30,7 @@ def run(tmp_path: Path) -> RunDirectory:
                 directory.add_launch(trial, to_table(trial, launch))
             info = TrialInfo("run", trial, Workload(), (BASELINE, CONTROL), 0.01, 0.02, station, HOST, "CPU")
             rows += rows_of(info, "done", None, launches)
-        write_matrix(directory, rows)
+        write_matrix(directory, rows, 0.02)
         trials = {trial: {"station": station} for trial, station in TRIALS.items()}
         command = ["python", "-m", "ray_jobs", "matrix", "--model", "/home/me/my.pt"]
         directory.write_json("run.json", {"command": command, "trials": trials})

@@ -17,19 +17,8 @@ from numpy.typing import NDArray
 from chatbot.variants import BASELINE, VARIANTS, Workload
 from chatbot.vocabulary import EOS
 from ray_jobs import launch
-from ray_jobs.launch import (
-    ATTEMPTS,
-    Failure,
-    LaunchServer,
-    Loss,
-    Memory,
-    Outcome,
-    Request,
-    Trial,
-    TrialError,
-    choose_cores,
-    run_trial,
-)
+from ray_jobs.forkserver import LaunchServer, Loss, Request, TrialError
+from ray_jobs.launch import ATTEMPTS, Failure, Memory, Outcome, Trial, choose_cores, run_trial
 from ray_jobs.records import TIMED, WARMUP, Launch, LaunchResult, Weights
 
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")

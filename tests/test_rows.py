@@ -1,6 +1,7 @@
 """Launches of known times -> rows: the figures, and what a row says where there are none."""
 
 import math
+import statistics as plain
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
@@ -20,6 +21,7 @@ ODD = "torchscript"
 FIGURES = (
     *("samples", "launches", "p50_ms", "p50_low_ms", "p50_high_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms"),
     *("speedup", "speedup_low", "speedup_high", "verdict", "identical_replies", "prepare_s", "peak_memory_mb"),
+    "p50_scatter",
 )
 
 
@@ -63,10 +65,11 @@ def test_there_is_a_row_for_each_variant_in_the_trials_order() -> None:
 
 
 def test_a_row_says_what_was_measured_and_where() -> None:
-    trial = replace(TRIAL, station="here:cpu", host="here", device_name="a CPU")
+    trial = replace(TRIAL, station="here:cpu", host="here", device_name="a CPU", hardware="a CPU, 2 cores")
     row = rows(launches(), trial=trial)[ODD]
     assert (row.run_id, row.trial_id) == ("run-1", "trial-1")
     assert (row.station, row.host, row.device_name) == ("here:cpu", "here", "a CPU")
+    assert row.hardware == "a CPU, 2 cores"
     assert (row.device, row.batch, row.prompt_tokens, row.reply_tokens, row.threads) == ("cpu", 1, 4, 5, 1)
     assert (row.model, row.baseline, row.exact, row.status, row.reason) == ("small", BASELINE, True, DONE, None)
     assert (row.samples, row.launches) == (600, 10)
@@ -96,6 +99,19 @@ def test_too_few_launches_have_a_median_without_an_interval() -> None:
     row = rows(launches(5))[BASELINE]
     assert row.p50_ms == pytest.approx(10.0)
     assert (row.p50_low_ms, row.p50_high_ms) == (None, None)
+
+
+def test_p50_scatter_is_the_standard_deviation_of_the_logs_of_the_launches_medians() -> None:
+    order = [3.0, 8.0, 1.0, 10.0]
+    walls = [{v: [[ms, ms, 99.0]] for v in ALL} for ms in order]  # a launch's median, not its mean
+    found = rows([made_launch(wall, index=i) for i, wall in enumerate(walls)])
+    assert found[ODD].p50_scatter == pytest.approx(plain.stdev(map(math.log, order)))
+    assert rows(launches())[ODD].p50_scatter == 0
+    assert rows(launches(2, noise=0.01))[ODD].p50_scatter == pytest.approx(math.log(1.01 / 0.99) / math.sqrt(2))
+
+
+def test_one_launch_has_no_scatter() -> None:
+    assert [row.p50_scatter for row in rows(launches(1)).values()] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -170,8 +186,9 @@ def test_what_is_not_measured_yet_is_null() -> None:
     assert values(rows(launches())[ODD], ["discarded_rounds", "limit_ms", "of_limit", "bound"]) == [None] * 4
 
 
-def test_columns_are_the_rows_fields() -> None:
+def test_columns_are_the_rows_fields_the_newest_last() -> None:
     assert tuple(field.name for field in fields(Row)) == COLUMNS
+    assert COLUMNS[-2:] == ("hardware", "p50_scatter")
 
 
 # Warnings
@@ -425,7 +442,7 @@ def test_a_skipped_trial_says_why_and_shows_nothing() -> None:
     for row in rows_of(TRIAL, SKIPPED, "no station of kind cuda in the cluster"):
         assert (row.status, row.reason) == (SKIPPED, "no station of kind cuda in the cluster")
         assert values(row, FIGURES) == [None] * len(FIGURES)
-        assert (row.station, row.host, row.device_name) == (None, None, None)
+        assert (row.station, row.host, row.device_name, row.hardware) == (None, None, None, None)
 
 
 def test_what_became_of_a_failed_trials_invalid_variant_is_not_lost() -> None:

@@ -20,18 +20,19 @@ from pyarrow import fs
 
 from chatbot.errors import UsageError
 from ray_jobs.compact import COMPACT_FILE, compact
+from ray_jobs.directory import RunDirectory, open_root
 from ray_jobs.interference import COLUMNS as WATCHED
 from ray_jobs.interference import Interference
 from ray_jobs.records import Launch, LaunchResult, Samples, VariantFacts
 from ray_jobs.rows import TrialInfo, rows_of
-from ray_jobs.samples import SCHEMA, RunDirectory, open_root, rows_table, to_result, to_table
+from ray_jobs.samples import SCHEMA, rows_table, to_result, to_table
 
 # As DESIGN.md lists them, in its order.
 ROW_COLUMNS = (
     "run_id trial_id station host device device_name model batch prompt_tokens reply_tokens threads variant baseline "
     "exact samples launches discarded_rounds p50_ms p50_low_ms p50_high_ms p90_ms p95_ms p99_ms mean_ms speedup "
     "speedup_low speedup_high verdict identical_replies prepare_s peak_memory_mb limit_ms of_limit bound status reason "
-    "warnings disturbed_rounds warmup_calls sentinel_ms sentinel_drift"
+    "warnings disturbed_rounds warmup_calls sentinel_ms sentinel_drift hardware p50_scatter"
 ).split()
 INTEGERS = {
     *("batch", "prompt_tokens", "reply_tokens", "threads", "samples", "launches", "discarded_rounds"),
@@ -39,7 +40,7 @@ INTEGERS = {
 }
 TEXTS = {
     *("run_id", "trial_id", "station", "host", "device", "device_name", "model", "variant", "baseline", "verdict"),
-    *("bound", "status", "reason"),
+    *("bound", "status", "reason", "hardware"),
 }
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)

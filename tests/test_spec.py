@@ -16,7 +16,7 @@ from ray_jobs.spec import Spec, read_spec
 SIZES = ("batch", "prompt_tokens", "reply_tokens", "threads")
 KEYS = (
     *("variants", "device", "batch", "prompt_tokens", "reply_tokens", "threads", "model", "corpus", "precision"),
-    *("margin", "budget", "seed"),
+    *("margin", "budget", "seed", "stations", "isolation", "cores_per_gpu", "launch_timeout"),
 )
 MANY = st.lists(st.integers(2, 99), min_size=1, max_size=4)
 
@@ -139,6 +139,53 @@ def test_a_spec_reads_itself(batch: list[int], variants: list[str], precision: f
     assert asked(**spec.model_dump()) == spec
 
 
+def test_without_a_word_every_node_measures_alone_and_a_launch_may_take_its_trials_budget() -> None:
+    spec = asked()
+    assert (spec.stations, spec.isolation, spec.cores_per_gpu, spec.launch_timeout) == ("all", "node", None, None)
+
+
+@pytest.mark.parametrize(
+    ("given_as", "expected"),
+    [
+        ("all", "all"),
+        ("one-per-hardware", "one-per-hardware"),
+        ("zone=a", "zone=a"),
+        ("zone=a,ray.io/node-type=big", "zone=a,ray.io/node-type=big"),
+        (" zone=a , disk=ssd ", "zone=a,disk=ssd"),
+        ("zone=a=b", "zone=a=b"),
+    ],
+)
+def test_stations_are_all_or_one_of_each_hardware_or_told_by_their_labels(given_as: str, expected: str) -> None:
+    assert asked(stations=given_as).stations == expected
+
+
+@pytest.mark.parametrize("given_as", ["node", "device"])
+def test_a_trial_has_a_node_or_a_device_to_itself(given_as: str) -> None:
+    assert asked(isolation=given_as).isolation == given_as
+
+
+@pytest.mark.parametrize("given_as", [4, "4"])
+def test_a_gpus_share_of_the_cores_is_a_count(given_as: Any) -> None:
+    assert asked(cores_per_gpu=given_as).cores_per_gpu == 4
+
+
+@pytest.mark.parametrize(
+    ("budget", "given_as", "expected"),
+    [(120, None, 120), (20, None, 60), (60, None, 60), (1, "0.5", 0.5), (3600, 30, 30), (1, 7200, 7200)],
+)
+def test_a_launch_may_take_as_long_as_is_said_or_else_the_budget_and_at_least_a_minute(
+    budget: float, given_as: Any, expected: float
+) -> None:
+    assert asked(budget=budget, launch_timeout=given_as).launch_timeout_s == expected
+
+
+def test_where_and_how_a_trial_runs_may_stand_in_a_file(tmp_path: Path) -> None:
+    text = 'stations = "zone=a"\nisolation = "device"\ncores_per_gpu = 4\nlaunch_timeout = 90\n'
+    spec = read_spec(toml(tmp_path, text), {"isolation": "node"})
+    assert (spec.stations, spec.isolation, spec.cores_per_gpu, spec.launch_timeout) == ("zone=a", "node", 4, 90.0)
+    assert asked(**spec.model_dump()) == spec
+
+
 # Files and flags
 
 
@@ -239,7 +286,28 @@ def test_a_seed_is_a_count(value: Any) -> None:
     assert refusal(seed=value).startswith(f"seed is {value!r}: ")
 
 
-@pytest.mark.parametrize("key", ["model", "corpus"])
+@pytest.mark.parametrize("given_as", ["", " ", "some", "All", "=a", "zone=", "zone", "zone=a,", "all,zone=a", ","])
+def test_another_choice_of_stations_is_answered_with_the_valid_ones(given_as: str) -> None:
+    said = f"unknown choice of stations {given_as!r}; choose from: all, one-per-hardware, label=value"
+    assert refusal(stations=given_as) == said
+
+
+@pytest.mark.parametrize("given_as", ["", "gpu", "Node", "node,device"])
+def test_another_isolation_is_answered_with_the_valid_ones(given_as: str) -> None:
+    assert refusal(isolation=given_as) == f"unknown isolation {given_as!r}; choose from: node, device"
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "x", [4]])
+def test_a_gpus_share_that_is_no_count_is_refused_by_its_name(value: Any) -> None:
+    assert refusal(cores_per_gpu=value).startswith(f"cores_per_gpu is {value!r}: ")
+
+
+@pytest.mark.parametrize("value", [0, -1, "long", float("nan"), float("inf")])
+def test_a_launchs_time_is_some_seconds(value: Any) -> None:
+    assert refusal(launch_timeout=value).startswith(f"launch_timeout is {value!r}: ")
+
+
+@pytest.mark.parametrize("key", ["model", "corpus", "stations", "isolation"])
 def test_a_name_is_a_text(key: str) -> None:
     five: Any = {key: 5}
     assert refusal(**five).startswith(f"{key} is 5: ")

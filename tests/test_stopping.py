@@ -16,7 +16,8 @@ from scipy import special
 
 from chatbot.variants import BASELINE, Workload
 from ray_jobs import orders
-from ray_jobs.launch import ATTEMPTS, Failure, Trial, TrialError, launches
+from ray_jobs.forkserver import TrialError
+from ray_jobs.launch import ATTEMPTS, Committed, Failure, Trial, launches
 from ray_jobs.records import Launch, LaunchResult, Weights
 from ray_jobs.rounds import Log
 from ray_jobs.statistics import CONFIDENCE, LEAST_LAUNCHES, NOMINAL, Floats, speedup
@@ -327,3 +328,109 @@ def test_the_last_attempt_may_succeed() -> None:
     outcomes = list(launches(trial(2), run, lambda: 0.0))
     assert attempts == list(range(1, ATTEMPTS + 1)) * LEAST_LAUNCHES
     assert sum(isinstance(outcome, LaunchResult) for outcome in outcomes) == LEAST_LAUNCHES
+
+
+# Going on with the launches that earlier attempts committed
+
+SECONDS = st.lists(st.integers(1, 30), min_size=1, max_size=7)  # of launch after launch, over and over
+
+
+def of_index(launch: Launch, variants: int, scatter: float) -> Told:
+    """The outcome of a launch, which follows from its index alone, as its size does from its being asked."""
+    logs = np.random.default_rng(launch.index).normal(0.1, scatter, variants - 1)
+    return told(launch, logs, launch.rounds or 7, launch.calls or 5)
+
+
+@dataclass
+class Attempt:
+    """One attempt at a trial, on a clock that its launches alone advance."""
+
+    seconds: list[int]
+    scatter: float
+    now: float = 0.0
+    asked: list[Launch] = field(default_factory=list)
+
+    def run(self, launch: Launch) -> LaunchResult | Failure:
+        self.asked.append(launch)
+        self.now += self.seconds[launch.index % len(self.seconds)]
+        return of_index(launch, self.variants, self.scatter)
+
+    def go(self, asked: Trial) -> list[LaunchResult]:
+        self.variants = len(asked.variants)
+        outcomes = list(launches(asked, self.run, lambda: self.now))
+        assert [outcome.launch for outcome in outcomes] == self.asked
+        return [outcome for outcome in outcomes if isinstance(outcome, LaunchResult)]
+
+
+def indices(outcomes: Iterable[LaunchResult]) -> list[int]:
+    return [outcome.launch.index for outcome in outcomes]
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 5), SECONDS, st.integers(50, 800), st.floats(0.001, 0.05), st.data())
+def test_a_trial_goes_on_as_if_it_had_never_been_cut_off(
+    variants: int, seconds: list[int], budget_s: int, scatter: float, data: st.DataObject
+) -> None:
+    """Cut off behind any launch, any number of times, at other times of the day: the same launches, sizes and times."""
+    asked = trial(variants, budget_s)
+    whole = Attempt(seconds, scatter).go(asked)
+    done: list[LaunchResult] = []
+    for now in data.draw(st.lists(st.integers(-1000, 10**6), max_size=3)):
+        ran = Attempt(seconds, scatter, now).go(replace(asked, committed=tuple(map(Committed.of, done))))
+        done += ran[: data.draw(st.integers(0, len(ran)))]
+    last = Attempt(seconds, scatter, 77).go(replace(asked, committed=tuple(map(Committed.of, done))))
+    assert indices([*done, *last]) == list(range(len(whole)))
+    for found, expected in zip([*done, *last], whole, strict=True):
+        assert found == expected
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 4), st.floats(0.001, 0.03), st.data())
+def test_missing_launches_are_run_in_order_with_the_size_of_the_others(
+    variants: int, scatter: float, data: st.DataObject
+) -> None:
+    whole = Attempt([1], scatter).go(trial(variants))
+    kept = data.draw(st.lists(st.sampled_from(whole), unique_by=lambda one: one.launch.index))
+    sized = [replace(Committed.of(one), rounds=30, calls=2) for one in kept]
+    ran = Attempt([1], scatter).go(replace(trial(variants), committed=tuple(sized)))
+    assert indices(ran) == sorted(set(indices(whole)) - set(indices(kept)))
+    if kept:
+        assert {(one.launch.rounds, one.launch.calls) for one in ran} <= {(30, 2)}
+
+
+@pytest.mark.parametrize("variants", [2, 3])
+def test_a_complete_set_of_launches_runs_nothing(variants: int) -> None:
+    for asked in (trial(variants), trial(variants, budget_s=100)):
+        whole = Attempt([3], SCATTER).go(asked)
+        assert Attempt([3], SCATTER).go(replace(asked, committed=tuple(map(Committed.of, whole)))) == []
+
+
+def test_launches_beyond_the_end_of_a_trial_are_left_out_of_it() -> None:
+    """A trial that ends at the same launch whatever else is known."""
+    whole = Attempt([1], 0.0).go(trial(2))
+    more = [*map(Committed.of, whole), Committed(len(whole), 7, 5, {"variant-1": 5.0}, 99.0)]
+    assert Attempt([1], 0.0).go(replace(trial(2), committed=tuple(more))) == []
+
+
+def test_a_lost_launch_of_a_resumed_trial_is_tried_as_often_as_ever() -> None:
+    known = tuple(Committed(i, 7, 5, {"variant-1": 0.0}, float(i)) for i in range(4))
+    attempts: list[tuple[int, int]] = []
+
+    def run(launch: Launch) -> LaunchResult | Failure:
+        attempts.append((launch.index, launch.attempt))
+        return Failure(launch, "no luck")
+
+    with pytest.raises(TrialError, match=rf"launch 4 failed {ATTEMPTS} times"):
+        list(launches(replace(trial(2), committed=known), run, lambda: 0.0))
+    assert attempts == [(4, 1), (4, 2), (4, 3)]
+
+
+def test_the_time_of_earlier_attempts_is_taken_from_the_budget_and_stands_in_each_launch() -> None:
+    known = tuple(Committed(i, 7, 5, {"variant-1": (-1.0) ** i}, 10.0 * (i + 1)) for i in range(10))
+    ran = Attempt([10], 1.0, now=5000.0).go(replace(trial(2, budget_s=160), committed=known))
+    assert [one.elapsed_s for one in ran] == [110.0, 120.0, 130.0, 140.0, 150.0, 160.0]
+
+
+def test_a_launch_tells_how_long_its_trial_had_run_when_it_came_home() -> None:
+    ran = Attempt([10, 5], 1.0, now=5000.0).go(trial(2, budget_s=1))
+    assert [one.elapsed_s for one in ran][:4] == [10.0, 15.0, 25.0, 30.0]

@@ -19,8 +19,9 @@ from pyarrow import fs
 
 from chatbot.errors import UsageError
 from ray_jobs import wandb_sink
+from ray_jobs.directory import RunDirectory
 from ray_jobs.rows import COLUMNS, Row, TrialInfo, rows_of
-from ray_jobs.samples import RunDirectory, rows_table, to_table
+from ray_jobs.samples import rows_table, to_table
 from ray_jobs.spec import read_spec
 from ray_jobs.wandb_sink import WandbSink, resolve_mode, summary_of
 

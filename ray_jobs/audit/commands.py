@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -10,15 +10,16 @@ import typer
 
 from chatbot import checkpoint
 from chatbot.errors import UsageError, one_of
+from ray_jobs.audit import breakage
 from ray_jobs.audit import faults as planted
 from ray_jobs.audit.comparisons import MOST, Plan, compare, launch_rows
 from ray_jobs.audit.cost import cost as find_cost
 from ray_jobs.audit.page import EVERY_S
 from ray_jobs.audit.plants import DELAYED
 from ray_jobs.audit.rates import EXIT, TOO_FEW, Comparison, effects_found, false_verdicts
-from ray_jobs.audit.record import Audit, make_again, new_audit
-from ray_jobs.audit.stand import Stand, audit_spec, stand
-from ray_jobs.trials import TrialState
+from ray_jobs.audit.record import Audit, make_again, new_audit, new_directory
+from ray_jobs.audit.stand import Measured, Stand, audit_spec, stand
+from ray_jobs.audit.testbed import Testbed, can_partition
 
 app = typer.Typer(
     help="How often is this tool wrong, on this machine? Without a part: all of them, twenty-five minutes.",
@@ -158,6 +159,49 @@ def faults(
 
 
 @app.command()
+def cluster(
+    only: Annotated[str | None, typer.Option(help="Faults whose names hold this; all by default.")] = None,
+    model: Model = "small",
+    out: Out = "results",
+    run_id: RunId = None,
+    as_json: Json = False,
+) -> None:
+    """Break a Ray cluster of real processes on this machine: what is seen, how soon, and is anything lost?
+
+    Ten minutes. As root its nodes are hosts of their own, in network namespaces; else the faults that need them are
+    left out. Exits 0 where every fault was said and nothing was lost, else 1.
+    """
+    chosen = [fault for fault in breakage.FAULTS if only is None or only in fault.name]
+    if not chosen:
+        raise one_of("fault", str(only), [fault.name for fault in breakage.FAULTS])
+    directory = new_directory("cluster", out, run_id)
+    with directory.created(samples=False):
+        found = list(_broken(chosen, model))
+        text = breakage.table(found)
+        directory.write("summary.md", f"# What a cluster does to a run\n\n{text}\n".encode())
+        directory.write_json("cluster.json", breakage.facts(found))
+    typer.echo(text)
+    typer.echo(f"\n{directory.shown}: summary.md, cluster.json")
+    if as_json:
+        typer.echo(json.dumps(breakage.facts(found)))
+    raise typer.Exit(0 if all(map(breakage.sound, found)) else BROKEN)
+
+
+def _broken(faults: Sequence[breakage.Fault], model: str) -> Iterator[breakage.Seen]:
+    """Injects them one by one, with a line on stderr for each."""
+    without = can_partition()
+    with Testbed(hosts=without is None) as bed:
+        bench = breakage.Bench(bed, ("--model", model))
+        for fault in faults:
+            if fault.hosts and without is not None:
+                typer.echo(f"{fault.name}: left out, {without}", err=True)
+                continue
+            seen = breakage.inject(bench, fault)
+            typer.echo(f"{fault.name}: {seen.shows} ({seen.seconds} s), lost: {seen.lost}", err=True)
+            yield seen
+
+
+@app.command()
 def summary(audit: Annotated[str, typer.Argument(help="The directory of an audit.")]) -> None:
     """Make the figures and the page of a finished audit again, from its tables."""
     typer.echo(make_again(audit))
@@ -212,7 +256,7 @@ def _cost(audit: Audit, here: Stand) -> dict[str, Any]:
 def _compared(audit: Audit, here: Stand, plan: Plan) -> list[Comparison]:
     """Runs a plan, with a line on stderr now and then."""
     done: list[Comparison] = []
-    states: list[TrialState] = []
+    states: list[Measured] = []
     started = last = time.monotonic()
     try:
         for comparison, state in compare(here, plan):

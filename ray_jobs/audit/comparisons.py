@@ -13,11 +13,10 @@ from ray_jobs.audit import peers
 from ray_jobs.audit.load import background_load
 from ray_jobs.audit.plants import DELAYED
 from ray_jobs.audit.rates import Comparison
-from ray_jobs.audit.stand import Stand
-from ray_jobs.launch import LaunchServer
+from ray_jobs.audit.stand import Measured, Stand
+from ray_jobs.forkserver import LaunchServer
 from ray_jobs.records import TIMED
 from ray_jobs.rows import Row
-from ray_jobs.trials import TrialState
 
 MOST = 1000  # comparisons, so that no two --seed share a trial's seed
 
@@ -43,7 +42,7 @@ class Plan:
         return f"{part}-beside-load" if self.beside_load else part
 
 
-def compare(stand: Stand, plan: Plan) -> Iterator[tuple[Comparison, TrialState]]:
+def compare(stand: Stand, plan: Plan) -> Iterator[tuple[Comparison, Measured]]:
     """Runs the plan; each comparison as it ends."""
     spec = stand.spec
     workload = stand.template.info.workload
@@ -64,8 +63,8 @@ def compare(stand: Stand, plan: Plan) -> Iterator[tuple[Comparison, TrialState]]
             yield _comparison(number, plan, state, asked), state
 
 
-def _comparison(number: int, plan: Plan, state: TrialState, asked: dict[str, peers.PeerResult]) -> Comparison:
-    rows = {row.variant: row for row in state.rows()}
+def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, peers.PeerResult]) -> Comparison:
+    rows = {row.variant: row for row in state.rows}
     row, baseline = rows[plan.variant], rows[BASELINE]
     launches = state.launches
     timed = sum(int(launch.samples.wall_ns[launch.samples.phase == TIMED].sum()) for launch in launches) / 1e9
@@ -110,7 +109,7 @@ class LaunchRow:
     sentinel_ns: float | None
 
 
-def launch_rows(plan: Plan, states: Sequence[TrialState]) -> list[dict[str, Any]]:
+def launch_rows(plan: Plan, states: Sequence[Measured]) -> list[dict[str, Any]]:
     """The launches of these trials, in order."""
     rows = [
         LaunchRow(

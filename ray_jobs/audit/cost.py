@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from chatbot.variants import BASELINE, CONTROL, Workload
-from ray_jobs import cluster
 from ray_jobs.audit.stand import Stand
+from ray_jobs.cluster.events import Event, LaunchDone
+from ray_jobs.forkserver import LaunchServer, Loss, Request
 from ray_jobs.interference import watch_for
-from ray_jobs.launch import LaunchServer, Loss, Request
 from ray_jobs.records import TIMED
 from ray_jobs.rounds import CALLS, Log, Prompts, run_rounds
 from ray_jobs.timing import CpuTimer
@@ -79,8 +79,8 @@ class _Census:
     last: dict[int, tuple[str, float]] = field(default_factory=dict)
     at: list[float] = field(default_factory=list)
 
-    def watch(self, event: cluster.Event) -> None:
-        if isinstance(event, cluster.LaunchDone):
+    def watch(self, event: Event) -> None:
+        if isinstance(event, LaunchDone):
             self.at.append(time.monotonic())
             self.last = processes()
             if len(self.at) <= 2:
@@ -110,7 +110,7 @@ def processes() -> dict[int, tuple[str, float]]:
             continue
         pid = int(path.name)
         parents[pid], spent[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / TICKS
-        if b"ray_jobs.launch" in command.split(b"\0"):
+        if b"ray_jobs.forkserver" in command.split(b"\0"):
             serves.add(pid)
     servers = {pid for pid in serves if parents[pid] not in serves}
     found: dict[int, tuple[str, float]] = {}

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from chatbot.variants import BASELINE, CONTROL
-from ray_jobs import cluster
 from ray_jobs.audit.comparisons import MOST
 from ray_jobs.audit.load import background_load
 from ray_jobs.audit.plants import named
-from ray_jobs.audit.stand import Stand
+from ray_jobs.audit.stand import Measured, Stand
+from ray_jobs.cluster.events import Event, LaunchDone
 from ray_jobs.interference import disturbed
 from ray_jobs.records import TIMED, LaunchResult
 from ray_jobs.rows import DONE
 from ray_jobs.statistics import LEAST_LAUNCHES
-from ray_jobs.trials import TrialState
 
 IMPOSSIBLE = "impossible by construction"
 NOTHING_LIKE = 1.5  # a speedup below it is nothing like that of a memory, which would be hundreds
@@ -31,7 +30,7 @@ class Fault:
 
     name: str
     variants: tuple[str, ...]
-    judge: Callable[[TrialState], str | None]  # what caught it; None: nothing did
+    judge: Callable[[Measured], str | None]  # what caught it; None: nothing did
     half_way: bool = False  # a background process starts in the middle
 
 
@@ -44,11 +43,11 @@ class Verdict:
     by: str
 
 
-def _invalid(plant: str, words: str) -> Callable[[TrialState], str | None]:
+def _invalid(plant: str, words: str) -> Callable[[Measured], str | None]:
     """Caught where the plant's row is invalid for a reason with these words, and shows no speedup."""
 
-    def judge(state: TrialState) -> str | None:
-        row = next(row for row in state.rows() if row.variant == plant)
+    def judge(state: Measured) -> str | None:
+        row = next(row for row in state.rows if row.variant == plant)
         if row.verdict != "invalid" or row.speedup is not None or words not in (row.reason or ""):
             return None
         return f"invalid: {row.reason}"
@@ -60,15 +59,15 @@ def _planted(name: str, plant: str, words: str, beside: tuple[str, ...] = ()) ->
     return Fault(name, (*beside, named(plant)), _invalid(named(plant), words))
 
 
-def _nothing_gained(state: TrialState) -> str | None:
+def _nothing_gained(state: Measured) -> str | None:
     """A memory of prompts can't help where no prompt is asked twice of a variant."""
-    row = next(row for row in state.rows() if row.variant == named("MEMORY"))
+    row = next(row for row in state.rows if row.variant == named("MEMORY"))
     if row.status != DONE or row.verdict == "invalid" or row.speedup is None or row.speedup > NOTHING_LIKE:
         return None
     return f"{IMPOSSIBLE}: no prompt is asked twice of a variant in a launch (speedup {row.speedup:.3f}, {row.verdict})"
 
 
-def _balanced(state: TrialState) -> str | None:
+def _balanced(state: Measured) -> str | None:
     """Every variant stands equally often in each place of the rounds, and of the building order."""
     if state.status != DONE or not state.launches:
         return None
@@ -91,9 +90,9 @@ def _places_balanced(launch: LaunchResult) -> bool:
     return counts == {launch.rounds // len(launch.variants)}
 
 
-def _noticed(state: TrialState) -> str | None:
+def _noticed(state: Measured) -> str | None:
     """Every row warns of it, and it is in the rounds after its start that the counters saw it."""
-    rows = state.rows()
+    rows = state.rows
     said = [text for row in rows for text in row.warnings if "another process used" in text or "waited" in text]
     shares = [disturbed(w) / len(w.round_ns) for w in (launch.interference for launch in state.launches) if w]
     before, after = shares[: HALF_WAY - 1], shares[HALF_WAY + 1 :]
@@ -104,7 +103,7 @@ def _noticed(state: TrialState) -> str | None:
     return f"{rows[0].discarded_rounds} rounds discarded, and a warning: {said[0]}"
 
 
-def _run_again(state: TrialState) -> str | None:
+def _run_again(state: Measured) -> str | None:
     """Every launch was killed on its first attempt, is recorded as lost, was run again, and counts once."""
     indices = [launch.launch.index for launch in state.launches]
     killed = [record["launch"] for record in state.lost if record["attempt"] == 1 and "SIGKILL" in record["reason"]]
@@ -134,11 +133,11 @@ FAULTS = (
 
 def plant(stand: Stand, fault: Fault, number: int) -> Verdict:
     """Runs one planted mistake."""
-    done: list[cluster.Event] = []
+    done: list[Event] = []
     with ExitStack() as stack:
 
-        def watch(event: cluster.Event) -> None:
-            if isinstance(event, cluster.LaunchDone):
+        def watch(event: Event) -> None:
+            if isinstance(event, LaunchDone):
                 done.append(event)
                 if fault.half_way and len(done) == HALF_WAY:
                     stack.enter_context(background_load(stand.spec.seed, sorted(os.sched_getaffinity(0)), BUSY))
@@ -150,10 +149,10 @@ def plant(stand: Stand, fault: Fault, number: int) -> Verdict:
     return Verdict(fault.name, by is not None, by or _uncaught(state))
 
 
-def _uncaught(state: TrialState) -> str:
+def _uncaught(state: Measured) -> str:
     if state.status != DONE:
         return f"the trial failed: {state.reason}"
-    seen = ", ".join(f"{row.variant} {row.verdict or row.status}: {row.reason or row.speedup}" for row in state.rows())
+    seen = ", ".join(f"{row.variant} {row.verdict or row.status}: {row.reason or row.speedup}" for row in state.rows)
     return f"nothing; {seen}"
 
 

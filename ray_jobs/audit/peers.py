@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import benchmark
 
 from chatbot.variants import BASELINE, CONTROL, Reply, Workload, variant_named
-from ray_jobs.launch import LaunchServer, Loss, Request, TrialError
+from ray_jobs.forkserver import LaunchServer, Loss, Request, TrialError
 from ray_jobs.records import Weights
 from ray_jobs.rounds import Prompts
 

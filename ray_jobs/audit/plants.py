@@ -180,6 +180,12 @@ def _tokenises(chatbot: Chatbot, workload: Workload) -> Reply:
     return reply
 
 
+def _hangs(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Loops for ever, in its preparation."""
+    while True:
+        time.sleep(3600)
+
+
 def _dies(chatbot: Chatbot, workload: Workload) -> Reply:
     """Ends its process in the midst of the rounds, on the first attempt of every launch."""
     inner = eager.prepare(chatbot, workload)
@@ -211,3 +217,4 @@ DROPOUT = _planted(_dropout_on, "dropout on")
 GRADIENTS = _planted(_gradients_on, "gradients on")
 TOKENISES = _planted(_tokenises, "text within the call")
 DIES = _planted(_dies, "its process is killed half-way")
+HANGS = _planted(_hangs, "never answers")

@@ -176,9 +176,10 @@ def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, 
 def effect_promise(percent: int, found: int, comparisons: int, bias_low: float | None, bias_high: float | None) -> str:
     """Kept where a difference of at least 2% is found 9 times in 10 and the bias is within 0.5%, beyond doubt.
 
-    None is made of smaller differences, but that of the bias.
+    None is made of smaller differences, but that of the bias. A handful of comparisons decides nothing, whatever they
+    say: the interval of a bias over two of them is as wide as chance has it.
     """
-    if bias_low is None or bias_high is None:
+    if bias_low is None or bias_high is None or comparisons < LEAST_COMPARISONS:
         return TOO_FEW
     if bias_low > MOST_BIAS or bias_high < -MOST_BIAS:
         return BROKEN
@@ -187,8 +188,7 @@ def effect_promise(percent: int, found: int, comparisons: int, bias_low: float |
     if share(found, comparisons)[1] < LEAST_FOUND:
         return BROKEN
     unbiased = bias_low >= -MOST_BIAS and bias_high <= MOST_BIAS
-    enough = comparisons >= LEAST_COMPARISONS and found / comparisons >= LEAST_FOUND
-    return KEPT if enough and unbiased else TOO_FEW
+    return KEPT if unbiased and found / comparisons >= LEAST_FOUND else TOO_FEW
 
 
 def _mean_interval(values: Sequence[float]) -> tuple[float | None, float | None]:

@@ -18,8 +18,9 @@ from ray_jobs.audit import page
 from ray_jobs.audit.comparisons import LaunchRow
 from ray_jobs.audit.rates import Comparison, effects_found, false_verdicts
 from ray_jobs.audit.stand import Stand
+from ray_jobs.directory import RunDirectory, open_root
 from ray_jobs.records import one_line
-from ray_jobs.samples import RunDirectory, open_root, schema_of
+from ray_jobs.samples import schema_of
 
 INTERRUPTED = 130
 COMPARISONS = pa.schema([pa.field("part", pa.string()), *schema_of(Comparison)])
@@ -64,12 +65,16 @@ class Audit:
             self.directory.write_table("launches.parquet", pa.Table.from_pylist(self.launches, schema_of(LaunchRow)))
 
 
+def new_directory(kind: str, out: str, run_id: str | None) -> RunDirectory:
+    """The directory of a new audit, not made yet. Raises UsageError."""
+    return RunDirectory.named(out, run_id or f"audit-{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+
+
 @contextmanager
 def new_audit(kind: str, out: str, run_id: str | None) -> Iterator[Audit]:
     """A new audit's directory; what was found by the time of an interrupt, or of a crash, is written."""
-    name = run_id or f"audit-{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    directory = RunDirectory.named(out, name)
-    audit = Audit(directory, name, datetime.now(UTC))
+    directory = new_directory(kind, out, run_id)
+    audit = Audit(directory, directory.run_id, datetime.now(UTC))
     with directory.created(samples=False):
         try:
             yield audit

@@ -4,16 +4,29 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL
-from ray_jobs import cluster
+from ray_jobs.cluster.connection import connected
+from ray_jobs.cluster.events import Event
+from ray_jobs.cluster.stations import find_stations
+from ray_jobs.cluster.tasks import measure
 from ray_jobs.launch import choose_cores
 from ray_jobs.provenance import driver_facts
+from ray_jobs.records import LaunchResult
 from ray_jobs.spec import Spec, read_spec
-from ray_jobs.trials import Inputs, TrialState, place
+from ray_jobs.trials import Inputs, Kept, TrialState, place
+
+BUSY_WAIT_S = 600.0  # for a station that somebody else holds
+
+
+@dataclass
+class Measured(TrialState):
+    """A trial with its launches."""
+
+    launches: list[LaunchResult] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -44,22 +57,24 @@ class Stand:
         variants: Sequence[str],
         seed: int,
         memory: bool = False,
-        watch: Callable[[cluster.Event], None] | None = None,
-    ) -> TrialState:
+        watch: Callable[[Event], None] | None = None,
+    ) -> Measured:
         """One trial, from beginning to end; ``watch`` sees what happens as it happens."""
         names = tuple(dict.fromkeys([BASELINE, *variants]))
         job = self.template.job
         assert job is not None
         trial = replace(job.trial, id=trial_id, variants=names, seed=seed, memory=memory)
-        state = TrialState(replace(self.template.info, trial_id=trial_id, variants=names), replace(job, trial=trial))
-        assert state.job is not None
+        info = replace(self.template.info, trial_id=trial_id, variants=names)
+        state = Measured(info)
+        kept = Kept()
         started = time.monotonic()
-        with closing(cluster.measure([state.job])) as events:
+        with closing(measure([replace(job, trial=trial, info=info)])) as events:
             for event in events:
-                state.take(event, None)
+                state.take(event, kept)
                 if watch is not None:
                     watch(event)
         state.seconds = time.monotonic() - started
+        state.launches = kept.launches(trial_id, ())
         return state
 
 
@@ -71,8 +86,9 @@ def stand(spec: Spec, run_id: str) -> Iterator[Stand]:
         UsageError: the model or the corpus can't be used, or the machine has too few cores.
     """
     inputs = Inputs.of(spec)
-    with cluster.connected("local"):
-        template = next(iter(place(spec, run_id, inputs).values()))
+    with connected("local"):
+        stations = find_stations(spec.device, by_device=False, cores_per_gpu=None)
+        template = next(iter(place(spec, run_id, inputs, stations, BUSY_WAIT_S).values()))
         if template.job is None:
             raise UsageError(f"nothing to audit on: {template.reason}")
         yield Stand(spec, run_id, inputs, template)

@@ -1,0 +1,195 @@
+"""What the driver costs with many trials on many stations, none of which measures anything.
+
+``python benchmarks/scale.py`` runs the driver's own code (placing, scheduling, keeping, run.json, matrix.json) against
+simulated stations whose launches and rows are made beforehand. Writing samples is timed apart: it grows with them.
+"""
+
+import argparse
+import json
+import pickle
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from launches import made_launch  # (tests/, which is not a package)
+
+from chatbot.variants import BASELINE, CONTROL
+from ray_jobs import matrix
+from ray_jobs.cluster.events import Event, Job, LaunchDone, MemoryKnown, RowsKnown, Station, TrialBegun, TrialEnded
+from ray_jobs.cluster.schedule import Schedule
+from ray_jobs.directory import RunDirectory
+from ray_jobs.launch import Committed
+from ray_jobs.records import LaunchResult, Weights
+from ray_jobs.rows import DONE, rows_of
+from ray_jobs.samples import to_table
+from ray_jobs.spec import read_spec
+from ray_jobs.terminal import Reporter
+from ray_jobs.trials import Inputs, place
+from ray_jobs.wandb_sink import WandbSink
+
+VARIANTS = (BASELINE, CONTROL, "torchscript")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One size of it."""
+
+    trials: int
+    stations: int
+    launches: int  # of each trial
+    own_ms_a_trial: float  # CPU time of the driver, writing samples left out
+    writing_ms_a_launch: float
+    peak_mb: float  # of the driver's resident memory
+    before_mb: float  # of it before the first trial
+
+
+class NullBackend:
+    """Stations that answer at once, in any order, with launches that were made beforehand."""
+
+    def __init__(self, launches: int, rounds: int) -> None:
+        self._made = [_made(index, rounds) for index in range(launches)]
+        self._committed = [(Committed.of(launch), to_table("null", launch)) for launch in self._made]
+        self._said: dict[int, Iterator[Event]] = {}
+        self._random = random.Random(0)
+        self._count = 0
+        self.spent_s = 0.0  # CPU time of the stations' side
+
+    def submit(self, job: Job) -> int:
+        """Begins to say what a trial says."""
+        self._count += 1
+        self._said[self._count] = self._events(job)
+        return self._count
+
+    def _events(self, job: Job) -> Iterator[Event]:
+        """New objects: that is how they come from another process."""
+        trial = job.trial.id
+        yield TrialBegun(trial)
+        for made in self._committed:
+            committed, table = pickle.loads(pickle.dumps(made))
+            yield LaunchDone(trial, committed, table)
+        yield MemoryKnown(trial, {})
+        yield RowsKnown(trial, rows_of(job.info, DONE, None, self._made, {}), len(self._made))
+        yield TrialEnded(trial, None)
+
+    def ready(self, handles: Sequence[int], timeout_s: float) -> Sequence[int]:
+        """A few of them."""
+        return self._random.sample(list(handles), min(len(handles), 64))
+
+    def next(self, handle: int, job: Job, attempt: int) -> Event:
+        """What it says next."""
+        start = time.process_time()
+        event: Event = next(self._said[handle])
+        self.spent_s += time.process_time() - start
+        if isinstance(event, TrialEnded):
+            del self._said[handle]
+        return event
+
+    def cancel(self, handle: int) -> None:
+        """Nothing more of it."""
+        self._said.pop(handle, None)
+
+    def holder(self, job: Job) -> str:
+        """Never asked."""
+        return "nobody"
+
+    def unreachable(self) -> Mapping[str, str]:
+        """All answer."""
+        return {}
+
+
+def _made(index: int, rounds: int) -> LaunchResult:
+    rng = np.random.default_rng(index)
+    walls = {name: 5 + rng.random((rounds, 2)) for name in VARIANTS}
+    made: LaunchResult = replace(made_launch(walls, index=index, rounds=rounds, calls=2), elapsed_s=1.0)
+    return made
+
+
+class TimedDirectory(RunDirectory):
+    """Knows how long it took to write samples."""
+
+    writing_s = 0.0
+
+    def add_launch(self, trial: str, table: pa.Table, identity: str = "") -> None:
+        """Commits a launch."""
+        start = time.process_time()
+        super().add_launch(trial, table, identity)
+        self.writing_s += time.process_time() - start
+
+
+def stations(count: int) -> list[Station]:
+    """Simulated ones, of four kinds of hardware."""
+    return [
+        Station(f"node-{n}:cpu", f"node-{n}", "cpu", f"CPU {n % 4}", f"id-{n}", 1.0, (0,), facts={"cores": 1})
+        for n in range(count)
+    ]
+
+
+def run(trials: int, count: int, launches: int, rounds: int) -> Cost:
+    """Takes in as many trials on as many stations."""
+    spec = read_spec(None, {"batch": list(range(1, trials // count + 1)), "variants": VARIANTS})
+    inputs = Inputs(Weights(preset="tiny"), None, {8: np.zeros((10, 8), dtype=np.int64)})
+    with tempfile.TemporaryDirectory() as folder:
+        named = RunDirectory.named(folder, "scale")
+        directory = TimedDirectory(named._fs, named._path, named.shown)
+        with directory.created():
+            this = matrix.Run("scale", spec, directory, WandbSink("off", directory), {}, datetime.now(UTC).isoformat())
+            before, start = _memory_mb(), time.process_time()
+            this.trials = place(spec, "scale", inputs, {"cpu": stations(count)}, 60.0)
+            jobs = (trial.job for trial in this.trials.values() if trial.job is not None)
+            backend = NullBackend(launches, rounds)
+            matrix.take_in(this, Schedule(jobs, backend).events(), Silent(1.0, 0.01))
+            rows = [row for trial in this.trials.values() for row in trial.rows]
+            matrix.write_matrix(directory, rows, spec.margin)
+            spent = time.process_time() - start
+    own = spent - directory.writing_s - backend.spent_s
+    return Cost(
+        trials=len(this.trials),
+        stations=count,
+        launches=launches,
+        own_ms_a_trial=round(1000 * own / len(this.trials), 3),
+        writing_ms_a_launch=round(1000 * directory.writing_s / len(this.trials) / launches, 3),
+        peak_mb=round(_memory_mb(), 1),
+        before_mb=round(before, 1),
+    )
+
+
+class Silent(Reporter):
+    """Makes its lines, and says nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+def _memory_mb() -> float:
+    """The highest so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def main() -> None:
+    """Prints a table, and a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--stations", type=int, default=1_000)
+    parser.add_argument("--launches", type=int, default=1, help="of each trial")
+    parser.add_argument("--rounds", type=int, default=3, help="of each launch")
+    asked = parser.parse_args()
+    found: dict[str, Any] = vars(run(asked.trials, asked.stations, asked.launches, asked.rounds))
+    for name, value in found.items():
+        print(f"{name:20} {value}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

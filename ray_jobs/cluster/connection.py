@@ -1,0 +1,133 @@
+"""Joining a Ray cluster, waiting for what it is to have, and leaving it when told to."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ray
+from ray.autoscaler import sdk as autoscaler
+
+from chatbot.errors import UsageError
+from ray_jobs.cluster.schedule import ClusterLostError
+from ray_jobs.records import one_line
+
+CONNECT_TIMEOUT_S = 10.0
+POLL_S = 1.0
+SOURCES = Path(__file__).resolve().parents[2]
+REQUESTED: dict[str, float] = {}  # of the autoscaler, by this process
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the driver of a submitted job
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: ``ray job stop``, a batch system, a shutdown."""
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Joins the cluster at ``auto`` or ``HOST:PORT``; ``local`` starts one here, which ends with the block.
+
+    Inside, SIGTERM raises ``Terminated`` in the main thread.
+
+    Raises:
+        UsageError: a ``ray://`` address, or no cluster there.
+    """
+    if address.startswith("ray://"):
+        raise UsageError("ray:// keeps the driver off the cluster; use: ray job submit -- python -m ray_jobs matrix")
+    if ":" in address:
+        _reach(address)
+    options: dict[str, Any] = {}
+    if address == "local":
+        options["include_dashboard"] = False
+        os.environ.setdefault("RAY_worker_niceness", "0")  # by default a worker gives way to any other process
+    elif IN_A_JOB not in os.environ:  # a job's working directory is already everywhere
+        options["runtime_env"] = {"py_modules": [str(SOURCES / package) for package in ("chatbot", "ray_jobs")]}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UsageError(f"no Ray cluster at {address!r}: {one_line(error).partition(': ')[2]}") from None
+    try:
+        with _terminable(), _nothing_more_requested():
+            yield
+    except ClusterLostError:
+        raise  # Ray would wait for a minute, and then end this process itself
+    except BaseException:
+        ray.shutdown()
+        raise
+    ray.shutdown()
+
+
+@contextmanager
+def _nothing_more_requested() -> Iterator[None]:
+    """What was asked of the autoscaler stays asked for after the driver has ended, unless it is taken back."""
+    try:
+        yield
+    finally:
+        if REQUESTED and not isinstance(sys.exception(), ClusterLostError):
+            REQUESTED.clear()
+            with suppress(Exception):  # the cluster may be gone
+                autoscaler.request_resources(num_cpus=0)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """``ray.init`` has put its own handlers in place; ours stands until the block ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows cleans up
+    raise Terminated
+
+
+def _reach(address: str) -> None:
+    """Raises UsageError where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(f"no Ray cluster at {address!r}: {error}; give local, auto or HOST:PORT") from None
+
+
+def wait_for(resources: Mapping[str, float], seconds: float, tell: Callable[[str], None]) -> str | None:
+    """Waits until the live nodes have these together (``{"CPU": 4, "GPU": 1}``), and asks an autoscaler for them.
+
+    Returns None when they are there, else what was missing when the time was up. ``tell`` is given a line whenever
+    what is there changes.
+    """
+    if not resources:
+        return None
+    REQUESTED.update(resources)
+    _request(resources)
+    end = time.monotonic() + seconds
+    said = None
+    while True:
+        there = {name: ray.cluster_resources().get(name, 0.0) for name in resources}
+        if all(there[name] >= count for name, count in resources.items()):
+            return None
+        text = ", ".join(f"{there[name]:g} of {count:g} {name}" for name, count in resources.items())
+        if time.monotonic() >= end:
+            return f"{seconds:.0f} s were waited for {text}"
+        if text != said:
+            tell(f"waiting for the cluster: {text} are there")
+            said = text
+        time.sleep(POLL_S)
+
+
+def _request(resources: Mapping[str, float]) -> None:
+    """Tells the autoscaler, where there is one; single units, since no node need hold them all."""
+    bundles = [{name: 1} for name, count in resources.items() if name != "CPU" for _ in range(int(count))]
+    autoscaler.request_resources(num_cpus=int(resources.get("CPU", 0)) or None, bundles=bundles or None)

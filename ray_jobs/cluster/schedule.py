@@ -1,0 +1,197 @@
+"""Which trial runs when: one at a time on each node, nodes at the same time; nothing is waited for without end.
+
+Knows nothing of Ray: a ``Backend`` runs the trials, and a clock tells the time.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from ray_jobs.cluster.events import (
+    Event,
+    Job,
+    LaunchDone,
+    TrialBegun,
+    TrialEnded,
+    TrialStarted,
+    TrialWaiting,
+    WorkerLost,
+)
+from ray_jobs.forkserver import GRACE_S
+from ray_jobs.launch import Committed
+
+ATTEMPTS = 3  # of a trial whose worker is lost, all on the same station
+SILENCE_S = 60.0  # beyond a launch's own deadline, after which a trial that says nothing is ended
+PENDING_S = 10.0  # between handing a trial to Ray and asking who holds its station
+POLL_S = 1.0
+
+
+class ClusterLostError(RuntimeError):
+    """The cluster is gone, and every trial with it; one line says why."""
+
+
+class Backend(Protocol):
+    """What runs trials. A handle is whatever it likes, as long as it can be a key."""
+
+    def submit(self, job: Job) -> Any:
+        """Starts a trial; its handle."""
+
+    def ready(self, handles: Sequence[Any], timeout_s: float) -> Sequence[Any]:
+        """Those that have something to say, waiting for the first one at most so long."""
+
+    def next(self, handle: Any, job: Job, attempt: int) -> Event:
+        """What a ready one says next; ``TrialEnded`` or ``WorkerLost`` is its last word."""
+
+    def cancel(self, handle: Any) -> None:
+        """Ends a trial's processes, without waiting for it."""
+
+    def holder(self, job: Job) -> str:
+        """Who holds the station of a trial that does not begin."""
+
+    def unreachable(self) -> Mapping[str, str]:
+        """Nodes that can't be reached, by their ids, and why that is thought. Never blocks.
+
+        Raises:
+            ClusterLostError: nothing more can come.
+        """
+
+
+@dataclass
+class _Running:
+    job: Job
+    since: float
+    heard: float
+    attempt: int = 1
+    begun: bool = False
+    told: str | None = None  # of who holds the station
+    committed: list[Committed] = field(default_factory=list)
+
+    @property
+    def patience_s(self) -> float:
+        return self.job.trial.launch_timeout_s + GRACE_S + SILENCE_S
+
+
+class Schedule:
+    """The trials of one run; ``events()`` runs them."""
+
+    def __init__(self, jobs: Iterable[Job], backend: Backend, clock: Callable[[], float] = time.monotonic) -> None:
+        self._backend, self._clock = backend, clock
+        self._waiting: dict[str, deque[Job]] = {}
+        for job in sorted(jobs, key=lambda job: not job.station.alone):  # stable: those that need the whole node first
+            self._waiting.setdefault(job.station.node_id, deque()).append(job)
+        self._running: dict[Any, _Running] = {}
+        self._on_node: dict[str, set[Any]] = {}
+
+    def events(self) -> Generator[Event]:
+        """Runs every trial and yields what happens as it happens; closing it ends what still runs."""
+        looked = self._clock()
+        free = deque(self._waiting)
+        try:
+            while True:
+                while free:
+                    yield from self._start(free.popleft())
+                if not self._running:
+                    return
+                for handle in self._backend.ready(list(self._running), POLL_S):
+                    if handle in self._running:
+                        yield from self._hear(handle, free)
+                if self._clock() - looked >= POLL_S:
+                    looked = self._clock()
+                    yield from self._look(free)
+        finally:
+            for handle in self._running:
+                self._backend.cancel(handle)
+
+    def _start(self, node: str) -> Iterator[Event]:
+        """Starts what may run on a node now."""
+        queue = self._waiting[node]
+        while (job := next(filter(self._may_start, queue), None)) is not None:
+            queue.remove(job)
+            yield TrialStarted(job.trial.id)
+            self._submit(job, 1)
+
+    def _may_start(self, job: Job) -> bool:
+        """Whether the node is empty or, for a GPU with a share of the cores, only other GPUs of it are in use."""
+        busy = [self._running[handle].job.station for handle in self._on_node.get(job.station.node_id, ())]
+        if not busy:
+            return True
+        return not job.station.alone and all(not s.alone and s.name != job.station.name for s in busy)
+
+    def _submit(self, job: Job, attempt: int) -> None:
+        handle = self._backend.submit(job)
+        now = self._clock()
+        self._running[handle] = _Running(job, now, now, attempt)
+        self._on_node.setdefault(job.station.node_id, set()).add(handle)
+
+    def _hear(self, handle: Any, free: deque[str]) -> Iterator[Event]:
+        running = self._running[handle]
+        event = self._backend.next(handle, running.job, running.attempt)
+        running.heard = self._clock()
+        if isinstance(event, TrialBegun):
+            running.begun = True
+        elif isinstance(event, LaunchDone):
+            running.committed.append(event.committed)
+        elif isinstance(event, WorkerLost):
+            yield from self._again(handle, event, free)
+            return
+        elif isinstance(event, TrialEnded):
+            self._forget(handle, free)
+        yield event
+        if isinstance(event, TrialEnded) and event.node_lost and event.reason:
+            yield from self._give_up(running.job.station.node_id, event.reason, free)
+
+    def _again(self, handle: Any, lost: WorkerLost, free: deque[str]) -> Iterator[Event]:
+        """Goes on with a trial whose worker died, behind the launches that came home."""
+        running = self._running[handle]
+        last = running.attempt == ATTEMPTS
+        self._forget(handle, free if last else None)
+        if last:
+            yield TrialEnded(lost.trial_id, f"its worker was lost {ATTEMPTS} times, last: {lost.reason}")
+            return
+        yield lost
+        trial = running.job.trial
+        trial = replace(trial, committed=(*trial.committed, *running.committed))
+        yield TrialStarted(trial.id)
+        self._submit(replace(running.job, trial=trial), running.attempt + 1)
+
+    def _forget(self, handle: Any, free: deque[str] | None) -> None:
+        node = self._running.pop(handle).job.station.node_id
+        self._on_node[node].discard(handle)
+        if free is not None:
+            free.append(node)
+
+    def _look(self, free: deque[str]) -> Iterator[Event]:
+        """Ends what is out of reach, silent or kept waiting for too long."""
+        for node, reason in self._backend.unreachable().items():
+            yield from self._give_up(node, reason, free)
+        now = self._clock()
+        for handle, running in list(self._running.items()):
+            trial = running.job.trial
+            silent = now - running.heard > running.patience_s if running.begun else now - running.since > PENDING_S
+            if not silent or self._backend.ready([handle], 0):  # the driver itself was held up: it is heard first
+                continue
+            if running.begun:
+                yield from self._end(handle, f"nothing was heard of it for {running.patience_s:.0f} s", free)
+                continue
+            holder = self._backend.holder(running.job)
+            if now - running.since > trial.wait_s:
+                yield from self._end(handle, f"the station was busy for {trial.wait_s:.0f} s: {holder}", free)
+            elif holder != running.told:
+                running.told = holder
+                yield TrialWaiting(trial.id, holder)
+
+    def _end(self, handle: Any, reason: str, free: deque[str]) -> Iterator[Event]:
+        trial = self._running[handle].job.trial
+        self._backend.cancel(handle)
+        self._forget(handle, free)
+        yield TrialEnded(trial.id, reason)
+
+    def _give_up(self, node: str, reason: str, free: deque[str]) -> Iterator[Event]:
+        """Everything on a node, running and still to come."""
+        for handle in list(self._on_node.get(node, ())):
+            yield from self._end(handle, reason, free)
+        queue = self._waiting.get(node, deque())
+        while queue:
+            yield TrialEnded(queue.popleft().trial.id, reason)

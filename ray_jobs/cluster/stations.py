@@ -1,0 +1,158 @@
+"""The stations of a Ray cluster: what its live nodes are, and which of them a run asks for."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_jobs import provenance
+from ray_jobs.cluster.events import Station
+from ray_jobs.records import one_line
+
+PROBE_TIMEOUT_S = 60.0
+SAME_EVERYWHERE = ("torch", "numpy", "scipy", "pyarrow")  # what a launch computes with, or is sent home with
+
+Node = Mapping[str, Any]  # as ray.nodes() describes it
+Facts = Mapping[str, Any]
+
+
+def find_stations(devices: Iterable[str], by_device: bool, cores_per_gpu: int | None) -> dict[str, list[Station]]:
+    """The live stations of each device kind, in order of their names; one that can't measure says why.
+
+    Args:
+        devices: cpu, cuda.
+        by_device: whether a GPU is a station with a share of its node's cores; else it is the node that is one.
+        cores_per_gpu: that share; an equal one where it is None.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and node.get("Resources", {}).get("CPU")]
+    answers = _ask(nodes)
+    here = _facts_here()
+    found = [(node, answers[node["NodeID"]]) for node in nodes]
+    found.sort(key=_order)
+    names: Counter[str] = Counter()
+    stations: dict[str, list[Station]] = {device: [] for device in devices}
+    for node, facts in found:
+        host = facts.get("host", node["NodeManagerHostname"])
+        names[host] += 1
+        name = host if names[host] == 1 else f"{host}#{names[host]}"
+        for device, mine in stations.items():
+            mine += _of_node(node, facts, here, name, device, by_device, cores_per_gpu)
+    return stations
+
+
+def _order(found: tuple[Node, Facts]) -> tuple[Any, ...]:
+    """One host's nodes keep their numbers when Ray is started again, which gives them new ids."""
+    node, facts = found
+    host = facts.get("host", node["NodeManagerHostname"])
+    return host, node["NodeManagerAddress"], facts.get("affinity", []), node["NodeID"]
+
+
+def _of_node(
+    node: Node, facts: Facts, here: Facts, name: str, device: str, by_device: bool, cores_per_gpu: int | None
+) -> list[Station]:
+    """Its station of a device kind, or one for each GPU; none where it has no such device."""
+    resources = node["Resources"]
+    gpus = int(resources.get("GPU", 0))
+    if device == "cuda" and not gpus:
+        return []
+    kind = facts.get("cpu", "an unknown CPU") if device == "cpu" else _gpu_name(resources)
+    whole = Station(
+        name=f"{name}:{device}",
+        host=facts.get("host", node["NodeManagerHostname"]),
+        device=device,
+        device_name=kind,
+        node_id=node["NodeID"],
+        cpus=float(resources["CPU"]),
+        cores=tuple(facts.get("affinity", ())),
+        address=(node["NodeManagerAddress"], int(node["NodeManagerPort"])),
+        facts=dict(facts),
+        labels=dict(node.get("Labels", {})),
+        fault=fault_of(facts, here),
+    )
+    if device == "cpu" or not by_device:
+        return [whole]
+    share = cores_per_gpu or max(1, int(resources["CPU"]) // gpus)
+    several = [whole.name] if gpus == 1 else [f"{name}:{device}{number}" for number in range(gpus)]
+    return [replace(whole, name=n, cpus=float(share), cores=whole.cores[:share], alone=False) for n in several]
+
+
+def fault_of(facts: Facts, here: Facts) -> str | None:
+    """Why a station can't measure for this driver: it did not answer, or is not set up as the driver is."""
+    if "fault" in facts:
+        return str(facts["fault"])
+    packages = facts["packages"]
+    lacking = [name for name in SAME_EVERYWHERE if packages.get(name) is None]
+    if lacking:
+        return f"it lacks {', '.join(lacking)}; install there what the driver has"
+    for name in SAME_EVERYWHERE:
+        there, ours = packages[name], here["packages"][name]
+        if _public(there) != _public(ours):
+            return f"it has {name} {there}, the driver {ours}; install the same everywhere"
+    if facts["source_hash"] != here["source_hash"]:
+        return "it runs other sources of ray_jobs than the driver; submit them with --working-dir, or install the same"
+    return None
+
+
+def _public(version: str) -> str:
+    """Without the build, of which a GPU's node has another than a CPU's."""
+    return version.split("+")[0]
+
+
+def choose(stations: Sequence[Station], asked: str) -> list[Station]:
+    """Those that ``all``, ``one-per-hardware`` or ``label=value[,label=value]`` names."""
+    if asked == "all":
+        return list(stations)
+    if asked == "one-per-hardware":
+        sound_first = sorted(stations, key=lambda station: station.fault is not None)
+        first = {station.hardware: station for station in reversed(sound_first)}
+        return [station for station in stations if first[station.hardware] is station]
+    wanted = [part.partition("=") for part in asked.split(",")]
+    return [s for s in stations if all(s.labels.get(label) == value for label, _, value in wanted)]
+
+
+def _ask(nodes: Sequence[Node]) -> dict[str, Facts]:
+    """What each node says of itself, all at once; a node that can't says so under ``fault``."""
+    probe = ray.remote(num_cpus=0, max_retries=0)(_probe())
+    asked = {
+        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
+        for node in nodes
+    }
+    if asked:
+        ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_TIMEOUT_S)
+    answers: dict[str, Facts] = {}
+    for reference, node in asked.items():
+        try:
+            answers[node["NodeID"]] = ray.get(reference, timeout=0)
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(reference, force=True)
+            answers[node["NodeID"]] = {"fault": f"it did not answer within {PROBE_TIMEOUT_S:.0f} s"}
+        except ray.exceptions.RayError as error:
+            answers[node["NodeID"]] = {"fault": one_line(error)}
+    return answers
+
+
+def _probe() -> Callable[[], dict[str, Any]]:
+    """A function that is sent by value: a node that lacks a package can still say which."""
+
+    def probe() -> dict[str, Any]:
+        try:
+            import importlib
+
+            facts: dict[str, Any] = importlib.import_module("ray_jobs.provenance").station_facts()
+        except (ImportError, AttributeError) as error:
+            facts = {"fault": f"it lacks this ray_jobs ({error}); submit it with --working-dir, or install it"}
+        return facts
+
+    return probe
+
+
+def _facts_here() -> Facts:
+    return {"packages": provenance.package_versions(), "source_hash": provenance.source_hash()}
+
+
+def _gpu_name(resources: Mapping[str, float]) -> str:
+    kinds = [key.split(":", 1)[1] for key in resources if key.startswith("accelerator_type:")]
+    return kinds[0] if kinds else "GPU"

@@ -1,0 +1,229 @@
+"""Trials as remote tasks: all CPUs of a node (and one GPU on CUDA), hard affinity, launches streamed back one by one.
+
+``max_retries=0``: a measurement is never silently run again, least of all elsewhere.
+"""
+
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.experimental import internal_kv
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_jobs import launch, lease, samples
+from ray_jobs.cluster.events import (
+    Event,
+    Job,
+    LaunchDone,
+    LaunchLost,
+    MemoryKnown,
+    RowsKnown,
+    TrialBegun,
+    TrialEnded,
+    TrialWaiting,
+    WorkerLost,
+)
+from ray_jobs.cluster.knock import Watchman
+from ray_jobs.cluster.schedule import ClusterLostError, Schedule
+from ray_jobs.forkserver import TrialError
+from ray_jobs.records import LaunchResult, Weights, one_line
+from ray_jobs.rows import DONE, TrialInfo, rows_of
+
+FETCH_TIMEOUT_S = 30.0  # for what a ready task yielded: its node may be out of reach by then
+NAMESPACE = b"latency-matrix"
+
+
+class RayBackend:
+    """Runs trials as Ray tasks. One for each run; ``close()`` ends its thread."""
+
+    def __init__(self) -> None:
+        self._put: dict[int, Any] = {}  # by the identity of an object: its reference
+        self._keep: list[Any] = []  # so that no other object takes on that identity
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._watchman = Watchman(ray.util.get_node_ip_address(), (host, int(port)))
+
+    def close(self) -> None:
+        """Ends what runs beside the trials."""
+        self._watchman.close()
+
+    def submit(self, job: Job) -> Any:
+        """Hands the trial to Ray. Prompts and weights go to the cluster once, not with each trial."""
+        station = job.station
+        task = _measure_on_cuda if station.device == "cuda" else _measure_on_cpu
+        placed = task.options(
+            num_cpus=station.cpus,
+            num_returns="streaming",
+            scheduling_strategy=NodeAffinitySchedulingStrategy(station.node_id, soft=False),
+            name=job.trial.id,
+        )
+        weights = None if job.weights is None else self._once(job.weights)
+        handle = placed.remote(
+            replace(job.trial, pool=job.trial.pool[:0]), job.info, self._once(job.trial.pool), weights, station.alone
+        )
+        if station.address is not None:
+            self._watchman.watch(handle, station.node_id, station.address)
+        return handle
+
+    def _once(self, value: Any) -> Any:
+        if id(value) not in self._put:
+            self._put[id(value)] = ray.put(value)
+            self._keep.append(value)
+        return self._put[id(value)]
+
+    def ready(self, handles: Sequence[Any], timeout_s: float) -> Sequence[Any]:
+        """Those that have something to say."""
+        first, _ = ray.wait(list(handles), timeout=timeout_s, fetch_local=False)
+        if not first:
+            return []
+        found: list[Any] = ray.wait(list(handles), num_returns=len(handles), timeout=0, fetch_local=False)[0]
+        return found
+
+    def next(self, handle: Any, job: Job, attempt: int) -> Event:
+        """What a ready task says next."""
+        trial_id = job.trial.id
+        try:
+            value = ray.get(next(handle), timeout=FETCH_TIMEOUT_S)
+        except StopIteration:
+            event: Event = TrialEnded(trial_id, None)
+        except ray.exceptions.RayTaskError as error:
+            event = TrialEnded(trial_id, _of_task(error))
+        except ray.exceptions.WorkerCrashedError as error:
+            event = WorkerLost(trial_id, attempt, _first(error))
+        except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError) as error:
+            event = TrialEnded(trial_id, f"its node is gone: {_first(error)}", node_lost=True)
+        except ray.exceptions.GetTimeoutError:
+            event = TrialEnded(trial_id, f"a launch could not be fetched in {FETCH_TIMEOUT_S:.0f} s", node_lost=True)
+        except ray.exceptions.RayError as error:
+            event = TrialEnded(trial_id, f"{type(error).__name__}: {_first(error)}")
+        else:
+            return _event(trial_id, value)
+        self._watchman.leave(handle)
+        return event
+
+    def cancel(self, handle: Any) -> None:
+        """Kills the task's process."""
+        self._watchman.leave(handle)
+        with suppress(ray.exceptions.RayError):
+            ray.cancel(handle, force=True)
+
+    def holder(self, job: Job) -> str:
+        """What the last trial of ours on this node said of itself, else what Ray leaves open."""
+        said = internal_kv._internal_kv_get(job.station.node_id, namespace=NAMESPACE)
+        if said:
+            return f"this Ray cluster gave it to {said.decode()}"
+        return "its worker has not started; other tasks of this Ray cluster may hold its CPUs (ray list tasks)"
+
+    def unreachable(self) -> Mapping[str, str]:
+        """Nodes that did not answer for a while. Raises ClusterLostError where the head is one."""
+        if (reason := self._watchman.headless()) is not None:
+            raise ClusterLostError(reason)
+        return self._watchman.unreachable()
+
+
+def _event(trial_id: str, value: Any) -> Event:
+    """What a task yielded, as it is told on."""
+    if isinstance(value, launch.Failure):
+        return LaunchLost(trial_id, value)
+    if isinstance(value, launch.Memory):
+        return MemoryKnown(trial_id, value.peak_mb)
+    if isinstance(value, launch.Waiting):
+        return TrialWaiting(trial_id, value.holder)
+    if value is None:
+        return TrialBegun(trial_id)
+    if isinstance(value, RowsKnown):
+        return value
+    committed, table = value
+    return LaunchDone(trial_id, committed, table)
+
+
+def _of_task(error: "ray.exceptions.RayTaskError") -> str:
+    cause = error.cause
+    return str(cause) if isinstance(cause, TrialError) else one_line(cause)
+
+
+def _first(error: BaseException) -> str:
+    """The first sentence: Ray goes on to say where its logs are."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().split(". ")[0].rstrip(".") if lines else type(error).__name__
+
+
+def _measure(trial: launch.Trial, info: TrialInfo, pool: Any, weights: bytes | None, alone: bool) -> Iterator[Any]:
+    """The task: None as it begins, launches with what the stopping rule needs of them, everything else as it is.
+
+    Last come the rows, unless launches of earlier attempts belong to them too: only the driver has those.
+    """
+    yield None
+    launches: list[LaunchResult] = []
+    peak_mb: dict[str, float] = {}
+    with ExitStack() as stack:
+        stack.enter_context(_told(lease.describe(trial.run_id, trial.id)))
+        trial = replace(trial, pool=pool, **_share(alone))
+        if weights is not None:
+            trial = replace(trial, weights=Weights(path=stack.enter_context(_memory_file(weights))))
+        for outcome in launch.run_trial(trial):
+            if isinstance(outcome, LaunchResult):
+                launches.append(outcome)
+                yield launch.Committed.of(outcome), samples.to_table(trial.id, outcome)
+                continue
+            if isinstance(outcome, launch.Memory):
+                peak_mb = outcome.peak_mb
+            yield outcome
+    if not trial.committed:
+        yield RowsKnown(trial.id, rows_of(info, DONE, None, launches, peak_mb), len(launches))
+
+
+def _share(alone: bool) -> dict[str, Any]:
+    """The cores and GPUs of this task: all cores of the node, or an equal share of them for each GPU."""
+    context = ray.get_runtime_context()
+    gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", [])))
+    if alone:
+        return {"gpus": gpus}
+    cores = sorted(os.sched_getaffinity(0))
+    asked = int(context.get_assigned_resources().get("CPU", 1))
+    place = int(gpus[0]) if gpus and gpus[0].isdigit() else 0
+    return {"gpus": gpus, "cores": share_of_cores(cores, asked, place)}
+
+
+def share_of_cores(cores: Sequence[int], count: int, place: int) -> tuple[int, ...]:
+    """The ``count`` cores of the GPU in this place of its node. Raises TrialError where they do not suffice."""
+    mine = tuple(cores[place * count : (place + 1) * count])
+    if len(mine) < count:
+        raise TrialError(f"GPU {place} has no {count} cores left of {len(cores)}; ask for fewer with --cores-per-gpu")
+    return mine
+
+
+@contextmanager
+def _told(holder: str) -> Iterator[None]:
+    """Lets others of this Ray cluster read who holds the node, while it does."""
+    node = ray.get_runtime_context().get_node_id()
+    internal_kv._internal_kv_put(node, holder, overwrite=True, namespace=NAMESPACE)
+    try:
+        yield
+    finally:
+        internal_kv._internal_kv_del(node, namespace=NAMESPACE)
+
+
+@contextmanager
+def _memory_file(content: bytes) -> Iterator[str]:
+    """A path that launches can open while this process lives; a killed task leaves no file behind."""
+    descriptor = os.memfd_create("weights")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+# Two tasks: Ray shows a GPU only where the decorator asks for it.
+_measure_on_cpu = ray.remote(max_retries=0)(_measure)
+_measure_on_cuda = ray.remote(max_retries=0, num_gpus=1)(_measure)
+
+
+def measure(jobs: Iterable[Job]) -> Generator[Event]:
+    """Runs every trial on the cluster that this process has joined; closing it ends what still runs."""
+    with closing(RayBackend()) as backend:
+        yield from Schedule(jobs, backend).events()

@@ -1,0 +1,47 @@
+"""Real Ray processes broken in real ways, through the command line: what is said, and that nothing is lost."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_jobs.audit.breakage import FAULTS, NOTHING, Bench, Fault, inject
+from ray_jobs.audit.testbed import Testbed, can_partition
+
+QUICK = ("a label that nobody has", "a worker is killed", "a raylet is killed", "SIGTERM")
+WITHOUT = can_partition()
+
+pytestmark = pytest.mark.skipif(WITHOUT is not None, reason=f"no hosts of its own: {WITHOUT}")
+
+
+def marked(fault: Fault) -> object:
+    marks = () if fault.name in QUICK else (pytest.mark.slow,)
+    return pytest.param(fault, id=fault.name, marks=marks)
+
+
+@pytest.fixture(scope="module")
+def bench(toy_checkpoint: Path, toy_tsv: Path) -> Iterator[Bench]:
+    """Two stations that measure the toy model."""
+    toy = ("--model", toy_checkpoint, "--corpus", toy_tsv, "--prompt-tokens", "5", "--reply-tokens", "3")
+    with Testbed(hosts=True) as bed:
+        yield Bench(bed, tuple(map(str, toy)))
+
+
+@pytest.mark.parametrize("fault", map(marked, FAULTS))
+def test_it_is_said_and_nothing_is_lost(fault: Fault, bench: Bench) -> None:
+    seen = inject(bench, fault)
+    assert seen.lost == NOTHING, seen
+    assert seen.shows, seen
+    assert seen.seconds is not None
+
+
+def test_the_quick_ones_exist() -> None:
+    assert set(QUICK) <= {fault.name for fault in FAULTS}
+
+
+def test_a_test_bed_leaves_nothing_behind() -> None:
+    with Testbed(hosts=True) as bed:
+        bed.start_head()
+        assert bed.pids("head", "gcs_server")
+    assert bed.pids() == []
+    assert not bed.folder.exists()
