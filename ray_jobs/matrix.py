@@ -114,7 +114,7 @@ def run(
         this.trials = place(spec, run_id, inputs, stations, where.wait_s, missed)
         this.environment = environment(this.trials)
         if earlier is not None:
-            this.environment["stations"] = {**earlier.run["environment"]["stations"], **this.environment["stations"]}
+            this.environment["stations"] |= earlier.run["environment"]["stations"]  # what launches are held against
             this.trials = earlier.restore(this.trials, this, this.fingerprint)
         sink.start(run_id, spec, this.environment)
         write_run(this)

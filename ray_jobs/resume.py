@@ -22,6 +22,7 @@ PARTS = {
     "prompts": "the corpus or the vocabulary",
     "spec": "the spec",
 }
+PLACE = ("station", "host", "device_name", "hardware")  # of a trial
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Earlier:
         try:
             run = json.loads(directory.read("run.json"))
             return cls(directory, run, read_spec(None, run["spec"]))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{place} can't be resumed: its run.json says too little ({error})") from None
 
     @property
@@ -79,14 +80,15 @@ class Earlier:
     def _restored(
         self, state: TrialState, record: Mapping[str, Any], known: list[Committed], store: Store
     ) -> TrialState:
-        state.committed = known
+        fault = state.reason or self._another(state, record)
+        state.info = replace(state.info, **{key: record[key] for key in PLACE})  # where its launches were measured
+        state.committed, state.rows = known, []
         state.peak_mb, state.lost = dict(record["peak_memory_mb"]), list(record["lost_launches"])
         state.attempts = list(record["attempts"])
         if record["status"] == DONE and len(known) == record["launches"]:
             state.end(DONE, None, store, record["seconds"])
             return state
         state.attempts.append({"reason": record["reason"] or "the run was cut off", "launches": len(known)})
-        fault = state.reason or self._another(state, record)
         if state.job is None or fault is not None:
             state.end(FAILED, f"{fault}; {len(known)} launches of an earlier attempt are kept", store)
             return state
@@ -95,7 +97,7 @@ class Earlier:
 
     def _absent(self, name: str, record: Mapping[str, Any]) -> TrialState:
         """A trial whose station is not in the cluster now."""
-        shared = {key: record[key] for key in ("station", "host", "device_name", "hardware")}
+        shared = {key: record[key] for key in PLACE}
         spec, workload = self.spec, Workload(**record["workload"])
         info = TrialInfo(self.id, name, workload, spec.variants, spec.precision, spec.margin, **shared)
         return TrialState(info, reason=f"its station {info.station} is not in the cluster now")
@@ -117,12 +119,14 @@ class Earlier:
         """Of each trial, in order. Raises UsageError at a launch of another run."""
         found: dict[str, list[Committed]] = {}
         for name in self.directory.sample_files():
-            trial, number, _ = name.rsplit(".", 2)
+            trial, _, number = name.removesuffix(".parquet").rpartition(".")
+            if not trial or not number.isdecimal():
+                raise UsageError(f"{self.directory.shown} can't be resumed: samples/{name} is not one of its launches")
             try:
                 table = self.directory.launch(trial, int(number))
             except (pa.ArrowException, OSError):  # half a file, on a file system that can't rename: measured again
                 continue
-            if table.schema.metadata.get(b"identity", b"").decode() != identity:
+            if (table.schema.metadata or {}).get(b"identity", b"").decode() != identity:
                 raise UsageError(f"{self.directory.shown} can't be resumed: samples/{name} is of another run")
             found.setdefault(trial, []).append(Committed.of(to_result(table)))
         return found

@@ -27,7 +27,7 @@ def bench(toy_checkpoint: Path, toy_tsv: Path) -> Iterator[Bench]:
         yield Bench(bed, tuple(map(str, toy)))
 
 
-@pytest.mark.parametrize("fault", map(marked, FAULTS))
+@pytest.mark.parametrize("fault", [marked(fault) for fault in FAULTS])
 def test_it_is_said_and_nothing_is_lost(fault: Fault, bench: Bench) -> None:
     seen = inject(bench, fault)
     assert seen.lost == NOTHING, seen
