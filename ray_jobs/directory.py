@@ -170,7 +170,7 @@ class RunDirectory:
             if self.local_path is not None:
                 _write_locally(path, parts)
             elif self._fs.type_name in OBJECT_STORES:
-                self._stream(path, parts)
+                self._stream(path, [b"".join(parts)])  # whole before it is begun: ending an upload shows what there is
             else:
                 self._stream(path + PART, parts)
                 self._fs.move(path + PART, path)
@@ -264,7 +264,7 @@ def _write_locally(path: str, parts: Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + PART, path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             os.unlink(path + PART)
         raise

@@ -1,5 +1,7 @@
 """A run directory under pressure: two who want it, a full disk, a store that does not answer or shows no half files."""
 
+import json
+import math
 import os
 import shutil
 import threading
@@ -245,6 +247,23 @@ def test_a_run_that_cant_be_kept_any_more_is_not_taken_away(tmp_path: Path, monk
     with pytest.raises(StoreError):
         measure()
     assert files(tmp_path) == ["r1/run.json"]
+
+
+@pytest.mark.parametrize("kind", ["local", "s3", "hdfs"])
+def test_rows_that_are_no_json_replace_nothing(kind: str, tmp_path: Path) -> None:
+    """Found out only after the first of them were written."""
+    if kind == "local":
+        run = new_run(tmp_path)
+    else:
+        run = RunDirectory(cast("fs.FileSystem", Watched(kind)), "results/r1", f"{kind}://results/r1")
+        make(run)
+    run.write_json_rows("matrix.json", [[{"p50_ms": 1.0}], [{"p50_ms": 2.0}]])
+    assert json.loads(run.read("matrix.json")) == [{"p50_ms": 1.0}, {"p50_ms": 2.0}]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run.write_json_rows("matrix.json", [[{"p50_ms": 3.0}], [{"p50_ms": math.nan}]])
+    assert json.loads(run.read("matrix.json")) == [{"p50_ms": 1.0}, {"p50_ms": 2.0}]
+    if kind == "local":
+        assert files(tmp_path) == ["r1/matrix.json"]
 
 
 # Names
