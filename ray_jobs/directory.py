@@ -200,7 +200,8 @@ class RunDirectory:
     def add_launch(self, trial: str, table: pa.Table, identity: str = "") -> None:
         """Commits a launch; ``identity`` tells it from launches of another run."""
         launch = json.loads(table.schema.metadata[b"launch"])["launch"]["index"]
-        table = table.replace_schema_metadata({**table.schema.metadata, b"identity": identity.encode()})
+        if identity:
+            table = table.replace_schema_metadata({**table.schema.metadata, b"identity": identity.encode()})
         self.write_table(_launch_file(trial, launch), table)
 
     def launch(self, trial: str, index: int) -> pa.Table:
