@@ -304,7 +304,7 @@ def test_a_launch_tells_which_run_it_is_of_and_comes_back_whole(tmp_path: Path) 
     assert found.schema.metadata[b"launch"] == launch(3).schema.metadata[b"launch"]
     assert found.replace_schema_metadata(None).equals(launch(3).replace_schema_metadata(None))
     run.add_launch("t", launch(0))
-    assert run.launch("t", 0).schema.metadata[b"identity"] == b""
+    assert b"identity" not in run.launch("t", 0).schema.metadata  # as the older test of compaction has it
 
 
 # A store that does not answer
