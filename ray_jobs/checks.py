@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
-from chatbot.variants import Reply, Workload, variant_named
+from chatbot.variants import Compiled, Reply, Workload, variant_named
 from chatbot.vocabulary import EOS, PAD, SOS
 
 TIE_TOLERANCE = 1e-4  # logits: fp32 sums taken in another order differ by about 1e-6 of values near 10
@@ -33,7 +33,7 @@ LEAST_TAILS = 3  # replies that must go on otherwise after their end before a va
 class Program:
     """What a callable executes, found by walking through what it refers to."""
 
-    kind: str  # "eager", "torchscript", "eager+torchscript" or "unknown"
+    kind: str  # "eager", "torchscript", the kind of a ``Compiled``, several with "+" between, or "unknown"
     devices: frozenset[str]
     dtypes: frozenset[str]  # of the floating parameters
     training: bool
@@ -44,23 +44,29 @@ class Program:
 
 def program_of(reply: Reply) -> Program:
     """Examines a prepared callable."""
-    roots = list(_modules(reply, set()))
+    found = list(_programs(reply, set()))
+    roots = [one for one in found if isinstance(one, nn.Module)]
+    compiled = [one for one in found if isinstance(one, Compiled)]
     parts = [m for root in roots for m in root.modules()]
     tensors = [t for root in roots for t in (*root.parameters(), *root.buffers())]
     kinds = {"torchscript" if isinstance(m, torch.jit.ScriptModule) else "eager" for m in (*roots, *parts)}
-    structures = sorted(_structure(root) for root in roots)
+    kinds |= {one.kind for one in compiled}
+    structures = sorted([*(_structure(root) for root in roots), *(one.identity for one in compiled)])
     dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()}
     if any("quantized" in structure for structure in structures):  # packed weights are no parameters
         dtypes.add("qint8")
+    dtypes = dtypes.union(*(one.dtypes for one in compiled))
     content = "\n".join([*sorted(kinds), *sorted(dtypes), *(structures or [_code(reply)])])
     return Program(
         kind="+".join(sorted(kinds)) or "unknown",
-        devices=frozenset(t.device.type for t in tensors),
+        devices=frozenset(t.device.type for t in tensors).union(*(one.devices for one in compiled)),
         dtypes=frozenset(dtypes),
         training=any(m.training for m in parts),
         identity=hashlib.sha256(content.encode()).hexdigest()[:16],
         objects=frozenset(id(root) for root in roots),
-        weights=frozenset(t.data_ptr() for t in tensors if t.device.type != "meta" and t.numel()),
+        weights=frozenset(t.data_ptr() for t in tensors if t.device.type != "meta" and t.numel()).union(
+            *(one.weights for one in compiled)
+        ),
     )
 
 
@@ -222,11 +228,17 @@ def _is_tie(judge: Chatbot, prompt: Tensor, baseline: Tensor, token: int, step: 
     return bool((logits[int(baseline[step])] - logits[token]).abs() <= TIE_TOLERANCE)
 
 
-def _modules(value: object, seen: set[int]) -> Iterator[nn.Module]:
-    """The outermost modules that a callable refers to: closures, partials, bound objects, containers, attributes."""
+def _programs(value: object, seen: set[int]) -> Iterator[nn.Module | Compiled]:
+    """The outermost modules and compiled programs that a callable refers to.
+
+    Through closures, partials, bound objects, containers and attributes.
+    """
     if id(value) in seen or isinstance(value, (type, types.ModuleType, Tensor, str, bytes)):
         return
     seen.add(id(value))
+    if isinstance(own := getattr(value, "compiled", None), Compiled):
+        yield own
+        return
     if isinstance(value, nn.Module):
         yield value
         seen.update(id(part) for part in value.modules())
@@ -236,10 +248,10 @@ def _modules(value: object, seen: set[int]) -> Iterator[nn.Module]:
         hidden = [v for part in value.modules() for k, v in vars(part).items() if not k.startswith("_")]
         for inner in hidden:
             if isinstance(inner, (list, tuple, dict, types.FunctionType, functools.partial)):
-                yield from _modules(inner, seen)
+                yield from _programs(inner, seen)
         return
     for inner in _referred(value):
-        yield from _modules(inner, seen)
+        yield from _programs(inner, seen)
 
 
 def _referred(value: object) -> list[object]:

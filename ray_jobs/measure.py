@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chatbot.model import Chatbot
-from chatbot.variants import BASELINE, Reply, Workload, variant_named
+from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, variant_named
 from ray_jobs import checks, orders
 from ray_jobs.interference import watch_for
 from ray_jobs.records import Launch, LaunchResult, VariantFacts, Weights, one_line
@@ -114,6 +114,9 @@ def _prepare_all(built: Sequence[str], source: Chatbot, workload: Workload, fact
         start = time.perf_counter()
         try:
             replies[name] = variant_named(name).prepare(own, workload)
+        except UnavailableError as error:
+            facts[name] = VariantFacts(skipped=str(error))
+            continue
         except Exception as error:
             facts[name] = VariantFacts(failed=f"could not be prepared: {one_line(error)}")
             continue
@@ -128,7 +131,7 @@ def _prepare_all(built: Sequence[str], source: Chatbot, workload: Workload, fact
 
 def _require_baseline(left: Container[int], variants: Sequence[str], facts: Mapping[str, VariantFacts]) -> None:
     if variants.index(BASELINE) not in left:
-        raise RuntimeError(f"the baseline {BASELINE} {facts[BASELINE].failed}")
+        raise RuntimeError(f"the baseline {BASELINE} {facts[BASELINE].failed or facts[BASELINE].skipped}")
 
 
 def _check_all(

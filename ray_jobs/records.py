@@ -79,6 +79,7 @@ class VariantFacts:
     settled: bool = True  # before its warm-up ended
     failed: str | None = None  # it could not be prepared or run
     invalid: str | None = None  # it is not what its label says, or answers otherwise than it promises
+    skipped: str | None = None  # it can't run here: what it lacks
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class LaunchResult:
     def log_speedups(self) -> dict[str, float]:
         """ln(baseline / variant) of each valid variant but the baseline."""
         logs = statistics.log_speedups(self.turn_medians, self.variants.index(BASELINE))
-        sound = [f.failed is None and f.invalid is None for f in map(self.facts.__getitem__, self.variants)]
+        sound = [not (f.failed or f.invalid or f.skipped) for f in map(self.facts.__getitem__, self.variants)]
         return {v: float(r) for v, r, ok in zip(self.variants, logs, sound, strict=True) if ok and v != BASELINE}
 
     def timed_ms(self, variant: str) -> NDArray[np.float64]:

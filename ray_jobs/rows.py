@@ -100,8 +100,11 @@ def rows_of(
         common = _common(trial, variant)
         facts = [launch.facts[variant] for launch in launches if variant in launch.facts]
         broken = next((f.failed for f in facts if f.failed), None)
+        lacking = next((f.skipped for f in facts if f.skipped), None)
         if status != SKIPPED and broken is not None:
             rows.append(Row(**common, status=FAILED, reason=broken))
+        elif lacking is not None:
+            rows.append(Row(**common, status=SKIPPED, reason=lacking))
         elif not facts:
             rows.append(Row(**common, status=status, reason=reason or "no launch was completed"))
         else:

@@ -223,7 +223,7 @@ def verdict_words(row: Row, margin: float) -> Text:
     }
     if row.verdict in words:
         return Text(words[row.verdict], style=STYLES.get(row.verdict, ""))
-    return Text(row.verdict or row.status, style=STYLES["invalid"])
+    return Text(row.verdict or row.status, style="dim" if row.status == SKIPPED else STYLES["invalid"])
 
 
 def replies(row: Row) -> str:

@@ -16,7 +16,7 @@ from launches import WORKLOAD, enter, prompts, tiny
 from torch import Tensor
 
 from chatbot.model import Chatbot
-from chatbot.variants import BASELINE, CONTROL, VARIANTS, Reply, Workload, eager, torchscript
+from chatbot.variants import BASELINE, CONTROL, VARIANTS, Compiled, Reply, Workload, eager, torchscript
 from chatbot.vocabulary import EOS, PAD, SOS, Vocabulary
 from ray_jobs import checks
 from ray_jobs.checks import (
@@ -157,6 +157,40 @@ def test_a_script_in_a_plain_list_of_an_eager_module_is_found() -> None:
     search = tiny().search()
     search.spare = [torchscript.script(tiny(), "cpu")]  # type: ignore[assignment]
     assert program_of(in_a_closure(search)).kind == "eager+torchscript"
+
+
+class Engine:
+    """A program that is not made of PyTorch's modules, and shows what it executes."""
+
+    def __init__(self, identity: str = "graph-1", weights: int = 1, dtype: str = "float32") -> None:
+        self.compiled = Compiled("native", frozenset({"cpu"}), frozenset({dtype}), identity, frozenset({weights}))
+
+    def __call__(self, batch: Tensor, lengths: Tensor, steps: int) -> tuple[Tensor]:
+        return (torch.zeros(len(batch), steps, dtype=torch.long),)
+
+
+@pytest.mark.parametrize("hide", HIDING.values(), ids=HIDING)
+def test_program_finds_compiled_programs_wherever_they_are(hide: Callable[[Any], Reply]) -> None:
+    program = program_of(hide(Engine()))
+    assert program.kind == "native"
+    assert program.devices == {"cpu"}
+    assert program.dtypes == {"float32"}
+    assert label_fault(BASELINE, program, WORKLOAD) == "it is labelled eager but runs native"
+
+
+def test_a_compiled_program_beside_modules_is_both() -> None:
+    engine, search = Engine(dtype="qint8"), tiny().search()
+    program = program_of(lambda batch, lengths: ask(engine, batch, lengths) + ask(search, batch, lengths))
+    assert program.kind == "eager+native"
+    assert program.dtypes == {"float32", "qint8"}
+
+
+@pytest.mark.parametrize("other", [Engine("graph-1", weights=2), Engine("graph-2", weights=1)])
+def test_two_compiled_programs_of_one_code_or_one_memory_are_the_same_program(other: Engine) -> None:
+    programs = {"eager": program_of(in_a_closure(Engine())), "torchscript": program_of(in_a_closure(other))}
+    assert same_program_faults(programs)["torchscript"] == "it is the same program as eager"
+    apart = {**programs, "torchscript": program_of(in_a_closure(Engine("graph-2", weights=2)))}
+    assert not same_program_faults(apart)
 
 
 def test_a_callable_without_modules_is_unknown() -> None:

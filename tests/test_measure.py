@@ -21,7 +21,7 @@ from torch import Tensor
 
 from chatbot import checkpoint
 from chatbot.model import Chatbot
-from chatbot.variants import BASELINE, CONTROL, VARIANTS, Reply, Workload, torchscript
+from chatbot.variants import BASELINE, CONTROL, VARIANTS, Reply, UnavailableError, Workload, torchscript
 from chatbot.vocabulary import Vocabulary
 from ray_jobs import measure
 from ray_jobs.orders import building_order, up_to_multiple
@@ -351,6 +351,15 @@ def facts_of_a(prepare: Any, patch: pytest.MonkeyPatch, **entry: Any) -> tuple[V
 def test_a_variant_that_cant_be_prepared_has_failed_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     facts, result = facts_of_a(raising("no such\nkernel"), monkeypatch)
     assert facts.failed == "could not be prepared: NotImplementedError: no such"
+    assert not (result.samples.variant == 1).any()
+
+
+def test_a_variant_that_lacks_something_is_skipped_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        raise UnavailableError("no C++ compiler; install g++")
+
+    facts, result = facts_of_a(prepare, monkeypatch)
+    assert (facts.skipped, facts.failed) == ("no C++ compiler; install g++", None)
     assert not (result.samples.variant == 1).any()
 
 

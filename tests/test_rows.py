@@ -413,6 +413,15 @@ def test_a_variant_that_failed_has_its_reason_and_no_figures() -> None:
     assert values(row, FIGURES) == [None] * len(FIGURES)
 
 
+def test_a_variant_that_lacks_something_is_skipped_with_its_reason_and_the_others_are_done() -> None:
+    lacking = VariantFacts(skipped="no C++ compiler; install g++")
+    made = [without_samples(launch, ODD) for launch in launches(noise=0.001)]
+    found = rows([replace(launch, facts={**launch.facts, ODD: lacking}) for launch in made])
+    assert (found[ODD].status, found[ODD].reason) == (SKIPPED, "no C++ compiler; install g++")
+    assert values(found[ODD], FIGURES) == [None] * len(FIGURES)
+    assert (found[CONTROL].status, found[CONTROL].verdict) == (DONE, "same")
+
+
 def test_the_others_of_a_failed_variant_are_done() -> None:
     found = rows(with_facts(launches(noise=0.001), ODD, failed="could not answer: no kernel"))
     assert (found[CONTROL].status, found[CONTROL].verdict) == (DONE, "same")

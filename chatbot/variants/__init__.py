@@ -2,8 +2,9 @@
 
 A variant is a function ``(chatbot, workload) -> callable(prompts, lengths) -> tokens``: prompts (B, T) on the
 workload's device, lengths (B,) on the CPU, tokens (B, S). Whatever it prepares (traces, copies, caches)
-happens before it returns; the callable is what is timed. Everything else follows from its entry in ``VARIANTS``, or,
-for a variant of your own, from a ``Variant`` in any module, named ``package.module:NAME``.
+happens before it returns; the callable is what is timed. Where it can't run it raises ``UnavailableError``. Everything
+else follows from its entry in ``VARIANTS``, or, for a variant of your own, from a ``Variant`` in any module, named
+``package.module:NAME``.
 """
 
 import importlib
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from chatbot.errors import UsageError, one_of
 from chatbot.model import Chatbot
 from chatbot.variants import eager, torchscript
-from chatbot.variants.workload import DEVICES, Reply, Workload
+from chatbot.variants.program import Compiled
+from chatbot.variants.workload import DEVICES, Reply, UnavailableError, Workload
 
 Prepare = Callable[[Chatbot, Workload], Reply]
 
@@ -26,7 +28,7 @@ class Variant:
     summary: str  # one line, for help and report
     prepare: Prepare
     exact: bool  # promises the baseline's replies, but for ties within the arithmetic's noise; else nearly the same
-    kind: str  # what the timed program must turn out to be: "eager" or "torchscript"
+    kind: str  # what the timed program must turn out to be: "eager", "torchscript", or the kind of a ``Compiled``
     dtype: str = "float32"  # and what it must compute in
     devices: tuple[str, ...] = DEVICES
     control_of: str | None = None  # entered to measure the tool's own error: the same program as that variant
@@ -80,4 +82,16 @@ def variant_named(name: str) -> Variant:
     return found
 
 
-__all__ = ["BASELINE", "CONTROL", "DEVICES", "VARIANTS", "Prepare", "Reply", "Variant", "Workload", "variant_named"]
+__all__ = [
+    "BASELINE",
+    "CONTROL",
+    "DEVICES",
+    "VARIANTS",
+    "Compiled",
+    "Prepare",
+    "Reply",
+    "UnavailableError",
+    "Variant",
+    "Workload",
+    "variant_named",
+]

@@ -1,4 +1,4 @@
-"""What is asked of a variant, and the form of its answer."""
+"""What is asked of a variant, the form of its answer, and how it says that it can't answer here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,10 @@ from torch import Tensor
 Reply = Callable[[Tensor, Tensor], Tensor]  # (prompts (B, T), lengths (B,)) -> tokens (B, S)
 
 DEVICES = ("cpu", "cuda")
+
+
+class UnavailableError(Exception):
+    """A variant can't run here, through no fault of its own; the message says what is missing, and what would help."""
 
 
 @dataclass(frozen=True)
