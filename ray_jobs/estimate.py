@@ -7,6 +7,7 @@ from pathlib import Path
 from chatbot.model import Config
 from chatbot.variants import Workload
 from ray_jobs.orders import up_to_multiple
+from ray_jobs.roofline import PRECISIONS, moved_bytes, phases_of
 from ray_jobs.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS
 from ray_jobs.rows import DONE
 from ray_jobs.spec import Spec
@@ -15,7 +16,7 @@ from ray_jobs.statistics import LEAST_LAUNCHES
 BYTES_PER_S = 10e9  # what one thread's fp32 matrix-vector products read from memory
 OVERHEAD_S = 150e-6  # of a step's small operations in Python
 LAUNCH_S = 0.8  # fork, weights, scripting and comparing replies, at small size
-START_S = 4.0  # of a trial: a worker and a fork server that import torch, and the memory launches
+START_S = 7.0  # of a trial: a worker and a fork server that import torch, and the launches for memory and limit
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,7 @@ def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Estim
 
 def reply_seconds(config: Config, workload: Workload) -> float:
     """Roughly how long an eager reply takes: weights read once a step, and each step's overhead."""
-    h, v = config.hidden, config.vocabulary
-    encoder = 2 * (6 * h * h + 9 * h * h * (config.encoder_layers - 1))
-    decoder = 6 * h * h * config.decoder_layers + 2 * h * h + h * v
-    read = 4 * (encoder * workload.prompt_tokens + decoder * workload.reply_tokens)
+    read = moved_bytes(phases_of(config, workload, PRECISIONS["float32"]))
     steps = workload.prompt_tokens + workload.reply_tokens
     # A batch reads the weights once for all; its arithmetic shows from a few prompts on.
     return read / BYTES_PER_S / workload.threads * max(1.0, workload.batch / 16) + steps * OVERHEAD_S

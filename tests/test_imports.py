@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # From the top of the house down: a module imports only those above it.
 ORDER = (
-    *("orders", "statistics", "interference", "sentinel", "checks", "timing", "records", "rounds", "measure"),
+    *("orders", "statistics", "interference", "roofline", "speeds", "sentinel", "checks", "timing", "records"),
+    *("rounds", "measure"),
     *("forkserver", "lease", "launch"),
     *("spec", "rows", "classes", "provenance", "samples", "directory", "compact"),
     *("cluster", "cluster.events", "cluster.schedule", "cluster.knock", "cluster.tasks", "cluster.stations"),

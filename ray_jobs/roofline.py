@@ -1,0 +1,275 @@
+"""How fast a reply could be: the bytes it must read and the sums it must form, at the station's own speeds.
+
+The roofline model (Williams, Waterman and Patterson, *Roofline: an insightful visual performance model for multicore
+architectures*, CACM 52(4), 2009), phase by phase: a phase lasts at least as long as its slowest resource needs. A step
+waits for the one before, so phases add up. docs/method.md, "The limit", says what is counted and what is not.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chatbot.model import Config
+from chatbot.variants import Workload, variant_named
+
+MEMORY, COMPUTE, OVERHEAD = "memory", "compute", "overhead"
+UNKNOWN = "unknown"  # the kind of a program that can't be looked into
+# Of the latency. The usual kernels run at half of the limit's speeds (a matrix-vector product of PyTorch reads at half
+# of the bandwidth): below a quarter, even at that speed, most of the time is spent on something else.
+EXPLAINED = 0.25
+BROKEN = 1.05  # of the limit, above which it was not one
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a program's numbers lie in memory, in bytes, and what it multiplies in."""
+
+    weight: int  # an element of a matrix
+    scale: int  # beside each row of a matrix
+    other: int  # an element of a bias, an embedding or a state
+    product: str  # the type whose peak rate counts
+
+    def matrix(self, rows: int, columns: int) -> int:
+        """Bytes of a matrix."""
+        return rows * (columns * self.weight + self.scale)
+
+    def vector(self, count: int) -> int:
+        """Bytes of what is no matrix of weights."""
+        return count * self.other
+
+
+PRECISIONS = {
+    "float32": Precision(4, 0, 4, "float32"),
+    "bfloat16": Precision(2, 0, 2, "bfloat16"),
+    "float16": Precision(2, 0, 2, "float16"),
+    "int8": Precision(1, 4, 4, "int8"),
+    "qint8": Precision(1, 4, 4, "int8"),
+}
+
+
+@dataclass(frozen=True)
+class Read:
+    """Bytes that are read, and the bytes among which they are read again: those decide which cache they lie in."""
+
+    size: int
+    working_set: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a reply that waits for the one before."""
+
+    times: int
+    reads: tuple[Read, ...]  # at the same time
+    flops: int  # a multiplication and an addition are two
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a station can do with the threads of a trial, measured."""
+
+    read: tuple[tuple[int, float], ...]  # (bytes of a working set, GB/s), growing
+    gflops: Mapping[str, float]  # of large matrix products, by their type
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Speeds":
+        """As ``dataclasses.asdict`` and JSON have left them."""
+        return cls(tuple((int(size), float(rate)) for size, rate in record["read"]), dict(record["gflops"]))
+
+    def gb_s(self, working_set: float) -> float:
+        """Read bandwidth: between two sizes interpolated over the logarithm, beyond them as at the last one.
+
+        A smaller working set is read at least as fast as a larger one, which mends what was measured too low.
+        """
+        sizes, rates = np.array(self.read).T
+        rates = np.maximum.accumulate(rates[::-1])[::-1]
+        return float(np.interp(np.log(working_set), np.log(sizes), rates))
+
+    def peak(self, product: str) -> float:
+        """GFLOP/s in a type; narrow weights can be multiplied in float32 too."""
+        return max(self.gflops.get(product, 0.0), self.gflops["float32"])
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a call (a batch of replies) takes at least."""
+
+    ms: float
+    memory_ms: float  # if sums took no time
+    compute_ms: float  # if reading took no time
+    moved_mb: float
+    gflop: float
+    int8_share: float  # of the bytes, that int8 weights would move
+
+
+def phases_of(config: Config, workload: Workload, precision: Precision) -> tuple[Phase, ...]:
+    """The encoder, the decoder's first step, and its others."""
+    encoder, again = _encoder(config, workload, precision)
+    before, each = _attention(config, workload, precision)
+    once, step = encoder + before, _decoder(config, workload, precision) + each
+    whole = once.size + step.size
+    return (
+        Phase(1, (Read(once.size, whole), again), once.flops),
+        Phase(1, (Read(step.size, whole),), step.flops),  # the encoder has emptied the caches
+        Phase(workload.reply_tokens - 1, (Read(step.size, step.size),), step.flops),
+    )
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Bytes that are read, and FLOPs."""
+
+    size: int
+    flops: int
+
+    def __add__(self, other: "_Count") -> "_Count":
+        return _Count(self.size + other.size, self.flops + other.flops)
+
+
+def _encoder(config: Config, workload: Workload, precision: Precision) -> tuple[_Count, Read]:
+    """What is read for the first time, and what is read again.
+
+    In each layer two directions of W_ih (3H, H), in upper layers (3H, 2H), and of W_hh (3H, H), each with a bias (3H).
+    W_ih meets all T positions at once; W_hh waits for the state (B, H), and is read again at each of the other T - 1.
+    """
+    wide, positions = config.hidden, workload.prompt_tokens * workload.batch  # H, T x B
+    widths = [wide] + [2 * wide] * (config.encoder_layers - 1)
+    recurrent = precision.matrix(3 * wide, wide) + precision.vector(3 * wide)
+    size = sum(2 * (precision.matrix(3 * wide, width) + precision.vector(3 * wide) + recurrent) for width in widths)
+    size += precision.vector(positions * wide)  # embedding rows
+    flops = sum(2 * 2 * positions * 3 * wide * (width + wide) for width in widths)
+    steps = 2 * config.encoder_layers * (workload.prompt_tokens - 1)
+    return _Count(size, flops), Read(steps * recurrent, recurrent)
+
+
+def _decoder(config: Config, workload: Workload, precision: Precision) -> _Count:
+    """A step without its attention: W_ih and W_hh (3H, H) of each layer, concat (H, 2H), out (V, H), each with a bias.
+
+    Beside them the embedding's row and a state of each layer, (B, H) each.
+    """
+    wide, words, layers, batch = config.hidden, config.vocabulary, config.decoder_layers, workload.batch
+    size = layers * 2 * (precision.matrix(3 * wide, wide) + precision.vector(3 * wide))
+    size += precision.matrix(wide, 2 * wide) + precision.vector(wide)
+    size += precision.matrix(words, wide) + precision.vector(words)
+    size += precision.vector((1 + layers) * batch * wide)
+    return _Count(size, 2 * batch * wide * (layers * 2 * 3 * wide + 2 * wide + words))
+
+
+def _attention(config: Config, workload: Workload, precision: Precision) -> tuple[_Count, _Count]:
+    """Once a reply, and in each step: energies and context are products of a state (B, H) or a weight with (T, B, H).
+
+    ``general`` and ``concat`` have a matrix (H, H) for the encoder's outputs (T, B, H), which does not depend on the
+    step. ``concat`` has another for the decoder's state, and v (H,).
+    """
+    wide, batch, positions = config.hidden, workload.batch, workload.prompt_tokens * workload.batch
+    outputs = precision.vector(positions * wide)
+    before, each = _Count(0, 0), _Count(outputs, 2 * 2 * positions * wide)
+    if config.attention != "dot":
+        before += _Count(precision.matrix(wide, wide), 2 * positions * wide * wide)
+        each += _Count(outputs, 0)  # what the matrix has made of them
+    if config.attention == "general":
+        before += _Count(precision.vector(wide), 0)
+    if config.attention == "concat":
+        each += _Count(precision.matrix(wide, wide) + 2 * precision.vector(wide), 2 * batch * wide * wide)
+    return before, each
+
+
+def moved_bytes(phases: Iterable[Phase]) -> int:
+    """All that is read."""
+    return sum(phase.times * read.size for phase in phases for read in phase.reads)
+
+
+def limit_of(config: Config, workload: Workload, dtype: str, speeds: Speeds) -> Limit | None:
+    """The limit of a program with weights of this type; None where it is no type of ours.
+
+    Where replies may stop early it is None too: how many steps they take is not known before.
+    """
+    precision = PRECISIONS.get(dtype)
+    if precision is None or vars(workload).get("stop_at_eos"):
+        return None
+    phases = phases_of(config, workload, precision)
+    peak = speeds.peak(precision.product)
+    memory = [1e-6 * max(r.size / speeds.gb_s(r.working_set) for r in phase.reads) for phase in phases]  # ms
+    compute = [1e-6 * phase.flops / peak for phase in phases]
+    times = [phase.times for phase in phases]
+    moved = moved_bytes(phases)
+    return Limit(
+        ms=sum(n * max(pair) for n, *pair in zip(times, memory, compute, strict=True)),
+        memory_ms=sum(n * ms for n, ms in zip(times, memory, strict=True)),
+        compute_ms=sum(n * ms for n, ms in zip(times, compute, strict=True)),
+        moved_mb=moved / 1e6,
+        gflop=sum(phase.times * phase.flops for phase in phases) / 1e9,
+        int8_share=moved_bytes(phases_of(config, workload, PRECISIONS["int8"])) / moved,
+    )
+
+
+def limits_of(config: Config, workload: Workload, variants: Iterable[str], speeds: Speeds) -> dict[str, Limit]:
+    """Of each variant whose program is known to be the chatbot's, in a precision of ours."""
+    entries = [variant_named(name) for name in variants]
+    known = {entry.name: limit_of(config, workload, entry.dtype, speeds) for entry in entries if entry.kind != UNKNOWN}
+    return {name: limit for name, limit in known.items() if limit is not None}
+
+
+def columns(limit: Limit | None, p50_ms: float | None, batch: int) -> dict[str, Any]:
+    """What a row says of the limit; all of it null where there is none, or nothing was measured."""
+    if limit is None or p50_ms is None:
+        return {}
+    share = limit.ms / p50_ms
+    bound = bound_of(limit, share)
+    return {
+        "limit_ms": limit.ms,
+        "of_limit": share,
+        "bound": bound,
+        "bound_why": _why(limit, bound, p50_ms, batch),
+        "moved_mb": limit.moved_mb,
+    }
+
+
+def bound_of(limit: Limit, share: float) -> str:
+    """What holds a program up that reaches this share of its limit: the resource that needs longest, if it explains
+    a quarter of the latency; else overhead (dispatch, conversions, kernels that are far from the machine's speed).
+    """
+    if share < EXPLAINED:
+        return OVERHEAD
+    return MEMORY if limit.memory_ms >= limit.compute_ms else COMPUTE
+
+
+def _why(limit: Limit, bound: str, p50_ms: float, batch: int) -> str:
+    replies = "reply" if batch == 1 else f"{batch} replies"
+    moved, sums = _size(limit.moved_mb), f"{limit.gflop:.2g} GFLOP"
+    spent = f"of {p50_ms:.3g} ms"
+    if bound == OVERHEAD:
+        return (
+            f"overhead-bound: {moved} and {sums} per {replies} need {limit.ms:.3g} {spent}; "
+            "fewer bytes can't help much, fewer and faster calls can"
+        )
+    if bound == COMPUTE:
+        rate = limit.gflop / limit.compute_ms * 1e3
+        return f"compute-bound: {sums} per {replies} at {rate:.0f} GFLOP/s take {limit.compute_ms:.3g} {spent}"
+    rate = limit.moved_mb / limit.memory_ms
+    smaller = f", int8 would move {_fraction(limit.int8_share)}" if limit.int8_share < 0.95 else ""
+    return (
+        f"memory-bound: {moved} per {replies} at {rate:.0f} GB/s take {limit.memory_ms:.3g} {spent}; "
+        f"scripting can't lessen that{smaller}"
+    )
+
+
+def _size(mb: float) -> str:
+    return f"{mb / 1e3:.2f} GB" if mb >= 100 else f"{mb:.3g} MB"
+
+
+def _fraction(share: float) -> str:
+    names = {"a quarter": 0.25, "half": 0.5}
+    return next((name for name, value in names.items() if abs(share / value - 1) < 0.1), f"{share:.0%}")
+
+
+def warning(of_limit: float | None) -> str | None:
+    """A sentence where a latency is below what was taken for its limit."""
+    if of_limit is None or of_limit <= BROKEN:
+        return None
+    return (
+        f"it takes less time than its limit (of limit {of_limit:.0%}): the station's speed was measured too low while "
+        "something else used the machine, or it computes less than the model says; measure again on a quiet machine"
+    )

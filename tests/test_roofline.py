@@ -1,0 +1,352 @@
+"""The limit: bytes and FLOPs against those that PyTorch reads and forms, and what follows from a station's speeds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from launches import enter
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from chatbot.model import ATTENTIONS, PRESETS, Chatbot, Config
+from chatbot.variants import BASELINE, VARIANTS, Workload
+from chatbot.vocabulary import EOS, FIRST_WORD
+from ray_jobs.roofline import (
+    BROKEN,
+    COMPUTE,
+    EXPLAINED,
+    MEMORY,
+    OVERHEAD,
+    PRECISIONS,
+    Limit,
+    Speeds,
+    columns,
+    limit_of,
+    limits_of,
+    moved_bytes,
+    phases_of,
+    warning,
+)
+
+FLAT = Speeds(((1 << 16, 20.0), (1 << 28, 20.0)), {"float32": 100.0})
+SMALL = Config(hidden=8, encoder_layers=2, decoder_layers=3, vocabulary=30)
+CONFIGS = (SMALL, replace(SMALL, encoder_layers=3, decoder_layers=1), PRESETS["tiny"])
+ASKED = Workload(batch=2, prompt_tokens=5, reply_tokens=4)
+
+
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of parameters that operations read; of an embedding only the rows."""
+
+    def __init__(self, bot: Chatbot) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        modules = (bot.encoder, bot.decoder)
+        self.places = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
+        self.read = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.embedding.default:
+            self.read += result.nbytes
+        elif not func.is_view:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.read += sum(t.nbytes for t in tensors if t.untyped_storage().data_ptr() in self.places)
+        return result
+
+
+def ask(bot: Chatbot, workload: Workload) -> None:
+    prompts = torch.full((workload.batch, workload.prompt_tokens), FIRST_WORD)
+    prompts[:, -1] = EOS
+    with torch.no_grad():
+        bot.search()(prompts, torch.full((workload.batch,), workload.prompt_tokens), workload.reply_tokens)
+
+
+def states_read(config: Config, workload: Workload, element: int) -> int:
+    """Bytes that are no parameters: in each step the encoder's outputs (but for ``dot`` twice) and the states."""
+    outputs = workload.prompt_tokens * (1 if config.attention == "dot" else 2)
+    return workload.reply_tokens * (outputs + config.decoder_layers) * workload.batch * config.hidden * element
+
+
+def hoisted(config: Config, workload: Workload) -> tuple[int, int]:
+    """Numbers and FLOPs that PyTorch reads and forms anew in each step, though they depend on the prompt alone."""
+    again, wide = workload.reply_tokens - 1, config.hidden
+    numbers = {"dot": 0, "general": wide * wide + wide, "concat": wide * wide}[config.attention]
+    flops = 0 if config.attention == "dot" else 2 * workload.prompt_tokens * workload.batch * wide * wide
+    if config.attention == "concat":  # it also meets the same decoder state once for each of the T positions
+        apart = 2 * (workload.prompt_tokens - 1) * workload.batch * wide * wide
+        return again * numbers, again * flops + workload.reply_tokens * apart
+    return again * numbers, again * flops
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_bytes_are_those_that_pytorch_reads(config: Config, attention: str, dtype: str) -> None:
+    config = replace(config, attention=attention)
+    bot, kind = Chatbot.random(config), getattr(torch, dtype)
+    bot.encoder.to(kind)
+    bot.decoder.to(kind)
+    with Counting(bot) as counted:
+        ask(bot, ASKED)
+    moved = moved_bytes(phases_of(config, ASKED, PRECISIONS[dtype]))
+    numbers, _ = hoisted(config, ASKED)
+    assert moved == counted.read + states_read(config, ASKED, kind.itemsize) - numbers * kind.itemsize
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_flops_are_those_that_pytorch_counts(config: Config, attention: str) -> None:
+    """But for the energies, which PyTorch forms without a matrix product."""
+    config = replace(config, attention=attention)
+    with FlopCounterMode(display=False) as counter:
+        ask(Chatbot.random(config), ASKED)
+    energies = 2 * ASKED.reply_tokens * ASKED.prompt_tokens * ASKED.batch * config.hidden
+    phases = phases_of(config, ASKED, PRECISIONS["float32"])
+    _, spared = hoisted(config, ASKED)
+    assert sum(p.times * p.flops for p in phases) == counter.get_total_flops() + energies - spared
+
+
+def test_int8_keeps_a_byte_for_each_weight_a_scale_for_each_row_and_biases_as_they_are() -> None:
+    sizes = [(p.shape, p.numel()) for name, p in Chatbot.random(SMALL).decoder.named_parameters() if name[0] != "e"]
+    weights = sum(count + 4 * shape[0] if len(shape) == 2 else 4 * count for shape, count in sizes)
+    step = phases_of(SMALL, ASKED, PRECISIONS["int8"])[2].reads[0].size
+    apart = (ASKED.prompt_tokens + 1 + SMALL.decoder_layers) * ASKED.batch * SMALL.hidden * 4
+    assert step == weights + apart
+
+
+def test_the_tutorials_reply_by_hand() -> None:
+    """H = 500, V = 7836, T = 8, S = 10, batch 1; 20 GB/s whatever is read, 100 GFLOP/s."""
+    recurrent = (1500 * 500 + 1500) * 4
+    step = 4 * recurrent + (500 * 1000 + 500) * 4 + (7836 * 500 + 7836) * 4 + (3 + 8) * 500 * 4
+    again = 2 * 2 * 7 * recurrent
+    once = 2 * (2 * recurrent) + 2 * ((1500 * 1000 + 1500) * 4 + recurrent) + 8 * 500 * 4
+    assert step == pytest.approx(29.75e6, rel=1e-3)
+    limit = limit_of(PRESETS["tutorial"], Workload(model="tutorial"), "float32", FLAT)
+    assert limit is not None
+    assert limit.moved_mb == pytest.approx((10 * step + again + once) / 1e6)
+    assert limit.ms == limit.memory_ms == pytest.approx((10 * step + max(again, once)) / 20e9 * 1e3)
+    assert limit.int8_share == pytest.approx(0.25, abs=0.005)
+
+
+# Whatever the sizes and the speeds
+
+configs = st.builds(
+    Config,
+    hidden=st.integers(1, 600),
+    encoder_layers=st.integers(1, 3),
+    decoder_layers=st.integers(1, 2),
+    attention=st.sampled_from(ATTENTIONS),
+    vocabulary=st.integers(10, 10_000),
+)
+workloads = st.builds(
+    Workload, batch=st.integers(1, 64), prompt_tokens=st.integers(1, 20), reply_tokens=st.integers(1, 20)
+)
+rates = st.floats(1.0, 1e4)
+
+
+@st.composite
+def speeds(draw: st.DrawFn) -> Speeds:
+    sizes = sorted(draw(st.sets(st.integers(1 << 12, 1 << 28), min_size=2, max_size=8)))
+    gflops = {name: draw(rates) for name in ("float32", *draw(st.sets(st.sampled_from(["bfloat16", "int8"]))))}
+    return Speeds(tuple((size, draw(rates)) for size in sizes), gflops)
+
+
+def known(config: Config, workload: Workload, dtype: str, speeds: Speeds) -> Limit:
+    limit = limit_of(config, workload, dtype, speeds)
+    assert limit is not None
+    return limit
+
+
+LARGER: tuple[Callable[[Config, Workload], tuple[Config, Workload]], ...] = (
+    lambda c, w: (replace(c, hidden=c.hidden + 7), w),
+    lambda c, w: (replace(c, vocabulary=c.vocabulary + 50), w),
+    lambda c, w: (replace(c, encoder_layers=c.encoder_layers + 1), w),
+    lambda c, w: (replace(c, decoder_layers=min(c.decoder_layers + 1, 2 * c.encoder_layers)), w),
+    lambda c, w: (c, replace(w, batch=w.batch + 1)),
+    lambda c, w: (c, replace(w, prompt_tokens=w.prompt_tokens + 1)),
+    lambda c, w: (c, replace(w, reply_tokens=w.reply_tokens + 1)),
+)
+
+
+@given(configs, workloads, speeds(), st.sampled_from(list(PRECISIONS)), st.sampled_from(LARGER))
+def test_more_work_is_never_quicker(
+    config: Config,
+    workload: Workload,
+    speeds: Speeds,
+    dtype: str,
+    larger: Callable[[Config, Workload], tuple[Config, Workload]],
+) -> None:
+    less, more = known(config, workload, dtype, speeds), known(*larger(config, workload), dtype, speeds)
+    assert more.ms >= less.ms * (1 - 1e-9)
+    assert more.moved_mb >= less.moved_mb
+    assert more.gflop >= less.gflop
+
+
+@given(configs, workloads, speeds(), st.sampled_from(list(PRECISIONS)))
+def test_a_limit_lies_between_its_slower_resource_and_both_in_turn(
+    config: Config, workload: Workload, speeds: Speeds, dtype: str
+) -> None:
+    limit = known(config, workload, dtype, speeds)
+    assert max(limit.memory_ms, limit.compute_ms) <= limit.ms * (1 + 1e-9)
+    assert limit.ms <= (limit.memory_ms + limit.compute_ms) * (1 + 1e-9)
+
+
+@given(configs, workloads, speeds(), st.floats(1.0, 10.0))
+def test_a_machine_that_is_faster_at_all_is_as_much_faster(
+    config: Config, workload: Workload, speeds: Speeds, factor: float
+) -> None:
+    faster = Speeds(
+        tuple((size, rate * factor) for size, rate in speeds.read),
+        {name: rate * factor for name, rate in speeds.gflops.items()},
+    )
+    before, after = known(config, workload, "float32", speeds), known(config, workload, "float32", faster)
+    assert after.ms * factor == pytest.approx(before.ms)
+
+
+@given(configs, workloads, speeds())
+def test_narrower_weights_never_move_more(config: Config, workload: Workload, speeds: Speeds) -> None:
+    config = replace(config, hidden=config.hidden + 2)  # a matrix of one column is mostly scales
+    moved = [known(config, workload, dtype, speeds).moved_mb for dtype in ("int8", "float32")]
+    assert moved == sorted(moved)
+    halves = {known(config, workload, dtype, FLAT).moved_mb * 2 for dtype in ("bfloat16", "float16")}
+    assert halves == {moved[1]}
+
+
+@given(speeds(), st.lists(st.floats(1.0, 1e12), min_size=2))
+def test_a_larger_working_set_is_never_read_faster(speeds: Speeds, sizes: list[float]) -> None:
+    found = [speeds.gb_s(size) for size in sorted(sizes)]
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(found))
+    for size, rate in speeds.read:
+        assert speeds.gb_s(size) >= rate * (1 - 1e-12), "no slower than it was measured"
+
+
+def test_bandwidth_between_two_sizes_lies_halfway_at_their_geometric_mean() -> None:
+    curve = Speeds(((1 << 20, 100.0), (1 << 24, 20.0)), {"float32": 1.0})
+    assert curve.gb_s(1 << 22) == pytest.approx(60.0)
+    assert (curve.gb_s(1), curve.gb_s(1 << 30)) == (100.0, 20.0)
+
+
+def test_what_was_measured_too_low_is_mended_by_a_larger_working_set() -> None:
+    assert Speeds(((1, 5.0), (2, 50.0), (3, 20.0)), {"float32": 1.0}).gb_s(1) == 50.0
+
+
+def test_narrow_weights_can_be_multiplied_in_float32() -> None:
+    given_rates = Speeds(FLAT.read, {"float32": 100.0, "float16": 2.0, "bfloat16": 200.0})
+    assert [given_rates.peak(name) for name in ("float32", "float16", "bfloat16", "int8")] == [100, 100, 200, 100]
+
+
+def test_speeds_come_back_from_json_as_they_were() -> None:
+    assert Speeds.of({"read": [list(pair) for pair in FLAT.read], "gflops": FLAT.gflops}) == FLAT
+    assert Speeds.of(asdict(FLAT)) == FLAT
+
+
+# What is not known
+
+
+def test_a_precision_that_is_none_of_ours_has_no_limit() -> None:
+    assert limit_of(SMALL, ASKED, "float8", FLAT) is None
+
+
+def test_replies_that_may_stop_early_have_no_limit() -> None:
+    early = replace(ASKED)
+    vars(early)["stop_at_eos"] = True
+    assert limit_of(SMALL, early, "float32", FLAT) is None
+
+
+def test_only_known_programs_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = VARIANTS[BASELINE].prepare
+    enter(monkeypatch, "hidden", prepare, kind="unknown")
+    enter(monkeypatch, "strange", prepare, dtype="float8")
+    enter(monkeypatch, "narrow", prepare, dtype="qint8")
+    found = limits_of(PRESETS["tutorial"], Workload(), (BASELINE, "hidden", "strange", "narrow"), FLAT)
+    assert set(found) == {BASELINE, "narrow"}
+    assert found["narrow"].ms < found[BASELINE].ms / 3
+
+
+# What a row says
+
+EIGHT = Limit(ms=8.0, memory_ms=8.0, compute_ms=2.0, moved_mb=400.0, gflop=0.2, int8_share=0.2538)
+
+
+def test_without_a_limit_or_a_latency_a_row_says_nothing() -> None:
+    assert columns(None, 10.0, 1) == columns(EIGHT, None, 1) == {}
+
+
+@pytest.mark.parametrize(
+    ("limit", "p50_ms", "bound"),
+    [
+        (EIGHT, 8.0, MEMORY),
+        (EIGHT, 8.0 / EXPLAINED, MEMORY),
+        (EIGHT, 8.1 / EXPLAINED, OVERHEAD),
+        (replace(EIGHT, compute_ms=8.1), 20.0, COMPUTE),
+        (replace(EIGHT, compute_ms=8.1), 80.0, OVERHEAD),
+    ],
+)
+def test_the_bound_is_the_slower_resource_where_it_explains_a_quarter(limit: Limit, p50_ms: float, bound: str) -> None:
+    found = columns(limit, p50_ms, 1)
+    assert (found["limit_ms"], found["moved_mb"], found["bound"]) == (8.0, 400.0, bound)
+    assert found["of_limit"] == pytest.approx(8.0 / p50_ms)
+    assert found["bound_why"].startswith(f"{bound}-bound: ")
+
+
+@pytest.mark.parametrize(
+    ("limit", "p50_ms", "batch", "why"),
+    [
+        (
+            EIGHT,
+            20.0,
+            1,
+            "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 20 ms; scripting can't lessen that, "
+            "int8 would move a quarter",
+        ),
+        (
+            replace(EIGHT, moved_mb=51.3, int8_share=0.51),
+            20.0,
+            16,
+            "memory-bound: 51.3 MB per 16 replies at 6 GB/s take 8 of 20 ms; scripting can't lessen that, "
+            "int8 would move half",
+        ),
+        (
+            replace(EIGHT, int8_share=1.0),
+            20.0,
+            1,
+            "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 20 ms; scripting can't lessen that",
+        ),
+        (
+            replace(EIGHT, int8_share=0.4),
+            20.0,
+            1,
+            "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 20 ms; scripting can't lessen that, "
+            "int8 would move 40%",
+        ),
+        (
+            replace(EIGHT, compute_ms=10.0, ms=10.0),
+            20.0,
+            1,
+            "compute-bound: 0.2 GFLOP per reply at 20 GFLOP/s take 10 of 20 ms",
+        ),
+        (
+            EIGHT,
+            80.0,
+            1,
+            "overhead-bound: 0.40 GB and 0.2 GFLOP per reply need 8 of 80 ms; "
+            "fewer bytes can't help much, fewer and faster calls can",
+        ),
+    ],
+)
+def test_the_reason_is_a_sentence(limit: Limit, p50_ms: float, batch: int, why: str) -> None:
+    assert columns(limit, p50_ms, batch)["bound_why"] == why
+
+
+def test_less_than_the_limit_is_doubted() -> None:
+    assert warning(None) is None
+    assert warning(BROKEN) is None
+    assert "of limit 120%" in (warning(1.2) or "")

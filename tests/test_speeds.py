@@ -1,0 +1,77 @@
+"""A station's speeds, held against other ways to read and to multiply in the same run."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from chatbot.model import Chatbot, Config
+from chatbot.variants import Workload
+from ray_jobs import speeds
+from ray_jobs.roofline import Speeds, limit_of
+
+SIZES = (1 << 16, 1 << 20, 1 << 22, 1 << 25)
+
+
+@pytest.fixture(scope="module")
+def found() -> Speeds:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speeds, "SIZES", SIZES)
+        return speeds.measure_speeds("cpu")
+
+
+def best_s(call: Callable[[], object], tries: int = 30) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return min(once() for _ in range(tries))
+
+
+def test_each_size_and_type_is_told(found: Speeds) -> None:
+    assert tuple(size for size, _ in found.read) == SIZES
+    assert all(rate > 0 for _, rate in found.read)
+    assert set(found.gflops) >= {"float32", "bfloat16"}
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_it_reads_as_fast_as_numpy(found: Speeds, size: int) -> None:
+    """A dot product of a vector with itself; within a factor of three, since others use this machine's memory too."""
+    numbers = np.ones(size // 4, dtype=np.float32)
+    assert 1 / 3 < found.gb_s(size) / (size / best_s(lambda: np.dot(numbers, numbers)) / 1e9) < 3
+
+
+def test_it_multiplies_as_fast_as_numpy(found: Speeds) -> None:
+    square = np.ones((256, 256), dtype=np.float32)
+    assert 1 / 3 < found.gflops["float32"] / (2 * 256**3 / best_s(lambda: square @ square) / 1e9) < 3
+
+
+def test_a_small_working_set_is_read_faster_than_its_calls_begin(found: Speeds) -> None:
+    """Read once a call, 64 KiB are mostly the call."""
+    part = torch.ones(SIZES[0] // 4)
+    assert found.gb_s(SIZES[0]) > 1.5 * SIZES[0] / best_s(lambda: part.sum()) / 1e9
+
+
+def test_a_type_without_a_product_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(torch, "_int_mm", refuse)
+    monkeypatch.setattr(speeds, "PRODUCT_S", 0.001)
+    assert "int8" not in speeds._product_rates("cpu")
+
+
+def test_a_real_reply_takes_no_less_than_its_limit(found: Speeds) -> None:
+    """A decoder of a few large matrices, which are read at the memory's speed as far as PyTorch can."""
+    config = Config(hidden=512, encoder_layers=1, decoder_layers=2, vocabulary=2000)
+    workload = Workload(prompt_tokens=4, reply_tokens=4)
+    limit = limit_of(config, workload, "float32", found)
+    assert limit is not None
+    search, prompts, lengths = Chatbot.random(config).search(), torch.full((1, 4), 5), torch.tensor([4])
+    with torch.inference_mode():
+        seconds = best_s(lambda: search(prompts, lengths, 4))
+    assert limit.ms <= 1.05 * seconds * 1e3
+    assert limit.ms > 0.01 * seconds * 1e3, "a limit that says nothing"
