@@ -15,6 +15,8 @@ from ray_jobs import lease, measure, orders
 from ray_jobs.forkserver import LaunchServer, Loss, Request, TrialError
 from ray_jobs.lease import Lease
 from ray_jobs.records import Launch, LaunchResult, Weights
+from ray_jobs.roofline import Limit, Speeds, limits_of
+from ray_jobs.speeds import measure_speeds
 from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
 
 ATTEMPTS = 3  # of one launch
@@ -50,7 +52,7 @@ class Trial:
     precision: float
     budget_s: float
     launch_timeout_s: float
-    memory: bool = True  # also each variant's peak memory, in a process of its own
+    memory: bool = True  # also each variant's peak memory and its limit, in processes of their own
     run_id: str = ""
     cores: tuple[int, ...] | None = None  # the station's share of the machine; None: all that the process may use
     gpus: tuple[str, ...] = ()  # as this host calls them
@@ -74,13 +76,24 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the station can do, and what each variant whose program is known could reach there."""
+
+    speeds: Speeds
+    of: dict[str, Limit]
+
+
+@dataclass(frozen=True)
 class Waiting:
     """Somebody else holds the station."""
 
     holder: str
 
 
-Outcome = LaunchResult | Failure | Memory | Waiting
+Outcome = LaunchResult | Failure | Memory | Limits | Waiting
+
+Place = tuple[tuple[int, ...], tuple[str, ...]]  # cores and GPUs
+_speeds: dict[Place, Speeds] = {}  # as this process's earlier trials found them
 
 
 def choose_cores(allowed: Sequence[int], threads: int) -> tuple[int, ...]:
@@ -95,7 +108,7 @@ def choose_cores(allowed: Sequence[int], threads: int) -> tuple[int, ...]:
 
 
 def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iterator[Outcome]:
-    """Launches until every speedup is precise enough or the budget ends; then each variant's peak memory.
+    """Launches until every speedup is precise enough or the budget ends; then each variant's peak memory and limit.
 
     Nothing else of ours runs on the trial's cores meanwhile: a station that somebody else holds is waited for, and each
     ``Waiting`` says for whom. A lost launch is yielded as a ``Failure`` and run again in its place with the same order.
@@ -121,6 +134,11 @@ def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iter
             if trial.memory:
                 asked = {name: ask(partial(_memory, trial, name)) for name in trial.variants}
                 yield Memory({name: peak for name, peak in asked.items() if not isinstance(peak, Loss)})
+                place = (cores, trial.gpus)
+                limits = ask(partial(_limits, trial, _speeds.get(place)))
+                if not isinstance(limits, Loss):
+                    _speeds[place] = limits.speeds
+                    yield limits
 
 
 def _take(held: Lease, patience_s: float) -> Iterator[Waiting]:
@@ -192,3 +210,8 @@ def _launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResul
 
 def _memory(trial: Trial, variant: str) -> float:
     return measure.measure_memory(trial.workload, variant, trial.weights, trial.pool)
+
+
+def _limits(trial: Trial, known: Speeds | None) -> Limits:
+    speeds = known or measure_speeds(trial.workload.device)
+    return Limits(speeds, limits_of(trial.weights.chatbot().config, trial.workload, trial.variants, speeds))

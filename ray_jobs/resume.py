@@ -11,6 +11,7 @@ from chatbot.errors import UsageError
 from chatbot.variants import Workload
 from ray_jobs.directory import RunDirectory, below
 from ray_jobs.launch import Committed
+from ray_jobs.roofline import Limit, Speeds
 from ray_jobs.rows import DONE, FAILED, SKIPPED, TrialInfo
 from ray_jobs.samples import to_result
 from ray_jobs.spec import Spec, read_spec
@@ -84,6 +85,9 @@ class Earlier:
         state.info = replace(state.info, **{key: record[key] for key in PLACE})  # where its launches were measured
         state.committed, state.rows = known, []
         state.peak_mb, state.lost = dict(record["peak_memory_mb"]), list(record["lost_launches"])
+        state.limits = {name: Limit(**limit) for name, limit in record.get("limits", {}).items()}
+        if record.get("speeds"):
+            state.speeds = Speeds.of(record["speeds"])
         state.attempts = list(record["attempts"])
         if record["status"] == DONE and len(known) == record["launches"]:
             state.end(DONE, None, store, record["seconds"])

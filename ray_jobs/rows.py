@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
-from ray_jobs import interference, statistics
+from ray_jobs import interference, roofline, statistics
 from ray_jobs.records import LaunchResult, VariantFacts
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
@@ -53,7 +53,7 @@ class Row:
     peak_memory_mb: float | None = None
     limit_ms: float | None = None
     of_limit: float | None = None
-    bound: str | None = None
+    bound: str | None = None  # memory, compute or overhead
     status: str = DONE
     reason: str | None = None
     warnings: tuple[str, ...] = field(default=())
@@ -63,6 +63,8 @@ class Row:
     sentinel_drift: float | None = None  # its time in the last half of the launches over that in the first, less 1
     hardware: str | None = None  # the class of the station: those of one class should answer equally fast
     p50_scatter: float | None = None  # standard deviation over launches of ln of the launch's own median
+    bound_why: str | None = None
+    moved_mb: float | None = None  # MB that a call must read, on which limit_ms rests
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -90,6 +92,7 @@ def rows_of(
     reason: str | None,
     launches: Sequence[LaunchResult] = (),
     peak_mb: Mapping[str, float] | None = None,
+    limits: Mapping[str, roofline.Limit] | None = None,
 ) -> list[Row]:
     """The rows of a trial, one for each of its variants.
 
@@ -110,7 +113,10 @@ def rows_of(
         else:
             measured = _measured(trial, variant, launches, facts)
             measured["peak_memory_mb"] = (peak_mb or {}).get(variant)
-            reasons = [text for text in (reason, measured.pop("invalid")) if text]
+            invalid = measured.pop("invalid")
+            if invalid is None:  # else it is not known what was measured
+                measured |= _limited((limits or {}).get(variant), measured, trial.workload.batch)
+            reasons = [text for text in (reason, invalid) if text]
             rows.append(Row(**common, **measured, status=status, reason="; ".join(reasons) or None))
     return rows
 
@@ -159,6 +165,13 @@ def _measured(
         **_machine(launches),
         **_compared(trial, variant, launches, facts, invalid),
     }
+
+
+def _limited(limit: roofline.Limit | None, measured: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """How far a variant is from its limit, and its warnings."""
+    found = roofline.columns(limit, measured["p50_ms"], batch)
+    doubt = roofline.warning(found.get("of_limit"))
+    return found | ({"warnings": (*measured["warnings"], doubt)} if doubt else {})
 
 
 def _machine(launches: Sequence[LaunchResult]) -> dict[str, Any]:

@@ -134,12 +134,14 @@ def print_matrix(rows: Sequence[Row], margin: float) -> None:
         if all(row.status == SKIPPED for row in mine):
             console.print(f"  skipped: {mine[0].reason}", soft_wrap=True)
             continue
-        table = _trial_table(mine, margin)
-        if _width(console, table) <= console.width:
-            console.print(table)
+        limited = any(row.of_limit is not None for row in mine)
+        tables = [_trial_table(mine, margin, limited), _trial_table(mine, margin)]
+        fitting = [table for table in tables if _width(console, table) <= console.width]
+        if fitting:
+            console.print(fitting[0])
         else:
             _print_lines(console, mine, margin)
-        for note in notes(mine):
+        for note in (*limit_notes(mine, shares=fitting[:1] == tables[1:]), *notes(mine)):
             console.print(f"  {note}", soft_wrap=True)
 
 
@@ -156,15 +158,18 @@ def _sizes(of: Row | HardwareClass) -> str:
     return f"model {of.model}, batch {of.batch}, {tokens}, {threads}"
 
 
-def _trial_table(rows: Sequence[Row], margin: float) -> Table:
+def _trial_table(rows: Sequence[Row], margin: float, limited: bool = False) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("variant", no_wrap=True)
     table.add_column("p50 ms (95%)", justify="right", no_wrap=True)
     table.add_column("speedup (95%)", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("replies\nsame", justify="right", no_wrap=True)
+    if limited:
+        table.add_column("of\nlimit", justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row.variant, latency(row), speedup_cell(row), verdict_words(row, margin), replies(row))
+        cells = (row.variant, latency(row), speedup_cell(row), verdict_words(row, margin), replies(row))
+        table.add_row(*cells, *([of_limit(row)] if limited else []))
     return table
 
 
@@ -178,7 +183,8 @@ def _print_lines(console: Console, rows: Sequence[Row], margin: float) -> None:
     for row in rows:
         console.print(Text(row.variant, style="bold"))
         console.print(Text(f"  {latency(row)} ms, speedup {speedup_cell(row)}"))
-        console.print(Text("  ") + verdict_words(row, margin) + Text(f", {replies(row)} same replies"))
+        limit = "" if row.of_limit is None else f", {of_limit(row)} of the limit"
+        console.print(Text("  ") + verdict_words(row, margin) + Text(f", {replies(row)} same replies{limit}"))
 
 
 def latency(row: Row) -> str:
@@ -233,6 +239,19 @@ def replies(row: Row) -> str:
     if row.identical_replies == 1:
         return "100%"
     return f"{min(row.identical_replies, 0.9999):.2%}"
+
+
+def of_limit(row: Row) -> str:
+    """The share of what the hardware allows that a variant reaches."""
+    return "-" if row.of_limit is None else f"{row.of_limit:.0%}"
+
+
+def limit_notes(rows: Sequence[Row], shares: bool = False) -> list[str]:
+    """Why the baseline takes as long as it does; the ``shares`` of the limit too, where no column has them."""
+    told = [row for row in rows if row.of_limit is not None]
+    reached = ", ".join(f"{row.variant} {of_limit(row)}" for row in told)
+    why = [f"{row.variant} is {row.bound_why}" for row in told if row.variant == row.baseline]
+    return [*([f"of the limit: {reached}"] if shares and told else []), *why]
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

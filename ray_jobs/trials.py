@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from ray_jobs.cluster.stations import choose
 from ray_jobs.launch import Committed
 from ray_jobs.orders import up_to_multiple
 from ray_jobs.records import LaunchResult, Weights
+from ray_jobs.roofline import Limit, Speeds
 from ray_jobs.rounds import MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS
 from ray_jobs.rows import DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
 from ray_jobs.samples import to_result
@@ -99,6 +100,8 @@ class TrialState:
     lost: list[dict[str, Any]] = field(default_factory=list)  # launches that were run again
     attempts: list[dict[str, Any]] = field(default_factory=list)  # workers that were lost, earlier runs of the driver
     peak_mb: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, Limit] = field(default_factory=dict)
+    speeds: Speeds | None = None  # of the station, on which they rest
     started: float | None = None
     seconds: float | None = None
     rows: list[Row] = field(default_factory=list)  # when it has ended
@@ -122,6 +125,8 @@ class TrialState:
             self.attempts.append({"reason": event.reason, "launches": len(self.committed)})
         elif isinstance(event, events.MemoryKnown):
             self.peak_mb = event.peak_mb
+        elif isinstance(event, events.LimitsKnown):
+            self.limits, self.speeds = event.limits.of, event.limits.speeds
         elif isinstance(event, events.RowsKnown):
             self.rows = event.rows if event.launches == len(self.committed) else []
         elif isinstance(event, events.TrialEnded):
@@ -133,7 +138,7 @@ class TrialState:
         self.status, self.reason, self.seconds = status, reason, seconds
         if not self.rows or status != DONE:
             launches = store.launches(self.info.trial_id, [one.index for one in self.committed])
-            self.rows = rows_of(self.info, status, reason, launches, self.peak_mb)
+            self.rows = rows_of(self.info, status, reason, launches, self.peak_mb, self.limits)
         # Of ten thousand trials these are most of what the driver would keep in memory.
         self.launches_kept, self.committed, self.job = len(self.committed), [], None
 
@@ -147,6 +152,8 @@ class TrialState:
             "launches": self.launches_kept or len(self.committed),
             "lost_launches": self.lost,
             "peak_memory_mb": self.peak_mb,
+            "limits": {name: asdict(limit) for name, limit in self.limits.items()},
+            "speeds": None if self.speeds is None else asdict(self.speeds),
             "seconds": self.seconds,
             "attempts": self.attempts,
             "host": self.info.host,

@@ -1,6 +1,7 @@
 """A compacted run: the same numbers, one file, and nothing that names a machine."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs.compact import COMPACT_FILE, compact
 from ray_jobs.directory import RunDirectory
 from ray_jobs.matrix import write_matrix
+from ray_jobs.roofline import Limit
 from ray_jobs.rows import TrialInfo, rows_of
 from ray_jobs.samples import to_table
 
 HOST = "secret-box"
 TRIALS = {f"cpu-b1@{HOST}": f"{HOST}:cpu", f"cpu-b1@{HOST}#2": f"{HOST}#2:cpu"}
+
+LIMITS = {BASELINE: Limit(8.0, 8.0, 2.0, moved_mb=400.0, gflop=0.2, int8_share=0.25)}
 
 
 @pytest.fixture
@@ -29,9 +33,12 @@ def run(tmp_path: Path) -> RunDirectory:
             for launch in launches:
                 directory.add_launch(trial, to_table(trial, launch))
             info = TrialInfo("run", trial, Workload(), (BASELINE, CONTROL), 0.01, 0.02, station, HOST, "CPU")
-            rows += rows_of(info, "done", None, launches)
+            rows += rows_of(info, "done", None, launches, None, LIMITS)
         write_matrix(directory, rows, 0.02)
-        trials = {trial: {"station": station} for trial, station in TRIALS.items()}
+        trials = {
+            trial: {"station": station, "limits": {BASELINE: asdict(LIMITS[BASELINE])}}
+            for trial, station in TRIALS.items()
+        }
         command = ["python", "-m", "ray_jobs", "matrix", "--model", "/home/me/my.pt"]
         directory.write_json("run.json", {"command": command, "trials": trials})
     return directory
@@ -67,6 +74,9 @@ def test_figures_are_kept(run: RunDirectory, tmp_path: Path) -> None:
         same = {k for k in before if before[k] == after[k]}
         assert set(before) - same == {"run_id", "trial_id", "station", "host"}
         assert after["run_id"] == "small"
+    assert "GB/s" in new[0]["bound_why"]
+    trials = json.loads((tmp_path / "small/run.json").read_text())["trials"].values()
+    assert all(trial["limits"] == {BASELINE: asdict(LIMITS[BASELINE])} for trial in trials)
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from chatbot.model import PRESETS
 from chatbot.variants import BASELINE, VARIANTS, Workload
 from chatbot.vocabulary import EOS
 from ray_jobs import launch
 from ray_jobs.forkserver import LaunchServer, Loss, Request, TrialError
-from ray_jobs.launch import ATTEMPTS, Failure, Memory, Outcome, Trial, choose_cores, run_trial
+from ray_jobs.launch import ATTEMPTS, Committed, Failure, Limits, Memory, Outcome, Trial, choose_cores, run_trial
 from ray_jobs.records import TIMED, WARMUP, Launch, LaunchResult, Weights
+from ray_jobs.roofline import Speeds, limits_of
 
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
 NAMES = tuple(VARIANTS)
@@ -193,8 +196,11 @@ def test_nothing_survives_a_caller_that_is_killed(endless: Weights) -> None:
     wait_until(lambda: all(gone(pid) for pid in pids))
 
 
-def test_a_trial_runs_whole_blocks_and_then_the_memory_of_each_variant() -> None:
-    *launches, memory = run_trial(trial())
+def test_a_trial_runs_whole_blocks_and_then_the_memory_and_limit_of_each_variant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch, "_speeds", {})
+    *launches, memory, limits = run_trial(trial())
     results = [success(outcome) for outcome in launches]
     assert [result.launch.index for result in results] == list(range(len(results)))
     assert len(results) == 12, "three variants: the least whole blocks of ten launches; the budget is long over"
@@ -202,7 +208,24 @@ def test_a_trial_runs_whole_blocks_and_then_the_memory_of_each_variant() -> None
         assert sorted(result.built[place] for result in results) == sorted(NAMES * 4)
     assert isinstance(memory, Memory)
     assert set(memory.peak_mb) == set(NAMES)
+    assert isinstance(limits, Limits)
+    assert set(limits.of) == set(NAMES)
+    assert launch._speeds == {(CORES, ()): limits.speeds}, "later trials of this process need not measure them again"
     assert len({result.machine["pid"] for result in results}) == len(results)
+
+
+def test_speeds_that_are_known_are_not_measured_again(server: LaunchServer) -> None:
+    known = Speeds(((1, 20.0),), {"float32": 100.0})
+    limits = server.run(replace(request(), work=partial(launch._limits, trial(), known)))
+    assert limits.speeds == known
+    assert limits.of == limits_of(PRESETS["tiny"], WORKLOAD, NAMES, known)
+
+
+def test_a_trial_that_leaves_memory_out_leaves_the_limit_out_too() -> None:
+    done = tuple(Committed(i, 3, 2, {}, 1.0) for i in range(12))
+    with_both, without = (list(run_trial(replace(trial(), committed=done, memory=asked))) for asked in (True, False))
+    assert [type(outcome) for outcome in with_both] == [Memory, Limits]
+    assert without == []
 
 
 def test_a_trial_gives_up_after_its_attempts(tmp_path: Path) -> None:

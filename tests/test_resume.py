@@ -8,7 +8,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ray_jobs.cluster.events import (
     Job,
     LaunchDone,
     LaunchLost,
+    LimitsKnown,
     MemoryKnown,
     RowsKnown,
     Station,
@@ -35,9 +36,10 @@ from ray_jobs.cluster.events import (
 )
 from ray_jobs.compact import compact
 from ray_jobs.directory import RunDirectory
-from ray_jobs.launch import Committed, Failure, Trial, launches
+from ray_jobs.launch import Committed, Failure, Limits, Trial, launches
 from ray_jobs.records import Launch, LaunchResult, Weights
 from ray_jobs.resume import PARTS, Earlier
+from ray_jobs.roofline import Limit, Speeds
 from ray_jobs.rows import DONE, rows_of
 from ray_jobs.samples import to_table
 from ray_jobs.spec import Spec, read_spec
@@ -53,6 +55,10 @@ FIRST, SECOND, LAST = TRIALS[0], TRIALS[1], TRIALS[-1]
 LEAST = 4
 LAUNCHES = 6  # of each trial: what 14 s at 2 s each have room for, in whole blocks
 PEAK = {"eager": 300.0, "eager-again": 301.0}
+LIMITS = Limits(
+    Speeds(((1 << 20, 90.5), (1 << 28, 20.25)), {"float32": 100.0, "int8": 440.0}),
+    {"eager": Limit(ms=4.0, memory_ms=4.0, compute_ms=2.0, moved_mb=400.0, gflop=0.2, int8_share=0.25)},
+)
 
 
 def station(name: str = "a", kind: str = "EPYC", cores: int = 4, **packages: str) -> Station:
@@ -112,8 +118,9 @@ class Cluster:
             if len(self.ran) == self.cut_after:
                 raise Cut
         yield MemoryKnown(name, PEAK)
+        yield LimitsKnown(name, LIMITS)
         if not job.trial.committed:
-            yield RowsKnown(name, rows_of(job.info, DONE, None, mine, PEAK), len(mine))
+            yield RowsKnown(name, rows_of(job.info, DONE, None, mine, PEAK, LIMITS.of), len(mine))
         yield TrialEnded(name, None)
 
     def _launch(self, trial: Trial, launch: Launch) -> LaunchResult:
@@ -299,6 +306,21 @@ def test_a_finished_run_is_gone_on_with_without_measuring(copied: Path, whole: P
         r["seconds"] for r in told(whole)["trials"].values()
     ]
     assert [r["peak_memory_mb"] for r in told(copied)["trials"].values()] == [PEAK] * 4
+    for place in (whole, copied):
+        records = told(place)["trials"].values()
+        assert all(r["limits"] == {name: asdict(limit) for name, limit in LIMITS.of.items()} for r in records)
+        assert all(Speeds.of(r["speeds"]) == LIMITS.speeds for r in records)
+        assert {row["bound"] for row in rows(place) if row["variant"] in LIMITS.of} == {"memory"}
+
+
+def test_a_run_from_before_there_were_limits_has_none(copied: Path) -> None:
+    record = told(copied)
+    for trial in record["trials"].values():
+        del trial["limits"], trial["speeds"]
+    (copied / "run.json").write_text(json.dumps(record))
+    resume(copied, Cluster())
+    assert {row["limit_ms"] for row in rows(copied)} == {None}
+    assert all((r["limits"], r["speeds"]) == ({}, None) for r in told(copied)["trials"].values())
 
 
 def test_each_attempt_is_recorded_with_what_it_had_brought_home(tmp_path: Path) -> None:

@@ -13,11 +13,14 @@ from numpy.typing import ArrayLike
 
 from chatbot.variants import BASELINE, CONTROL
 from ray_jobs.records import LaunchResult, VariantFacts
+from ray_jobs.roofline import Limit
 from ray_jobs.rows import COLUMNS, DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
 from ray_jobs.statistics import NOMINAL
 
 TRIAL = TrialInfo("run-1", "trial-1", WORKLOAD, ALL, precision=0.01, margin=0.02)
 ODD = "torchscript"
+EIGHT = Limit(ms=8.0, memory_ms=8.0, compute_ms=2.0, moved_mb=400.0, gflop=0.2, int8_share=0.25)
+LIMIT = ("limit_ms", "of_limit", "bound", "bound_why", "moved_mb")
 FIGURES = (
     *("samples", "launches", "p50_ms", "p50_low_ms", "p50_high_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms"),
     *("speedup", "speedup_low", "speedup_high", "verdict", "identical_replies", "prepare_s", "peak_memory_mb"),
@@ -183,12 +186,41 @@ def test_peak_memory_is_of_the_variant_or_unknown() -> None:
 
 
 def test_what_is_not_measured_yet_is_null() -> None:
-    assert values(rows(launches())[ODD], ["discarded_rounds", "limit_ms", "of_limit", "bound"]) == [None] * 4
+    assert values(rows(launches())[ODD], ["discarded_rounds", *LIMIT]) == [None] * 6
+
+
+def test_a_row_says_how_far_it_is_from_its_limit_and_why() -> None:
+    found = {row.variant: row for row in rows_of(TRIAL, DONE, None, launches(), None, {ODD: EIGHT})}
+    assert values(found[BASELINE], LIMIT) == [None] * 5
+    limit_ms, share, *others = values(found[ODD], LIMIT)
+    assert (limit_ms, share) == (8.0, pytest.approx(0.8))
+    assert others[::2] == ["memory", 400.0]
+    assert "take 8 of 10 ms" in str(others[1])
+    assert not any("limit" in text for text in found[ODD].warnings)
+
+
+def test_a_latency_below_its_limit_is_a_warning() -> None:
+    limits = dict.fromkeys(ALL, replace(EIGHT, ms=11.0))
+    for row in rows_of(TRIAL, DONE, None, launches(), None, limits):
+        assert row.of_limit == pytest.approx(1.1)
+        assert any("less time than its limit" in text for text in row.warnings)
+
+
+def test_a_program_that_is_not_what_its_label_says_has_no_limit() -> None:
+    made = with_facts(launches(), ODD, invalid="it is the same program as eager")
+    row = {row.variant: row for row in rows_of(TRIAL, DONE, None, made, None, {ODD: EIGHT})}[ODD]
+    assert (row.verdict, values(row, LIMIT)) == ("invalid", [None] * 5)
+
+
+@pytest.mark.parametrize("status", [FAILED, SKIPPED])
+def test_what_was_not_measured_has_no_limit(status: str) -> None:
+    for row in rows_of(TRIAL, status, "a reason", (), None, dict.fromkeys(ALL, EIGHT)):
+        assert values(row, LIMIT) == [None] * 5
 
 
 def test_columns_are_the_rows_fields_the_newest_last() -> None:
     assert tuple(field.name for field in fields(Row)) == COLUMNS
-    assert COLUMNS[-2:] == ("hardware", "p50_scatter")
+    assert COLUMNS[-4:] == ("hardware", "p50_scatter", "bound_why", "moved_mb")
 
 
 # Warnings

@@ -32,7 +32,7 @@ ROW_COLUMNS = (
     "run_id trial_id station host device device_name model batch prompt_tokens reply_tokens threads variant baseline "
     "exact samples launches discarded_rounds p50_ms p50_low_ms p50_high_ms p90_ms p95_ms p99_ms mean_ms speedup "
     "speedup_low speedup_high verdict identical_replies prepare_s peak_memory_mb limit_ms of_limit bound status reason "
-    "warnings disturbed_rounds warmup_calls sentinel_ms sentinel_drift hardware p50_scatter"
+    "warnings disturbed_rounds warmup_calls sentinel_ms sentinel_drift hardware p50_scatter bound_why moved_mb"
 ).split()
 INTEGERS = {
     *("batch", "prompt_tokens", "reply_tokens", "threads", "samples", "launches", "discarded_rounds"),
@@ -40,7 +40,7 @@ INTEGERS = {
 }
 TEXTS = {
     *("run_id", "trial_id", "station", "host", "device", "device_name", "model", "variant", "baseline", "verdict"),
-    *("bound", "status", "reason", "hardware"),
+    *("bound", "bound_why", "status", "reason", "hardware"),
 }
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)

@@ -17,6 +17,7 @@ from ray_jobs.cluster.events import (
     Job,
     LaunchDone,
     LaunchLost,
+    LimitsKnown,
     MemoryKnown,
     RowsKnown,
     Station,
@@ -28,8 +29,9 @@ from ray_jobs.cluster.events import (
 )
 from ray_jobs.cluster.schedule import ATTEMPTS, PENDING_S, POLL_S, SILENCE_S, ClusterLostError, Schedule
 from ray_jobs.forkserver import GRACE_S
-from ray_jobs.launch import Committed, Failure, Trial
+from ray_jobs.launch import Committed, Failure, Limits, Trial
 from ray_jobs.records import Launch, Weights
+from ray_jobs.roofline import Speeds
 from ray_jobs.rows import TrialInfo
 
 LAUNCH_TIMEOUT_S = 60.0
@@ -387,9 +389,10 @@ def test_trials_that_need_the_whole_node_come_first_in_their_order() -> None:
 def test_other_things_are_told_as_they_are() -> None:
     lost = LaunchLost("a", Failure(Launch(3, seed=0), "it was killed by SIGKILL"))
     waiting = TrialWaiting("a", "core-0 is held by another run")
-    extra = (lost, waiting, MemoryKnown("a", {"eager": 300.0}), RowsKnown("a", [], 2))
+    limits = LimitsKnown("a", Limits(Speeds(((1, 20.0),), {"float32": 100.0}), {}))
+    extra = (lost, waiting, MemoryKnown("a", {"eager": 300.0}), limits, RowsKnown("a", [], 2))
     told = run([job("a", station("n"))], World({"a": [Life(extra=extra)]}))
-    assert of(told, "a")[-5:-1] == list(extra)
+    assert of(told, "a")[-6:-1] == list(extra)
 
 
 # Nodes that are lost

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from launches import ALL, WORKLOAD, made_launch
 from rich.console import Console
 
 from ray_jobs import terminal
@@ -14,6 +15,7 @@ from ray_jobs.cluster.events import (
     Event,
     LaunchDone,
     LaunchLost,
+    LimitsKnown,
     MemoryKnown,
     RowsKnown,
     TrialBegun,
@@ -22,12 +24,16 @@ from ray_jobs.cluster.events import (
     TrialWaiting,
     WorkerLost,
 )
-from ray_jobs.launch import Committed, Failure
+from ray_jobs.launch import Committed, Failure, Limits
 from ray_jobs.records import Launch
+from ray_jobs.roofline import Limit, Speeds
+from ray_jobs.rows import DONE, Row, TrialInfo, rows_of
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval
-from ray_jobs.terminal import PLAIN_EVERY_S, Reporter, time_left
+from ray_jobs.terminal import PLAIN_EVERY_S, Reporter, print_matrix, time_left
 
 TABLE = pa.table({})
+LIMIT = Limit(ms=8.0, memory_ms=8.0, compute_ms=2.0, moved_mb=400.0, gflop=0.2, int8_share=0.25)
+LIMITS = Limits(Speeds(((1, 20.0),), {"float32": 100.0}), {"eager": LIMIT})
 Lines = pytest.CaptureFixture[str]
 
 
@@ -95,7 +101,9 @@ def test_each_thing_that_happens_to_a_trial_is_a_line(
     assert lines(capsys) == [line]
 
 
-@pytest.mark.parametrize("event", [TrialBegun("a"), MemoryKnown("a", {"eager": 300.0}), RowsKnown("a", [], 12)])
+@pytest.mark.parametrize(
+    "event", [TrialBegun("a"), MemoryKnown("a", {"eager": 300.0}), LimitsKnown("a", LIMITS), RowsKnown("a", [], 12)]
+)
 def test_what_nobody_waits_for_is_no_line(event: Event, plain: Reporter, capsys: Lines) -> None:
     with plain:
         plain.show(event, committed(3))
@@ -248,3 +256,52 @@ def test_the_time_left_ends_with_the_precision_or_the_budget() -> None:
     assert time_left(20, 20.0, [wide], 0.02, 50.0) == pytest.approx(30.0)
     assert time_left(20, 20.0, [narrow], 0.02, 1000.0) == 0.0
     assert time_left(5, 20.0, [narrow], 0.02, 30.0) == pytest.approx(4.0 * (LEAST_LAUNCHES - 5))
+
+
+# The matrix: how far from the limit
+
+WHY = (
+    "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 10 ms; scripting can't lessen that, int8 would move a quarter"
+)
+
+
+def measured(limits: dict[str, Limit]) -> list[Row]:
+    made = [made_launch(dict.fromkeys(ALL, 10.0), index) for index in range(10)]
+    trial = TrialInfo("run", "trial", WORKLOAD, ALL, precision=0.01, margin=0.02)
+    return rows_of(trial, DONE, None, made, None, limits)
+
+
+def printed(rows: list[Row], width: int, monkeypatch: pytest.MonkeyPatch, capsys: Lines) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_matrix(rows, margin=0.02)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_share_of_the_limit_is_a_column_and_the_reason_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: Lines
+) -> None:
+    lines = printed(measured({"eager": LIMIT, "torchscript": LIMIT}), 100, monkeypatch, capsys)
+    shares = {line.split()[0]: line.split()[-1] for line in lines if line.startswith(ALL)}
+    assert shares == {"eager": "80%", "eager-again": "-", "torchscript": "80%"}
+    assert lines.count(f"  eager is {WHY}") == 1
+    assert not any("of the limit" in line for line in lines)
+
+
+def test_a_table_without_limits_has_no_such_column(monkeypatch: pytest.MonkeyPatch, capsys: Lines) -> None:
+    assert not any("limit" in line or "bound" in line for line in printed(measured({}), 100, monkeypatch, capsys))
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 70, 75, 80, 100])
+def test_on_no_terminal_is_a_share_or_a_reason_lost(width: int, monkeypatch: pytest.MonkeyPatch, capsys: Lines) -> None:
+    text = " ".join(" ".join(printed(measured({"eager": LIMIT}), width, monkeypatch, capsys)).split())
+    assert text.count("80%") == 1
+    assert WHY in text
+
+
+def test_a_terminal_too_narrow_for_the_column_keeps_the_table(monkeypatch: pytest.MonkeyPatch, capsys: Lines) -> None:
+    rows = measured(dict.fromkeys(ALL, LIMIT))
+    wide = printed(rows, 100, monkeypatch, capsys)
+    width = max(len(line) for line in wide if line.startswith(ALL))
+    narrow = printed(rows, width - 1, monkeypatch, capsys)
+    assert any(line.startswith("variant ") for line in narrow)
+    assert "  of the limit: eager 80%, eager-again 80%, torchscript 80%" in narrow

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_jobs.launch import Committed, Failure, Trial
+from ray_jobs.launch import Committed, Failure, Limits, Trial
 from ray_jobs.rows import Row, TrialInfo
 
 
@@ -91,6 +91,14 @@ class MemoryKnown:
 
 
 @dataclass(frozen=True)
+class LimitsKnown:
+    """What a trial's station can do, and what its variants could reach."""
+
+    trial_id: str
+    limits: Limits
+
+
+@dataclass(frozen=True)
 class RowsKnown:
     """The rows of a trial that its worker measured whole: made where the launches are, so that the driver need not."""
 
@@ -124,6 +132,7 @@ Event = (
     | LaunchDone
     | LaunchLost
     | MemoryKnown
+    | LimitsKnown
     | RowsKnown
     | WorkerLost
     | TrialEnded

@@ -19,6 +19,7 @@ from ray_jobs.cluster.events import (
     Job,
     LaunchDone,
     LaunchLost,
+    LimitsKnown,
     MemoryKnown,
     RowsKnown,
     TrialBegun,
@@ -30,6 +31,7 @@ from ray_jobs.cluster.knock import Watchman
 from ray_jobs.cluster.schedule import ClusterLostError, Schedule
 from ray_jobs.forkserver import TrialError
 from ray_jobs.records import LaunchResult, Weights, one_line
+from ray_jobs.roofline import Limit
 from ray_jobs.rows import DONE, TrialInfo, rows_of
 
 FETCH_TIMEOUT_S = 30.0  # for what a ready task yielded: its node may be out of reach by then
@@ -129,6 +131,8 @@ def _event(trial_id: str, value: Any) -> Event:
         return LaunchLost(trial_id, value)
     if isinstance(value, launch.Memory):
         return MemoryKnown(trial_id, value.peak_mb)
+    if isinstance(value, launch.Limits):
+        return LimitsKnown(trial_id, value)
     if isinstance(value, launch.Waiting):
         return TrialWaiting(trial_id, value.holder)
     if value is None:
@@ -158,6 +162,7 @@ def _measure(trial: launch.Trial, info: TrialInfo, pool: Any, weights: bytes | N
     yield None
     launches: list[LaunchResult] = []
     peak_mb: dict[str, float] = {}
+    limits: dict[str, Limit] = {}
     with ExitStack() as stack:
         stack.enter_context(_told(lease.describe(trial.run_id, trial.id)))
         trial = replace(trial, pool=pool, **_share(alone))
@@ -170,9 +175,11 @@ def _measure(trial: launch.Trial, info: TrialInfo, pool: Any, weights: bytes | N
                 continue
             if isinstance(outcome, launch.Memory):
                 peak_mb = outcome.peak_mb
+            elif isinstance(outcome, launch.Limits):
+                limits = outcome.of
             yield outcome
     if not trial.committed:
-        yield RowsKnown(trial.id, rows_of(info, DONE, None, launches, peak_mb), len(launches))
+        yield RowsKnown(trial.id, rows_of(info, DONE, None, launches, peak_mb, limits), len(launches))
 
 
 def _share(alone: bool) -> dict[str, Any]:
