@@ -19,6 +19,7 @@ UNKNOWN = "unknown"  # the kind of a program that can't be looked into
 # Of the latency. The usual kernels run at half of the limit's speeds (a matrix-vector product of PyTorch reads at half
 # of the bandwidth): below a quarter, even at that speed, most of the time is spent on something else.
 EXPLAINED = 0.25
+DISTURBED = "bound not known: the machine was disturbed, and waiting for it looks like overhead"
 BROKEN = 1.05  # of the limit, above which it was not one
 
 
@@ -212,19 +213,20 @@ def limits_of(config: Config, workload: Workload, variants: Iterable[str], speed
     return {name: limit for name, limit in known.items() if limit is not None}
 
 
-def columns(limit: Limit | None, p50_ms: float | None, batch: int) -> dict[str, Any]:
-    """What a row says of the limit; all of it null where there is none, or nothing was measured."""
+def columns(limit: Limit | None, p50_ms: float | None, batch: int, disturbed: bool = False) -> dict[str, Any]:
+    """What a row says of the limit; all of it null where there is none, or nothing was measured.
+
+    On a ``disturbed`` machine a latency is too long, so what explains a quarter of it explains more of the program's
+    own; but what looks like overhead may be the others.
+    """
     if limit is None or p50_ms is None:
         return {}
     share = limit.ms / p50_ms
+    told = {"limit_ms": limit.ms, "of_limit": share, "moved_mb": limit.moved_mb}
     bound = bound_of(limit, share)
-    return {
-        "limit_ms": limit.ms,
-        "of_limit": share,
-        "bound": bound,
-        "bound_why": _why(limit, bound, p50_ms, batch),
-        "moved_mb": limit.moved_mb,
-    }
+    if disturbed and bound == OVERHEAD:
+        return {**told, "bound_why": DISTURBED}
+    return {**told, "bound": bound, "bound_why": _why(limit, bound, p50_ms, batch)}
 
 
 def bound_of(limit: Limit, share: float) -> str:

@@ -115,7 +115,7 @@ def rows_of(
             measured["peak_memory_mb"] = (peak_mb or {}).get(variant)
             invalid = measured.pop("invalid")
             if invalid is None:  # else it is not known what was measured
-                measured |= _limited((limits or {}).get(variant), measured, trial.workload.batch)
+                measured |= _limited((limits or {}).get(variant), measured, trial.workload.batch, _complaint(launches))
             reasons = [text for text in (reason, invalid) if text]
             rows.append(Row(**common, **measured, status=status, reason="; ".join(reasons) or None))
     return rows
@@ -167,9 +167,11 @@ def _measured(
     }
 
 
-def _limited(limit: roofline.Limit | None, measured: Mapping[str, Any], batch: int) -> dict[str, Any]:
+def _limited(
+    limit: roofline.Limit | None, measured: Mapping[str, Any], batch: int, complaint: str | None
+) -> dict[str, Any]:
     """How far a variant is from its limit, and its warnings."""
-    found = roofline.columns(limit, measured["p50_ms"], batch)
+    found = roofline.columns(limit, measured["p50_ms"], batch, disturbed=complaint is not None)
     doubt = roofline.warning(found.get("of_limit"))
     return found | ({"warnings": (*measured["warnings"], doubt)} if doubt else {})
 
@@ -190,10 +192,14 @@ def _machine(launches: Sequence[LaunchResult]) -> dict[str, Any]:
     return told
 
 
+def _complaint(launches: Sequence[LaunchResult]) -> str | None:
+    return interference.complaint([launch.interference for launch in launches if launch.interference is not None])
+
+
 def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]) -> list[str]:
     """What a reader of this row should know of the machine and of the warm-up."""
     warnings = []
-    complaint = interference.complaint([launch.interference for launch in launches if launch.interference is not None])
+    complaint = _complaint(launches)
     if complaint:
         warnings.append(complaint)
     drift = _machine(launches).get("sentinel_drift") or 0.0

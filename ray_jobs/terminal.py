@@ -250,7 +250,7 @@ def limit_notes(rows: Sequence[Row], shares: bool = False) -> list[str]:
     """Why the baseline takes as long as it does; the ``shares`` of the limit too, where no column has them."""
     told = [row for row in rows if row.of_limit is not None]
     reached = ", ".join(f"{row.variant} {of_limit(row)}" for row in told)
-    why = [f"{row.variant} is {row.bound_why}" for row in told if row.variant == row.baseline]
+    why = [f"{row.variant}{' is' if row.bound else ':'} {row.bound_why}" for row in told if row.variant == row.baseline]
     return [*([f"of the limit: {reached}"] if shares and told else []), *why]
 
 

@@ -109,6 +109,10 @@ def test_the_measured_rows_agree_with_the_samples(rows: list[dict[str, Any]], fo
         assert row["identical_replies"] == 1
         assert row["prepare_s"] > 0
         assert row["peak_memory_mb"] > 50
+        assert 0 < row["limit_ms"] <= row["p50_ms"], "tiny networks are far from what the hardware allows"
+        assert row["of_limit"] == pytest.approx(row["limit_ms"] / row["p50_ms"])
+        assert row["moved_mb"] > 0
+        assert row["bound_why"]
 
 
 def test_the_control_is_in_every_trial_and_the_baseline_is_one(rows: list[dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from chatbot.vocabulary import EOS, FIRST_WORD
 from ray_jobs.roofline import (
     BROKEN,
     COMPUTE,
+    DISTURBED,
     EXPLAINED,
     MEMORY,
     OVERHEAD,
@@ -344,6 +345,15 @@ def test_the_bound_is_the_slower_resource_where_it_explains_a_quarter(limit: Lim
 )
 def test_the_reason_is_a_sentence(limit: Limit, p50_ms: float, batch: int, why: str) -> None:
     assert columns(limit, p50_ms, batch)["bound_why"] == why
+
+
+@given(st.floats(1.0, 1000.0))
+def test_on_a_disturbed_machine_overhead_is_not_told_from_waiting(p50_ms: float) -> None:
+    quiet, disturbed = (columns(EIGHT, p50_ms, 1, disturbed=known) for known in (False, True))
+    if quiet["bound"] != OVERHEAD:
+        assert disturbed == quiet
+    else:
+        assert disturbed == {k: v for k, v in quiet.items() if k != "bound"} | {"bound_why": DISTURBED}
 
 
 def test_less_than_the_limit_is_doubted() -> None:

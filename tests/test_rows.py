@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from chatbot.variants import BASELINE, CONTROL
 from ray_jobs.records import LaunchResult, VariantFacts
-from ray_jobs.roofline import Limit
+from ray_jobs.roofline import DISTURBED, Limit
 from ray_jobs.rows import COLUMNS, DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
 from ray_jobs.statistics import NOMINAL
 
@@ -197,6 +197,16 @@ def test_a_row_says_how_far_it_is_from_its_limit_and_why() -> None:
     assert others[::2] == ["memory", 400.0]
     assert "take 8 of 10 ms" in str(others[1])
     assert not any("limit" in text for text in found[ODD].warnings)
+
+
+def test_a_disturbed_machine_leaves_open_what_looks_like_overhead() -> None:
+    far = replace(EIGHT, ms=1.0)
+    for disturbed, bound in (([], "overhead"), (list(range(20)), None)):
+        made = [made_launch(dict.fromkeys(ALL, 10.0), i, interference=stolen(20, disturbed)) for i in range(10)]
+        row = {row.variant: row for row in rows_of(TRIAL, DONE, None, made, None, {ODD: far})}[ODD]
+        assert (row.limit_ms, row.bound) == (1.0, bound)
+        assert row.of_limit == pytest.approx(0.1)
+        assert (row.bound_why == DISTURBED) == (bound is None)
 
 
 def test_a_latency_below_its_limit_is_a_warning() -> None:
