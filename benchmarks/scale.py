@@ -2,17 +2,20 @@
 
 ``python benchmarks/scale.py`` runs the driver's own code (placing, scheduling, keeping, run.json, matrix.json) against
 simulated stations whose launches and rows are made beforehand. Writing samples is timed apart: it grows with them.
+``--ray 4 --trials 300`` does it against real Ray tasks on four raylets of this machine, whose launches are null.
 """
 
 import argparse
 import json
+import os
 import pickle
 import random
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,20 +26,23 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from launches import made_launch  # (tests/, which is not a package)
+import nulls  # (tests/, which is not a package)
+from launches import made_launch
 
 from chatbot.variants import BASELINE, CONTROL
-from ray_jobs import matrix
+from ray_jobs import matrix, provenance
 from ray_jobs.cluster.events import Event, Job, LaunchDone, MemoryKnown, RowsKnown, Station, TrialBegun, TrialEnded
 from ray_jobs.cluster.schedule import Schedule
+from ray_jobs.cluster.stations import find_stations
+from ray_jobs.cluster.tasks import measure
 from ray_jobs.directory import RunDirectory
 from ray_jobs.launch import Committed
-from ray_jobs.records import LaunchResult, Weights
+from ray_jobs.records import LaunchResult
 from ray_jobs.rows import DONE, rows_of
 from ray_jobs.samples import to_table
-from ray_jobs.spec import read_spec
+from ray_jobs.spec import Spec, read_spec
 from ray_jobs.terminal import Reporter
-from ray_jobs.trials import Inputs, place
+from ray_jobs.trials import place
 from ray_jobs.wandb_sink import WandbSink
 
 VARIANTS = (BASELINE, CONTROL, "torchscript")
@@ -49,8 +55,10 @@ class Cost:
     trials: int
     stations: int
     launches: int  # of each trial
-    own_ms_a_trial: float  # CPU time of the driver, writing samples left out
-    writing_ms_a_launch: float
+    ray: bool  # whether Ray ran the trials
+    own_ms_a_trial: float  # CPU time of the driver's own thread, writing samples left out
+    writing_ms_a_launch: float  # of which fsync waits take none
+    process_ms_a_trial: float | None  # CPU time of all of its threads, Ray's among them, writing samples too
     peak_mb: float  # of the driver's resident memory
     before_mb: float  # of it before the first trial
 
@@ -89,9 +97,9 @@ class NullBackend:
 
     def next(self, handle: int, job: Job, attempt: int) -> Event:
         """What it says next."""
-        start = time.process_time()
+        start = time.thread_time()
         event: Event = next(self._said[handle])
-        self.spent_s += time.process_time() - start
+        self.spent_s += time.thread_time() - start
         if isinstance(event, TrialEnded):
             del self._said[handle]
         return event
@@ -123,9 +131,9 @@ class TimedDirectory(RunDirectory):
 
     def add_launch(self, trial: str, table: pa.Table, identity: str = "") -> None:
         """Commits a launch."""
-        start = time.process_time()
+        start = time.thread_time()
         super().add_launch(trial, table, identity)
-        self.writing_s += time.process_time() - start
+        self.writing_s += time.thread_time() - start
 
 
 def stations(count: int) -> list[Station]:
@@ -136,33 +144,60 @@ def stations(count: int) -> list[Station]:
     ]
 
 
-def run(trials: int, count: int, launches: int, rounds: int) -> Cost:
-    """Takes in as many trials on as many stations."""
-    spec = read_spec(None, {"batch": list(range(1, trials // count + 1)), "variants": VARIANTS})
-    inputs = Inputs(Weights(preset="tiny"), None, {8: np.zeros((10, 8), dtype=np.int64)})
+def simulated(trials: int, count: int, launches: int, rounds: int) -> Cost:
+    """Takes in as many trials on as many simulated stations."""
+    backend = NullBackend(launches, rounds)
+    found = _run(_spec(trials // count), stations(count), lambda jobs: Schedule(jobs, backend).events())
+    own = found.own_ms_a_trial - 1000 * backend.spent_s / found.trials
+    return replace(found, ray=False, own_ms_a_trial=round(own, 3), process_ms_a_trial=None)
+
+
+def on_ray(trials: int, raylets: int, launches: int) -> Cost:
+    """Takes in as many trials of as many raylets."""
+    os.environ[nulls.LAUNCHES] = str(launches)
+    with nulls.cluster(raylets):
+        return _run(_spec(trials // raylets), find_stations(["cpu"], False, None)["cpu"], measure)
+
+
+def _spec(workloads: int) -> Spec:
+    return read_spec(None, {"batch": list(range(1, workloads + 1)), "variants": VARIANTS})
+
+
+def _run(spec: Spec, places: list[Station], events: Callable[[Iterable[Job]], Generator[Event]]) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         named = RunDirectory.named(folder, "scale")
         directory = TimedDirectory(named._fs, named._path, named.shown)
         with directory.created():
             this = matrix.Run("scale", spec, directory, WandbSink("off", directory), {}, datetime.now(UTC).isoformat())
-            before, start = _memory_mb(), time.process_time()
-            this.trials = place(spec, "scale", inputs, {"cpu": stations(count)}, 60.0)
+            before, start, all_threads = _memory_mb(), time.thread_time(), time.process_time()
+            this.trials = place(spec, "scale", nulls.inputs(spec), {"cpu": places}, 60.0)
             jobs = (trial.job for trial in this.trials.values() if trial.job is not None)
-            backend = NullBackend(launches, rounds)
-            matrix.take_in(this, Schedule(jobs, backend).events(), Silent(1.0, 0.01))
+            with closing(events(jobs)) as said:
+                matrix.take_in(this, said, Silent(1.0, 0.01))
             rows = [row for trial in this.trials.values() for row in trial.rows]
             matrix.write_matrix(directory, rows, spec.margin)
-            spent = time.process_time() - start
-    own = spent - directory.writing_s - backend.spent_s
+            spent, process = time.thread_time() - start, time.process_time() - all_threads
+        written = len(directory.sample_files())
+    _require_done(this)
+    count = len(this.trials)
     return Cost(
-        trials=len(this.trials),
-        stations=count,
-        launches=launches,
-        own_ms_a_trial=round(1000 * own / len(this.trials), 3),
-        writing_ms_a_launch=round(1000 * directory.writing_s / len(this.trials) / launches, 3),
+        trials=count,
+        stations=len(places),
+        launches=written // count,
+        ray=True,
+        own_ms_a_trial=round(1000 * (spent - directory.writing_s) / count, 3),
+        writing_ms_a_launch=round(1000 * directory.writing_s / written, 3),
+        process_ms_a_trial=round(1000 * process / count, 3),
         peak_mb=round(_memory_mb(), 1),
         before_mb=round(before, 1),
     )
+
+
+def _require_done(this: matrix.Run) -> None:
+    """A trial that failed would have cost nothing."""
+    failed = [trial.reason for trial in this.trials.values() if trial.status != DONE]
+    if failed:
+        raise SystemExit(f"{len(failed)} trials failed: {failed[0]}")
 
 
 class Silent(Reporter):
@@ -181,14 +216,30 @@ def main() -> None:
     """Prints a table, and a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--stations", type=int, default=1_000)
+    parser.add_argument("--stations", type=int, default=1_000, help="simulated ones")
     parser.add_argument("--launches", type=int, default=1, help="of each trial")
-    parser.add_argument("--rounds", type=int, default=3, help="of each launch")
+    parser.add_argument("--rounds", type=int, default=3, help="of each simulated launch")
+    parser.add_argument("--ray", type=int, default=0, metavar="RAYLETS", help="instead of simulated stations")
+    parser.add_argument("--out", type=Path, help="a file that the line of JSON is added to")
     asked = parser.parse_args()
-    found: dict[str, Any] = vars(run(asked.trials, asked.stations, asked.launches, asked.rounds))
+    if asked.ray:
+        cost = on_ray(asked.trials, asked.ray, asked.launches)
+    else:
+        cost = simulated(asked.trials, asked.stations, asked.launches, asked.rounds)
+    found: dict[str, Any] = vars(cost)
     for name, value in found.items():
         print(f"{name:20} {value}")
     print(json.dumps(found))
+    if asked.out:
+        with asked.out.open("a") as file:
+            file.write(json.dumps({**found, **_where()}) + "\n")
+
+
+def _where() -> dict[str, Any]:
+    """What machine and day a line is from."""
+    facts = provenance.station_facts()
+    machine = {name: facts[name] for name in ("cpu", "cores", "python")}
+    return {**machine, "ray_version": facts["packages"]["ray"], "date": f"{datetime.now(UTC):%Y-%m-%d}"}
 
 
 if __name__ == "__main__":

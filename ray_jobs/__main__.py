@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,7 +140,7 @@ def matrix(
         rows = main_job.run(asked, name, directory, where, sink, reporter, earlier)
     except (KeyboardInterrupt, StoreError, ClusterLostError) as error:
         what, code = _ending(error)
-        again = f"python -m ray_jobs matrix --resume {directory.shown}"
+        again = f"python -m ray_jobs matrix --resume {shlex.quote(directory.shown)}"
         typer.echo(f"ray_jobs: {what}; the launches that were committed are safe, go on with: {again}", err=True)
         if isinstance(error, ClusterLostError):
             os._exit(1)  # Ray's own clean-up would wait for the head

@@ -35,6 +35,7 @@ def station_facts() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": len(cores),
         "affinity": cores,
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),

@@ -29,7 +29,9 @@ ORDER = (
         "audit.rates",
         "audit.comparisons",
     ),
-    *("audit.faults", "audit.cost", "audit.page", "audit.record", "audit.testbed", "audit.breakage"),
+    *("audit.faults", "audit.cost", "audit.page", "audit.record", "audit.testbed"),
+    *("audit.breakage", "audit.breakage.bench", "audit.breakage.stations", "audit.breakage.trials"),
+    *("audit.breakage.drivers", "audit.breakage.stores", "audit.breakage.jobs", "audit.breakage.table"),
     *("audit.commands", "__main__"),
 )
 HEAVY = {"ray", "wandb", "pyarrow"}

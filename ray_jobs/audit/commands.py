@@ -1,17 +1,22 @@
 """``python -m ray_jobs audit [aa | effect | faults | cost]``."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from chatbot import checkpoint
 from chatbot.errors import UsageError, one_of
-from ray_jobs.audit import breakage
+from ray_jobs import provenance
 from ray_jobs.audit import faults as planted
+from ray_jobs.audit.breakage import table as breakage
+from ray_jobs.audit.breakage.bench import Bench, Fault, Seen
 from ray_jobs.audit.comparisons import MOST, Plan, compare, launch_rows
 from ray_jobs.audit.cost import cost as find_cost
 from ray_jobs.audit.page import EVERY_S
@@ -19,7 +24,7 @@ from ray_jobs.audit.plants import DELAYED
 from ray_jobs.audit.rates import EXIT, TOO_FEW, Comparison, effects_found, false_verdicts
 from ray_jobs.audit.record import Audit, make_again, new_audit, new_directory
 from ray_jobs.audit.stand import Measured, Stand, audit_spec, stand
-from ray_jobs.audit.testbed import Testbed, can_partition
+from ray_jobs.audit.testbed import TIGHT, Testbed, can_partition
 
 app = typer.Typer(
     help="How often is this tool wrong, on this machine? Without a part: all of them, twenty-five minutes.",
@@ -164,6 +169,7 @@ def cluster(
     model: Model = "small",
     out: Out = "results",
     run_id: RunId = None,
+    page: Annotated[Path | None, typer.Option(help="A Markdown file whose table of faults is replaced.")] = None,
     as_json: Json = False,
 ) -> None:
     """Break a Ray cluster of real processes on this machine: what is seen, how soon, and is anything lost?
@@ -174,24 +180,37 @@ def cluster(
     chosen = [fault for fault in breakage.FAULTS if only is None or only in fault.name]
     if not chosen:
         raise one_of("fault", str(only), [fault.name for fault in breakage.FAULTS])
+    text = None if page is None else page.read_text()
+    if text is not None:
+        breakage.with_table(text, [])  # a page without one is said before ten minutes have passed
     directory = new_directory("cluster", out, run_id)
     with directory.created(samples=False):
         found = list(_broken(chosen, model))
-        text = breakage.table(found)
-        directory.write("summary.md", f"# What a cluster does to a run\n\n{text}\n".encode())
-        directory.write_json("cluster.json", breakage.facts(found))
-    typer.echo(text)
+        content = {**_bed_facts(model), "faults": breakage.facts(found)}
+        directory.write("summary.md", breakage.summary(content, found).encode())
+        directory.write_json("cluster.json", content)
+    if page is not None and text is not None:
+        page.write_text(breakage.with_table(text, found))
+    typer.echo(breakage.table(found))
     typer.echo(f"\n{directory.shown}: summary.md, cluster.json")
     if as_json:
-        typer.echo(json.dumps(breakage.facts(found)))
+        typer.echo(json.dumps(content))
     raise typer.Exit(0 if all(map(breakage.sound, found)) else BROKEN)
 
 
-def _broken(faults: Sequence[breakage.Fault], model: str) -> Iterator[breakage.Seen]:
-    """Injects them one by one, with a line on stderr for each."""
+def _bed_facts(model: str) -> dict[str, Any]:
+    """What the test bed is; nothing that names this machine."""
+    facts = provenance.station_facts()
+    here = {name: facts[name] for name in ("cpu", "cores", "packages", "source_hash")}
+    return {"schema_version": 1, "date": f"{datetime.now(UTC):%Y-%m-%d}", **here, "model": model, "settings": TIGHT}
+
+
+def _broken(faults: Sequence[Fault], model: str) -> Iterator[Seen]:
+    """Injects them one by one, with a line on stderr for each; SIGTERM too leaves nothing of the test bed behind."""
     without = can_partition()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Testbed(hosts=without is None) as bed:
-        bench = breakage.Bench(bed, ("--model", model))
+        bench = Bench(bed, ("--model", model))
         for fault in faults:
             if fault.hosts and without is not None:
                 typer.echo(f"{fault.name}: left out, {without}", err=True)

@@ -145,9 +145,11 @@ class Testbed:
         options += [f"--dashboard-host={self._host_address('head')}"]
         self._start("head", options)
 
-    def start_node(self, name: str, core: int, labels: str = "", environment: Mapping[str, str] | None = None) -> None:
-        """A worker node with one CPU."""
-        options = [f"--address={self.address}", "--num-cpus=1", f"--labels={labels}"]
+    def start_node(
+        self, name: str, core: int, labels: str = "", environment: Mapping[str, str] | None = None, gpus: int = 0
+    ) -> None:
+        """A worker node with one CPU and, by Ray's count, so many GPUs."""
+        options = [f"--address={self.address}", "--num-cpus=1", f"--num-gpus={gpus}", f"--labels={labels}"]
         self._start(name, options, core, environment)
 
     def _start(

@@ -81,16 +81,22 @@ def _terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    arrived = threading.Event()
+
+    def terminate(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows cleans up
+        arrived.set()
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except KeyboardInterrupt:
+        if arrived.is_set():  # met inside ray.wait or ray.get, which make a plain KeyboardInterrupt of it
+            raise Terminated from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows cleans up
-    raise Terminated
 
 
 def _reach(address: str) -> None:

@@ -21,6 +21,7 @@ class Station:
     cpus: float  # that a trial asks Ray for
     cores: tuple[int, ...] = ()  # that the node's processes may use
     alone: bool = True  # holds the whole node; else one of its GPUs and a share of its cores
+    gpus: tuple[str, ...] = ()  # all of its node, as Ray names them, in the order of their shares of the cores
     address: tuple[str, int] | None = None  # of the node's raylet
     facts: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)

@@ -76,7 +76,14 @@ def _of_node(
         return [whole]
     share = cores_per_gpu or max(1, int(resources["CPU"]) // gpus)
     several = [whole.name] if gpus == 1 else [f"{name}:{device}{number}" for number in range(gpus)]
-    return [replace(whole, name=n, cpus=float(share), cores=whole.cores[:share], alone=False) for n in several]
+    shared = replace(whole, cpus=float(share), cores=whole.cores[:share], alone=False, gpus=_gpu_names(facts, gpus))
+    return [replace(shared, name=name) for name in several]
+
+
+def _gpu_names(facts: Facts, count: int) -> tuple[str, ...]:
+    """As Ray names them to a task: as the node's ``CUDA_VISIBLE_DEVICES`` does, else by their numbers."""
+    visible = [name.strip() for name in (facts.get("visible_gpus") or "").split(",") if name.strip()]
+    return tuple(visible if len(visible) >= count else map(str, range(count)))
 
 
 def fault_of(facts: Facts, here: Facts) -> str | None:

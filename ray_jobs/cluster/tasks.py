@@ -63,7 +63,7 @@ class RayBackend:
         )
         weights = None if job.weights is None else self._once(job.weights)
         handle = placed.remote(
-            replace(job.trial, pool=job.trial.pool[:0]), job.info, self._once(job.trial.pool), weights, station.alone
+            replace(job.trial, pool=job.trial.pool[:0]), job.info, self._once(job.trial.pool), weights, station.gpus
         )
         if station.address is not None:
             self._watchman.watch(handle, station.node_id, station.address)
@@ -154,7 +154,9 @@ def _first(error: BaseException) -> str:
     return lines[0].strip().split(". ")[0].rstrip(".") if lines else type(error).__name__
 
 
-def _measure(trial: launch.Trial, info: TrialInfo, pool: Any, weights: bytes | None, alone: bool) -> Iterator[Any]:
+def _measure(
+    trial: launch.Trial, info: TrialInfo, pool: Any, weights: bytes | None, node_gpus: Sequence[str]
+) -> Iterator[Any]:
     """The task: None as it begins, launches with what the stopping rule needs of them, everything else as it is.
 
     Last come the rows, unless launches of earlier attempts belong to them too: only the driver has those.
@@ -165,7 +167,7 @@ def _measure(trial: launch.Trial, info: TrialInfo, pool: Any, weights: bytes | N
     limits: dict[str, Limit] = {}
     with ExitStack() as stack:
         stack.enter_context(_told(lease.describe(trial.run_id, trial.id)))
-        trial = replace(trial, pool=pool, **_share(alone))
+        trial = replace(trial, pool=pool, **_share(node_gpus))
         if weights is not None:
             trial = replace(trial, weights=Weights(path=stack.enter_context(_memory_file(weights))))
         for outcome in launch.run_trial(trial):
@@ -182,16 +184,17 @@ def _measure(trial: launch.Trial, info: TrialInfo, pool: Any, weights: bytes | N
         yield RowsKnown(trial.id, rows_of(info, DONE, None, launches, peak_mb, limits), len(launches))
 
 
-def _share(alone: bool) -> dict[str, Any]:
-    """The cores and GPUs of this task: all cores of the node, or an equal share of them for each GPU."""
+def _share(node_gpus: Sequence[str]) -> dict[str, Any]:
+    """The cores and GPUs of this task: all cores of the node or, where its GPUs are named, those of the one here."""
     context = ray.get_runtime_context()
     gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", [])))
-    if alone:
+    if not node_gpus:
         return {"gpus": gpus}
     cores = sorted(os.sched_getaffinity(0))
     asked = int(context.get_assigned_resources().get("CPU", 1))
-    place = int(gpus[0]) if gpus and gpus[0].isdigit() else 0
-    return {"gpus": gpus, "cores": share_of_cores(cores, asked, place)}
+    if len(gpus) != 1 or gpus[0] not in node_gpus:
+        raise TrialError(f"Ray gave this trial the GPUs {', '.join(gpus) or 'none'} of {', '.join(node_gpus)}: not one")
+    return {"gpus": gpus, "cores": share_of_cores(cores, asked, node_gpus.index(gpus[0]))}
 
 
 def share_of_cores(cores: Sequence[int], count: int, place: int) -> tuple[int, ...]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.audit.breakage import FAULTS, NOTHING, Bench, Fault, inject
+from ray_jobs.audit.breakage.bench import NOTHING, Bench, Fault
+from ray_jobs.audit.breakage.table import FAULTS, inject
 from ray_jobs.audit.testbed import Testbed, can_partition
 
 QUICK = ("a worker is killed", "SIGTERM")  # the others under make test-cluster: all take ten minutes

@@ -1,0 +1,127 @@
+"""A cluster of real Ray processes whose launches measure nothing: for what surrounds the measuring.
+
+Stations, scheduling, leases, launch servers, pinning and everything that comes home are the tool's own.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from launches import made_launch
+
+from ray_jobs import launch as launching
+from ray_jobs import lease, measure
+from ray_jobs.launch import Memory, Outcome, Trial
+from ray_jobs.records import Launch, LaunchResult, Weights
+from ray_jobs.spec import Spec, read_spec
+from ray_jobs.trials import Inputs
+
+TESTS = Path(__file__).resolve().parent
+SECONDS = "LATENCY_MATRIX_NULL_S"  # the environment variable that names how long a launch takes
+LAUNCHES = "LATENCY_MATRIX_NULL_LAUNCHES"  # ... and, where no process is started for them, how many a trial has
+
+
+def null_launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:
+    """Made-up times of the trial's variants, and where this process was when it made them."""
+    begun = time.time()
+    time.sleep(float(os.environ.get(SECONDS, "0")))
+    walls = {name: 5 + np.random.default_rng(launch.index).random((3, 2)) for name in trial.variants}
+    made: LaunchResult = replace(made_launch(walls, launch.index, rounds=3, calls=2), launch=launch)
+    names = lease.names_of(cores, trial.gpus)
+    here = {
+        "gpus": list(trial.gpus),
+        "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "unheld": [name for name in names if lease.holder_of([name]) is None],
+    }
+    return replace(made, machine={**measure.machine_facts(), **here, "begun": begun, "ended": time.time()})
+
+
+def install() -> None:
+    """In each of Ray's workers: launches are null from now on, or trials where ``LAUNCHES`` is set."""
+    launching._launch = null_launch
+    launching._memory = _no_memory
+    if LAUNCHES in os.environ:
+        launching.run_trial = null_trial
+
+
+def _no_memory(trial: Trial, variant: str) -> float:
+    return 1.0
+
+
+def null_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iterator[Outcome]:
+    """Launches without a process of their own, all at once."""
+    for index in range(int(os.environ[LAUNCHES])):
+        yield replace(null_launch(trial, Launch(index, trial.seed), ()), elapsed_s=1.0)
+    yield Memory({})
+
+
+@contextmanager
+def cluster(raylets: int, seconds: float = 0.0, **resources: Any) -> Iterator[None]:
+    """Raylets of one host and this process as their driver; ``resources``: of each, as ``Cluster.add_node`` says it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ[SECONDS] = str(seconds)
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        os.environ[lease.FOLDER] = f"{folder}/locks"
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            for _ in range(raylets):
+                made.add_node(**{"num_cpus": 1, **resources})
+            ray.init(
+                address=made.address,
+                log_to_driver=False,
+                logging_level="error",
+                runtime_env={"worker_process_setup_hook": "nulls.install"},
+            )
+            yield
+        finally:
+            ray.shutdown()
+            made.shutdown()
+
+
+def inputs(spec: Spec) -> Inputs:
+    """What trials of any prompt length are given, without a model or a corpus."""
+    return Inputs(Weights(preset="tiny"), None, {n: np.zeros((10, n), dtype=np.int64) for n in spec.prompt_tokens})
+
+
+def tell(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Measures a spec on raylets and says what the cluster says; ``asked``: raylets, seconds, resources, spec."""
+    from ray_jobs.cluster.events import LaunchDone, RowsKnown
+    from ray_jobs.cluster.stations import find_stations
+    from ray_jobs.cluster.tasks import measure as measure_all
+    from ray_jobs.samples import to_result
+    from ray_jobs.trials import place
+
+    spec = read_spec(None, asked["spec"])
+    with cluster(asked["raylets"], asked["seconds"], **asked["resources"]):
+        stations = find_stations(spec.device, spec.isolation == "device", spec.cores_per_gpu)
+        trials = place(spec, "r1", inputs(spec), stations, 60.0)
+        for event in measure_all([trial.job for trial in trials.values() if trial.job is not None]):
+            said: dict[str, Any] = {"event": type(event).__name__, "trial": event.trial_id}
+            if isinstance(event, LaunchDone):
+                said["machine"] = dict(to_result(event.table).machine)
+            elif not isinstance(event, RowsKnown):
+                said |= {"reason": getattr(event, "reason", None)}
+            yield said
+
+
+def main() -> None:
+    """In a process of its own: Ray leaves threads and sockets behind. Prints what ``tell`` says, a line for each."""
+    for said in tell(json.loads(sys.argv[1])):
+        print(json.dumps(said), flush=True)
+
+
+if __name__ == "__main__":
+    main()
