@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from chatbot.variants import Workload
@@ -130,6 +131,8 @@ def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iter
                 outcome = ask(partial(_launch, trial, launch, cores))
                 return Failure(launch, outcome.reason) if isinstance(outcome, Loss) else outcome
 
+            if trial.workload.device == "cuda" and (fault := ask(_cuda_fault)) is not None:
+                raise TrialError(fault.reason if isinstance(fault, Loss) else fault)
             yield from launches(trial, run, clock)
             if trial.memory:
                 asked = {name: ask(partial(_memory, trial, name)) for name in trial.variants}
@@ -198,6 +201,16 @@ def launches(
         after_another_block = known.elapsed_s * (done + block) / done
         if precise_enough(speedups, trial.precision) or after_another_block > trial.budget_s:
             return
+
+
+def _cuda_fault() -> str | None:
+    """Why no launch could compute on the GPU, said once rather than by each."""
+    if torch.cuda.is_available():
+        return None
+    return (
+        f"PyTorch {torch.__version__} sees no CUDA device here; install one built for CUDA, see what nvidia-smi says, "
+        "or leave --device cuda out"
+    )
 
 
 def _launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:

@@ -40,7 +40,6 @@ def measure(
         pool: (N, T) distinct prompts; a launch draws its own from them.
         launch: which one this is.
     """
-    _require_device(workload.device)
     torch.set_grad_enabled(False)
     rng = launch.rng()
     prompts = Prompts(pool[rng.permutation(len(pool))], workload)
@@ -128,14 +127,6 @@ def _prepare_all(built: Sequence[str], source: Chatbot, workload: Workload, fact
     for name, fault in checks.same_program_faults(programs).items():
         facts[name] = replace(facts[name], invalid=fault)
     return replies
-
-
-def _require_device(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(
-            f"PyTorch {torch.__version__} sees no CUDA device here: install one built for CUDA, look at nvidia-smi, or "
-            "leave --device cuda out"
-        )
 
 
 def _require_baseline(left: Container[int], variants: Sequence[str], facts: Mapping[str, VariantFacts]) -> None:

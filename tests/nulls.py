@@ -25,14 +25,16 @@ from ray_jobs.spec import Spec, read_spec
 from ray_jobs.trials import Inputs
 
 TESTS = Path(__file__).resolve().parent
-SECONDS = "LATENCY_MATRIX_NULL_S"  # the environment variable that names how long a launch takes
-LAUNCHES = "LATENCY_MATRIX_NULL_LAUNCHES"  # ... and, where no process is started for them, how many a trial has
+# Environment variables of the workers.
+TOGETHER = "LATENCY_MATRIX_NULL_TOGETHER"  # how many trials wait for each other in their first launch
+LAUNCHES = "LATENCY_MATRIX_NULL_LAUNCHES"  # how many a trial has, where no process is started for them
+MEETING_S = 200.0
 
 
 def null_launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:
     """Made-up times of the trial's variants, and where this process was when it made them."""
-    begun = time.time()
-    time.sleep(float(os.environ.get(SECONDS, "0")))
+    if launch.index == 0:
+        _meet(trial.id, int(os.environ.get(TOGETHER, "0")))
     walls = {name: 5 + np.random.default_rng(launch.index).random((3, 2)) for name in trial.variants}
     made: LaunchResult = replace(made_launch(walls, launch.index, rounds=3, calls=2), launch=launch)
     names = lease.names_of(cores, trial.gpus)
@@ -41,19 +43,36 @@ def null_launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchR
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "unheld": [name for name in names if lease.holder_of([name]) is None],
     }
-    return replace(made, machine={**measure.machine_facts(), **here, "begun": begun, "ended": time.time()})
+    return replace(made, machine={**measure.machine_facts(), **here})
+
+
+def _meet(name: str, count: int) -> None:
+    """Returns when so many have come. Raises TimeoutError where trials run one after the other."""
+    place = Path(os.environ[lease.FOLDER])
+    place.mkdir(exist_ok=True)
+    (place / f"met-{name}").touch()
+    end = time.monotonic() + MEETING_S
+    while len(list(place.glob("met-*"))) < count:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{name} was alone for {MEETING_S:.0f} s")
+        time.sleep(0.01)
 
 
 def install() -> None:
     """In each of Ray's workers: launches are null from now on, or trials where ``LAUNCHES`` is set."""
     launching._launch = null_launch
     launching._memory = _no_memory
+    launching._cuda_fault = _no_fault
     if LAUNCHES in os.environ:
         launching.run_trial = null_trial
 
 
 def _no_memory(trial: Trial, variant: str) -> float:
     return 1.0
+
+
+def _no_fault() -> str | None:
+    return None
 
 
 def null_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iterator[Outcome]:
@@ -64,14 +83,13 @@ def null_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Ite
 
 
 @contextmanager
-def cluster(raylets: int, seconds: float = 0.0, **resources: Any) -> Iterator[None]:
+def cluster(raylets: int, **resources: Any) -> Iterator[None]:
     """Raylets of one host and this process as their driver; ``resources``: of each, as ``Cluster.add_node`` says it."""
     import ray
     from ray.cluster_utils import Cluster
 
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    os.environ[SECONDS] = str(seconds)
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         os.environ["RAY_TMPDIR"] = folder
         os.environ[lease.FOLDER] = f"{folder}/locks"
@@ -97,7 +115,7 @@ def inputs(spec: Spec) -> Inputs:
 
 
 def tell(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Measures a spec on raylets and says what the cluster says; ``asked``: raylets, seconds, resources, spec."""
+    """Measures a spec on raylets and says what the cluster says; ``asked``: raylets, resources, spec."""
     from ray_jobs.cluster.events import LaunchDone, RowsKnown
     from ray_jobs.cluster.stations import find_stations
     from ray_jobs.cluster.tasks import measure as measure_all
@@ -105,7 +123,7 @@ def tell(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     from ray_jobs.trials import place
 
     spec = read_spec(None, asked["spec"])
-    with cluster(asked["raylets"], asked["seconds"], **asked["resources"]):
+    with cluster(asked["raylets"], **asked["resources"]):
         stations = find_stations(spec.device, spec.isolation == "device", spec.cores_per_gpu)
         trials = place(spec, "r1", inputs(spec), stations, 60.0)
         for event in measure_all([trial.job for trial in trials.values() if trial.job is not None]):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from chatbot.model import PRESETS
@@ -246,3 +247,12 @@ def test_cores_are_the_last_ones_so_that_the_first_is_left_to_others() -> None:
     assert choose_cores([0, 1], 2) == (0, 1)
     with pytest.raises(TrialError, match="3 threads asked for, but the station has 2 cores"):
         choose_cores([0, 1], 3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees a CUDA device")
+def test_a_gpu_that_pytorch_does_not_see_fails_the_trial_at_once_in_one_line() -> None:
+    on_gpu = replace(trial(), workload=replace(WORKLOAD, device="cuda"))
+    with pytest.raises(
+        TrialError, match=r"^PyTorch \S+ sees no CUDA device here; install .*, or leave --device cuda out$"
+    ):
+        list(run_trial(on_gpu))

@@ -162,6 +162,25 @@ def test_nodes_of_one_host_are_numbered_by_their_cores() -> None:
     assert list(by_name) == ["alpha:cpu", "host:cpu", "host#2:cpu", "host#3:cpu"]
 
 
+@pytest.mark.parametrize(
+    ("visible", "named"),
+    [
+        (None, ("0", "1")),
+        ("2,3", ("2", "3")),
+        ("GPU-8a1b, GPU-77cd", ("GPU-8a1b", "GPU-77cd")),
+        ("", ("0", "1")),
+        ("5", ("0", "1")),  # fewer than Ray was told of: Ray numbers them itself
+    ],
+)
+def test_a_share_goes_by_a_gpus_place_among_those_that_its_node_was_given(
+    visible: str | None, named: tuple[str, ...]
+) -> None:
+    nodes = [(node(resources=gpus(2)), facts(cores=range(16), visible_gpus=visible))]
+    several = found(nodes, ["cuda"], by_device=True)["cuda"]
+    assert {gpu.gpus for gpu in several} == {named}
+    assert [gpu.gpus for gpu in found(nodes, ["cuda", "cpu"])["cuda"]] == [()], "a whole node's GPUs need no shares"
+
+
 def test_the_gpus_of_a_hosts_second_node_have_its_number() -> None:
     nodes = [(node(i, resources=gpus(2)), facts(cores=[c])) for i, c in (("b", 0), ("a", 1))]
     both = found(nodes, ["cuda", "cpu"], by_device=True)

@@ -50,7 +50,7 @@ def other_torch(bench: Bench) -> Injected:
 
 def no_cuda(bench: Bench) -> Injected:
     """A node that tells Ray of a GPU which PyTorch there does not see."""
-    words = "sees no CUDA device"
+    words = "failed: PyTorch"
     bench.bed.start_node("node-5", 0, labels="zone=e", gpus=1)
     try:
         command = bench.matrix("--budget", "1", "--device", "cuda", "--stations", "zone=e", "--isolation", "device")
