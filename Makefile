@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
 export WANDB_ERROR_REPORTING ?= false
 
-.PHONY: matrix plan seed audit chat train test test-all test-cluster test-gpu check lock clean
+.PHONY: matrix plan seed audit chat train test test-all test-cluster test-s3 test-gpu check lock clean
 
 matrix: .venv/installed          ## measure the shipped chatbot on this machine and print the latency matrix
 	$(BIN)/python -m ray_jobs matrix $(ARGS)
@@ -31,8 +31,12 @@ test: check                      ## linters and tests
 test-all: check                  ## the slow tests too
 	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
 
-test-cluster: .venv/installed    ## every fault of a cluster, on real Ray processes (ten minutes; needs root and iproute2)
+test-cluster: .venv/installed    ## every fault of a cluster, on real Ray processes (twenty minutes; needs root and iproute2)
 	$(BIN)/python -m pytest -m 'not gpu' tests/cluster $(ARGS)
+
+test-s3: .venv/installed         ## results in an object store: fetches moto's S3 server first (85 MB)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[s3]'
+	$(BIN)/python -m pytest -m 'not gpu' tests/test_s3.py $(ARGS)
 
 test-gpu:                        ## the tests of a GPU, with whatever PyTorch is installed; they need pytest beside it
 	$(PYTHON) -m pytest -m gpu -p no:cacheprovider tests/gpu $(ARGS)

@@ -1,11 +1,14 @@
 """The table of a cluster's faults, as a page holds it. The faults themselves: tests/cluster."""
 
+from pathlib import Path
+
 import pytest
 
 from chatbot.errors import UsageError
 from ray_jobs.audit.breakage.bench import NOTHING, Seen, line_with
 from ray_jobs.audit.breakage.table import FAULTS, HEAD, facts, sound, table, with_table
 
+ROOT = Path(__file__).resolve().parent.parent
 SEEN = [
     Seen("a fault", "cpu@node-1: failed: a | b\nand more", 12.34, NOTHING),
     Seen("another", "", None, "not seen"),
@@ -51,3 +54,17 @@ def test_the_line_that_is_shown_is_the_one_with_the_words() -> None:
 def test_no_fault_is_there_twice() -> None:
     names = [fault.name for fault in FAULTS]
     assert len(set(names)) == len(names)
+
+
+RUN, DOCS = (ROOT / "results/audit-cluster/summary.md", ROOT / "docs/cluster.md")
+
+
+@pytest.mark.skipif(not RUN.exists(), reason="no run of it is committed")
+def test_the_documentation_holds_the_committed_table_word_for_word() -> None:
+    rows = [line for line in RUN.read_text().splitlines() if line.startswith("|")]
+    page = DOCS.read_text().splitlines()
+    start = page.index(HEAD)
+    assert page[start : start + len(rows)] == rows
+    assert not page[start + len(rows)].startswith("|")
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows[2:]] == [fault.name for fault in FAULTS]
+    assert all(row.endswith("| nothing |") for row in rows[2:])

@@ -25,6 +25,7 @@ from ray_jobs.audit.rates import EXIT, TOO_FEW, Comparison, effects_found, false
 from ray_jobs.audit.record import Audit, make_again, new_audit, new_directory
 from ray_jobs.audit.stand import Measured, Stand, audit_spec, stand
 from ray_jobs.audit.testbed import TIGHT, Testbed, can_partition
+from ray_jobs.directory import RunDirectory
 
 app = typer.Typer(
     help="How often is this tool wrong, on this machine? Without a part: all of them, twenty-five minutes.",
@@ -184,11 +185,12 @@ def cluster(
     if text is not None:
         breakage.with_table(text, [])  # a page without one is said before ten minutes have passed
     directory = new_directory("cluster", out, run_id)
+    found: list[Seen] = []
     with directory.created(samples=False):
-        found = list(_broken(chosen, model))
-        content = {**_bed_facts(model), "faults": breakage.facts(found)}
-        directory.write("summary.md", breakage.summary(content, found).encode())
-        directory.write_json("cluster.json", content)
+        content = _keep(directory, model, found)
+        for seen in _broken(chosen, model):
+            found.append(seen)
+            content = _keep(directory, model, found)  # as they come: an interrupt loses none
     if page is not None and text is not None:
         page.write_text(breakage.with_table(text, found))
     typer.echo(breakage.table(found))
@@ -198,11 +200,15 @@ def cluster(
     raise typer.Exit(0 if all(map(breakage.sound, found)) else BROKEN)
 
 
-def _bed_facts(model: str) -> dict[str, Any]:
-    """What the test bed is; nothing that names this machine."""
+def _keep(directory: RunDirectory, model: str, found: Sequence[Seen]) -> dict[str, Any]:
+    """Writes what was seen so far, and on what test bed; nothing that names this machine."""
     facts = provenance.station_facts()
     here = {name: facts[name] for name in ("cpu", "cores", "packages", "source_hash")}
-    return {"schema_version": 1, "date": f"{datetime.now(UTC):%Y-%m-%d}", **here, "model": model, "settings": TIGHT}
+    about = {"schema_version": 1, "date": f"{datetime.now(UTC):%Y-%m-%d}", **here, "model": model, "settings": TIGHT}
+    content = {**about, "faults": breakage.facts(found)}
+    directory.write("summary.md", breakage.summary(content, found).encode())
+    directory.write_json("cluster.json", content)
+    return content
 
 
 def _broken(faults: Sequence[Fault], model: str) -> Iterator[Seen]:
