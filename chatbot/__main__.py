@@ -209,7 +209,8 @@ def held_out_pairs(trained: checkpoint.Trained, source: str, pairs: list[corpus.
     options = trained.notes.get("options")
     if options is None or trained.notes.get("corpus") != source:
         return []
-    return training.split(pairs, options["validation_share"], options["seed"])[1]
+    split_seed = options.get("split_seed")  # older checkpoints have none
+    return training.split(pairs, options["validation_share"], options["seed"] if split_seed is None else split_seed)[1]
 
 
 @app.command()

@@ -41,6 +41,7 @@ class Options:
     validate_every: int = 200  # iterations
     patience: int | None = 5  # validations without a better loss before it stops; None: never
     seed: int = 0
+    split_seed: int | None = None  # of what is held out; None: the seed
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -57,15 +58,20 @@ class Options:
         if not 0 < self.validation_share < 1:
             raise UsageError(f"validation_share is {self.validation_share}; it must be above 0 and below 1")
 
+    def split(self, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+        """(training, validation) pairs of these options."""
+        return split(pairs, self.validation_share, self.seed if self.split_seed is None else self.split_seed)
+
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands after a validation. Losses are per token, in nats."""
+    """Where training stands after a validation. Losses are per token, in nats; all but the first on held-out pairs."""
 
     iteration: int
     train_loss: float  # mean since the last validation
-    validation_loss: float
+    validation_loss: float  # teacher forced
     best_loss: float
+    free_running_loss: float | None = None  # where it was asked for
 
 
 class DivergedError(UsageError):
@@ -155,19 +161,21 @@ def fit(
     resume: bool = False,
     half: bool = False,
     notes: dict[str, Any] | None = None,
+    free_running: bool = False,
     on_iteration: Callable[[int], None] = lambda iteration: None,
     on_validation: Callable[[Progress], None] = lambda progress: None,
 ) -> Trained:
     """Trains from seeded weights; ``path`` always holds the best model so far by validation loss.
 
     Beside it ``<path>.resume`` holds the whole state at the last validation; ``resume`` goes on from there and ends
-    with the same weights as an unbroken run. It is removed at the end.
+    with the same weights as an unbroken run. It is removed at the end. Both files are whole when ``on_validation`` is
+    called. ``free_running`` also judges each validation without teacher forcing.
 
     Raises:
         DivergedError: the loss became NaN or infinite; the best model so far stays at ``path``.
         UsageError: nothing to train on, or a state of other options to resume.
     """
-    train, held_out = split(pairs, options.validation_share, options.seed)
+    train, held_out = options.split(pairs)
     if not train:
         raise UsageError(f"{len(pairs)} pairs are too few to train on and hold out {options.validation_share:.0%}")
     run = _Run(config, train, vocabulary, options, state_path(path), device)
@@ -178,7 +186,7 @@ def fit(
             run.step()
             on_iteration(run.iteration)
             if run.iteration % options.validate_every == 0 or run.iteration == options.iterations:
-                progress = run.validate(held_out)
+                progress = run.validate(held_out, free_running)
                 if progress.validation_loss == progress.best_loss:
                     made = {**(notes or {}), "options": asdict(options), "iteration": run.iteration}
                     made |= {"validation_loss": progress.best_loss, "pairs": len(train), "held_out": len(held_out)}
@@ -245,7 +253,7 @@ class _Run:
             random.Random(f"{self.options.seed}-epoch-{epoch}").shuffle(self._order)
         return [self.pairs[i] for i in self._order[position * size : (position + 1) * size]]
 
-    def validate(self, held_out: list[Pair]) -> Progress:
+    def validate(self, held_out: list[Pair], free_running: bool = False) -> Progress:
         for network in self.networks:
             network.eval()
         loss = validation_loss(self.chatbot, held_out, self.vocabulary, self.device)
@@ -259,7 +267,12 @@ class _Run:
         self.best = min(loss, self.best)
         mean = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses = []
-        return Progress(self.iteration, mean, loss, self.best)
+        free = (
+            validation_loss(self.chatbot, held_out, self.vocabulary, self.device, teacher_forced=False)
+            if free_running
+            else None
+        )
+        return Progress(self.iteration, mean, loss, self.best, free)
 
     def keep(self) -> None:
         save_plain({"identity": self._identity(), **self._state()}, self.state_path)

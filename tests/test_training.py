@@ -474,3 +474,43 @@ def test_training_without_teacher_forcing_differs(train: Fit) -> None:
     assert not same(forced, free)
     assert not same(half, forced)
     assert not same(half, free)
+
+
+def test_what_is_held_out_may_have_a_seed_of_its_own(train: Fit, toy_pairs: list[Pair]) -> None:
+    here, there = (replace(QUICK, seed=seed, split_seed=7) for seed in (1, 2))
+    assert here.split(toy_pairs) == there.split(toy_pairs) == split(toy_pairs, 0.2, 7)
+    assert replace(QUICK, seed=7).split(toy_pairs) == split(toy_pairs, 0.2, 7)
+    judged = [train(replace(options, learning_rate=1e-30)) for options in (here, there)]  # as they were made
+    assert judged[0].notes["validation_loss"] != judged[1].notes["validation_loss"]
+    for options, trained in zip((here, there), judged, strict=True):
+        held_out = split(toy_pairs, 0.2, 7)[1]
+        loss = training.validation_loss(trained.chatbot, held_out, trained.vocabulary)
+        assert loss == pytest.approx(trained.notes["validation_loss"], rel=1e-6)
+        assert trained.notes["options"]["split_seed"] == options.split_seed
+
+
+def test_a_state_from_before_held_out_pairs_had_a_seed_can_be_resumed(train: Fit, tmp_path: Path) -> None:
+    with pytest.raises(CrashError):
+        train(on_validation=crash_after_validation)
+    path = tmp_path / "bot.pt.resume"
+    state = read_plain(path)
+    del state["identity"]["split_seed"]
+    torch.save(state, path)
+    assert train(resume=True).notes["options"]["split_seed"] is None
+
+
+def test_the_free_running_loss_is_told_where_it_is_asked_for_and_changes_nothing(
+    train: Fit, toy_pairs: list[Pair], tmp_path: Path
+) -> None:
+    seen: list[Progress] = []
+    plain: list[Progress] = []
+    both = train(QUICK, path=tmp_path / "both.pt", free_running=True, on_validation=seen.append)
+    one = train(QUICK, on_validation=plain.append)
+    assert same(weights(both.chatbot), weights(one.chatbot))
+    assert [progress.free_running_loss for progress in plain] == [None] * 6
+    assert [replace(progress, free_running_loss=None) for progress in seen] == plain
+    best = min(seen, key=lambda progress: progress.validation_loss)
+    held_out = QUICK.split(toy_pairs)[1]
+    free = training.validation_loss(both.chatbot, held_out, both.vocabulary, teacher_forced=False)
+    assert best.free_running_loss == pytest.approx(free, rel=1e-6)
+    assert best.free_running_loss != best.validation_loss
