@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
 export WANDB_ERROR_REPORTING ?= false
 
-.PHONY: matrix plan seed audit chat train test test-all test-cluster test-s3 test-gpu check lock clean
+.PHONY: matrix plan seed audit sweep chat train test test-all test-cluster test-s3 test-gpu check lock clean
 
 matrix: .venv/installed          ## measure the shipped chatbot on this machine and print the latency matrix
 	$(BIN)/python -m ray_jobs matrix $(ARGS)
@@ -18,6 +18,9 @@ seed: .venv/installed            ## the table that this project grew from, measu
 
 audit: .venv/installed           ## how often this tool is wrong, on this machine (twenty-five minutes)
 	$(BIN)/python -m ray_jobs audit $(ARGS)
+
+sweep: .venv/installed           ## search for hyperparameters of the shipped chatbot, and say which mattered (hours)
+	$(BIN)/python -m ray_jobs sweep --space examples/space.toml --min-count 10 --half $(ARGS)
 
 chat: .venv/installed            ## talk to the shipped chatbot
 	$(BIN)/python -m chatbot chat $(ARGS)
@@ -45,7 +48,7 @@ check: .venv/installed           ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 lock:                            ## write requirements.lock anew from pyproject.toml
-	rm -rf .venv && $(PYTHON) -m venv .venv && $(BIN)/pip install torch==2.13.0 && $(BIN)/pip install 'setuptools>=77' -e '.[dev]'
+	rm -rf .venv && $(PYTHON) -m venv .venv && $(BIN)/pip install torch==2.13.0 && $(BIN)/pip install 'setuptools>=77' -e '.[dev,sweep]'
 	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
 	touch .venv/installed
 

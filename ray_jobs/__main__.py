@@ -27,6 +27,7 @@ from ray_jobs.matrix import Where
 from ray_jobs.resume import Earlier
 from ray_jobs.rows import DONE, FAILED, SKIPPED, Row
 from ray_jobs.spec import Spec, read_spec
+from ray_jobs.sweep import commands as sweep
 from ray_jobs.terminal import Reporter, print_classes, print_matrix
 from ray_jobs.wandb_sink import MODES, WandbSink, resolve_mode
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 
 app.add_typer(audit.app, name="audit")
+app.add_typer(sweep.app)
 
 INTERRUPTED, TERMINATED = 130, 143  # as a shell says it of SIGINT and SIGTERM
 

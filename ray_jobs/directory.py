@@ -60,12 +60,12 @@ class RunDirectory:
         return run
 
     @classmethod
-    def existing(cls, place: str) -> "RunDirectory":
-        """The directory of a run that was made. Raises UsageError where there is none."""
+    def existing(cls, place: str, holds: str = "run.json") -> "RunDirectory":
+        """The directory of a run that was made, told by a file that it holds. Raises UsageError where there is none."""
         filesystem, path = open_root(place)
         with _reaching(place):
-            if _in_time(lambda: filesystem.get_file_info(f"{path}/run.json")).type != fs.FileType.File:
-                raise UsageError(f"no run at {place}: it has no run.json")
+            if _in_time(lambda: filesystem.get_file_info(f"{path}/{holds}")).type != fs.FileType.File:
+                raise UsageError(f"no run at {place}: it has no {holds}")
         return cls(filesystem, path, place)
 
     @contextmanager
@@ -181,6 +181,11 @@ class RunDirectory:
         with self._fs.open_output_stream(path) as stream:
             for part in parts:
                 stream.write(part)
+
+    def delete(self, name: str) -> None:
+        """Takes a file away, where it is there."""
+        with suppress(FileNotFoundError):
+            self._fs.delete_file(f"{self._path}/{name}")
 
     def write_json(self, name: str, value: object) -> None:
         """NaN and infinity are refused: what is unknown is null."""

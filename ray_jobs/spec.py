@@ -124,10 +124,11 @@ def read_spec(path: Path | None, flags: dict[str, Any]) -> Spec:
     try:
         return Spec.model_validate(content)
     except ValidationError as error:
-        raise UsageError(_one_line(error)) from None
+        raise UsageError(first_mistake(error)) from None
 
 
-def _one_line(error: ValidationError) -> str:
+def first_mistake(error: ValidationError) -> str:
+    """What is wrong first, and where."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UsageError):  # raised by a validator of ours

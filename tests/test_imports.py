@@ -32,7 +32,9 @@ ORDER = (
     *("audit.faults", "audit.cost", "audit.page", "audit.record", "audit.testbed"),
     *("audit.breakage", "audit.breakage.bench", "audit.breakage.stations", "audit.breakage.trials"),
     *("audit.breakage.drivers", "audit.breakage.stores", "audit.breakage.jobs", "audit.breakage.table"),
-    *("audit.commands", "__main__"),
+    *("audit.commands", "sweep", "sweep.space", "sweep.spec", "sweep.data", "sweep.table", "sweep.rungs"),
+    *("sweep.importance", "sweep.charts", "sweep.page", "sweep.record", "sweep.worker", "sweep.tuning", "sweep.sink"),
+    *("sweep.words", "sweep.agent", "sweep.commands", "__main__"),
 )
 HEAVY = {"ray", "wandb", "pyarrow"}
 MEASURING = ("spec", *ORDER[: ORDER.index("launch") + 1])
@@ -115,8 +117,15 @@ def test_a_module_imports_only_those_above_it(module: str) -> None:
     assert ours <= set(ORDER[: ORDER.index(module)])
 
 
-@pytest.mark.parametrize(("package", "only"), [("ray", "ray_jobs.cluster."), ("wandb", "ray_jobs.wandb_sink")])
-def test_only_one_place_speaks_to_it(package: str, only: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "only"),
+    [
+        ("ray", ("ray_jobs.cluster.", "ray_jobs.sweep.")),
+        ("wandb", ("ray_jobs.wandb_sink", "ray_jobs.sweep.sink", "ray_jobs.sweep.agent")),
+        ("sklearn", ("ray_jobs.sweep.importance",)),
+    ],
+)
+def test_only_its_own_places_speak_to_it(package: str, only: tuple[str, ...]) -> None:
     users = [name for name, path in MODULES.items() if package in packages(imports(path))]
     assert users
     assert all(name.startswith(only) for name in users)

@@ -1,0 +1,78 @@
+"""``sweep.html``: one file that needs nothing else, made from what the directory holds."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray_jobs.sweep import charts
+from ray_jobs.sweep.importance import Importances
+from ray_jobs.sweep.space import Space
+from ray_jobs.sweep.table import FAILED, STOPPED, TrialRow, Validation, best_of
+
+
+def page(
+    sheet: Mapping[str, Any], rows: Sequence[TrialRow], validations: Sequence[Validation], found: Importances | None
+) -> str:
+    """The whole page; ``sheet`` is ``sweep.json``."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("ray_jobs.sweep", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"shown": charts.shown, "loss": loss_text, "perplexity": perplexity}
+    order = charts.goodness(rows)
+    varied = Space.of(sheet["spec"]["space"]).varied
+    return environment.get_template("sweep.html.j2").render(
+        sheet=sheet,
+        spec=sheet["spec"],
+        rows=sorted(rows, key=lambda row: (order.get(row.trial, 2), row.trial)),
+        names=varied,
+        fixed={name: value for name, value in rows[0].settings.items() if name not in varied} if rows else {},
+        best=best_of(rows),
+        counts=Counter(row.status for row in rows),
+        failed=[row for row in rows if row.status == FAILED],
+        failures=failures_by_value(rows),
+        stopped=STOPPED,
+        found=found,
+        curves=Markup(charts.curves(rows, validations)),
+        free_curves=Markup(charts.curves(rows, validations, free=True)),
+        parallel=Markup(charts.parallel(rows)),
+        bars=Markup(charts.importance(found)) if found else None,
+        verdict=verdict(found) if found else None,
+    )
+
+
+def failures_by_value(rows: Sequence[TrialRow]) -> list[tuple[str, str, int, int]]:
+    """(hyperparameter, value, failed trials, trials) of the values with which trials failed, the worst share first."""
+    if not any(row.status == FAILED for row in rows):
+        return []
+    counts: list[tuple[str, str, int, int]] = []
+    for name in rows[0].settings:
+        of = Counter(charts.shown(row.settings[name]) for row in rows)
+        failed = Counter(charts.shown(row.settings[name]) for row in rows if row.status == FAILED)
+        if 1 < len(of) <= len(rows) // 2 or len(of) == 2:
+            counts += [(name, value, failed[value], of[value]) for value in sorted(of) if failed[value]]
+    return sorted(counts, key=lambda one: (-one[2] / one[3], one[0], one[1]))
+
+
+def verdict(found: Importances) -> str:
+    """What the importances come to, in a sentence."""
+    if found.explained is None:
+        return next((one.reason for one in found.of if one.reason), None) or "nothing varied"
+    clear = [f"{one.name} ({one.share:.0%})" for one in found.of if one.clear and one.share is not None]
+    if found.explained <= 0:
+        return "the settings do not foretell the loss of trials that were not seen: take the shares for noise"
+    told = f"settings foretell {found.explained:.0%} of the variance between {found.trials} trials"
+    if not clear:
+        return f"{told}; no hyperparameter stands out from luck"
+    return f"{told}; what mattered beyond luck: {', '.join(clear)}"
+
+
+def loss_text(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def perplexity(loss: float | None) -> str:
+    return "" if loss is None or loss > 50 else f"{math.exp(loss):,.1f}"

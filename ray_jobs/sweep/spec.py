@@ -1,0 +1,97 @@
+"""What a sweep is asked: validated, frozen, and the same again when it is resumed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from chatbot.corpus import MIN_COUNT
+from chatbot.errors import UsageError, one_of
+from chatbot.model import PRESETS, Config
+from chatbot.training import Options
+from ray_jobs.spec import first_mistake
+from ray_jobs.sweep.space import DEFAULT, Space, Value, apply, trial_seed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a sweep."""
+
+    number: int
+    settings: Mapping[str, Value]
+    options: Options
+    config: Config
+
+
+class SweepSpec(BaseModel):
+    """Random search: ``trials`` draws from a space, each trained for at most ``iterations``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    space: dict[str, Any] = Field(default_factory=lambda: dict(DEFAULT))
+    trials: int = Field(16, ge=1)
+    iterations: int = Field(4000, ge=1)
+    validate_every: int = Field(200, ge=1)  # iterations
+    patience: int | None = Field(5, ge=1)  # validations without a better loss before a trial ends; None: never
+    asha: bool = True
+    grace: int | None = Field(None, ge=1)  # iterations that every trial may have; None: a ninth of all
+    reduction: float = Field(3.0, gt=1, allow_inf_nan=False)  # one trial in this many goes on beyond a rung
+    size: str = "small"
+    corpus: str = "chitchat"
+    min_count: int = Field(MIN_COUNT, ge=1)
+    seed: int = Field(0, ge=0)
+    split_seed: int = Field(0, ge=0)  # of the held-out pairs: the same in every sweep, so that sweeps can be compared
+    cpus: int = Field(1, ge=1)  # a trial
+    gpus: float = Field(0.0, ge=0, allow_inf_nan=False)  # a trial; below 1 several share one
+    concurrent: int | None = Field(None, ge=1)  # None: as many as fit
+    half: bool = False
+
+    @model_validator(mode="after")
+    def _together(self) -> "SweepSpec":
+        if self.size not in PRESETS:
+            raise one_of("size", self.size, list(PRESETS))
+        if self.grace is not None and self.grace > self.iterations:
+            raise UsageError(f"grace is {self.grace}, more than all {self.iterations} iterations")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise UsageError(f"gpus is {self.gpus:g}; give a whole number, or a share of one below 1")
+        Space.of(self.space)
+        return self
+
+    @property
+    def grace_iterations(self) -> int:
+        """The first rung: a multiple of ``validate_every``, where a loss is known."""
+        asked = self.grace or self.iterations / 9
+        return min(self.iterations, math.ceil(asked / self.validate_every) * self.validate_every)
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+    def plan(self, vocabulary: int) -> list[Trial]:
+        """The trials, each with a seed of its own. Raises UsageError where the space holds too few."""
+        base = replace(PRESETS[self.size], vocabulary=vocabulary)
+        settings = Space.of(self.space).draw(self.trials, self.seed, base)
+        return [self._trial(number, one, base) for number, one in enumerate(settings)]
+
+    def _trial(self, number: int, settings: Mapping[str, Value], base: Config) -> Trial:
+        options = Options(
+            iterations=self.iterations,
+            validate_every=self.validate_every,
+            patience=self.patience,
+            seed=trial_seed(self.seed, number),
+            split_seed=self.split_seed,
+        )
+        return Trial(number, settings, *apply(settings, options, base))
+
+
+def make_spec(content: Mapping[str, Any]) -> SweepSpec:
+    """A spec of plain values. Raises UsageError: one line that names the key."""
+    for key in content:
+        if key not in SweepSpec.model_fields:
+            raise one_of("key of a sweep", key, list(SweepSpec.model_fields))
+    try:
+        return SweepSpec.model_validate(dict(content))
+    except ValidationError as error:
+        raise UsageError(first_mistake(error)) from None

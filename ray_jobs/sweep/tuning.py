@@ -1,0 +1,195 @@
+"""The sweep on Ray Tune: trials to the cluster, what they tell into the directory, to the terminal and to W&B."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from chatbot.errors import UsageError
+from ray_jobs.directory import StoreError
+from ray_jobs.sweep.record import Record
+from ray_jobs.sweep.rungs import Judge
+from ray_jobs.sweep.spec import SweepSpec, Trial
+from ray_jobs.sweep.table import DONE, FAILED, STOPPED, TrialRow, Validation, row_of
+from ray_jobs.sweep.worker import Data, States, Terms, checkpoint_in, train
+
+MOST_RESTARTS = 3  # of one trial, after its worker was lost
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results have their own directory
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the driver; --resume goes on
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",  # which speaks even where it is told to be silent
+}
+
+
+class Listener(Protocol):
+    """Somebody who follows a sweep."""
+
+    def begun(self, trial: Trial) -> None: ...
+    def told(self, row: Validation) -> None: ...
+    def ended(self, row: TrialRow) -> None: ...
+    def lost(self, number: int, restarts: int) -> None: ...
+
+
+def run(record: Record, trials: Sequence[Trial], data: Data, listeners: Sequence[Listener]) -> None:
+    """Runs the trials that have not ended, on the cluster that this process has joined.
+
+    Raises:
+        UsageError: no node can hold a trial.
+        StoreError: what was found can't be kept.
+    """
+    spec = record.spec
+    _check_room(spec)
+    judge = Judge(spec)
+    judge.replay(record.validations)
+    driver = _Driver(record, judge, trials, listeners)
+    left = driver.left_over()
+    if not left:
+        return
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    keeper = ray.remote(States).options(num_cpus=0, scheduling_strategy=here).remote()
+    for trial in left:
+        if (state := record.state(trial.number)) is not None:
+            ray.get(keeper.put.remote(trial.number, state))
+    driver.keeper = keeper
+    terms = Terms(spec.cpus, spec.device, spec.half)
+    trainable = tune.with_parameters(train, trials=trials, data=data, terms=terms, keeper=keeper)
+    with _quiet(), TemporaryDirectory(prefix="sweep") as folder:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"CPU": spec.cpus, "GPU": spec.gpus}),
+            param_space={"trial": tune.grid_search([trial.number for trial in left])},
+            tune_config=tune.TuneConfig(
+                scheduler=judge,
+                max_concurrent_trials=spec.concurrent,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=record.id,
+                storage_path=folder,
+                callbacks=[driver],
+                failure_config=tune.FailureConfig(max_failures=MOST_RESTARTS),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except Exception:
+            if driver.trouble is not None:  # Tune tells only the text of what a callback raised
+                raise driver.trouble from None
+            raise
+
+
+def _name(trial: Any) -> str:
+    return f"trial-{trial.config['trial']:04d}"
+
+
+def _check_room(spec: SweepSpec) -> None:
+    """Raises UsageError where Tune would wait for ever."""
+    asked = {"CPU": spec.cpus, "GPU": spec.gpus}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(node.get(name, 0) >= count for name, count in asked.items()) for node in nodes):
+        most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in asked)
+        raise UsageError(
+            f"no node can hold a trial of {spec.cpus} CPU and {spec.gpus:g} GPU; the most there is: {most}; "
+            "give other --cpus or --gpus"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in QUIET}
+    os.environ.update(QUIET)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+class _Driver(tune.Callback):  # type: ignore[misc]
+    """Tune's callback in the driver's process. Trouble with the store ends the sweep."""
+
+    def __init__(self, record: Record, judge: Judge, trials: Sequence[Trial], listeners: Sequence[Listener]) -> None:
+        self._record, self._judge, self._listeners = record, judge, listeners
+        self._trials = {trial.number: trial for trial in trials}
+        self._failures: dict[int, str] = {}
+        self._restarts: dict[int, int] = {}
+        self._begun: set[int] = set()
+        self.keeper: Any = None
+        self.trouble: StoreError | None = None
+
+    def left_over(self) -> list[Trial]:
+        """The trials to run; those whose last validation was kept, but not their end, are ended now."""
+        over = {row.trial for row in self._record.rows}
+        for number in self._judge.verdicts:
+            if number not in over:
+                self._end(number, self._record.state(number))
+                over.add(number)
+        return [trial for number, trial in self._trials.items() if number not in over]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        mine = self._trials[trial.config["trial"]]
+        if mine.number in self._begun:  # again, after its worker was lost
+            return
+        self._begun.add(mine.number)
+        for listener in self._listeners:
+            listener.begun(mine)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        number = trial.config["trial"]
+        if "failure" in result:
+            self._failures[number] = result["failure"]
+            return
+        if "iteration" not in result:
+            return
+        row = Validation(**{name: result[name] for name in Validation.__dataclass_fields__})
+        with self._noting():
+            new = self._record.add(row, ray.get(self.keeper.get.remote(number)))
+        for listener in self._listeners if new else ():
+            listener.told(row)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["trial"]
+        self._restarts[number] = self._restarts.get(number, 0) + 1
+        for listener in self._listeners:
+            listener.lost(number, self._restarts[number])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["trial"]
+        self._end(number, ray.get(self.keeper.drop.remote(number)))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["trial"]
+        self._failures[number] = f"its worker was lost {MOST_RESTARTS + 1} times; out of memory, or its node went away"
+        self._end(number, ray.get(self.keeper.drop.remote(number)))
+
+    def _end(self, number: int, state: bytes | None) -> None:
+        rows = self._record.of_trial(number)
+        status, reason = self._judge.verdicts.get(number, (FAILED, "it ended without a loss"))
+        if number in self._failures:
+            status, reason = FAILED, self._failures[number]
+        row = row_of(self._trials[number], rows, status, reason, self._restarts.get(number, 0))
+        judged = status in (DONE, STOPPED) and state is not None
+        with self._noting():
+            self._record.end(row, checkpoint_in(state) if judged and state is not None else None)
+        for listener in self._listeners:
+            listener.ended(row)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError as error:
+            self.trouble = error
+            raise

@@ -1,0 +1,143 @@
+"""One trial in a worker of Ray: ``chatbot.training.fit``, whose every validation is kept and told to the driver.
+
+A worker that dies is started again by Tune, maybe elsewhere, and goes on from the state that the keeper has: an actor
+beside the driver, so that trials need no shared file system and only the driver writes.
+"""
+
+import io
+import json
+import platform
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from chatbot import training
+from chatbot.corpus import Pair
+from chatbot.errors import UsageError
+from chatbot.vocabulary import Vocabulary
+from ray_jobs.records import one_line
+from ray_jobs.sweep.spec import Trial
+from ray_jobs.sweep.table import Validation
+
+
+@dataclass(frozen=True)
+class Data:
+    """What every trial trains on and is judged by."""
+
+    pairs: tuple[Pair, ...]
+    vocabulary: Vocabulary
+    notes: dict[str, Any]  # of the checkpoints
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a trial is run with."""
+
+    threads: int
+    device: str
+    half: bool
+
+
+class States:
+    """The last state of each running trial, in memory."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, bytes] = {}
+
+    def put(self, number: int, state: bytes) -> None:
+        self._of[number] = state
+
+    def get(self, number: int) -> bytes | None:
+        return self._of.get(number)
+
+    def drop(self, number: int) -> bytes | None:
+        return self._of.pop(number, None)
+
+
+def pack(rows: Sequence[Validation], path: Path) -> bytes:
+    """A trial's validations, its best checkpoint at ``path`` and the state beside that, as one file."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("validations.json", json.dumps([asdict(row) for row in rows]))
+        archive.write(path, "best.pt")
+        archive.write(training.state_path(path), "resume.pt")
+    return content.getvalue()
+
+
+def unpack(state: bytes, path: Path) -> list[Validation]:
+    """Puts the files back and returns the validations."""
+    with zipfile.ZipFile(io.BytesIO(state)) as archive:
+        path.write_bytes(archive.read("best.pt"))
+        training.state_path(path).write_bytes(archive.read("resume.pt"))
+        return [Validation(**row) for row in json.loads(archive.read("validations.json"))]
+
+
+def checkpoint_in(state: bytes) -> bytes:
+    """The best checkpoint of a trial."""
+    with zipfile.ZipFile(io.BytesIO(state)) as archive:
+        return archive.read("best.pt")
+
+
+def train(config: dict[str, Any], *, trials: Sequence[Trial], data: Data, terms: Terms, keeper: Any) -> None:
+    """Tune's trainable: ``config`` names a trial. Reports Validations; where it fails, ``failure`` and a reason."""
+    trial = next(one for one in trials if one.number == config["trial"])
+    torch.set_num_threads(terms.threads)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "best.pt"
+        state = ray.get(keeper.get.remote(trial.number))
+        rows = [] if state is None else unpack(state, path)
+        for row in rows:  # the driver takes those that it lacks
+            tune.report(asdict(row))
+        teller = _Teller(trial, rows, path, keeper, len(trial.options.split(data.pairs)[0]))
+        try:
+            training.fit(
+                trial.config,
+                data.pairs,
+                data.vocabulary,
+                trial.options,
+                path,
+                device=terms.device,
+                resume=state is not None,
+                half=terms.half,
+                notes={**data.notes, "trial": trial.number},
+                free_running=True,
+                on_validation=teller.tell,
+            )
+        except Exception as error:  # running it again would end the same way
+            reason = str(error) if isinstance(error, UsageError) else one_line(error)
+            tune.report({"failure": reason})
+
+
+class _Teller:
+    """Turns progress into rows; keeps the state before it tells."""
+
+    def __init__(self, trial: Trial, rows: list[Validation], path: Path, keeper: Any, pairs: int) -> None:
+        self._trial, self._rows, self._path, self._keeper = trial, rows, path, keeper
+        self._per_epoch = max(1, pairs // min(trial.options.batch, pairs))
+        self._since = time.monotonic()
+
+    def tell(self, progress: training.Progress) -> None:
+        assert progress.free_running_loss is not None
+        row = Validation(
+            trial=self._trial.number,
+            iteration=progress.iteration,
+            epoch=progress.iteration / self._per_epoch,
+            train_loss=progress.train_loss,
+            validation_loss=progress.validation_loss,
+            free_running_loss=progress.free_running_loss,
+            best_loss=progress.best_loss,
+            seconds=round(time.monotonic() - self._since, 3),
+            host=platform.node(),
+        )
+        self._rows.append(row)
+        ray.get(self._keeper.put.remote(self._trial.number, pack(self._rows, self._path)))
+        tune.report(asdict(row))
+        self._since = time.monotonic()
