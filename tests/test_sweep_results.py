@@ -341,3 +341,20 @@ def test_values_that_fail_more_often_are_named() -> None:
     assert worst[:2] == ("optimizer", "sgd")
     assert worst[2] == worst[3]
     assert failures_by_value([row for row in rows if row.status == DONE]) == []
+
+
+def test_of_a_range_the_half_that_fails_is_named() -> None:
+    space = Space.of({"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "optimizer": ["adam", "sgd"]})
+    drawn = space.draw(20, 0, PRESETS["tiny"])
+    order = sorted(float(one["learning_rate"] or 0) for one in drawn)
+    rows = [
+        replace(
+            row_of(trial, [], FAILED if float(settings["learning_rate"] or 0) >= order[15] else DONE), settings=settings
+        )
+        for trial, settings in zip(TRIALS, drawn, strict=False)
+    ]
+    assert failures_by_value(rows)[0] == ("learning_rate", f"above {order[9]:.3g}", 5, 10)
+
+
+def test_shares_next_to_nothing_have_no_sign() -> None:
+    assert [charts.percent(share) for share in (-0.004, 0.004, -0.02, 0.756)] == ["0%", "0%", "-2%", "76%"]

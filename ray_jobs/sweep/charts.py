@@ -18,6 +18,11 @@ def shown(value: Value) -> str:
     return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
+def percent(share: float) -> str:
+    """A share in whole percents."""
+    return f"{share:.0%}".replace("-0%", "0%") if abs(share) < 0.005 else f"{share:.0%}"
+
+
 def settings_of(settings: Mapping[str, Value], names: Sequence[str] | None = None) -> str:
     """A trial's settings in one line, or some of them."""
     return ", ".join(f"{name} {shown(settings[name])}" for name in (settings if names is None else names))
@@ -65,14 +70,14 @@ def parallel(rows: Sequence[TrialRow]) -> str:
     names = [name for name in names if len({row.settings[name] for row in rows}) > 1]
     if not names:
         return _empty("No hyperparameter had more than one value.")
-    height, top, bottom = 380, 44, 24
+    height, top, bottom = 396, 60, 24
     columns = [*names, "loss"]
     x = [70 + i * (WIDTH - 150) / (len(columns) - 1) for i in range(len(columns))]
     heights, axes = _axes(rows, names, x[:-1], top, height - bottom)
     losses = [row.best_loss for row in rows if row.best_loss is not None]
     low, high = (min(losses), _upper(losses)) if losses else (0.0, 1.0)
     y = _scale(high, low, top, height - bottom)
-    axes.append(_axis("validation loss", x[-1], top, height - bottom))
+    axes.append(_axis("validation loss", x[-1], top, height - bottom, raised=len(names) % 2 == 1))
     axes += [_value(x[-1], y(value), f"{value:.3g}") for value in _nice(low, high, 5)]
     place, best = goodness(rows), best_of(rows)
     lines = []
@@ -106,11 +111,11 @@ def importance(found: Importances) -> str:
         start, end = sorted((x(0), x(share)))
         parts.append(
             f'<g class="{"clear" if one.clear else "unclear"}">'
-            f"<title>{escape(one.name)}: {share:.0%} of the variance ({low:.0%} to {high:.0%})</title>"
+            f"<title>{escape(one.name)}: {percent(share)} of the variance ({percent(low)} to {percent(high)})</title>"
             f'<text class="name" text-anchor="end" x="{left - 10}" y="{middle + 4:.1f}">{escape(one.name)}</text>'
             f'<rect class="bar" x="{start:.1f}" y="{middle - 8:.1f}" width="{end - start:.1f}" height="16" rx="2"/>'
             f'<line class="whisker" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
-            f'<text class="figure" x="{x(max(high, share)) + 8:.1f}" y="{middle + 4:.1f}">{share:.0%}</text></g>'
+            f'<text class="figure" x="{x(max(high, share)) + 8:.1f}" y="{middle + 4:.1f}">{percent(share)}</text></g>'
         )
     return _svg(height, "Parameter importance with 90% intervals", parts)
 
@@ -124,7 +129,7 @@ def _axes(
     for name, place in zip(names, x, strict=True):
         values = [row.settings[name] for row in rows]
         distinct = dict(zip(ranks_of(values), values, strict=True))
-        parts.append(_axis(name, place, top, bottom))
+        parts.append(_axis(name, place, top, bottom, raised=list(x).index(place) % 2 == 1))
         if len(distinct) <= 8:
             y = _scale(0, max(1, len(distinct) - 1), bottom - 10, top + 10)
             heights[name] = {row.trial: y(rank) for row, rank in zip(rows, ranks_of(values), strict=True)}
@@ -140,10 +145,11 @@ def _axes(
     return heights, parts
 
 
-def _axis(name: str, x: float, top: float, bottom: float) -> str:
+def _axis(name: str, x: float, top: float, bottom: float, raised: bool = False) -> str:
+    """Every other name is raised, so that long ones do not meet."""
     return (
         f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
-        f'<text class="name" text-anchor="middle" x="{x:.1f}" y="{top - 18}">{escape(name)}</text>'
+        f'<text class="name" text-anchor="middle" x="{x:.1f}" y="{top - (34 if raised else 16)}">{escape(name)}</text>'
     )
 
 

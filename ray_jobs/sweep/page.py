@@ -7,8 +7,10 @@ from typing import Any
 
 from ray_jobs.sweep import charts
 from ray_jobs.sweep.importance import Importances
-from ray_jobs.sweep.space import Space
+from ray_jobs.sweep.space import Space, Value
 from ray_jobs.sweep.table import FAILED, STOPPED, TrialRow, Validation, best_of
+
+MOST_LISTED = 6  # values with which trials failed
 
 
 def page(
@@ -45,23 +47,34 @@ def page(
 
 
 def failures_by_value(rows: Sequence[TrialRow]) -> list[tuple[str, str, int, int]]:
-    """(hyperparameter, value, failed trials, trials) of the values with which trials failed, the worst share first."""
-    if not any(row.status == FAILED for row in rows):
-        return []
-    counts: list[tuple[str, str, int, int]] = []
-    for name in rows[0].settings:
-        of = Counter(charts.shown(row.settings[name]) for row in rows)
-        failed = Counter(charts.shown(row.settings[name]) for row in rows if row.status == FAILED)
-        if 1 < len(of) <= len(rows) // 2 or len(of) == 2:
-            counts += [(name, value, failed[value], of[value]) for value in sorted(of) if failed[value]]
-    return sorted(counts, key=lambda one: (-one[2] / one[3], one[0], one[1]))
+    """(hyperparameter, value, failed trials, trials) of values with which more than the usual share of trials failed.
+
+    The worst share comes first. Where nearly every trial has a value of its own, halves stand for values.
+    """
+    usual = sum(row.status == FAILED for row in rows) / len(rows) if rows else 0.0
+    found: list[tuple[str, str, int, int]] = []
+    for name in rows[0].settings if usual else ():
+        labels = _labels([row.settings[name] for row in rows])
+        of = Counter(labels)
+        failed = Counter(label for label, row in zip(labels, rows, strict=True) if row.status == FAILED)
+        found += [(name, label, failed[label], of[label]) for label in of if failed[label] / of[label] > usual]
+    return sorted(found, key=lambda one: (-one[2] / one[3], -one[3], one[0], one[1]))[:MOST_LISTED]
+
+
+def _labels(values: Sequence[Value]) -> list[str]:
+    """What each value is called in a count."""
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    if len(numbers) < len(values) or len(set(numbers)) <= len(values) // 2:
+        return [charts.shown(value) for value in values]
+    middle = sorted(numbers)[(len(numbers) - 1) // 2]
+    return [f"{'up to' if value <= middle else 'above'} {middle:.3g}" for value in numbers]
 
 
 def verdict(found: Importances) -> str:
     """What the importances come to, in a sentence."""
     if found.explained is None:
         return next((one.reason for one in found.of if one.reason), None) or "nothing varied"
-    clear = [f"{one.name} ({one.share:.0%})" for one in found.of if one.clear and one.share is not None]
+    clear = [f"{one.name} ({charts.percent(one.share)})" for one in found.of if one.clear and one.share is not None]
     if found.explained <= 0:
         return "the settings do not foretell the loss of trials that were not seen: take the shares for noise"
     told = f"settings foretell {found.explained:.0%} of the variance between {found.trials} trials"

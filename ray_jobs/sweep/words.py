@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from ray_jobs.sweep import page
-from ray_jobs.sweep.charts import settings_of
+from ray_jobs.sweep.charts import percent, settings_of
 from ray_jobs.sweep.record import BEST, Record
 from ray_jobs.sweep.space import Space
 from ray_jobs.sweep.spec import Trial
@@ -66,8 +66,9 @@ class Reporter:
         if record.importances is not None:
             typer.echo(f"what mattered: {page.verdict(record.importances)}")
             for one in record.importances.of:
-                if one.share is not None:
-                    typer.echo(f"  {one.name:<24}{one.share:>5.0%}  ({one.low:.0%} to {one.high:.0%})")
+                if one.share is not None and one.low is not None and one.high is not None:
+                    span = f"({percent(one.low)} to {percent(one.high)})"
+                    typer.echo(f"  {one.name:<24}{percent(one.share):>5}  {span}")
         files = ["sweep.html", "trials.parquet", "epochs.parquet", "sweep.json", *([BEST] if best else [])]
         typer.echo(f"{place}: {', '.join(files)}")
         if best is not None:
