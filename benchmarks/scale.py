@@ -43,7 +43,7 @@ from ray_jobs.samples import to_table
 from ray_jobs.spec import Spec, read_spec
 from ray_jobs.terminal import Reporter
 from ray_jobs.trials import place
-from ray_jobs.wandb_sink import WandbSink
+from ray_jobs.wandb_sink.sink import WandbSink
 
 VARIANTS = (BASELINE, CONTROL, "torchscript")
 

@@ -1,4 +1,4 @@
-"""``python -m ray_jobs matrix | audit | fetch | compact``."""
+"""``python -m ray_jobs matrix | audit | fetch | compact | publish | compare``."""
 
 import json
 import os
@@ -29,7 +29,8 @@ from ray_jobs.rows import DONE, FAILED, SKIPPED, Row
 from ray_jobs.spec import Spec, read_spec
 from ray_jobs.sweep import commands as sweep
 from ray_jobs.terminal import Reporter, print_classes, print_matrix
-from ray_jobs.wandb_sink import MODES, WandbSink, resolve_mode
+from ray_jobs.wandb_sink.commands import publish
+from ray_jobs.wandb_sink.sink import MODES, WandbSink, resolve_mode
 
 app = typer.Typer(
     help="How fast does the chatbot answer, run this way on this hardware, and is that really faster?",
@@ -39,6 +40,7 @@ app = typer.Typer(
 
 app.add_typer(audit.app, name="audit")
 app.add_typer(sweep.app)
+app.command()(publish)
 
 INTERRUPTED, TERMINATED = 130, 143  # as a shell says it of SIGINT and SIGTERM
 
@@ -150,8 +152,8 @@ def matrix(
     print_matrix(rows, asked.margin)
     print_classes(classes_of(rows, asked.margin))
     typer.echo(f"\n{directory.shown}: matrix.json, matrix.parquet, classes.json, run.json, samples/")
-    if sink.sync_command:
-        typer.echo(f"W&B: written offline; to upload: {sink.sync_command}")
+    if sink.result:
+        typer.echo(sink.result)
     if as_json:
         typer.echo(json.dumps({"run_dir": directory.shown, "run_id": name, **_counts(rows)}))
     raise typer.Exit(exit_code(rows))

@@ -115,7 +115,7 @@ class RunDirectory:
         """
         with self._driven():
             self._try(room)
-            for name in self._names("samples"):
+            for name in self.names("samples"):
                 if name.endswith(PART):
                     self._fs.delete_file(f"{self._path}/samples/{name}")
             yield
@@ -215,11 +215,13 @@ class RunDirectory:
 
     def sample_files(self) -> list[str]:
         """The names of the committed launches, in order."""
-        return [name for name in self._names("samples") if name.endswith(".parquet")]
+        return [name for name in self.names("samples") if name.endswith(".parquet")]
 
-    def _names(self, folder: str) -> list[str]:
-        found = self._fs.get_file_info(fs.FileSelector(f"{self._path}/{folder}", allow_not_found=True))
-        return sorted(info.base_name for info in found)
+    def names(self, folder: str = "") -> list[str]:
+        """The names of the files in one of its folders, or in itself, in order; none where there is no such folder."""
+        place = f"{self._path}/{folder}".rstrip("/")
+        found = self._fs.get_file_info(fs.FileSelector(place, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
     def read(self, name: str) -> bytes:
         """A whole file. Raises FileNotFoundError."""
@@ -230,11 +232,14 @@ class RunDirectory:
     def read_tables(self) -> dict[str, list[pa.Table]]:
         """The committed launches of each trial as tables, in order."""
         launches: dict[str, list[pa.Table]] = {}
-        for name in self.sample_files():
-            table = pq.read_table(pa.BufferReader(self.read(f"samples/{name}")))
-            for trial, launch in split_launches(table):
-                launches.setdefault(trial, []).append(launch)
+        for trial, launch in self.each_table():
+            launches.setdefault(trial, []).append(launch)
         return launches
+
+    def each_table(self) -> Iterator[tuple[str, pa.Table]]:
+        """(trial, launch) of one committed launch after the other: of a long run they are too many to hold at once."""
+        for name in self.sample_files():
+            yield from split_launches(pq.read_table(pa.BufferReader(self.read(f"samples/{name}"))))
 
     def read_launches(self) -> dict[str, list[LaunchResult]]:
         """The committed launches of each trial, in order."""

@@ -29,7 +29,7 @@ from ray_jobs.samples import ROW_SCHEMA, schema_of, to_result
 from ray_jobs.spec import Spec
 from ray_jobs.terminal import Reporter
 from ray_jobs.trials import Inputs, TrialState, place
-from ray_jobs.wandb_sink import WandbSink
+from ray_jobs.wandb_sink.sink import WandbSink
 
 SCHEMA_VERSION = 1
 WRITING_SHARE = 0.05  # of the driver's time, that run.json may take
@@ -116,8 +116,8 @@ def run(
         if earlier is not None:
             this.environment["stations"] |= earlier.run["environment"]["stations"]  # what launches are held against
             this.trials = earlier.restore(this.trials, this, this.fingerprint)
-        sink.start(run_id, spec, this.environment)
         write_run(this)
+        sink.start()
         jobs = [trial.job for trial in this.trials.values() if trial.job is not None]
         reporter.trials = len(jobs)
         with reporter, closing(measure(iter(jobs))) as events:
@@ -125,7 +125,7 @@ def run(
             take_in(this, events, reporter)
     rows = [row for trial in this.trials.values() for row in trial.rows]
     write_matrix(directory, rows, spec.margin)
-    sink.finish(rows, directory)
+    sink.finish()
     return rows
 
 

@@ -77,12 +77,12 @@ def test_what_a_killed_writer_left_is_taken_away_and_nothing_else(kind: str, tmp
         with run._fs.open_output_stream(f"{run._path}/{name}") as stream:
             stream.write(b"PAR1 half of a fi")
     with run.reopened():
-        assert run._names("samples") == ["t.0000.parquet", "t.0002.parquet"]
+        assert run.names("samples") == ["t.0000.parquet", "t.0002.parquet"]
         run.add_launch("t", launch(1))
     assert [one.launch.index for one in run.read_launches()["t"]] == [0, 1, 2]
     assert run.read("run.json") == b'{\n "a": 1\n}\n'
-    assert "run.json" in run._names("")
-    assert not [name for name in run._names("") if name.startswith(directory.PROBE)]
+    assert "run.json" in run.names("")
+    assert not [name for name in run.names("") if name.startswith(directory.PROBE)]
 
 
 def test_a_run_without_launches_is_reopened_too(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ ORDER = (
     *("orders", "statistics", "interference", "roofline", "speeds", "sentinel", "checks", "timing", "records"),
     *("rounds", "measure"),
     *("forkserver", "lease", "launch"),
-    *("spec", "rows", "classes", "provenance", "samples", "directory", "compact"),
+    *("spec", "rows", "classes", "provenance", "samples", "directory", "compact", "runs"),
     *("cluster", "cluster.events", "cluster.schedule", "cluster.knock", "cluster.tasks", "cluster.stations"),
-    *("cluster.connection", "cluster.fetch", "estimate", "trials", "resume", "terminal", "wandb_sink"),
+    *("cluster.connection", "cluster.fetch", "estimate", "trials", "resume", "terminal"),
+    *("wandb_sink", "wandb_sink.content", "wandb_sink.client", "wandb_sink.sink", "wandb_sink.commands"),
     *(
         "matrix",
         "audit",

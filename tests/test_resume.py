@@ -45,7 +45,7 @@ from ray_jobs.samples import to_table
 from ray_jobs.spec import Spec, read_spec
 from ray_jobs.terminal import Reporter
 from ray_jobs.trials import Inputs
-from ray_jobs.wandb_sink import WandbSink
+from ray_jobs.wandb_sink.sink import WandbSink
 
 PACKAGES = {"torch": "2.13.0", "numpy": "2.4.6", "ray": "2.60.0"}
 ASKED: dict[str, Any] = {"variants": "eager", "budget": 14, "model": "tutorial"}

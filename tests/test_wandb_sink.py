@@ -1,36 +1,51 @@
-"""W&B offline, read back byte by byte; a server that does not answer; and who decides between them."""
+"""W&B offline, read back byte by byte; online, against a server; and what becomes of a run where that fails."""
 
 import json
 import os
+import re
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from launches import ALL, WORKLOAD, made_launch
+from launches import ALL, WORKLOAD, made_launch, stolen
 from pyarrow import fs
+from runs import finished_run, info_of
+from wandb_server import Server, StoredArtifact, serving
 
 from chatbot.errors import UsageError
-from ray_jobs import wandb_sink
+from ray_jobs.__main__ import app
+from ray_jobs.compact import compact
 from ray_jobs.directory import RunDirectory
 from ray_jobs.rows import COLUMNS, Row, TrialInfo, rows_of
-from ray_jobs.samples import rows_table, to_table
-from ray_jobs.spec import read_spec
-from ray_jobs.wandb_sink import WandbSink, resolve_mode, summary_of
+from ray_jobs.runs import FinishedRun
+from ray_jobs.wandb_sink import content
+from ray_jobs.wandb_sink.content import Head, distributions_of, files_of, speedups_of, summary_of
+from ray_jobs.wandb_sink.sink import PATIENCE_S, WandbSink, resolve_mode
 
 RUN = "20261123-120000-abcd"
-TRIAL = "cpu-b1-p4-r5-t1@host"
-CLOSED_PORT = "http://127.0.0.1:9"  # nothing listens there
+HOST = "host.example"  # W&B's client takes a dot in some names for a nesting
+INFO = info_of(RUN, ALL, host=HOST)
+TRIAL = INFO.trial_id
 KEY = "0123456789" * 4
-SPEC = read_spec(None, {})
+CLOSED_PORT = "http://127.0.0.1:9"  # nothing listens there
 BLOCK = 32 * 1024  # of LevelDB's log format
+LAUNCHES = [
+    made_launch({"eager": 10.0 + i / 10, "eager-again": 10.0, "torchscript": 8.0}, index=i, rounds=4) for i in range(10)
+]
+SLACK_S = 4.0  # a busy machine's, beside the 10 s that are promised
 
 
 # The mode
@@ -119,21 +134,38 @@ def test_an_unknown_mode_is_answered_with_the_valid_ones() -> None:
         resolve_mode("on")
 
 
-# The summary
+# What is told
 
 
-def cells() -> list[Row]:
-    """The rows of a trial that is done, and of one that was skipped."""
-    times = [{"eager": 10.0 + i / 10, "eager-again": 10.0, "torchscript": 8.0} for i in range(10)]
-    made = [made_launch(walls, index=i) for i, walls in enumerate(times)]
-    done = TrialInfo(RUN, TRIAL, WORKLOAD, ALL, precision=0.0001, margin=0.02)
-    skipped = TrialInfo(RUN, "cuda-b1-p4-r5-t1@none", WORKLOAD, ALL, 0.01, 0.02)
-    return [*rows_of(done, "done", None, made), *rows_of(skipped, "skipped", "no station of kind cuda")]
+def skipped() -> list[Row]:
+    info = TrialInfo(RUN, "cuda-b1-p4-r5-t1@none", WORKLOAD, ALL, 0.01, 0.02)
+    return rows_of(info, "skipped", "no station of kind cuda")
 
 
-def test_summary_has_the_known_figures_of_each_cell_under_a_stable_name() -> None:
-    torchscript = next(row for row in cells() if row.variant == "torchscript")
-    figures = {key: value for key, value in summary_of(cells()).items() if "/torchscript/" in key}
+def a_run(folder: Path, name: str = RUN) -> RunDirectory:
+    """The directory of a finished run: one trial that is done, one that was skipped, a report and a trace."""
+    run_dir = RunDirectory.named(str(folder), name)
+    finished_run(run_dir, [(INFO, LAUNCHES)], more=skipped())
+    run_dir.write("report.html", b"<!doctype html>")
+    (folder / name / "traces").mkdir()
+    run_dir.write("traces/eager.json.gz", b"trace")
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """Read only."""
+    return a_run(tmp_path_factory.mktemp("run"))
+
+
+def rows_in(directory: RunDirectory) -> Sequence[Row]:
+    return FinishedRun.of(directory.shown).rows
+
+
+def test_summary_has_the_known_figures_of_each_cell_under_a_stable_name(run_dir: RunDirectory) -> None:
+    rows = rows_in(run_dir)
+    torchscript = next(row for row in rows if row.variant == "torchscript")
+    figures = {key: value for key, value in summary_of(rows).items() if "/torchscript/" in key}
     assert figures == {
         f"{TRIAL}/torchscript/p50_ms": 8.0,
         f"{TRIAL}/torchscript/speedup": torchscript.speedup,
@@ -143,59 +175,156 @@ def test_summary_has_the_known_figures_of_each_cell_under_a_stable_name() -> Non
     }
 
 
-# A process that publishes
+def test_the_chart_shows_the_variants_with_a_speedup_the_fastest_first(run_dir: RunDirectory) -> None:
+    cells = speedups_of(rows_in(run_dir))
+    assert [cell for cell, _ in cells] == [f"torchscript {TRIAL}", f"eager-again {TRIAL}"]
+    assert cells[0][1] == pytest.approx(1.305, abs=0.001)
 
 
-def publish(mode: str, root: Path) -> None:
-    """The driver's part, in a process of its own (this file as a program): starts, goes on, finishes."""
-    wandb_sink.PATIENCE_S = 3
-    run_dir = RunDirectory.named(str(root), RUN)
-    with run_dir.created():
-        run_dir.add_launch(TRIAL, to_table(TRIAL, made_launch({"eager": 1.0})))
-        run_dir.write_table("matrix.parquet", rows_table([asdict(row) for row in cells()]))
-        started = time.monotonic()
-        sink = WandbSink(mode, run_dir)
-        sink.start(RUN, SPEC, {"driver": {"python": "3"}})
-        sink.progress(cells())
-        sink.finish(cells(), run_dir)
-    print(json.dumps({"seconds": time.monotonic() - started, "sync": sink.sync_command}))
+def test_a_distribution_holds_the_kept_calls_and_leaves_out_the_slowest(tmp_path: Path) -> None:
+    walls = np.full((100, 1), 5.0) + np.arange(100)[:, None] / 100
+    walls[7], walls[99] = 900.0, 700.0  # a round that is discarded, and the slowest that is kept
+    launch = made_launch({"eager": walls}, rounds=100, calls=1, interference=stolen(100, [7]))
+    finished_run(RunDirectory.named(str(tmp_path), RUN), [(info_of(RUN, ("eager",)), [launch])])
+    ((name, found),) = distributions_of(FinishedRun.of(str(tmp_path / RUN))).items()
+    assert name == "cpu-b1-p4-r5-t1@host/eager"
+    assert found.counts.sum() == 98
+    assert (found.edges_ms[0], found.edges_ms[-1]) == (5.0, pytest.approx(5.98, abs=0.05))
 
 
-class Published:
-    """What became of such a process."""
+def test_of_too_many_cells_the_first_have_a_distribution(
+    run_dir: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "MOST_DISTRIBUTIONS", 2)
+    found = distributions_of(FinishedRun.of(run_dir.shown))
+    assert list(found) == [f"{TRIAL}/eager", f"{TRIAL}/eager-again"]
 
-    def __init__(self, mode: str, folder: Path) -> None:
-        kept = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR", "HOME")
-        silent = {"WANDB_ERROR_REPORTING": "false", "WANDB_BASE_URL": CLOSED_PORT, "WANDB_API_KEY": KEY}
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-        path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-        done = subprocess.run(
-            [sys.executable, __file__, mode, str(folder)],
-            env={**inherited, **silent, **dict.fromkeys(kept, str(folder / "home")), "PYTHONPATH": path},
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        self.folder, self.code, self.errors = folder, done.returncode, done.stderr
-        self.said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if self.code == 0 else {}
-        self.offline_files = list(folder.glob("*/wandb/offline-run-*/*.wandb"))
 
-    @property
-    def lines(self) -> list[str]:
-        """What the sink said on stderr; the client's own notice that it found a key is not the sink's."""
-        return [line for line in self.errors.splitlines() if "Loaded credentials" not in line]
+def test_the_id_tells_runs_apart_and_is_always_the_same() -> None:
+    assert content.run_id("nightly", "2026-11-23") == content.run_id("nightly", "2026-11-23")
+    assert content.run_id("nightly", "2026-11-23") != content.run_id("nightly", "2026-11-24")
+    assert re.fullmatch(r"a-b-c-[0-9a-f]{6}", content.run_id("a b?c", "2026"))
+    assert len(content.run_id("x" * 300, "2026")) < 128
+
+
+def test_long_names_are_cut_to_what_wandb_takes() -> None:
+    trial = {"station": "s", "hardware": "h" * 200, "workload": {"device": "cpu"}}
+    spec = {"model": f"/models/{'m' * 200}.pt", "device": ["cpu"]}
+    head = Head.of({"run_id": "r", "started": "2026", "spec": spec, "trials": {"t": trial}})
+    assert max(map(len, head.tags)) == 64
+    assert len(head.group) == 128
+
+
+def test_a_compacted_run_tells_the_same(run_dir: RunDirectory, tmp_path: Path) -> None:
+    compact(run_dir, RunDirectory.named(str(tmp_path), "small"))
+    whole, small = FinishedRun.of(run_dir.shown), FinishedRun.of(str(tmp_path / "small"))
+    renamed = {key.replace(HOST, "host-1"): value for key, value in summary_of(whole.rows).items()}
+    assert summary_of(small.rows) == renamed
+    before, after = distributions_of(whole), distributions_of(small)
+    assert [one.counts.tolist() for one in after.values()] == [one.counts.tolist() for one in before.values()]
+    assert {"samples/launches.parquet", "run.json"} <= set(files_of(small.directory, tmp_path)["samples"])
+
+
+def test_files_of_an_object_store_are_copied_first(run_dir: RunDirectory, tmp_path: Path) -> None:
+    assert run_dir.local_path is not None
+    store = fs.SubTreeFileSystem(str(Path(run_dir.local_path).parent), fs.LocalFileSystem())
+    distant = RunDirectory(store, RUN, f"s3://bucket/{RUN}")
+    assert distant.local_path is None
+    near, far = files_of(run_dir, tmp_path), files_of(distant, tmp_path)
+    assert {kind: set(files) for kind, files in far.items()} == {kind: set(files) for kind, files in near.items()}
+    for kind, files in far.items():
+        for name, path in files.items():
+            assert path.is_relative_to(tmp_path)
+            assert path.read_bytes() == near[kind][name].read_bytes()
+
+
+# A driver
+
+
+@dataclass
+class Told:
+    """What became of a run that was published."""
+
+    folder: Path
+    waited: float = 0.0  # seconds
+    result: str | None = None
+    failed: bool = False
+    errors: str = ""
+
+
+def environment(folder: Path, url: str) -> dict[str, str]:
+    """Nothing of the user's own W&B, and a folder by which the processes are known."""
+    kept = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR", "HOME")
+    silent = {"WANDB_ERROR_REPORTING": "false", "WANDB_BASE_URL": url, "WANDB_API_KEY": KEY}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    path = os.pathsep.join([str(Path(__file__).parent.parent), inherited.get("PYTHONPATH", "")])
+    return {**inherited, **silent, **dict.fromkeys(kept, str(folder / "home")), "PYTHONPATH": path}
+
+
+@contextmanager
+def surroundings(folder: Path, url: str = CLOSED_PORT, **more: str) -> Iterator[None]:
+    """This process's own environment, for the client's process to inherit."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update({**environment(folder, url), **more})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def drive(sink: WandbSink, told: Told, rows: Sequence[Row]) -> None:
+    """What a driver does: starts, goes on, finishes."""
+    for step in (sink.start, lambda: sink.progress(rows), sink.finish):
+        began = time.monotonic()
+        step()
+        told.waited += time.monotonic() - began
+    told.result, told.failed = sink.result, sink.failed
+
+
+def driven(folder: Path, mode: str, directory: RunDirectory, patience_s: float = 120.0) -> Told:
+    told, said = Told(folder), StringIO()
+    with redirect_stderr(said):
+        drive(WandbSink(mode, directory, patience_s), told, rows_in(directory))
+    told.errors = said.getvalue()
+    return told
+
+
+def leaves_nothing_behind(told: Told) -> None:
+    """No process."""
+    deadline = time.monotonic() + 30
+    while alive := processes_of(told.folder):
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
+
+
+def processes_of(folder: Path) -> Mapping[str, str]:
+    """The live processes whose environment names the folder, by number."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                if str(folder).encode() in (process / "environ").read_bytes():
+                    found[process.name] = (process / "cmdline").read_text().replace("\0", " ")
+            except OSError:
+                continue  # it has ended, or is not ours
+    return found
+
+
+# Offline
 
 
 @pytest.fixture(scope="module")
-def offline(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    return Published("offline", tmp_path_factory.mktemp("offline"))
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    folder = tmp_path_factory.mktemp("offline")
+    with surroundings(folder):
+        return driven(folder, "offline", a_run(folder))
 
 
-@pytest.fixture(scope="module")
-def unanswered(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    return Published("online", tmp_path_factory.mktemp("unanswered"))
+def log_of(told: Told) -> Path:
+    (path,) = told.folder.glob(f"{RUN}/wandb/offline-run-*/*.wandb")
+    return path
 
 
 def records(path: Path) -> Iterator[Any]:
@@ -219,131 +348,283 @@ def records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
-def of_kind(run: Published, kind: str) -> list[Any]:
-    (path,) = run.offline_files
-    return [getattr(record, kind) for record in records(path) if record.WhichOneof("record_type") == kind]
+def of_kind(told: Told, kind: str) -> list[Any]:
+    return [getattr(record, kind) for record in records(log_of(told)) if record.WhichOneof("record_type") == kind]
 
 
-def test_an_offline_run_holds_the_spec_and_the_environment(offline: Published) -> None:
+def test_an_offline_run_holds_the_spec_and_the_environment(offline: Told) -> None:
     (run,) = of_kind(offline, "run")
     config = {update.key: json.loads(update.value_json) for update in run.config.update}
-    assert (run.run_id, run.display_name, run.project) == (RUN, RUN, "latency-matrix")
-    assert config["spec"] == SPEC.model_dump(mode="json")
-    assert config["environment"] == {"driver": {"python": "3"}}
-    assert set(run.tags) == {"small", "cpu"}
+    written = json.loads((offline.folder / RUN / "run.json").read_text())
+    assert (run.display_name, run.project) == (RUN, "latency-matrix")
+    assert run.run_id == content.run_id(RUN, written["started"])
+    assert (run.run_group, set(run.tags)) == ("small on cpu Intel", {"small", "cpu", "cpu Intel"})
+    for part in ("spec", "environment", "identity", "started"):
+        assert config[part] == written[part]
 
 
-def test_an_offline_run_holds_each_cells_figures_in_its_summary(offline: Published) -> None:
+def test_an_offline_run_holds_each_cells_figures_in_its_summary(offline: Told) -> None:
     written: dict[str, Any] = {}
     for summary in of_kind(offline, "summary"):
         written |= {
             update.key or "/".join(update.nested_key): json.loads(update.value_json) for update in summary.update
         }
-    for name, value in summary_of(cells()).items():
+    for name, value in summary_of(rows_in(RunDirectory.existing(str(offline.folder / RUN)))).items():
         assert written[name] == (value if isinstance(value, str) else pytest.approx(value))
 
 
-def test_an_offline_run_holds_the_matrix_as_a_table(offline: Published) -> None:
-    items = {"/".join(item.nested_key): item.value_json for row in of_kind(offline, "history") for item in row.item}
-    stored = json.loads(items["matrix/path"])
-    table = json.loads((offline.offline_files[0].parent / "files" / stored).read_text())
+def history_of(told: Told) -> dict[str, Any]:
+    """The one step of history."""
+    (row,) = of_kind(told, "history")
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item}
+
+
+def test_an_offline_run_holds_the_matrix_as_a_table(offline: Told) -> None:
+    stored = next(value for key, value in history_of(offline).items() if key in ("matrix/path", "matrix"))
+    stored = stored if isinstance(stored, str) else stored["path"]
+    table = json.loads((log_of(offline).parent / "files" / stored).read_text())
     assert table["columns"] == list(COLUMNS)
-    expected = [{**asdict(row), "warnings": "; ".join(row.warnings)} for row in cells()]
+    rows = rows_in(RunDirectory.existing(str(offline.folder / RUN)))
+    expected = [{**asdict(row), "warnings": "; ".join(row.warnings)} for row in rows]
     found = [dict(zip(COLUMNS, values, strict=True)) for values in table["data"]]
     assert found == expected
     assert any(row["warnings"] for row in found)
 
 
-def test_an_offline_run_holds_the_samples_as_an_artifact(offline: Published) -> None:
-    (artifact,) = [artifact for artifact in of_kind(offline, "artifact") if artifact.type == "samples"]
-    assert artifact.name == f"samples-{RUN}"
-    paths = {entry.path: entry.size for entry in artifact.manifest.contents}
+def test_an_offline_run_holds_the_distribution_of_each_cell(offline: Told) -> None:
+    keys = " ".join(history_of(offline))
+    for variant in ALL:
+        assert f"latency_ms/{TRIAL}/{variant}" in keys
+
+
+def test_an_offline_run_holds_the_run_the_report_and_the_traces_as_artifacts(offline: Told) -> None:
+    identity = of_kind(offline, "run")[0].run_id
     folder = offline.folder / RUN
-    samples = f"{TRIAL}.0000.parquet"
-    assert paths == {
-        samples: (folder / "samples" / samples).stat().st_size,
-        "matrix.parquet": (folder / "matrix.parquet").stat().st_size,
-    }
+    names = {a.name: {e.path: e.size for e in a.manifest.contents} for a in of_kind(offline, "artifact")}
+    samples = [f"samples/{TRIAL}.{i:04d}.parquet" for i in range(10)]
+    results = ["run.json", "matrix.json", "matrix.parquet", "classes.json", "classes.parquet"]
+    for kind, files in {
+        "samples": [*results, *samples],
+        "report": ["report.html"],
+        "traces": ["traces/eager.json.gz"],
+    }.items():
+        assert names[f"{kind}-{identity}"] == {name: (folder / name).stat().st_size for name in files}
 
 
-def test_an_offline_run_says_how_to_upload_it(offline: Published) -> None:
-    assert offline.said["sync"] == f"wandb sync {offline.offline_files[0].parent}"
+def test_an_offline_run_says_how_to_upload_it_and_has_nothing_to_complain_of(offline: Told) -> None:
+    assert offline.result == f"W&B: written offline; to upload: wandb sync {log_of(offline).parent}"
+    assert offline.errors == ""
+    leaves_nothing_behind(offline)
 
 
-def test_an_offline_run_has_nothing_to_complain_of(offline: Published) -> None:
-    assert offline.code == 0
-    assert "the measurement goes on" not in offline.errors
+# Online
 
 
-def test_a_server_that_refuses_does_not_cost_the_measurement(unanswered: Published) -> None:
-    assert unanswered.code == 0, unanswered.errors
-    assert unanswered.said["seconds"] < 60
+@dataclass
+class Known:
+    """What a server knew of the one run after it was published."""
+
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    artifacts: list[StoredArtifact]
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, server: Server) -> "Known":
+        (run,) = server.runs.values()
+        own = {key: value for key, value in run.summary.items() if not key.startswith("_")}
+        return cls(own, run.history, [replace(artifact) for artifact in server.artifacts], run.config)
 
 
-def test_a_server_that_refuses_is_spoken_of_in_one_line(unanswered: Published) -> None:
-    said = [line for line in unanswered.lines if "Adding directory to artifact" not in line]
-    assert len(said) == 1, said
+@dataclass
+class Published:
+    """A run that was published three times: to a server that took no files, then twice to one that takes all."""
+
+    server: Server
+    refused: Told
+    code: int  # of the command, which is the second
+    out: str
+    first: Known
+    again: Told
+    second: Known
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        return rows_in(RunDirectory.existing(str(self.refused.folder / RUN)))
 
 
-def test_without_a_server_the_run_is_written_offline_after_all(unanswered: Published, offline: Published) -> None:
-    assert len(unanswered.offline_files) == 1
-    assert unanswered.said["sync"] == f"wandb sync {unanswered.offline_files[0].parent}"
-    kinds = ("run", "history", "artifact")
-    assert [len(of_kind(unanswered, kind)) for kind in kinds] == [len(of_kind(offline, kind)) for kind in kinds]
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    folder = tmp_path_factory.mktemp("published")
+    directory = a_run(folder)
+    with serving("refuse", "PUT") as server, surroundings(folder, server.url):
+        refused = driven(folder, "online", directory)
+        server.way = "answer"
+        command = [sys.executable, "-m", "ray_jobs", "publish", directory.shown, "--wandb", "online"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+        assert done.stderr == ""
+        first = Known.of(server)
+        again = driven(folder, "online", directory)
+        yield Published(server, refused, done.returncode, done.stdout, first, again, Known.of(server))
 
 
-@pytest.mark.parametrize("run", ["offline", "unanswered"])
-def test_no_process_of_wandb_outlives_the_run(run: str, request: pytest.FixtureRequest) -> None:
-    published: Published = request.getfixturevalue(run)
-    deadline = time.monotonic() + 30
-    while alive := processes_of(published.folder):
-        assert time.monotonic() < deadline, alive
-        time.sleep(0.1)
+def test_files_that_a_server_refuses_are_not_called_sent(published: Published) -> None:
+    assert published.refused.failed
+    assert published.refused.result is None
+    assert "most remaining uploads" in published.refused.errors
 
 
-def processes_of(folder: Path) -> Mapping[str, str]:
-    """The live processes whose environment names the folder, by number."""
-    found = {}
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                if str(folder).encode() in (process / "environ").read_bytes():
-                    found[process.name] = (process / "cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue  # it has ended, or is not ours
-    return found
+def test_a_server_gets_all_of_the_run(published: Published) -> None:
+    known = published.first
+    identity = content.run_id(RUN, known.config["started"])
+    assert published.code == 0
+    assert published.out == f"W&B: {published.server.url}/team/latency-matrix/runs/{identity}\n"
+    for name, value in summary_of(published.rows).items():
+        assert known.summary[name] == (value if isinstance(value, str) else pytest.approx(value))
+    assert known.config["spec"]["variants"] == list(ALL)
+    (row,) = known.history
+    assert {"matrix", "speedup_table", *(f"latency_ms/{TRIAL}/{variant}" for variant in ALL)} <= set(row)
+    kinds = {artifact.kind: artifact.state for artifact in known.artifacts}
+    assert kinds == dict.fromkeys(("samples", "report", "traces", "run_table"), "COMMITTED")
+    samples = (published.refused.folder / RUN / f"samples/{TRIAL}.0003.parquet").read_bytes()
+    assert samples in published.server.uploads.values()
+
+
+def test_what_is_published_again_is_there_once(published: Published) -> None:
+    assert published.again.result == published.out.strip()
+    first, second = published.first, published.second
+    assert len(published.server.runs) == 1
+    assert len(first.history) == 1
+    assert second.history == first.history
+    figures = {name: value for name, value in first.summary.items() if not isinstance(value, dict)}
+    assert {name: second.summary[name] for name in figures} == figures
+    assert set(second.summary) == set(first.summary)
+    assert second.artifacts == first.artifacts
+    (run,) = published.server.runs.values()
+    assert (run.complete, run.exit_code) == (True, 0)
+    leaves_nothing_behind(published.again)
+
+
+# A server in trouble
+
+HALF_WAY = "CreateArtifact.*|file_stream|PUT"
+SILENCES = {"stalls": ("stall", ".*"), "stalls half-way": ("stall", HALF_WAY), "drops half-way": ("drop", HALF_WAY)}
+
+
+@pytest.fixture(scope="module")
+def unanswered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
+    """A driver for each way to be silent, with the usual patience and all at once: most of them only wait."""
+    folder, told, said = tmp_path_factory.mktemp("unanswered"), dict[str, Told](), StringIO()
+    with redirect_stderr(said), ExitStack() as stack:
+        for name, (way, when) in SILENCES.items():
+            told[name] = Told(folder / name.replace(" ", "-"))
+            directory = a_run(told[name].folder)
+            url = stack.enter_context(serving(way, when)).url
+            sink = WandbSink("online", directory)
+            thread = threading.Thread(target=drive, args=(sink, told[name], rows_in(directory)))
+            stack.callback(thread.join)
+            with surroundings(told[name].folder, url):
+                thread.start()
+                while sink._process is None:
+                    time.sleep(0.01)
+    for one in told.values():
+        one.errors = "".join(line for line in said.getvalue().splitlines(True) if str(one.folder / RUN) in line)
+    return told
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+def test_a_silent_server_costs_ten_seconds_at_most_and_one_line(silence: str, unanswered: dict[str, Told]) -> None:
+    told = unanswered[silence]
+    assert told.waited < PATIENCE_S + SLACK_S
+    assert (told.failed, told.result) == (True, None)
+    again = f"python -m ray_jobs publish {told.folder / RUN}"
+    assert told.errors == f"wandb: it took too long; the run is unharmed, send it later: {again}\n"
+    leaves_nothing_behind(told)
+
+
+@pytest.mark.parametrize(("when", "why"), [(".*", "CommError: .*403"), ("file_stream", "NotWholeError: .*Fatal error")])
+def test_a_server_that_refuses_is_quoted_in_one_line(when: str, why: str, tmp_path: Path) -> None:
+    with serving("refuse", when) as server, surroundings(tmp_path, server.url):
+        told = driven(tmp_path, "online", a_run(tmp_path))
+    assert (told.failed, told.result) == (True, None)
+    (line,) = told.errors.splitlines()
+    assert re.match(f"wandb: {why}", line)
+    leaves_nothing_behind(told)
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+def test_the_run_itself_is_as_it_was(silence: str, unanswered: dict[str, Told], run_dir: RunDirectory) -> None:
+    directory = RunDirectory.existing(str(unanswered[silence].folder / RUN))
+    assert rows_in(directory) == rows_in(run_dir)
+    for name in run_dir.sample_files():
+        assert directory.read(f"samples/{name}") == run_dir.read(f"samples/{name}")
+    assert directory.names() == run_dir.names()
+
+
+def test_a_driver_that_dies_takes_the_client_along(tmp_path: Path) -> None:
+    program = (
+        "import sys; from ray_jobs.directory import RunDirectory; from ray_jobs.wandb_sink.sink import WandbSink; "
+        "WandbSink('online', RunDirectory.existing(sys.argv[1]), 300).finish()"
+    )
+    with serving("stall") as server:
+        arguments = [sys.executable, "-c", program, a_run(tmp_path).shown]
+        driver = subprocess.Popen(arguments, env=environment(tmp_path, server.url), cwd=tmp_path)
+        try:
+            deadline = time.monotonic() + 120
+            while len(processes_of(tmp_path)) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+        leaves_nothing_behind(Told(tmp_path))
 
 
 # Off, and what a user should hear of trouble
 
 
 def test_off_writes_nothing_and_needs_no_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     local, remote = RunDirectory.named(str(tmp_path), RUN), RunDirectory(fs._MockFileSystem(), "r", "store://r")
-    for run_dir in (local, remote):
-        sink = WandbSink("off", run_dir)
-        sink.start(RUN, SPEC, {})
-        sink.progress(cells())
-        sink.finish(cells(), run_dir)
-        assert sink.sync_command is None
+    for directory in (local, remote):
+        sink = WandbSink("off", directory)
+        sink.start()
+        sink.progress(skipped())
+        sink.finish()
+        assert (sink.result, sink.failed) == (None, False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wandb_that_cant_be_imported_costs_one_line_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_wandb_that_cant_be_imported_costs_one_line_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "wandb.py").write_text("raise ImportError('no such thing')")
+    path = os.pathsep.join([str(tmp_path / "broken"), environment(tmp_path, "")["PYTHONPATH"]])
+    with surroundings(tmp_path, PYTHONPATH=path):
+        told = driven(tmp_path, "offline", a_run(tmp_path))
+    assert told.failed
+    assert told.errors.startswith("wandb: ImportError: no such thing; the run is unharmed, send it later: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "said"),
+    [
+        ("nowhere", [], "no run at nowhere: it has no run.json"),
+        ("begun", [], "begun is not a finished run: it has no matrix.json; finish it with: "),
+        ("broken", [], "broken can't be read: its run.json or matrix.json is broken"),
+        (RUN, ["--wandb", "off"], "--wandb off publishes nothing"),
+        (RUN, ["--wandb", "maybe"], "unknown wandb mode 'maybe'"),
+    ],
+)
+def test_what_cant_be_published_is_one_line(
+    place: str, options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    run_dir = RunDirectory.named(str(tmp_path), RUN)
-    sink = WandbSink("offline", run_dir)
-    sink.start(RUN, SPEC, {})
-    sink.progress(cells())
-    sink.finish(cells(), run_dir)
-    assert sink.sync_command is None
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("wandb: ")
-    assert line.endswith("; the measurement goes on")
-
-
-if __name__ == "__main__":
-    publish(sys.argv[1], Path(sys.argv[2]))
+    a_run(tmp_path)
+    for name, matrix in {"begun": None, "broken": "{"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+        if matrix is not None:
+            (tmp_path / name / "matrix.json").write_text(matrix)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="^" + re.escape(said)):
+        app(["publish", place, *options], standalone_mode=False)

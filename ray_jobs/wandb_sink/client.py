@@ -1,0 +1,158 @@
+"""The process that speaks to W&B: ``python -m ray_jobs.wandb_sink.client PLACE MODE FOLDER SOCKET DRIVER``.
+
+A process of its own can be ended at any moment, whatever W&B's client is waiting for, and it can't disturb the driver.
+It reads the run directory, is told through the socket when there is news in it, and tells there what became of it.
+"""
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from ray_jobs.directory import RunDirectory
+from ray_jobs.records import one_line
+from ray_jobs.rows import COLUMNS
+from ray_jobs.runs import FinishedRun
+from ray_jobs.wandb_sink.content import Head, cells_of, distributions_of, files_of, speedups_of, summary_of
+
+PROJECT = "latency-matrix"
+LONGEST_MESSAGE = 1 << 20  # bytes
+TROUBLE = re.compile(r"ERROR|Fatal error|Timed out", re.IGNORECASE)  # in what W&B's client prints
+SEND_EVERY_S = 2.0  # what was logged; W&B's own 15 s would be too late for a run that is cut short
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class NotWholeError(RuntimeError):
+    """W&B's client gave up a part of what it was to send."""
+
+
+def publish(place: str, mode: str, folder: Path, line: socket.socket, printed: IO[str]) -> None:
+    """Opens the run, follows it until the driver says that it has finished, and sends all of it.
+
+    Args:
+        place: the run directory, as the user names it.
+        mode: ``online`` or ``offline``.
+        folder: for the files of W&B's client.
+        line: to the driver.
+        printed: where W&B's client writes what it prints: some of its failures stand nowhere else.
+    """
+    run = _open(Head.of(json.loads(RunDirectory.existing(place).read("run.json"))), mode, folder)
+    _tell(line, {"open": run.url})
+    if not _follow(run, line):
+        return
+    _send(run, FinishedRun.of(place), folder)
+    printed.flush()
+    if trouble := [text for text in Path(printed.name).read_text().splitlines() if TROUBLE.search(text)]:
+        raise NotWholeError(trouble[0].removeprefix("wandb: "))
+    _tell(line, {"done": run.url, "log": None if mode == "online" else str(Path(run.dir).parent)})
+
+
+def _open(head: Head, mode: Any, folder: Path) -> Any:
+    import wandb
+
+    settings = wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        silent=False,  # it prints into a file of ours
+        x_disable_stats=True,
+        x_file_stream_transmit_interval=SEND_EVERY_S,
+    )
+    if mode == "offline":  # the same told again: an earlier log, sent after this one, would tell it a second time
+        for earlier in (folder / "wandb").glob(f"offline-run-*-{head.id}"):
+            shutil.rmtree(earlier)
+    return wandb.init(
+        dir=folder,
+        mode=mode,
+        settings=settings,
+        id=head.id,
+        resume="allow" if mode == "online" else None,  # so that W&B tells whether it has the step of history
+        name=head.name,
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        group=os.environ.get("WANDB_RUN_GROUP", head.group),
+        tags=head.tags,
+        config=dict(head.config),
+    )
+
+
+def _follow(run: Any, line: socket.socket) -> bool:
+    """Passes on summaries; whether the run has finished, rather than its driver."""
+    while content := line.recv(LONGEST_MESSAGE):
+        message = json.loads(content)
+        if "summary" not in message:
+            return True
+        run.summary.update(message["summary"])
+    return False
+
+
+def _send(run: Any, finished: FinishedRun, folder: Path) -> None:
+    """The summary, one step of history (tables and charts), and the files; returns when W&B has them.
+
+    A summary and a file replace those of that name; a step does not. So where W&B has it already, what it shows is put
+    into the summary alone, from which tables and charts are drawn.
+    """
+    import wandb
+
+    shown, chart = _shown(finished)
+    if run.starting_step == 0:
+        run.log({**shown, "speedup": chart}, step=0)
+        shown = {}
+    else:
+        shown["speedup_table"] = chart.table  # as ``log`` calls what the chart is drawn from
+    run.summary.update({**shown, **summary_of(finished.rows)})
+    sent = []
+    for kind, files in files_of(finished.directory, folder / "files").items():
+        artifact = wandb.Artifact(f"{kind}-{run.id}", type=kind)
+        for name, path in files.items():
+            artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
+        sent.append(run.log_artifact(artifact))
+    if not run.offline:
+        for artifact in sent:
+            artifact.wait()
+    run.finish()
+
+
+def _shown(finished: FinishedRun) -> tuple[dict[str, Any], Any]:
+    """(table of cells and distributions, chart of speedups)."""
+    import wandb
+
+    speedups = wandb.Table(columns=["cell", "speedup"], data=[list(cell) for cell in speedups_of(finished.rows)])
+    chart = wandb.plot.bar(speedups, "cell", "speedup", title="Speedup over the baseline")
+    shown = {"matrix": wandb.Table(columns=list(COLUMNS), data=cells_of(finished.rows))}
+    for cell, one in distributions_of(finished).items():
+        histogram = one.counts.tolist(), one.edges_ms.tolist()
+        shown[f"latency_ms/{cell}"] = wandb.Histogram(np_histogram=histogram)
+    return shown, chart
+
+
+def _tell(line: socket.socket, message: dict[str, Any]) -> None:
+    line.send(json.dumps(message).encode())
+
+
+def main() -> None:
+    """Never ends later than its driver, and never with a word on the terminal."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    place, mode, folder, number, driver = sys.argv[1:]
+    if os.getppid() != int(driver):  # it died before that was said
+        return
+    line = socket.socket(fileno=int(number))
+    with tempfile.NamedTemporaryFile("w+") as printed:
+        os.dup2(printed.fileno(), 1)
+        os.dup2(printed.fileno(), 2)
+        try:
+            publish(place, mode, Path(folder), line, printed)
+        except BaseException as error:
+            _tell(line, {"failed": one_line(error)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What W&B is told of a run: all of it follows from the run directory, so that publishing again tells the same."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_jobs.directory import RunDirectory
+from ray_jobs.rows import DONE, Row
+from ray_jobs.runs import FinishedRun
+
+SUMMARY = ("p50_ms", "speedup", "speedup_low", "speedup_high", "verdict")
+MOST_DISTRIBUTIONS = 200  # cells; more histograms than that nobody looks at
+BINS = 64
+SHOWN = 0.99  # of the calls: the slowest would flatten all others into one bar
+LONGEST_TAG, LONGEST_GROUP = 64, 128  # characters that W&B takes
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the run is: known before it has measured anything."""
+
+    id: str
+    name: str
+    group: str
+    tags: tuple[str, ...]
+    config: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, run: Mapping[str, Any]) -> "Head":
+        """From ``run.json``."""
+        spec, name = run["spec"], str(run["run_id"])
+        model = str(spec["model"]).rstrip("/").rpartition("/")[2]
+        trials = [trial for trial in run["trials"].values() if trial.get("station")]
+        hardware = sorted({str(trial.get("hardware") or trial["workload"]["device"]) for trial in trials})
+        config = {key: run.get(key) for key in ("spec", "environment", "identity", "started")}
+        tags = dict.fromkeys([model, *spec["device"], *hardware])
+        group = f"{model} on {', '.join(hardware) or 'nothing'}"
+        return cls(
+            run_id(name, run["started"]), name, group[:LONGEST_GROUP], tuple(t[:LONGEST_TAG] for t in tags), config
+        )
+
+
+def run_id(name: str, started: str) -> str:
+    """The run's id in W&B, the same each time that it is published.
+
+    When it was started tells apart two runs that were given one name; W&B would write the second over the first.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:100]
+    return f"{plain}-{hashlib.sha256(f'{name} {started}'.encode()).hexdigest()[:6]}"
+
+
+def summary_of(rows: Iterable[Row]) -> dict[str, Any]:
+    """Each cell's figures under a stable name: ``trial/variant/column``."""
+    values = [(f"{row.trial_id}/{row.variant}/{name}", getattr(row, name)) for row in rows for name in SUMMARY]
+    return {key: value for key, value in values if value is not None}
+
+
+def cells_of(rows: Iterable[Row]) -> list[list[Any]]:
+    """The table of cells: every column of every row, a list as one text."""
+    return [["; ".join(v) if isinstance(v, tuple) else v for v in asdict(row).values()] for row in rows]
+
+
+def speedups_of(rows: Iterable[Row]) -> list[tuple[str, float]]:
+    """(cell, speedup) of the variants that have one, the fastest first."""
+    found = [(_cell(row), row.speedup) for row in rows if row.speedup is not None and row.variant != row.baseline]
+    return sorted(found, key=lambda cell: -cell[1])
+
+
+def _cell(row: Row) -> str:
+    return f"{row.variant} {row.trial_id}"
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The timed calls of one cell in the rounds that count, up to their 99th percentile."""
+
+    counts: NDArray[np.int64]  # (BINS,)
+    edges_ms: NDArray[np.float64]  # (BINS + 1,)
+
+
+def distributions_of(run: FinishedRun) -> dict[str, Distribution]:
+    """Of each measured cell, ``trial/variant``; of the first ``MOST_DISTRIBUTIONS`` where there are more."""
+    measured = [(row.trial_id, row.variant) for row in run.rows if row.status == DONE and row.samples]
+    walls: dict[tuple[str, str], list[NDArray[np.float64]]] = {cell: [] for cell in measured[:MOST_DISTRIBUTIONS]}
+    trials = {trial for trial, _ in walls}
+    for trial, launch in run.launches() if walls else ():
+        for variant in launch.variants if trial in trials else ():
+            if (trial, variant) in walls:
+                walls[trial, variant].append(launch.timed_ms(variant))
+    pooled = {f"{trial}/{variant}": np.concatenate(parts) for (trial, variant), parts in walls.items() if parts}
+    return {cell: _distribution(calls) for cell, calls in pooled.items() if len(calls)}
+
+
+def _distribution(calls_ms: NDArray[np.float64]) -> Distribution:
+    low, high = float(calls_ms.min()), float(np.quantile(calls_ms, SHOWN, method="lower"))
+    counts, edges = np.histogram(calls_ms, bins=BINS, range=(low, high) if low < high else None)
+    return Distribution(counts, edges)
+
+
+def files_of(directory: RunDirectory, folder: Path) -> dict[str, dict[str, Path]]:
+    """Each artifact's files by their names in it; those of an object store are copied into ``folder`` first.
+
+    ``samples`` is a run directory as it was, fit for ``compare`` and ``publish``; ``report`` and ``traces`` where the
+    run has them.
+    """
+    top = directory.names()
+    asked = {
+        "samples": [name for name in top if _is_result(name)]
+        + [f"samples/{name}" for name in directory.names("samples") if not name.startswith(".")],
+        "report": [REPORT] if REPORT in top else [],
+        "traces": [f"traces/{name}" for name in directory.names("traces")],
+    }
+    return {kind: {name: _local(directory, name, folder) for name in names} for kind, names in asked.items() if names}
+
+
+def _is_result(name: str) -> bool:
+    return name != REPORT and name.endswith((".json", ".parquet"))
+
+
+def _local(directory: RunDirectory, name: str, folder: Path) -> Path:
+    if directory.local_path is not None:
+        return Path(directory.local_path) / name
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(directory.read(name))
+    return path

@@ -1,0 +1,161 @@
+"""The driver's side: starts the process that speaks to W&B, waits for it no longer than its patience, and ends it.
+
+Online the run is opened before the first trial, so that others see it grow; offline it is written after the last,
+so that no process of W&B runs beside a local measurement.
+"""
+
+import json
+import netrc
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
+from urllib.parse import urlparse
+
+from chatbot.errors import one_of
+from ray_jobs.directory import RunDirectory
+from ray_jobs.rows import Row
+from ray_jobs.wandb_sink.content import summary_of
+
+MODES = ("auto", "online", "offline", "off")
+PATIENCE_S = 10.0  # with the server, over the whole run
+OPENING_S = 5.0  # of those, before the first trial; afterwards it may open beside it
+LONGEST_MESSAGE = 1 << 20  # bytes
+WORDLESS = b'{"failed": "its process ended without a word"}'
+PREFIX = "latency-matrix-wandb-"
+WRITING_S = 60.0  # offline: no server is waited for, only this machine's disk
+
+
+def resolve_mode(asked: str) -> str:
+    """``online``, ``offline`` or ``off``; ``auto`` follows WANDB_MODE, else is online where there is a key.
+
+    Raises:
+        UsageError: an unknown mode.
+    """
+    if asked not in MODES:
+        raise one_of("wandb mode", asked, MODES)
+    if asked != "auto":
+        return asked
+    mode = os.environ.get("WANDB_MODE", "")
+    if mode:
+        return {"online": "online", "offline": "offline", "dryrun": "offline"}.get(mode, "off")
+    return "online" if _has_key() else "offline"
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class WandbSink:
+    """One W&B run for one matrix. Every method returns, whatever W&B does; what went wrong is said in one line."""
+
+    def __init__(self, mode: str, run_dir: RunDirectory, patience_s: float | None = None) -> None:
+        self._mode, self._place, self._local = mode, run_dir.shown, run_dir.local_path
+        self._left_s = patience_s or (PATIENCE_S if mode == "online" else WRITING_S)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._line: socket.socket | None = None
+        self._end: dict[str, Any] = {}  # what became of it
+
+    @property
+    def failed(self) -> bool:
+        """Whether something is to be published that was not."""
+        return "failed" in self._end
+
+    @property
+    def result(self) -> str | None:
+        """Where the run is to be found, or the line that uploads it; None where it is nowhere."""
+        if "done" not in self._end:
+            return None
+        if log := self._end["log"]:
+            return f"W&B: written offline; to upload: wandb sync {shlex.quote(log)}"
+        return f"W&B: {self._end['done']}"
+
+    def start(self) -> None:
+        """Opens the run where it is online; ``run.json`` is in its directory."""
+        if self._mode == "online":
+            self._begin()
+            self._listen(OPENING_S, "open")
+
+    def progress(self, rows: Sequence[Row]) -> None:
+        """Publishes the rows of a trial that has ended, where the run is online, unless W&B is too slow for them."""
+        if self._line is not None and not self._end:
+            with suppress(OSError):
+                self._line.setblocking(False)
+                self._line.send(json.dumps({"summary": summary_of(rows)}).encode())
+
+    def finish(self) -> None:
+        """Publishes the whole of the run directory, or says what was in the way and how to do so later."""
+        if self._mode == "off":
+            return
+        if self._process is None:
+            self._begin()
+        if not self._end and self._line is not None:
+            with suppress(OSError):  # it has ended: what it said is still to be heard
+                self._line.settimeout(max(self._left_s, 0.01))
+                self._line.send(b'{"finish": true}')
+            self._listen(self._left_s, "done")
+        self._stop()
+
+    def _begin(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._scratch = TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
+        arguments = [self._place, self._mode, self._folder(), str(theirs.fileno()), str(os.getpid())]
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ray_jobs.wandb_sink.client", *arguments],
+                env={**os.environ, "TMPDIR": self._scratch.name},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._line = ours
+
+    def _folder(self) -> str:
+        """Where W&B's client keeps its files: for an upload while it lasts, else beside the run where that is local."""
+        if self._mode == "online":
+            return self._scratch.name
+        return self._local or mkdtemp(prefix=PREFIX)
+
+    def _listen(self, seconds: float, awaited: str) -> None:
+        """Until what is awaited was said, or that it failed, or time is up."""
+        assert self._line is not None
+        began, message = time.monotonic(), dict[str, Any]()
+        end = began + min(seconds, self._left_s)
+        with suppress(TimeoutError):
+            while awaited not in message and "failed" not in message:
+                self._line.settimeout(max(end - time.monotonic(), 0.01))
+                with suppress(ConnectionResetError):  # it ended before it read what it was told: its last word is next
+                    message = json.loads(self._line.recv(LONGEST_MESSAGE) or WORDLESS)
+        self._left_s -= time.monotonic() - began
+        if awaited == "done" and awaited not in message:
+            message.setdefault("failed", "it took too long")
+        if "done" in message or "failed" in message:
+            self._end = message
+            self._say()
+
+    def _say(self) -> None:
+        if self.failed:
+            again = f"python -m ray_jobs publish {shlex.quote(self._place)}"
+            print(f"wandb: {self._end['failed']}; the run is unharmed, send it later: {again}", file=sys.stderr)
+
+    def _stop(self) -> None:
+        """Whatever it is doing. W&B's own service sees that and ends too."""
+        if self._process is not None and self._line is not None:
+            self._line.close()
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._scratch.cleanup()

@@ -1,0 +1,52 @@
+"""Directories of finished runs, made of made-up launches without Ray."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launches import WORKLOAD
+
+from chatbot.variants import Workload
+from ray_jobs.directory import RunDirectory
+from ray_jobs.matrix import write_matrix
+from ray_jobs.records import LaunchResult
+from ray_jobs.rows import Row, TrialInfo, rows_of
+from ray_jobs.samples import to_table
+from ray_jobs.spec import read_spec
+from ray_jobs.trials import TrialState, trial_id
+
+STARTED = "2026-11-23T12:00:00+00:00"
+IDENTITY = {"spec": "s", "model": "m", "prompts": "p", "code": "c"}
+HARDWARE = "cpu Intel"
+
+
+def info_of(
+    run_id: str, variants: Sequence[str], workload: Workload = WORKLOAD, host: str = "host", **more: Any
+) -> TrialInfo:
+    """A trial on a station of that host."""
+    place = {"station": f"{host}:cpu", "host": host, "device_name": "Intel", "hardware": HARDWARE, **more}
+    name = f"{trial_id(workload, None).rpartition('@')[0]}@{host}"
+    return TrialInfo(run_id, name, workload, tuple(variants), precision=0.01, margin=0.02, **place)
+
+
+def finished_run(
+    run_dir: RunDirectory,
+    trials: Sequence[tuple[TrialInfo, Sequence[LaunchResult]]],
+    identity: Mapping[str, str] = IDENTITY,
+    more: Sequence[Row] = (),
+) -> list[Row]:
+    """Puts a run that has ended into the directory; returns its rows, among them ``more``, of trials not measured."""
+    states = {}
+    with run_dir.created():
+        for info, launches in trials:
+            states[info.trial_id] = TrialState(info, status="done", launches_kept=len(launches))
+            states[info.trial_id].rows = rows_of(info, "done", None, launches)
+            for launch in launches:
+                run_dir.add_launch(info.trial_id, to_table(info.trial_id, launch))
+        rows = [*(row for state in states.values() for row in state.rows), *more]
+        write_matrix(run_dir, rows, 0.02)
+        spec = read_spec(None, {"variants": ",".join(trials[0][0].variants)})
+        content = {"run_id": run_dir.run_id, "started": STARTED, "spec": spec.model_dump(mode="json")}
+        content |= {"identity": dict(identity), "environment": {"driver": {"python": "3"}, "stations": {}}}
+        content["trials"] = {name: state.record() for name, state in states.items()}
+        run_dir.write_json("run.json", content)
+    return rows
