@@ -21,6 +21,7 @@ from ray_jobs.cluster.connection import IN_A_JOB, Terminated
 from ray_jobs.cluster.fetch import JOB_OUT, bring_home, default_out, run_line
 from ray_jobs.cluster.schedule import ClusterLostError
 from ray_jobs.compact import compact as make_compact
+from ray_jobs.compare.commands import compare
 from ray_jobs.directory import RunDirectory, StoreError
 from ray_jobs.estimate import estimate
 from ray_jobs.matrix import Where
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.add_typer(audit.app, name="audit")
 app.add_typer(sweep.app)
 app.command()(publish)
+app.command()(compare)
 
 INTERRUPTED, TERMINATED = 130, 143  # as a shell says it of SIGINT and SIGTERM
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize
 
 from ray_jobs.rows import DONE, Row
-from ray_jobs.statistics import CONFIDENCE, NOMINAL, Floats
+from ray_jobs.statistics import CONFIDENCE, NOMINAL, Floats, quantile
 
 MEDIAN_ERROR = math.sqrt(math.pi / 2)  # of a median over that of a mean, for many normal values
 LEAST_ERROR = 1e-6  # no clock tells less; keeps the weights finite where launches came out equal
@@ -96,7 +96,7 @@ def random_effects(estimates: Sequence[float], errors: Sequence[float]) -> Rando
     tau2 = _between(y, variances)
     weights = 1 / (variances + tau2)
     mean = float(np.average(y, weights=weights))
-    reach = _quantile(k - 1, CONFIDENCE) / math.sqrt(weights.sum())
+    reach = quantile(k - 1, CONFIDENCE) / math.sqrt(weights.sum())
     plain = _dispersion(0.0, y, variances)
     unexplained = (plain - (k - 1)) / plain if plain > k - 1 else 0.0
     return RandomEffects(mean, mean - reach, mean + reach, math.sqrt(tau2), unexplained)
@@ -104,11 +104,6 @@ def random_effects(estimates: Sequence[float], errors: Sequence[float]) -> Rando
 
 def _variances(errors: Sequence[float]) -> Floats:
     return np.maximum(np.asarray(errors, dtype=np.float64), LEAST_ERROR) ** 2
-
-
-def _quantile(degrees: float, confidence: float) -> float:
-    """How many standard errors a two-sided Student-t interval reaches."""
-    return float(special.stdtrit(degrees, (1 + confidence) / 2))
 
 
 def _dispersion(tau2: float, y: Floats, variances: Floats) -> float:
@@ -158,7 +153,7 @@ def _held_against(one: Estimate, others: Sequence[Estimate], confidence: float) 
     parts = np.array([*_variances([one.error]), between, *(shares**2 * variances)])
     degrees = np.array([one.degrees, max(1, len(others) - 1), *(o.degrees for o in others)])
     total = parts.sum()
-    reach = _quantile(total**2 / (parts**2 / degrees).sum(), confidence)
+    reach = quantile(total**2 / (parts**2 / degrees).sum(), confidence)
     names = tuple(o.station for o in others)
     return Disagreement(one.station, names, one.value, float(shares @ y), reach * math.sqrt(total))
 
@@ -207,7 +202,7 @@ def _speedup(row: Row) -> Estimate | None:
     if row.station is None or row.launches is None or not row.speedup or not row.speedup_low or not row.speedup_high:
         return None
     reach = (math.log(row.speedup_high) - math.log(row.speedup_low)) / 2
-    return Estimate(row.station, math.log(row.speedup), reach / _quantile(row.launches - 1, NOMINAL), row.launches - 1)
+    return Estimate(row.station, math.log(row.speedup), reach / quantile(row.launches - 1, NOMINAL), row.launches - 1)
 
 
 def _ratios(estimates: Sequence[Estimate]) -> tuple[float | None, ...]:

@@ -79,7 +79,7 @@ def speedup(logs: Sequence[float]) -> Interval | None:
         return None
     mean = float(np.mean(logs))
     error = float(np.std(logs, ddof=1)) / math.sqrt(n)
-    reach = float(special.stdtrit(n - 1, (1 + NOMINAL) / 2)) * error
+    reach = quantile(n - 1, NOMINAL) * error
     return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
 
 
@@ -104,8 +104,13 @@ def trend(turns: Sequence[Floats], variant: int, baseline: int) -> Interval | No
     if len(logs) < 2:
         return None
     mean, error = float(np.mean(logs)), float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-    reach = float(special.stdtrit(len(logs) - 1, 0.9995)) * error
+    reach = quantile(len(logs) - 1, 0.999) * error
     return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+
+
+def quantile(degrees: float, confidence: float) -> float:
+    """How many standard errors a two-sided Student-t interval reaches."""
+    return float(special.stdtrit(degrees, (1 + confidence) / 2))
 
 
 def precise_enough(speedups: Sequence[Mapping[str, float]], precision: float) -> bool:

@@ -20,6 +20,7 @@ ORDER = (
     *("cluster", "cluster.events", "cluster.schedule", "cluster.knock", "cluster.tasks", "cluster.stations"),
     *("cluster.connection", "cluster.fetch", "estimate", "trials", "resume", "terminal"),
     *("wandb_sink", "wandb_sink.content", "wandb_sink.client", "wandb_sink.sink", "wandb_sink.commands"),
+    *("compare", "compare.cells", "compare.gate", "compare.output", "compare.commands"),
     *(
         "matrix",
         "audit",

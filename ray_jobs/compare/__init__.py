@@ -1,0 +1,1 @@
+"""Two runs, a gate, an exit code."""

@@ -1,0 +1,173 @@
+"""A comparison for people, for a pull request and for scripts."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray_jobs.compare.cells import Cell
+from ray_jobs.compare.gate import BROKEN, FASTER, SLOWER, UNKNOWN, BaselineChange, Change, Comparison, Exit
+from ray_jobs.runs import FinishedRun
+from ray_jobs.statistics import Interval
+
+FORMATS = ("text", "markdown", "json")
+COLUMNS = ("variant", "workload and hardware", "speedup BASE", "speedup NEW", "NEW / BASE (95%)", "verdict")
+WHY = "Speedups over the baseline are compared, in which the machine's drift between two runs cancels."
+BASELINE = (
+    "The baseline's own speed has nothing to be held against, so no gate: its latency changes with the machine, as the "
+    "sentinel, a fixed computation beside it, shows. If the baseline itself changed, all speedups moved with it."
+)
+SENTENCES = {
+    Exit.WITHIN: "within the gate",
+    Exit.BEYOND: "beyond the gate",
+    Exit.UNKNOWN: "can't tell; measure longer (--budget), or on a quieter machine",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is shown, whatever its form."""
+
+    base: FinishedRun
+    new: FinishedRun
+    comparison: Comparison
+    gate: float | None
+    margin: float  # the gate, or without one what the runs call the same
+    notes: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """The sentence."""
+        count = len(self.comparison.gated)
+        cells = f"{count} {'cell' if count == 1 else 'cells'}" if count else "no cell that both runs have"
+        if self.gate is None:
+            return f"{self.new.id} against {self.base.id}: {cells}"
+        outcome = f"{SENTENCES[self.comparison.exit]} (no variant more than {100 * self.gate:g}% slower)"
+        return f"{self.new.id} against {self.base.id}: {cells}, {outcome}"
+
+    def render(self, form: str) -> str:
+        """In one of ``FORMATS``."""
+        return {"text": self._text, "markdown": self._markdown, "json": self._json}[form]()
+
+    def _text(self) -> str:
+        table = [COLUMNS, *(_columns(change) for change in self.comparison.changes)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table
+        ]
+        return "\n".join([self.headline, "", *lines, "", *self._remarks()])
+
+    def _markdown(self) -> str:
+        table = [COLUMNS, ("---",) * len(COLUMNS), *(_columns(change) for change in self.comparison.changes)]
+        lines = [f"| {' | '.join(_escaped(text) for text in row)} |" for row in table]
+        remarks = [f"- {_escaped(text)}" for text in self._remarks()]
+        return "\n".join([f"### Latency: {_escaped(self.headline)}", "", *lines, "", *remarks])
+
+    def _remarks(self) -> Iterator[str]:
+        yield from self.notes
+        for change in self.comparison.changes:
+            if change.reason is not None:
+                yield f"{change.verdict}: {change.new.name}: {change.reason}"
+            if change.verdict == UNKNOWN:
+                rows = {"BASE": change.base.row, "NEW": change.new.row}
+                yield from (f"{which}: {row.variant}: {text}" for which, row in rows.items() for text in row.warnings)
+        yield from _named("not measured in NEW, though asked for", self.comparison.missing)
+        missing = {id(cell) for cell in self.comparison.missing}
+        yield from _named("only in BASE", [cell for cell in self.comparison.only_base if id(cell) not in missing])
+        yield from _named("only in NEW", self.comparison.only_new)
+        yield from (_of_baseline(one) for one in self.comparison.baselines)
+        yield WHY
+        if self.comparison.baselines:
+            yield BASELINE
+        if sources := sorted({change.source for change in self.comparison.changes if change.source}):
+            yield f"Intervals are made of the {', '.join(sources)}."
+
+    def _json(self) -> str:
+        content = {
+            "base": self.base.id,
+            "new": self.new.id,
+            "gate": self.gate,
+            "margin": self.margin,
+            "exit_code": None if self.gate is None else int(self.comparison.exit),
+            "cells": [_plain(change) for change in self.comparison.changes],
+            "baselines": [
+                {**_cell(one.new), "p50_ratio": one.latency, "sentinel_ratio": one.sentinel}
+                for one in self.comparison.baselines
+            ],
+            "only_base": [_cell(cell) for cell in self.comparison.only_base],
+            "only_new": [_cell(cell) for cell in self.comparison.only_new],
+            "missing": [_cell(cell) for cell in self.comparison.missing],
+            "notes": self.notes,
+        }
+        return json.dumps(content, indent=1, allow_nan=False)
+
+
+def _columns(change: Change) -> tuple[str, ...]:
+    row = change.new.row
+    sizes = f"batch {row.batch}, prompt {row.prompt_tokens}, reply {row.reply_tokens}, threads {row.threads}"
+    verdict = change.verdict if change.gates else f"{change.verdict} (the control: no gate)"
+    speedups = [_number(cell.row.speedup) for cell in (change.base, change.new)]
+    return (row.variant, f"{sizes}, {change.new.hardware}", *speedups, _interval(change.ratio), verdict)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(found: Interval | None) -> str:
+    return "-" if found is None else f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def _named(what: str, cells: Sequence[Cell]) -> Iterator[str]:
+    if cells:
+        yield f"{what}: {'; '.join(cell.name for cell in cells)}"
+
+
+def _of_baseline(one: BaselineChange) -> str:
+    before, after = (f"{p50:.2f}" if (p50 := cell.row.p50_ms) else "unknown" for cell in (one.base, one.new))
+    times = "" if one.latency is None else f" (x{one.latency:.3f})"
+    sentinel = "unknown in one of the runs" if one.sentinel is None else f"x{one.sentinel:.3f}"
+    return f"For information: {one.new.name}: p50 {before} -> {after} ms{times}; the sentinel {sentinel}"
+
+
+def _plain(change: Change) -> dict[str, Any]:
+    ratio = change.ratio
+    estimates = {"base_speedup": change.base.row.speedup, "new_speedup": change.new.row.speedup}
+    interval = {"ratio": ratio and ratio.value, "low": ratio and ratio.low, "high": ratio and ratio.high}
+    told = {"verdict": change.verdict, "reason": change.reason, "gates": change.gates, "source": change.source}
+    return {**_cell(change.new), **estimates, **interval, **told}
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    row = cell.row
+    names = ("variant", "station", "device", "batch", "prompt_tokens", "reply_tokens", "threads")
+    return {"hardware": cell.hardware, **{name: getattr(row, name) for name in names}}
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def notes_of(base: FinishedRun, new: FinishedRun, comparison: Comparison) -> Iterator[str]:
+    """What a reader should know before believing it."""
+    for part, text in {"code": "this program's sources", "spec": "the specs"}.items():
+        if not (base.run.get("identity") and new.run.get("identity")):
+            yield "one run does not say which weights and prompts it used: that they are the same was not checked"
+            break
+        if base.run["identity"].get(part) != new.run["identity"].get(part):
+            yield f"differs between the runs: {text}"
+    for name, (before, after) in _packages(base, new).items():
+        yield f"differs between the runs: {name} {before} -> {after}"
+    for change in comparison.changes:
+        if not change.gates and change.verdict in (SLOWER, FASTER, BROKEN):
+            yield f"the control itself is {change.verdict}: distrust this comparison, and measure again"
+
+
+def _packages(base: FinishedRun, new: FinishedRun) -> dict[str, tuple[str | None, str | None]]:
+    first, second = (_versions(run) for run in (base, new))
+    return {name: (first.get(name), second.get(name)) for name in second if first.get(name) != second.get(name)}
+
+
+def _versions(run: FinishedRun) -> dict[str, str | None]:
+    driver = run.run.get("environment", {}).get("driver", {})
+    return {"python": driver.get("python"), **(driver.get("packages") or {})}

@@ -1,0 +1,477 @@
+"""Two runs beside each other: what is matched, how often a gate is wrong, what it finds, and how it ends."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import yaml  # type: ignore[import-untyped]
+from hypothesis import given
+from hypothesis import strategies as st
+from launches import ALL, WORKLOAD, made_launch
+from numpy.typing import NDArray
+from runs import IDENTITY, finished_run, info_of
+from typer.testing import CliRunner
+
+from chatbot.errors import UsageError
+from chatbot.variants import CONTROL
+from ray_jobs.__main__ import app
+from ray_jobs.compare import commands, gate
+from ray_jobs.compare.cells import ROWS, SAMPLES, Cell, Estimate, cells_of, match
+from ray_jobs.compare.gate import Exit
+from ray_jobs.directory import RunDirectory
+from ray_jobs.records import LaunchResult, VariantFacts
+from ray_jobs.rows import Row, TrialInfo, rows_of
+from ray_jobs.runs import FinishedRun
+from ray_jobs.statistics import NOMINAL, quantile, speedup
+
+ROOT = Path(__file__).resolve().parent.parent
+GATE = 0.03
+BLOCK = 3  # launches: as many as variants
+
+# Estimates
+
+
+estimates = st.builds(
+    Estimate, st.floats(-2, 2), st.floats(1e-4, 0.5), st.integers(1, 100), st.sampled_from([SAMPLES, ROWS])
+)
+
+
+@given(estimates, estimates)
+def test_swapping_the_runs_turns_the_ratio_over(base: Estimate, new: Estimate) -> None:
+    there, back = gate.ratio(base, new), gate.ratio(new, base)
+    assert there.low <= there.value <= there.high
+    assert there.value * back.value == pytest.approx(1)
+    assert there.low * back.high == pytest.approx(1)
+
+
+@given(estimates, estimates, st.floats(0.005, 0.5), st.floats(1.001, 5))
+def test_a_wider_gate_never_fails_what_a_narrower_one_passes(
+    base: Estimate, new: Estimate, narrow: float, times: float
+) -> None:
+    passing = {gate.SAME, gate.FASTER, gate.NOT_SLOWER}
+    wide = min(narrow * times, 0.99)
+    if gate.verdict(base, new, narrow, 1) in passing:
+        assert gate.verdict(base, new, wide, 1) in passing
+    if gate.verdict(base, new, wide, 1) == gate.SLOWER:
+        assert gate.verdict(base, new, narrow, 1) == gate.SLOWER
+
+
+@given(estimates, estimates, st.integers(1, 50))
+def test_more_cells_never_make_one_slower_beyond_doubt(base: Estimate, new: Estimate, tests: int) -> None:
+    if gate.verdict(base, new, GATE, tests) == gate.SLOWER:
+        assert gate.verdict(base, new, GATE, 1) == gate.SLOWER
+
+
+@given(st.lists(st.floats(-0.5, 0.5), min_size=2, max_size=40).filter(lambda logs: np.std(logs) > 1e-4))
+def test_a_row_gives_back_the_estimate_that_its_samples_give(logs: list[float]) -> None:
+    found, interval = Estimate.of_launches(logs), speedup(logs)
+    assert found is not None
+    assert interval is not None
+    made = Row("r", "t", "s", "h", "cpu", "d", "m", 1, 4, 5, 1, "torchscript", "eager", True, launches=len(logs))
+    row = replace(made, speedup=interval.value, speedup_low=interval.low, speedup_high=interval.high)
+    again = Estimate.of_row(row)
+    assert again is not None
+    assert again.value == pytest.approx(found.value, abs=1e-9)
+    assert again.error == pytest.approx(found.error, rel=1e-6)
+    assert again.degrees == found.degrees
+
+
+def test_welchs_interval_is_that_of_a_table() -> None:
+    """By hand: errors 0.01 and 0.02 of 10 and 20 launches have 26.2 degrees of freedom and 0.02236 together."""
+    found = gate.ratio(Estimate(0.0, 0.01, 9, SAMPLES), Estimate(0.1, 0.02, 19, SAMPLES), 0.95)
+    degrees = (1e-4 + 4e-4) ** 2 / (1e-8 / 9 + 16e-8 / 19)
+    assert degrees == pytest.approx(26.23, abs=0.01)
+    reach = 2.0546 * math.sqrt(5e-4)  # t(26.23, 97.5%)
+    assert math.log(found.low) == pytest.approx(0.1 - reach, abs=1e-5)
+    assert math.log(found.high) == pytest.approx(0.1 + reach, abs=1e-5)
+
+
+# How often it is wrong, and what it finds: simulated runs under the rule for stopping
+
+
+def simulated(rng: np.random.Generator, log: float, precision: float = 0.01) -> Estimate:
+    """A run's estimate: normal launches that scatter by 1.5%, in blocks, at least 12, until it is precise or 60."""
+    logs: NDArray[np.float64] = log + 0.015 * rng.standard_normal(60)
+    for count in range(12, 61, BLOCK):
+        error = float(np.std(logs[:count], ddof=1)) / math.sqrt(count)
+        if quantile(count - 1, NOMINAL) * error <= precision:
+            break
+    found = Estimate.of_launches(logs[:count].tolist())
+    assert found is not None
+    return found
+
+
+def verdicts(slower: float, cells: int, runs: int, limit: float = GATE) -> list[list[str]]:
+    """Of many comparisons of that many cells, all slower by that share."""
+    rng = np.random.default_rng(5)
+    return [
+        [
+            gate.verdict(simulated(rng, 0.3), simulated(rng, 0.3 - math.log(1 + slower)), limit, cells)
+            for _ in range(cells)
+        ]
+        for _ in range(runs)
+    ]
+
+
+def test_an_interval_of_two_runs_that_stopped_when_precise_holds_its_promise() -> None:
+    rng = np.random.default_rng(7)
+    found = [gate.ratio(simulated(rng, 0.3), simulated(rng, 0.3)) for _ in range(3000)]
+    missed = sum(not one.low <= 1 <= one.high for one in found) / len(found)
+    assert 0.02 < missed < 0.055
+
+
+def test_equal_runs_never_fail_and_are_mostly_told_to_be_the_same() -> None:
+    found = [one for (one,) in verdicts(0.0, cells=1, runs=1000)]
+    assert found.count(gate.SLOWER) == 0
+    assert found.count(gate.SAME) > 900
+
+
+@pytest.mark.parametrize("cells", [1, 8])
+def test_a_slowdown_of_just_the_gate_fails_in_few_comparisons_however_many_cells(cells: int) -> None:
+    """A false alarm is one of a cell at the gate; each comparison has them in 2.5% at most, by its one side."""
+    failed = sum(gate.SLOWER in one for one in verdicts(GATE, cells, runs=1000 // cells))
+    assert failed <= {1: 37, 8: 7}[cells]  # of 1000 and 125, which 2.5% do not exceed with 99%
+
+
+def test_a_slowdown_of_just_the_gate_seldom_passes() -> None:
+    found = [one for (one,) in verdicts(GATE, cells=1, runs=1000)]
+    assert sum(one not in (gate.SLOWER, gate.UNKNOWN) for one in found) <= 37
+
+
+def test_a_slowdown_of_five_percent_is_found() -> None:
+    found = [one for (one,) in verdicts(0.05, cells=1, runs=500)]
+    assert found.count(gate.SLOWER) > 0.7 * len(found)
+    assert sum(one in (gate.SAME, gate.FASTER, gate.NOT_SLOWER) for one in found) == 0
+
+
+def test_a_gain_is_called_one_and_passes() -> None:
+    found = [one for (one,) in verdicts(-0.06, cells=1, runs=300)]
+    assert found.count(gate.FASTER) > 0.9 * len(found)
+
+
+# What stands beside what
+
+
+def row(**given: Any) -> Row:
+    """Of a measured cell."""
+    values = {"variant": "torchscript", "station": "a:cpu", "hardware": "cpu Intel", "verdict": "faster", **given}
+    made = Row("r", "t", None, "a", "cpu", "Intel", "small", 1, 4, 5, 1, "torchscript", "eager", True)
+    return replace(made, **values)
+
+
+def cell(**given: Any) -> Cell:
+    return Cell(row(**given), Estimate(0.1, 0.001, 11, SAMPLES))
+
+
+@pytest.mark.parametrize(
+    ("base", "new", "pairs"),
+    [
+        ([{}], [{}], 1),
+        ([{}], [{"station": "b:cpu"}], 1),  # another name, the same class
+        ([{}], [{"hardware": "cpu AMD"}], 0),  # the same name on another processor
+        ([{}], [{"batch": 2}], 0),
+        ([{}], [{"threads": 2}], 0),
+        ([{}, {"station": "b:cpu"}], [{"station": "b:cpu"}, {}], 2),
+        ([{}, {"station": "b:cpu"}], [{"station": "b:cpu"}, {"station": "c:cpu"}], 2),  # what is left of the class
+        ([{}, {"station": "b:cpu"}], [{"station": "c:cpu"}, {"station": "d:cpu"}], 0),  # which is which?
+        ([{"station": None}], [{"station": None}], 0),
+        ([{"hardware": None}], [{}], 1),  # from before classes: by the device's name
+        ([{"hardware": None}], [{"device_name": "AMD"}], 0),
+        ([{"hardware": None}], [{"station": "b:cpu"}, {"station": "c:cpu"}], 0),
+    ],
+)
+def test_cells_stand_for_the_same_by_station_then_by_class(
+    base: list[dict[str, Any]], new: list[dict[str, Any]], pairs: int
+) -> None:
+    found = match([cell(**one) for one in base], [cell(**one) for one in new])
+    assert len(found.both) == pairs
+    stationed = [sum(one.get("station", "a:cpu") is not None for one in side) for side in (base, new)]
+    assert [len(found.only_base) + pairs, len(found.only_new) + pairs] == stationed
+
+
+# The command, on the directories of two runs
+
+
+@dataclass
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+
+
+class Runs:
+    """Makes run directories and compares them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def make(
+        self,
+        name: str,
+        torchscript: float = 1.25,
+        scatter: float = 0.002,
+        count: int = 12,
+        facts: Mapping[str, VariantFacts] | None = None,
+        identity: Mapping[str, str] = IDENTITY,
+        variants: Sequence[str] = ALL,
+        info: TrialInfo | None = None,
+        more: Sequence[Row] = (),
+        baseline_ms: float = 10.0,
+    ) -> Path:
+        """A run in which torchscript is so many times as fast as eager, and the control as fast."""
+        speeds = {name: torchscript if name == "torchscript" else 1.0 for name in variants}
+        launches = [self._launch(i, speeds, scatter, baseline_ms, facts) for i in range(count)]
+        run_dir = RunDirectory.named(str(self.folder), name)
+        finished_run(run_dir, [(info or info_of(name, tuple(variants)), launches)], identity, more)
+        return self.folder / name
+
+    def _launch(
+        self,
+        index: int,
+        speeds: Mapping[str, float],
+        scatter: float,
+        baseline_ms: float,
+        facts: Mapping[str, VariantFacts] | None,
+    ) -> LaunchResult:
+        luck = np.exp(scatter * np.random.default_rng(index).standard_normal(len(speeds)))
+        luck[0] = 1
+        walls = {name: baseline_ms / speed * float(x) for (name, speed), x in zip(speeds.items(), luck, strict=True)}
+        return made_launch(walls, index=index, rounds=4, facts=facts, sentinel_ns=(10**6, 10**6))
+
+    def compare(self, base: str, new: str, *options: str) -> Done:
+        arguments = ["compare", str(self.folder / base), str(self.folder / new), *options]
+        result = CliRunner().invoke(app, arguments)
+        if isinstance(result.exception, UsageError):
+            raise result.exception
+        return Done(result.exit_code, result.output)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path)
+
+
+def facts(**given: Any) -> Mapping[str, VariantFacts]:
+    return {"torchscript": VariantFacts(**{"prepare_s": 0.5, "replies": 12, "identical": 12, **given})}
+
+
+@pytest.mark.parametrize(
+    ("new", "code", "verdict"),
+    [
+        ({"torchscript": 1.25}, Exit.WITHIN, "same"),
+        ({"torchscript": 1.25 / 1.015}, Exit.WITHIN, "same"),
+        ({"torchscript": 1.25 / 1.05}, Exit.BEYOND, "slower"),
+        ({"torchscript": 1.25 / 1.03}, Exit.UNKNOWN, "can't tell"),
+        ({"torchscript": 1.25, "scatter": 0.1}, Exit.UNKNOWN, "can't tell"),
+        ({"torchscript": 1.4}, Exit.WITHIN, "faster"),
+        ({"facts": facts(invalid="its replies differ")}, Exit.BEYOND, "broken"),
+        ({"facts": facts(failed="it could not be built")}, Exit.BEYOND, "broken"),
+        ({"facts": facts(identical=11)}, Exit.BEYOND, "broken"),
+        ({"count": 1}, Exit.UNKNOWN, "can't tell"),
+        ({"baseline_ms": 13.0}, Exit.WITHIN, "same"),  # all of it on a slower machine
+    ],
+)
+def test_the_gate_ends_with_what_it_found(new: dict[str, Any], code: Exit, verdict: str, runs: Runs) -> None:
+    runs.make("base")
+    runs.make("new", **new)
+    done = runs.compare("base", "new", "--gate", "3%", "--format", "json")
+    found = json.loads(done.out)
+    cells = {cell["variant"]: cell for cell in found["cells"]}
+    assert (done.code, cells["torchscript"]["verdict"]) == (code, verdict)
+    assert found["exit_code"] == code
+    assert cells["torchscript"]["gates"]
+    assert not cells[CONTROL]["gates"]
+    assert runs.compare("base", "new").code == 0  # without a gate nothing fails
+
+
+def test_the_figures_are_those_of_a_hand_written_calculation(runs: Runs) -> None:
+    runs.make("base")
+    runs.make("new", torchscript=1.2, count=20)
+    (found,) = [one for one in json.loads(runs.compare("base", "new", "--format", "json").out)["cells"] if one["gates"]]
+    means, variances, degrees = [], [], []
+    for name in ("base", "new"):
+        by_trial = RunDirectory.existing(str(runs.folder / name)).read_launches()
+        logs = [launch.log_speedups()["torchscript"] for (launches) in by_trial.values() for launch in launches]
+        means.append(np.mean(logs))
+        variances.append(np.var(logs, ddof=1) / len(logs))
+        degrees.append(len(logs) - 1)
+    df = sum(variances) ** 2 / sum(v**2 / d for v, d in zip(variances, degrees, strict=True))
+    reach = scipy.stats.t.ppf((1 + NOMINAL) / 2, df) * math.sqrt(sum(variances))
+    expected = [math.exp(means[1] - means[0] + side * reach) for side in (-1, 0, 1)]
+    assert [found["low"], found["ratio"], found["high"]] == pytest.approx(expected)
+    assert found["source"] == "samples"
+
+
+def test_a_run_without_samples_is_compared_by_its_rows(runs: Runs) -> None:
+    runs.make("base")
+    runs.make("new", torchscript=1.2)
+    whole = json.loads(runs.compare("base", "new", "--format", "json").out)["cells"]
+    shutil.rmtree(runs.folder / "base" / "samples")
+    bare = json.loads(runs.compare("base", "new", "--format", "json").out)["cells"]
+    assert [one["source"] for one in bare] == ["rows and samples"] * 2
+    for before, after in zip(whole, bare, strict=True):
+        assert [after[key] for key in ("low", "ratio", "high")] == pytest.approx(
+            [before["low"], before["ratio"], before["high"]]
+        )
+
+
+def test_a_cell_that_was_asked_for_and_not_measured_can_not_pass(runs: Runs) -> None:
+    on_gpu = replace(WORKLOAD, device="cuda")
+    runs.make("base", info=info_of("base", ALL, on_gpu, hardware="cuda H100", device_name="H100"))
+    nowhere = TrialInfo("new", "cuda-b1-p4-r5-t1@none", on_gpu, ALL, 0.01, 0.02)
+    skipped = rows_of(nowhere, "skipped", "no station of kind cuda")
+    runs.make("new", more=skipped)
+    done = runs.compare("base", "new", "--gate", "3%")
+    assert done.code == Exit.UNKNOWN
+    assert "not measured in NEW, though asked for: torchscript, batch 1, prompt 4" in done.out
+    assert "only in NEW: " in done.out
+
+
+def test_a_variant_that_is_no_longer_asked_for_is_named_and_fails_nothing(runs: Runs) -> None:
+    runs.make("base")
+    runs.make("new", variants=("eager", "eager-again"))
+    done = runs.compare("base", "new", "--gate", "3%")
+    assert "only in BASE: torchscript, batch 1" in done.out
+    assert done.code == Exit.UNKNOWN  # nothing went through the gate
+
+
+def test_a_text_says_what_the_baseline_and_the_machine_did(runs: Runs) -> None:
+    runs.make("base")
+    runs.make("new", baseline_ms=11.0)
+    out = runs.compare("base", "new", "--gate", "0.03").out
+    assert out.startswith("new against base: 1 cell, within the gate (no variant more than 3% slower)\n")
+    assert "p50 10.00 -> 11.00 ms (x1.100); the sentinel x1.000" in out
+    assert "no gate" in out
+
+
+def test_a_control_that_differs_is_spoken_of(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.make("base")
+    runs.make("new")
+    monkeypatch.setattr(gate, "verdict", lambda *_: gate.SLOWER)
+    assert "the control itself is slower: distrust this comparison" in runs.compare("base", "new").out
+
+
+def test_markdown_is_a_table_that_nothing_breaks(runs: Runs) -> None:
+    for name in ("base", "new"):
+        runs.make(name, info=info_of(name, ALL, hardware="cpu A|B", device_name="A|B"))
+    lines = runs.compare("base", "new", "--gate", "3%", "--format", "markdown").out.splitlines()
+    assert lines[0].startswith("### Latency: new against base: 1 cell, within the gate")
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 4
+    assert {line.replace("\\|", "").count("|") for line in table} == {7}
+
+
+def test_it_is_written_to_a_file(runs: Runs) -> None:
+    runs.make("base")
+    runs.make("new")
+    out = runs.folder / "summary.md"
+    done = runs.compare("base", "new", "--format", "markdown", "--out", str(out))
+    assert done.out == ""
+    assert out.read_text().startswith("### Latency")
+    with pytest.raises(UsageError, match="can't be written: "):
+        runs.compare("base", "new", "--out", str(runs.folder))
+
+
+@pytest.mark.parametrize(
+    ("part", "said"), [("model", "the model's weights differ"), ("prompts", "the prompts differ"), ("code", None)]
+)
+def test_runs_of_other_weights_or_prompts_are_refused_unless_anyway(part: str, said: str | None, runs: Runs) -> None:
+    runs.make("base")
+    runs.make("new", identity={**IDENTITY, part: "other"})
+    if said is None:
+        assert "differs between the runs: this program's sources" in runs.compare("base", "new").out
+        return
+    with pytest.raises(UsageError, match=f"^new can't be compared with base: {said}; or say --anyway$"):
+        runs.compare("base", "new")
+    assert runs.compare("base", "new", "--anyway").code == 0
+
+
+def test_a_run_from_before_identities_is_compared_with_a_note(runs: Runs) -> None:
+    runs.make("base", identity={})
+    runs.make("new")
+    done = runs.compare("base", "new", "--gate", "3%")
+    assert done.code == 0
+    assert "that they are the same was not checked" in done.out
+
+
+@pytest.mark.parametrize("text", ["3", "0", "-1%", "abc", "100%", "nan", ""])
+def test_a_gate_that_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a share: give 3%"):
+        commands.share(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--format", "html"], "unknown format 'html'; choose from: text, markdown, json"),
+        (["--gate", "3"], "--gate '3' is not a share"),
+    ],
+)
+def test_unusable_arguments_are_one_line(options: list[str], said: str, runs: Runs) -> None:
+    runs.make("base")
+    with pytest.raises(UsageError, match=said):
+        runs.compare("base", "base", *options)
+    with pytest.raises(UsageError, match="no run at"):
+        runs.compare("base", "nowhere")
+
+
+def test_a_committed_run_is_like_itself() -> None:
+    run = FinishedRun.of(str(ROOT / "results" / "make-matrix"))
+    cells = cells_of(run)
+    found = gate.compare(match(cells, cells), cells, GATE)
+    assert found.exit == Exit.WITHIN
+    assert [change.ratio.value for change in found.changes if change.ratio] == [1.0, 1.0]
+
+
+# The example for a CI
+
+
+@pytest.fixture(scope="module")
+def workflow() -> dict[Any, Any]:
+    content: dict[Any, Any] = yaml.safe_load((ROOT / "examples" / "ci-gate.yml").read_text())
+    return content
+
+
+def test_the_example_workflow_measures_both_commits_and_compares(workflow: dict[Any, Any]) -> None:
+    assert "pull_request" in workflow[True]  # YAML 1.1 reads a bare ``on`` so
+    steps = workflow["jobs"]["gate"]["steps"]
+    assert all(("uses" in step) != ("run" in step) for step in steps)
+    measured = [step["working-directory"] for step in steps if "make matrix" in step.get("run", "")]
+    assert measured == ["base", "new"]
+    places = {step["with"]["path"] for step in steps if step.get("uses", "").startswith("actions/checkout")}
+    assert places == {"base", "new"}
+
+
+@pytest.mark.parametrize(("code", "job"), [(0, 0), (1, 1), (2, 2), (3, 0)])
+def test_the_example_workflow_fails_when_it_should(
+    code: int, job: int, workflow: dict[Any, Any], tmp_path: Path, stand_in: Callable[[int], None]
+) -> None:
+    stand_in(code)
+    (script,) = [step["run"] for step in workflow["jobs"]["gate"]["steps"] if step.get("id") == "compare"]
+    places = {"RUNNER_TEMP": "t", "GITHUB_WORKSPACE": str(tmp_path), "GITHUB_STEP_SUMMARY": str(tmp_path / "shown")}
+    done = subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env={**os.environ, **places}, check=False)
+    assert done.returncode == job
+    assert (tmp_path / "shown").read_text() == "compare t/results/base t/results/new --gate 3% --format markdown\n"
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Callable[[int], None]:
+    """Puts a program where the workflow has its Python: it writes what it was asked and ends with a code."""
+
+    def put(code: int) -> None:
+        path = tmp_path / ".venv" / "bin" / "python"
+        path.parent.mkdir(parents=True)
+        path.write_text(f'#!/bin/bash\nshift 2\necho "${{@:1:7}}" > "${{@:9:1}}"\nexit {code}\n')
+        path.chmod(0o755)
+
+    return put
