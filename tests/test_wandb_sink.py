@@ -274,9 +274,9 @@ def surroundings(folder: Path, url: str = CLOSED_PORT, **more: str) -> Iterator[
         os.environ.update(before)
 
 
-def drive(sink: WandbSink, told: Told, rows: Sequence[Row]) -> None:
-    """What a driver does: starts, goes on, finishes."""
-    for step in (sink.start, lambda: sink.progress(rows), sink.finish):
+def drive(sink: WandbSink, told: Told, rows: Sequence[Row], trials: int = 1) -> None:
+    """What a driver does: starts, goes on for so many trials, finishes."""
+    for step in (sink.start, *[lambda: sink.progress(rows)] * trials, sink.finish):
         began = time.monotonic()
         step()
         told.waited += time.monotonic() - began
@@ -508,6 +508,7 @@ def test_what_is_published_again_is_there_once(published: Published) -> None:
 # A server in trouble
 
 HALF_WAY = "CreateArtifact.*|file_stream|PUT"
+MANY = 2000  # trials: more than what lies between the processes can hold
 SILENCES = {"stalls": ("stall", ".*"), "stalls half-way": ("stall", HALF_WAY), "drops half-way": ("drop", HALF_WAY)}
 
 
@@ -521,7 +522,7 @@ def unanswered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
             directory = a_run(told[name].folder)
             url = stack.enter_context(serving(way, when)).url
             sink = WandbSink("online", directory)
-            thread = threading.Thread(target=drive, args=(sink, told[name], rows_in(directory)))
+            thread = threading.Thread(target=drive, args=(sink, told[name], rows_in(directory), MANY))
             stack.callback(thread.join)
             with surroundings(told[name].folder, url):
                 thread.start()

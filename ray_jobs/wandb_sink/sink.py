@@ -103,9 +103,11 @@ class WandbSink:
         if self._process is None:
             self._begin()
         if not self._end and self._line is not None:
-            with suppress(OSError):  # it has ended: what it said is still to be heard
+            began = time.monotonic()
+            with suppress(OSError):  # it has ended, and what it said is still to be heard; or it does not listen
                 self._line.settimeout(max(self._left_s, 0.01))
                 self._line.send(b'{"finish": true}')
+            self._left_s -= time.monotonic() - began
             self._listen(self._left_s, "done")
         self._stop()
 
