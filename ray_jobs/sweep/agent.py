@@ -20,7 +20,8 @@ from chatbot.model import PRESETS
 from ray_jobs.sweep.data import load_data
 from ray_jobs.sweep.space import Value, apply, parse_value
 from ray_jobs.sweep.spec import SweepSpec
-from ray_jobs.wandb_sink import PATIENCE_S, PROJECT
+from ray_jobs.wandb_sink.client import PROJECT
+from ray_jobs.wandb_sink.sink import PATIENCE_S
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Value]:

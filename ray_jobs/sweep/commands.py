@@ -19,7 +19,7 @@ from ray_jobs.directory import RunDirectory, StoreError
 from ray_jobs.sweep.data import load_data
 from ray_jobs.sweep.space import read_space
 from ray_jobs.sweep.spec import SweepSpec, Trial, make_spec
-from ray_jobs.wandb_sink import MODES, resolve_mode
+from ray_jobs.wandb_sink.sink import MODES, resolve_mode
 
 NEEDS = {"pandas": "ray[tune]", "sklearn": "scikit-learn", "jinja2": "jinja2"}  # what the extra installs
 INTERRUPTED, TERMINATED = 130, 143

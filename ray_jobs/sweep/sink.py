@@ -15,7 +15,8 @@ from ray_jobs.records import one_line
 from ray_jobs.sweep.record import BEST, Record
 from ray_jobs.sweep.spec import Trial
 from ray_jobs.sweep.table import TrialRow, Validation, best_of, flat
-from ray_jobs.wandb_sink import PATIENCE_S, PROJECT
+from ray_jobs.wandb_sink.client import PROJECT
+from ray_jobs.wandb_sink.sink import PATIENCE_S
 
 CURVES = ("epoch", "train_loss", "validation_loss", "free_running_loss", "best_loss")
 
