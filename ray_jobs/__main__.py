@@ -1,4 +1,4 @@
-"""``python -m ray_jobs matrix | audit | fetch | compact | publish | compare``."""
+"""``python -m ray_jobs matrix | compare | audit | sweep | trace | fetch | compact | publish``."""
 
 import json
 import os
@@ -30,6 +30,7 @@ from ray_jobs.rows import DONE, FAILED, SKIPPED, Row
 from ray_jobs.spec import Spec, read_spec
 from ray_jobs.sweep import commands as sweep
 from ray_jobs.terminal import Reporter, print_classes, print_matrix
+from ray_jobs.trace.commands import trace
 from ray_jobs.wandb_sink.commands import publish
 from ray_jobs.wandb_sink.sink import MODES, WandbSink, resolve_mode
 
@@ -43,6 +44,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(sweep.app)
 app.command()(publish)
 app.command()(compare)
+app.command()(trace)
 
 INTERRUPTED, TERMINATED = 130, 143  # as a shell says it of SIGINT and SIGTERM
 

@@ -160,6 +160,11 @@ class RunDirectory:
         """Its path where it lies on this machine's disk."""
         return self._path if isinstance(self._fs, fs.LocalFileSystem) else None
 
+    def make_folder(self, name: str) -> None:
+        """A folder within it, where there is none yet. Raises UsageError."""
+        with _reaching(self.shown):
+            _in_time(lambda: self._fs.create_dir(f"{self._path}/{name}", recursive=True))
+
     def write(self, name: str, content: bytes) -> None:
         """Puts a whole file in place: readers see the old one or the new one. Raises StoreError."""
         self._write(name, (content,))

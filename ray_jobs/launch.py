@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -92,6 +92,8 @@ class Waiting:
 
 
 Outcome = LaunchResult | Failure | Memory | Limits | Waiting
+Ask = Callable[[Callable[[], Any]], Any]  # a value from a fresh pinned process, or a ``Loss``
+T = TypeVar("T")
 
 Place = tuple[tuple[int, ...], tuple[str, ...]]  # cores and GPUs
 _speeds: dict[Place, Speeds] = {}  # as this process's earlier trials found them
@@ -117,6 +119,31 @@ def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iter
     Raises:
         TrialError: the cores do not suffice, the station stayed busy, or a launch failed ``ATTEMPTS`` times.
     """
+
+    def work(ask: Ask, cores: tuple[int, ...]) -> Iterator[LaunchResult | Failure | Memory | Limits]:
+        def run(launch: Launch) -> LaunchResult | Failure:
+            outcome = ask(partial(_launch, trial, launch, cores))
+            return Failure(launch, outcome.reason) if isinstance(outcome, Loss) else outcome
+
+        yield from launches(trial, run, clock)
+        if trial.memory:
+            asked = {name: ask(partial(_memory, trial, name)) for name in trial.variants}
+            yield Memory({name: peak for name, peak in asked.items() if not isinstance(peak, Loss)})
+            place = (cores, trial.gpus)
+            limits = ask(partial(_limits, trial, _speeds.get(place)))
+            if not isinstance(limits, Loss):
+                _speeds[place] = limits.speeds
+                yield limits
+
+    yield from on_station(trial, work)
+
+
+def on_station(trial: Trial, work: Callable[[Ask, tuple[int, ...]], Iterator[T]]) -> Iterator[T | Waiting]:
+    """Does ``work`` while the trial's station is held; it is given what asks for fresh processes, and their cores.
+
+    Raises:
+        TrialError: the cores do not suffice, or the station stayed busy.
+    """
     allowed = sorted(trial.cores or os.sched_getaffinity(0))
     cores = choose_cores(allowed, trial.workload.threads)
     others = [core for core in allowed if core not in cores]
@@ -127,21 +154,9 @@ def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iter
             def ask(work: Callable[[], Any]) -> Any:
                 return server.run(Request(work, cores, trial.workload.threads, trial.launch_timeout_s))
 
-            def run(launch: Launch) -> LaunchResult | Failure:
-                outcome = ask(partial(_launch, trial, launch, cores))
-                return Failure(launch, outcome.reason) if isinstance(outcome, Loss) else outcome
-
             if trial.workload.device == "cuda" and (fault := ask(_cuda_fault)) is not None:
                 raise TrialError(fault.reason if isinstance(fault, Loss) else fault)
-            yield from launches(trial, run, clock)
-            if trial.memory:
-                asked = {name: ask(partial(_memory, trial, name)) for name in trial.variants}
-                yield Memory({name: peak for name, peak in asked.items() if not isinstance(peak, Loss)})
-                place = (cores, trial.gpus)
-                limits = ask(partial(_limits, trial, _speeds.get(place)))
-                if not isinstance(limits, Loss):
-                    _speeds[place] = limits.speeds
-                    yield limits
+            yield from work(ask, cores)
 
 
 def _take(held: Lease, patience_s: float) -> Iterator[Waiting]:

@@ -169,9 +169,14 @@ def write_run_now_and_then(this: Run) -> None:
 
 def write_run(this: Run) -> None:
     """``run.json``."""
+    this.directory.write_json("run.json", run_record(this))
+
+
+def run_record(this: Run) -> dict[str, Any]:
+    """What ``run.json`` says."""
     ended = all(trial.status for trial in this.trials.values())
     since = datetime.now(UTC) - datetime.fromisoformat(this.started)
-    content = {
+    return {
         "schema_version": SCHEMA_VERSION,
         "run_id": this.id,
         "started": this.started,
@@ -184,7 +189,6 @@ def write_run(this: Run) -> None:
         "environment": this.environment,
         "trials": {trial_id: trial.record() for trial_id, trial in this.trials.items()},
     }
-    this.directory.write_json("run.json", content)
 
 
 def environment(trials: Mapping[str, TrialState]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from chatbot.errors import UsageError
 from chatbot.variants import Workload
 from ray_jobs.directory import RunDirectory, below
 from ray_jobs.launch import Committed
+from ray_jobs.moments import Moments
 from ray_jobs.roofline import Limit, Speeds
 from ray_jobs.rows import DONE, FAILED, SKIPPED, TrialInfo
 from ray_jobs.samples import to_result
@@ -23,6 +24,7 @@ PARTS = {
     "prompts": "the corpus or the vocabulary",
     "spec": "the spec",
 }
+TRACES = "traces"  # the purpose of a run that times nothing
 PLACE = ("station", "host", "device_name", "hardware")  # of a trial
 
 
@@ -58,6 +60,8 @@ class Earlier:
 
     def check(self, identity: Mapping[str, str]) -> None:
         """Raises UsageError where a launch of now would not be like those of then."""
+        if self.run.get("purpose") == TRACES:
+            raise UsageError(f"{self.directory.shown} can't be resumed: it holds traces, and nothing was timed")
         before = self.run.get("identity") or {}
         if not before:
             raise UsageError(f"{self.directory.shown} can't be resumed: it is from before runs could be")
@@ -89,6 +93,7 @@ class Earlier:
         if record.get("speeds"):
             state.speeds = Speeds.of(record["speeds"])
         state.attempts = list(record["attempts"])
+        state.moments = Moments.of_record(record.get("moments"))
         if record["status"] == DONE and len(known) == record["launches"]:
             state.end(DONE, None, store, record["seconds"])
             return state

@@ -19,6 +19,7 @@ from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Event, Job, Station
 from ray_jobs.cluster.stations import choose
 from ray_jobs.launch import Committed
+from ray_jobs.moments import Moments
 from ray_jobs.orders import up_to_multiple
 from ray_jobs.records import LaunchResult, Weights
 from ray_jobs.roofline import Limit, Speeds
@@ -106,6 +107,7 @@ class TrialState:
     seconds: float | None = None
     rows: list[Row] = field(default_factory=list)  # when it has ended
     launches_kept: int = 0  # then
+    moments: Moments = field(default_factory=Moments)  # of all attempts
 
     def __post_init__(self) -> None:
         if self.status == SKIPPED or (self.status == FAILED and self.job is None):
@@ -113,6 +115,7 @@ class TrialState:
 
     def take(self, event: Event, store: Store) -> None:
         """Takes in an event; a launch is in the store before anything else sees it."""
+        self.moments.take(event, self._launch_s(event))
         if isinstance(event, events.TrialWaiting) or (isinstance(event, events.TrialStarted) and not self.started):
             self.started = time.monotonic()  # what was waited for its station is not counted
         elif isinstance(event, events.LaunchDone):
@@ -132,6 +135,12 @@ class TrialState:
         elif isinstance(event, events.TrialEnded):
             seconds = None if self.started is None else round(time.monotonic() - self.started, 1)
             self.end(FAILED if event.reason else DONE, event.reason, store, seconds)
+
+    def _launch_s(self, event: Event) -> float:
+        """How long the launch took that an event brings: what the trial's own clock went on by."""
+        if not isinstance(event, events.LaunchDone):
+            return 0.0
+        return event.committed.elapsed_s - max((earlier.elapsed_s for earlier in self.committed), default=0.0)
 
     def end(self, status: str, reason: str | None, store: Store, seconds: float | None = None) -> None:
         """Closes the trial: its rows are made of what is in the store, unless its worker has made them of the same."""
@@ -155,6 +164,7 @@ class TrialState:
             "limits": {name: asdict(limit) for name, limit in self.limits.items()},
             "speeds": None if self.speeds is None else asdict(self.speeds),
             "seconds": self.seconds,
+            "moments": self.moments.record(),
             "attempts": self.attempts,
             "host": self.info.host,
             "device_name": self.info.device_name,

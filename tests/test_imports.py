@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     *("orders", "statistics", "interference", "roofline", "speeds", "sentinel", "checks", "timing", "records"),
     *("rounds", "measure"),
-    *("forkserver", "lease", "launch"),
+    *("forkserver", "lease", "launch", "trace", "trace.phases", "trace.shares", "trace.profiler", "trace.launches"),
     *("spec", "rows", "classes", "provenance", "samples", "directory", "compact", "runs"),
     *("cluster", "cluster.events", "cluster.schedule", "cluster.knock", "cluster.tasks", "cluster.stations"),
-    *("cluster.connection", "cluster.fetch", "estimate", "trials", "resume", "terminal"),
+    *("cluster.connection", "cluster.fetch", "estimate", "moments", "trials", "resume", "terminal"),
     *("wandb_sink", "wandb_sink.content", "wandb_sink.client", "wandb_sink.sink", "wandb_sink.commands"),
     *("compare", "compare.cells", "compare.gate", "compare.output", "compare.commands"),
     *(
@@ -34,12 +34,13 @@ ORDER = (
     *("audit.faults", "audit.cost", "audit.page", "audit.record", "audit.testbed"),
     *("audit.breakage", "audit.breakage.bench", "audit.breakage.stations", "audit.breakage.trials"),
     *("audit.breakage.drivers", "audit.breakage.stores", "audit.breakage.jobs", "audit.breakage.table"),
-    *("audit.commands", "sweep", "sweep.space", "sweep.spec", "sweep.data", "sweep.table", "sweep.rungs"),
+    *("audit.commands", "trace.timeline", "trace.operators", "trace.page", "trace.job", "trace.commands"),
+    *("sweep", "sweep.space", "sweep.spec", "sweep.data", "sweep.table", "sweep.rungs"),
     *("sweep.importance", "sweep.charts", "sweep.page", "sweep.record", "sweep.worker", "sweep.tuning", "sweep.sink"),
     *("sweep.words", "sweep.agent", "sweep.commands", "__main__"),
 )
 HEAVY = {"ray", "wandb", "pyarrow"}
-MEASURING = ("spec", *ORDER[: ORDER.index("launch") + 1])
+MEASURING = ("spec", *ORDER[: ORDER.index("trace.launches") + 1])
 
 
 def module_name(path: Path) -> str:

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from ray_jobs.launch import Committed, Failure, Limits, Trial
 from ray_jobs.rows import Row, TrialInfo
+from ray_jobs.trace.profiler import Traced
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Job:
     trial: Trial
     info: TrialInfo
     weights: bytes | None = None
+    traces: bool = False  # its variants are traced, each in a launch of its own, and nothing is timed
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,14 @@ class RowsKnown:
 
 
 @dataclass(frozen=True)
+class TraceMade:
+    """A variant of a trial was traced, or could not be."""
+
+    trial_id: str
+    traced: Traced
+
+
+@dataclass(frozen=True)
 class WorkerLost:
     """The process that holds a trial died; the trial goes on in another one on the same station."""
 
@@ -135,6 +145,7 @@ Event = (
     | MemoryKnown
     | LimitsKnown
     | RowsKnown
+    | TraceMade
     | WorkerLost
     | TrialEnded
 )

@@ -22,6 +22,7 @@ from ray_jobs.cluster.events import (
     LimitsKnown,
     MemoryKnown,
     RowsKnown,
+    TraceMade,
     TrialBegun,
     TrialEnded,
     TrialWaiting,
@@ -33,6 +34,8 @@ from ray_jobs.forkserver import TrialError
 from ray_jobs.records import LaunchResult, Weights, one_line
 from ray_jobs.roofline import Limit
 from ray_jobs.rows import DONE, TrialInfo, rows_of
+from ray_jobs.trace.launches import run_traces
+from ray_jobs.trace.profiler import Traced
 
 FETCH_TIMEOUT_S = 30.0  # for what a ready task yielded: its node may be out of reach by then
 NAMESPACE = b"latency-matrix"
@@ -63,7 +66,12 @@ class RayBackend:
         )
         weights = None if job.weights is None else self._once(job.weights)
         handle = placed.remote(
-            replace(job.trial, pool=job.trial.pool[:0]), job.info, self._once(job.trial.pool), weights, station.gpus
+            replace(job.trial, pool=job.trial.pool[:0]),
+            job.info,
+            self._once(job.trial.pool),
+            weights,
+            station.gpus,
+            job.traces,
         )
         if station.address is not None:
             self._watchman.watch(handle, station.node_id, station.address)
@@ -135,6 +143,8 @@ def _event(trial_id: str, value: Any) -> Event:
         return LimitsKnown(trial_id, value)
     if isinstance(value, launch.Waiting):
         return TrialWaiting(trial_id, value.holder)
+    if isinstance(value, Traced):
+        return TraceMade(trial_id, value)
     if value is None:
         return TrialBegun(trial_id)
     if isinstance(value, RowsKnown):
@@ -155,7 +165,7 @@ def _first(error: BaseException) -> str:
 
 
 def _measure(
-    trial: launch.Trial, info: TrialInfo, pool: Any, weights: bytes | None, node_gpus: Sequence[str]
+    trial: launch.Trial, info: TrialInfo, pool: Any, weights: bytes | None, node_gpus: Sequence[str], traces: bool
 ) -> Iterator[Any]:
     """The task: None as it begins, launches with what the stopping rule needs of them, everything else as it is.
 
@@ -170,7 +180,7 @@ def _measure(
         trial = replace(trial, pool=pool, **_share(node_gpus))
         if weights is not None:
             trial = replace(trial, weights=Weights(path=stack.enter_context(_memory_file(weights))))
-        for outcome in launch.run_trial(trial):
+        for outcome in run_traces(trial) if traces else launch.run_trial(trial):
             if isinstance(outcome, LaunchResult):
                 launches.append(outcome)
                 yield launch.Committed.of(outcome), samples.to_table(trial.id, outcome)
@@ -180,7 +190,7 @@ def _measure(
             elif isinstance(outcome, launch.Limits):
                 limits = outcome.of
             yield outcome
-    if not trial.committed:
+    if not trial.committed and not traces:
         yield RowsKnown(trial.id, rows_of(info, DONE, None, launches, peak_mb, limits), len(launches))
 
 

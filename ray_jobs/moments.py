@@ -1,0 +1,72 @@
+"""When things happened to a trial, by the driver's one clock, so that stations can be compared."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_jobs.cluster import events
+from ray_jobs.cluster.events import Event
+
+STARTED, WAITING, BEGUN, LAUNCH_BEGAN, LAUNCH = "started", "waiting", "begun", "launch began", "launch"
+LOST, MEMORY, TRACE, WORKER_LOST, ENDED = "launch lost", "memory", "trace", "worker lost", "ended"
+
+
+@dataclass
+class Moments:
+    """``at[kind]``: seconds after ``started_unix_s`` at which something of that kind was heard, each list in order.
+
+    ``started`` is when the trial was handed to Ray (again, for each attempt), ``begun`` when its worker ran, ``launch``
+    when a launch came home and ``launch began`` when that one had begun, by its own duration.
+    """
+
+    started_unix_s: float | None = None
+    at: dict[str, list[float]] = field(default_factory=dict)
+    clock: Callable[[], float] = time.time
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any] | None) -> "Moments":
+        """What ``record()`` was; None, of a run from before it was kept, gives none."""
+        if not record:
+            return cls()
+        return cls(record["started_unix_s"], {kind: list(times) for kind, times in record["at_s"].items()})
+
+    def record(self) -> dict[str, Any] | None:
+        """Plain values, None before the trial was started."""
+        return None if self.started_unix_s is None else {"started_unix_s": self.started_unix_s, "at_s": self.at}
+
+    def take(self, event: Event, launch_s: float = 0.0) -> None:
+        """Notes when an event is heard; ``launch_s`` is how long the launch that it brings took."""
+        kind = _kind(event)
+        if kind is None:
+            return
+        now = self.clock()
+        if self.started_unix_s is None:
+            self.started_unix_s = round(now, 3)
+        after = max(0.0, now - self.started_unix_s)
+        if kind == LAUNCH:
+            before = self.at.get(LAUNCH, [0.0])[-1]  # news may arrive late, but in order
+            self._add(LAUNCH_BEGAN, max(before, after - launch_s))
+        self._add(kind, after)
+
+    def _add(self, kind: str, after_s: float) -> None:
+        self.at.setdefault(kind, []).append(round(after_s, 3))
+
+
+KINDS: dict[type, str] = {
+    events.TrialStarted: STARTED,
+    events.TrialBegun: BEGUN,
+    events.LaunchDone: LAUNCH,
+    events.LaunchLost: LOST,
+    events.MemoryKnown: MEMORY,
+    events.WorkerLost: WORKER_LOST,
+    events.TrialEnded: ENDED,
+}
+
+
+def _kind(event: Event) -> str | None:
+    if isinstance(event, events.TrialWaiting):
+        return f"{WAITING}: {event.holder}"
+    if isinstance(event, events.TraceMade):
+        return f"{TRACE} {event.traced.variant}"
+    return KINDS.get(type(event))

@@ -1,0 +1,227 @@
+"""The tracing job: spec -> stations -> tracing launches -> ``traces/`` in a run directory, new or there already."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import typer
+
+from chatbot.errors import UsageError
+from ray_jobs import matrix
+from ray_jobs.cluster import events
+from ray_jobs.cluster.connection import connected, wait_for
+from ray_jobs.cluster.stations import find_stations
+from ray_jobs.cluster.tasks import measure
+from ray_jobs.directory import RunDirectory
+from ray_jobs.matrix import Where
+from ray_jobs.resume import TRACES, Earlier
+from ray_jobs.rows import DONE, FAILED, TrialInfo
+from ray_jobs.samples import schema_of
+from ray_jobs.spec import Spec
+from ray_jobs.trace import page
+from ray_jobs.trace.launches import traced_variants
+from ray_jobs.trace.operators import OperatorRow, VariantRow, operator_rows, variant_rows
+from ray_jobs.trace.profiler import Traced, zipped
+from ray_jobs.trace.timeline import timeline
+from ray_jobs.trials import Inputs, TrialState, place
+from ray_jobs.wandb_sink import WandbSink
+
+FOLDER = "traces"
+TIMELINE, INDEX = "timeline.json.gz", "index.json"
+ROOM = 20_000_000  # bytes a workload, for its traces
+
+
+@dataclass
+class Tracing:
+    """What one call of ``trace`` makes, and where it goes."""
+
+    spec: Spec
+    run_id: str
+    directory: RunDirectory
+    earlier: Earlier | None = None  # the run that the traces are put into
+    trials: dict[str, TrialState] = field(default_factory=dict)
+    traces: dict[str, list[Traced]] = field(default_factory=dict)  # of each trial, without their content
+    index: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, file: str, kind: str, title: str, info: TrialInfo | None = None, variant: str | None = None) -> None:
+        """An entry of ``traces/index.json``; ``file`` lies beside it."""
+        trial_id = None if info is None else info.trial_id
+        self.index.append({"file": file, "title": title, "trial_id": trial_id, "variant": variant, "kind": kind})
+
+    @property
+    def failed(self) -> bool:
+        """Whether a trial or one of its traces did."""
+        lost = any(traced.failed for traces in self.traces.values() for traced in traces)
+        return lost or any(trial.status == FAILED for trial in self.trials.values())
+
+
+def run(tracing: Tracing, where: Where) -> None:
+    """Makes the traces and everything in ``traces/``; prints each trial as it ends.
+
+    Raises:
+        UsageError: the model, the corpus, the cluster or the directory can't be used.
+        StoreError: a trace could not be kept.
+    """
+    spec, directory = tracing.spec, tracing.directory
+    inputs = Inputs.of(spec)
+    identity = inputs.identity(spec)
+    if tracing.earlier is not None:
+        tracing.warnings += changes(tracing.earlier.run, identity)
+    room = len(spec.plan()) * ROOM
+    with ExitStack() as stack:
+        stack.enter_context(
+            directory.reopened(room) if tracing.earlier else directory.created(samples=False, room=room)
+        )
+        stack.enter_context(connected(where.address))
+        missed = wait_for(where.resources, where.wait_s, _say)
+        stations = find_stations(spec.device, spec.isolation == "device", spec.cores_per_gpu)
+        tracing.trials = place(spec, tracing.run_id, inputs, stations, where.wait_s, missed)
+        if tracing.earlier is not None:
+            tracing.trials = _of_the_run(tracing.trials, tracing.earlier)
+        directory.make_folder(FOLDER)
+        this = matrix.Run(tracing.run_id, spec, directory, WandbSink("off", directory), identity, _now())
+        this.trials, this.environment = tracing.trials, matrix.environment(tracing.trials)
+        jobs = [_tracing(trial) for trial in tracing.trials.values() if trial.job is not None]
+        with closing(measure(jobs)) as heard:
+            for event in heard:
+                take(tracing, event)
+        if tracing.earlier is None:
+            directory.write_json("run.json", matrix.run_record(this) | {"purpose": TRACES})
+        finish(tracing)
+
+
+def rebuild_timeline(tracing: Tracing) -> None:
+    """Only the timeline of a run, and its entry in the index."""
+    with tracing.directory.reopened():
+        tracing.directory.make_folder(FOLDER)
+        try:
+            index = json.loads(tracing.directory.read(f"{FOLDER}/{INDEX}"))
+        except FileNotFoundError:
+            index = []
+        _write_timeline(tracing)
+        tracing.index += [entry for entry in index if entry["file"] != TIMELINE]
+        tracing.directory.write_json(f"{FOLDER}/{INDEX}", tracing.index)
+
+
+def changes(run: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+    """What a person has to know of a run's traces. Raises UsageError where they would be of another model."""
+    before = run.get("identity") or {}
+    for part, text in (("model", "the model's weights"), ("prompts", "the corpus or the vocabulary")):
+        if before and before.get(part) != now[part]:
+            raise UsageError(f"traces would not be of run {run['run_id']}: {text} changed since; start a new run")
+    if before.get("code") != now["code"]:
+        return ["the sources of this program are not those of the run: its traces show the program as it is now"]
+    return []
+
+
+def take(tracing: Tracing, event: events.Event) -> None:
+    """Takes in what the cluster says; a trace is in the directory before anything is said of it."""
+    trial = tracing.trials[event.trial_id]
+    trial.moments.take(event)
+    if isinstance(event, events.TraceMade):
+        _keep(tracing, trial.info, event.traced)
+    elif isinstance(event, events.TrialWaiting):
+        _say(f"{event.trial_id}: waiting: {event.holder}")
+    elif isinstance(event, events.WorkerLost):
+        _say(f"{event.trial_id}: its worker was lost ({event.reason}); its traces are made again")
+        _forget(tracing, event.trial_id)
+    elif isinstance(event, events.TrialEnded):
+        trial.status, trial.reason, trial.job = FAILED if event.reason else DONE, event.reason, None
+        if event.reason:
+            _say(f"{event.trial_id}: failed: {event.reason}")
+        traces = tracing.traces.get(event.trial_id, [])
+        page.print_trial(_title(trial.info), traces, variant_rows(event.trial_id, traces))
+
+
+def _keep(tracing: Tracing, info: TrialInfo, traced: Traced) -> None:
+    if not traced.failed:
+        name = trace_file(info.trial_id, traced.variant)
+        tracing.directory.write(f"{FOLDER}/{name}", traced.content)
+        tracing.add(name, "trace", f"{traced.variant}: {_title(info)}", info, traced.variant)
+    tracing.traces.setdefault(info.trial_id, []).append(replace(traced, content=b""))
+    _say(f"{info.trial_id}: {traced.variant} {f'failed: {traced.failed}' if traced.failed else 'traced'}")
+
+
+def _forget(tracing: Tracing, trial_id: str) -> None:
+    """What a lost worker had sent comes again from the next one."""
+    tracing.traces.pop(trial_id, None)
+    tracing.index = [entry for entry in tracing.index if entry["trial_id"] != trial_id]
+
+
+def trace_file(trial_id: str, variant: str) -> str:
+    """Its name in ``traces/``; a variant of one's own is called ``package.module:NAME``."""
+    return f"{trial_id}.{variant.replace('/', '-')}.json.gz"
+
+
+def finish(tracing: Tracing) -> None:
+    """``operators.parquet`` and ``.json``, the timeline and the index."""
+    directory = tracing.directory
+    operators = [row for name, traces in tracing.traces.items() for one in traces for row in operator_rows(name, one)]
+    variants = [row for name, traces in tracing.traces.items() for row in variant_rows(name, traces)]
+    plain = [asdict(row) for row in operators]
+    directory.write_table(f"{FOLDER}/operators.parquet", pa.Table.from_pylist(plain, schema=schema_of(OperatorRow)))
+    content = {"warnings": tracing.warnings, "variants": [asdict(row) for row in variants], "operators": plain}
+    directory.write_json(f"{FOLDER}/operators.json", content)
+    for file in ("operators.json", "operators.parquet"):
+        tracing.add(file, "operators", "operators of every trace by self time and memory")
+    _write_timeline(tracing)
+    directory.write_json(f"{FOLDER}/{INDEX}", tracing.index)
+
+
+def _write_timeline(tracing: Tracing) -> None:
+    run = json.loads(tracing.directory.read("run.json"))
+    try:
+        content = timeline(run)
+    except ValueError as error:
+        tracing.warnings.append(f"no timeline: {error}")
+        return
+    tracing.directory.write(f"{FOLDER}/{TIMELINE}", zipped(content))
+    tracing.add(TIMELINE, "timeline", "who measured where, when: a row for each station")
+
+
+def sentences(tracing: Tracing) -> Iterator[VariantRow]:
+    """The row of every traced variant."""
+    for name, traces in tracing.traces.items():
+        yield from variant_rows(name, traces)
+
+
+def _of_the_run(trials: Mapping[str, TrialState], earlier: Earlier) -> dict[str, TrialState]:
+    """Those that the run measured. Raises UsageError where none of their stations is here."""
+    done = {name: record["station"] for name, record in earlier.run["trials"].items() if record["status"] == DONE}
+    found = {name: trial for name, trial in trials.items() if name in done}
+    if not found:
+        there = ", ".join(sorted({str(station) for station in done.values()})) or "none"
+        here = ", ".join(sorted({str(t.info.station) for t in trials.values() if t.info.station})) or "none"
+        raise UsageError(
+            f"no trial of run {earlier.id} can be traced here: it was measured on {there}, in this cluster is {here}; "
+            "start a new run of traces instead, without --run"
+        )
+    return found
+
+
+def _tracing(trial: TrialState) -> events.Job:
+    assert trial.job is not None
+    variants = traced_variants(trial.job.trial.variants)
+    return replace(trial.job, traces=True, trial=replace(trial.job.trial, variants=variants))
+
+
+def _title(info: TrialInfo) -> str:
+    w = info.workload
+    sizes = f"model {w.model}, batch {w.batch}, prompt {w.prompt_tokens} tokens, reply {w.reply_tokens} tokens"
+    return f"{w.device} ({info.station}): {sizes}, {w.threads} thread{'s' * (w.threads != 1)}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+__all__ = ["FOLDER", "Tracing", "VariantRow", "rebuild_timeline", "run", "sentences"]

@@ -1,0 +1,84 @@
+"""What ``trace`` prints: where each variant's time goes, and operators of each variant beside the baseline's."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from chatbot.variants import BASELINE
+from ray_jobs.trace.operators import Pair, VariantRow, disturbed, side_by_side
+from ray_jobs.trace.profiler import Traced
+from ray_jobs.trace.shares import DISPATCH, KERNEL
+
+MOST_LINES = 12  # of operators
+KIND = {KERNEL: KERNEL, DISPATCH: DISPATCH}
+
+
+def print_trial(title: str, traces: Sequence[Traced], rows: Sequence[VariantRow]) -> None:
+    """One trial on stdout."""
+    console = Console()
+    console.print()
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(_shares_table(rows))
+    for row in rows:
+        text = f"failed: {row.reason}" if row.reason else row.sentence or ""
+        console.print(Text(f"  {row.variant}: {text}" if row.reason else f"  {text}"), soft_wrap=True)
+        if note := disturbed(row):
+            console.print(Text(f"  {note}", style="yellow"), soft_wrap=True)
+    sound = {traced.variant: traced for traced in traces if traced.operators}
+    for name, traced in sound.items():
+        if name != BASELINE and BASELINE in sound:
+            console.print()
+            console.print(_operators_table(sound[BASELINE], traced))
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _shares_table(rows: Sequence[VariantRow]) -> Table:
+    table = _table()
+    table.add_column("variant", no_wrap=True)
+    shares = ("kernel\n", "dis-\npatch", "inter-\npreter")
+    for title in ("before\nms", "traced\nms", *shares, "encode\nms", "decode\nms", "operator\ncalls"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        parts = [_share(part, row.reply_ms) for part in (row.kernel_ms, row.dispatch_ms, row.interpreter_ms)]
+        times = [_ms(row.untraced_ms), _ms(row.reply_ms), *parts, _ms(row.encode_ms), _ms(row.decode_ms)]
+        table.add_row(row.variant, *times, str(row.operators) if row.operators else "-")
+    return table
+
+
+def _operators_table(baseline: Traced, other: Traced) -> Table:
+    """The operators that take most of either, then all others in one line."""
+    table = _table()
+    table.add_column(f"own time and memory\n{baseline.variant} > {other.variant}", no_wrap=True, max_width=32)
+    table.add_column("\nkind", no_wrap=True)
+    for what in ("ms", "calls", "KB"):
+        table.add_column(f"\n{what}", justify="right", no_wrap=True)
+        table.add_column(f"\n> {what}", justify="right", no_wrap=True)
+    pairs = side_by_side(baseline, other)
+    for pair in pairs[:MOST_LINES]:
+        table.add_row(pair.operator, KIND.get(pair.kind, ""), *_cells([pair]))
+    if rest := pairs[MOST_LINES:]:
+        table.add_row(f"{len(rest)} others", "", *_cells(rest))
+    return table
+
+
+def _cells(pairs: Sequence[Pair]) -> list[str]:
+    sides = [[pair.left for pair in pairs], [pair.right for pair in pairs]]
+    return [
+        *(f"{sum(use.self_ms for use in side):.2f}" for side in sides),
+        *(f"{sum(use.calls for use in side):.0f}" for side in sides),
+        *(f"{sum(use.memory_kb for use in side):.0f}" for side in sides),
+    ]
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    return "-" if part is None or not whole else f"{part / whole:.0%}"

@@ -1,0 +1,96 @@
+"""The phases of a reply, named from outside: hooks on the networks while a trace is made, nothing in the timed code."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as every_module
+from torch.profiler import record_function
+
+REPLY, ENCODE, STEP = "reply", "encode", "decode step"  # the steps are numbered from 1
+ENCODER, DECODER = "Encoder", "Decoder"  # how the names of the networks' classes end
+
+
+def phase_names(steps: int) -> list[str]:
+    """The phases within one reply, in order."""
+    return [ENCODE, *(f"{STEP} {step}" for step in range(1, steps + 1))]
+
+
+def networks(call: Callable[[], object], steps: int) -> tuple[nn.Module, nn.Module] | None:
+    """The encoder and the decoder that a call runs from Python, found by watching one; None where it can't tell.
+
+    It can where an encoder is called once and then a decoder ``steps`` times. A scripted or compiled search, and one
+    that is no module at all, calls neither from Python.
+    """
+    called: list[nn.Module] = []
+    inside: list[nn.Module] = []
+
+    def enter(module: nn.Module, _: object) -> None:
+        if _role(module) is not None:
+            if not inside:
+                called.append(module)
+            inside.append(module)
+
+    def leave(module: nn.Module, *_: object) -> None:
+        if inside and inside[-1] is module:
+            inside.pop()
+
+    hooks = [
+        every_module.register_module_forward_pre_hook(enter),
+        every_module.register_module_forward_hook(leave),
+    ]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if [_role(module) for module in called] != [ENCODER, *[DECODER] * steps] or len({*called[1:]}) != 1:
+        return None
+    return called[0], called[1]
+
+
+def _role(module: nn.Module) -> str | None:
+    """By the name of its class, which a trace, a script and a compiled module keep inside."""
+    name = module.original_name if isinstance(module, torch.jit.ScriptModule) else None
+    name = name or type(getattr(module, "_orig_mod", module)).__name__
+    return next((role for role in (ENCODER, DECODER) if name.endswith(role)), None)
+
+
+@contextmanager
+def named(found: tuple[nn.Module, nn.Module] | None) -> Iterator[Callable[[], Any]]:
+    """Gives the phase ``reply``, to be entered around each call; within the block the networks name theirs too."""
+    step = 0
+    open_phases: list[record_function] = []
+
+    def enter(title: Callable[[], str], *_: object) -> None:
+        phase = record_function(title())
+        phase.__enter__()  # type: ignore[no-untyped-call]
+        open_phases.append(phase)
+
+    def leave(*_: object) -> None:
+        open_phases.pop().__exit__(None, None, None)
+
+    def next_step() -> str:
+        nonlocal step
+        step += 1
+        return f"{STEP} {step}"
+
+    @contextmanager
+    def reply() -> Iterator[None]:
+        nonlocal step
+        step = 0
+        with record_function(REPLY):
+            yield
+
+    hooks = []
+    for module, title in zip(found or (), (lambda: ENCODE, next_step), strict=False):
+        hooks.append(module.register_forward_pre_hook(partial(enter, title)))
+        hooks.append(module.register_forward_hook(leave))
+    try:
+        yield reply
+    finally:
+        for hook in hooks:
+            hook.remove()

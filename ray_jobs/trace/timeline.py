@@ -1,0 +1,98 @@
+"""The cluster's timeline: who measured where, when, waiting or busy, as a Chrome trace with one row per station."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ray_jobs.moments import ENDED, LAUNCH, LAUNCH_BEGAN, LOST, MEMORY, STARTED, TRACE, WAITING, WORKER_LOST
+
+CLUSTER = 1  # the process that all rows belong to
+COLOURS = {"done": "good", "failed": "terrible"}  # chrome://tracing's names; Perfetto has its own
+
+BETWEEN = {LAUNCH_BEGAN: "starting", ENDED: "ending"}  # what lies before these, where it takes more than
+SHORT_S = 0.05
+
+Slice = tuple[str, str, float, float]  # name, category, from and to in seconds after the trial was started
+
+
+def timeline(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The trace of a run's ``run.json``; times as the driver heard them, by its own clock.
+
+    A trial is a slice on its station's row; within it lie ``waiting`` (for its worker or its station), ``starting``,
+    its launches, and what follows them. Raises ValueError where the run tells no times.
+    """
+    trials = {name: t for name, t in run["trials"].items() if (t.get("moments") or {}).get("at_s", {}).get(ENDED)}
+    if not trials:
+        raise ValueError("its run.json tells no times: it is from before they were kept, or nothing was started")
+    first = min(trial["moments"]["started_unix_s"] for trial in trials.values())
+    rows = {station: row for row, station in enumerate(sorted({t["station"] for t in trials.values()}), 1)}
+    traced: list[dict[str, Any]] = [_named("process_name", 0, f"run {run['run_id']}")]
+    for station, row in rows.items():
+        traced += [_named("thread_name", row, station), _sorted(row)]
+    for name, trial in trials.items():
+        traced += _trial(name, trial, rows[trial["station"]], trial["moments"]["started_unix_s"] - first)
+    meta = {"run": run["run_id"], "clock": "the driver's", "began": run["started"]}
+    return {"displayTimeUnit": "ms", "traceEvents": traced, "otherData": meta}
+
+
+def _named(what: str, row: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": what, "pid": CLUSTER, "tid": row, "ts": 0, "args": {"name": name}}
+
+
+def _sorted(row: int) -> dict[str, Any]:
+    return {"ph": "M", "name": "thread_sort_index", "pid": CLUSTER, "tid": row, "ts": 0, "args": {"sort_index": row}}
+
+
+def _trial(name: str, trial: Mapping[str, Any], row: int, offset_s: float) -> Iterator[dict[str, Any]]:
+    at = trial["moments"]["at_s"]
+    told = {key: trial[key] for key in ("status", "reason", "launches")}
+    for start, end in _attempts(at):
+        whole = _slice((name, "trial", start, end), row, offset_s)
+        yield {**whole, "args": told, "cname": COLOURS.get(str(trial["status"]), "bad")}
+        earlier = sum(time < start for time in at.get(LAUNCH, ()))
+        for part in parts(_within(at, start, end), earlier):
+            yield _slice(part, row, offset_s)
+
+
+def _attempts(at: Mapping[str, list[float]]) -> list[tuple[float, float]]:
+    """From each start of a trial to its end, which is the next start where its worker was lost or the driver ended."""
+    starts, last = at[STARTED], at[ENDED][-1]
+    heard = sorted(time for times in at.values() for time in times)
+    ends = []
+    for start, following in zip(starts, [*starts[1:], float("inf")], strict=True):
+        # A driver that was cut off heard nothing more: what it heard last ends its attempt.
+        ends.append(max((time for time in heard if start <= time < following), default=start))
+    return [(start, min(end, last)) for start, end in zip(starts, ends, strict=True)]
+
+
+def _within(at: Mapping[str, list[float]], start: float, end: float) -> list[tuple[float, str]]:
+    """What was heard in an attempt, in order; at one moment a launch comes home before the next one begins."""
+    order = {STARTED: 0, LAUNCH_BEGAN: 2, ENDED: 3}
+    heard = [(time, kind) for kind, times in at.items() for time in times if start <= time <= end]
+    return sorted(heard, key=lambda one: (one[0], order.get(one[1], 1)))
+
+
+def parts(heard: list[tuple[float, str]], launches: int = 0) -> Iterator[Slice]:
+    """Slices one behind the other, of what was heard in an attempt of a trial, behind so many launches before it."""
+    boundary, waiting = heard[0][0], "waiting for its worker"
+    for time, kind in heard:
+        if kind.startswith(WAITING):
+            waiting = kind
+            continue
+        if kind == LAUNCH:
+            yield f"launch {launches}", LAUNCH, boundary, time
+            launches += 1
+        elif kind in (LOST, MEMORY, WORKER_LOST) or kind.startswith(TRACE):
+            yield kind, TRACE if kind.startswith(TRACE) else kind, boundary, time
+        elif waiting and kind != STARTED:
+            yield waiting, WAITING, boundary, time
+        elif time - boundary > SHORT_S:
+            yield BETWEEN.get(kind, kind), "between", boundary, time
+        waiting = waiting if kind == STARTED else ""
+        boundary = max(boundary, time)
+
+
+def _slice(one: Slice, row: int, offset_s: float) -> dict[str, Any]:
+    name, category, start, end = one
+    begin = round((start + offset_s) * 1e6)
+    length = max(0, round((end + offset_s) * 1e6) - begin)
+    return {"ph": "X", "name": name, "cat": category, "pid": CLUSTER, "tid": row, "ts": begin, "dur": length}
