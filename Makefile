@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
 export WANDB_ERROR_REPORTING ?= false
 
-.PHONY: matrix plan seed audit sweep chat train test test-all test-cluster test-s3 test-gpu check lock clean
+.PHONY: matrix plan seed audit sweep trace chat train cpp test test-all test-cluster test-s3 test-gpu check lock clean
 
 matrix: .venv/installed          ## measure the shipped chatbot on this machine and print the latency matrix
 	$(BIN)/python -m ray_jobs matrix $(ARGS)
@@ -21,6 +21,13 @@ audit: .venv/installed           ## how often this tool is wrong, on this machin
 
 sweep: .venv/installed           ## search for hyperparameters of the shipped chatbot, and say which mattered (hours)
 	$(BIN)/python -m ray_jobs sweep --space examples/space.toml --min-count 10 --half $(ARGS)
+
+trace: .venv/installed           ## where a reply's time goes: traces for Perfetto, operators side by side
+	$(BIN)/python -m ray_jobs trace $(ARGS)
+
+cpp: .venv/installed             ## build examples/cpp against the installed PyTorch: build/cpp/chat bot.pt
+	cmake -S examples/cpp -B build/cpp -DCMAKE_PREFIX_PATH="$$($(BIN)/python -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	cmake --build build/cpp
 
 chat: .venv/installed            ## talk to the shipped chatbot
 	$(BIN)/python -m chatbot chat $(ARGS)
