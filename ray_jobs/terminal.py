@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from ray_jobs import words
 from ray_jobs.classes import CLASS, HardwareClass
 from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Event
@@ -130,9 +131,9 @@ def print_matrix(rows: Sequence[Row], margin: float) -> None:
     for trial_id in dict.fromkeys(row.trial_id for row in rows):
         mine = [row for row in rows if row.trial_id == trial_id]
         console.print()
-        console.print(Text(title(mine[0]), style="bold"), soft_wrap=True)
+        console.print(Text(words.title(mine[0]), style="bold"), soft_wrap=True)
         if all(row.status == SKIPPED for row in mine):
-            console.print(f"  skipped: {mine[0].reason}", soft_wrap=True)
+            console.print(f"  skipped: {mine[0].reason}", soft_wrap=True, markup=False)
             continue
         limited = any(row.of_limit is not None for row in mine)
         tables = [_trial_table(mine, margin, limited), _trial_table(mine, margin)]
@@ -141,21 +142,8 @@ def print_matrix(rows: Sequence[Row], margin: float) -> None:
             console.print(fitting[0])
         else:
             _print_lines(console, mine, margin)
-        for note in (*limit_notes(mine, shares=fitting[:1] == tables[1:]), *notes(mine)):
-            console.print(f"  {note}", soft_wrap=True)
-
-
-def title(row: Row) -> str:
-    """A trial in words."""
-    place = f"{row.device} {row.device_name} ({row.station})" if row.station else row.device
-    return f"{place}: {_sizes(row)}"
-
-
-def _sizes(of: Row | HardwareClass) -> str:
-    """A workload in words."""
-    threads = "1 thread" if of.threads == 1 else f"{of.threads} threads"
-    tokens = f"prompt {of.prompt_tokens} tokens, reply {of.reply_tokens} tokens"
-    return f"model {of.model}, batch {of.batch}, {tokens}, {threads}"
+        for note in (*words.limit_notes(mine, shares=fitting[:1] == tables[1:]), *words.notes(mine)):
+            console.print(f"  {note}", soft_wrap=True, markup=False)
 
 
 def _trial_table(rows: Sequence[Row], margin: float, limited: bool = False) -> Table:
@@ -168,9 +156,15 @@ def _trial_table(rows: Sequence[Row], margin: float, limited: bool = False) -> T
     if limited:
         table.add_column("of\nlimit", justify="right", no_wrap=True)
     for row in rows:
-        cells = (row.variant, latency(row), speedup_cell(row), verdict_words(row, margin), replies(row))
-        table.add_row(*cells, *([of_limit(row)] if limited else []))
+        verdict = _verdict(row, margin)
+        cells = (row.variant, words.latency(row), words.speedup_cell(row), verdict, words.replies(row))
+        table.add_row(*cells, *([words.of_limit(row)] if limited else []))
     return table
+
+
+def _verdict(row: Row, margin: float) -> Text:
+    style = "dim" if row.status == SKIPPED else STYLES.get(row.verdict or "invalid", "")
+    return Text(words.verdict(row, margin), style=style)
 
 
 def _width(console: Console, table: Table) -> int:
@@ -182,89 +176,9 @@ def _print_lines(console: Console, rows: Sequence[Row], margin: float) -> None:
     """The same for a terminal that is too narrow for the table: nothing is cut off."""
     for row in rows:
         console.print(Text(row.variant, style="bold"))
-        console.print(Text(f"  {latency(row)} ms, speedup {speedup_cell(row)}"))
-        limit = "" if row.of_limit is None else f", {of_limit(row)} of the limit"
-        console.print(Text("  ") + verdict_words(row, margin) + Text(f", {replies(row)} same replies{limit}"))
-
-
-def latency(row: Row) -> str:
-    """The median with its interval; a program that is not what its label says has none."""
-    return "-" if row.verdict == "invalid" else _p50(row)
-
-
-def _p50(of: Row | HardwareClass) -> str:
-    if of.p50_ms is None:
-        return "-"
-    if of.p50_low_ms is None or of.p50_high_ms is None:
-        return _digits(of.p50_ms)
-    return f"{_digits(of.p50_ms)} ({_digits(of.p50_low_ms)} to {_digits(of.p50_high_ms)})"
-
-
-def _digits(ms: float) -> str:
-    """Four significant digits or so: intervals are seldom narrower than a part in a thousand."""
-    return f"{ms:.{max(0, 2 - int(ms >= 10) - int(ms >= 100))}f}" if ms >= 1 else f"{ms:.3f}"
-
-
-def speedup_cell(row: Row) -> str:
-    """The speedup with its interval."""
-    return "-" if row.variant == row.baseline else _speedup(row)
-
-
-def _speedup(of: Row | HardwareClass) -> str:
-    if of.speedup is None:
-        return "-"
-    if of.speedup_low is None or of.speedup_high is None:
-        return f"{of.speedup:.3f}"
-    return f"{of.speedup:.3f} ({of.speedup_low:.3f} to {of.speedup_high:.3f})"
-
-
-def verdict_words(row: Row, margin: float) -> Text:
-    """The verdict as one would say it."""
-    words = {
-        "baseline": "baseline",
-        "same": f"same ±{margin:.0%}",
-        "faster": "faster",
-        "slower": "slower",
-        "inconclusive": "can't tell",
-    }
-    if row.verdict in words:
-        return Text(words[row.verdict], style=STYLES.get(row.verdict, ""))
-    return Text(row.verdict or row.status, style="dim" if row.status == SKIPPED else STYLES["invalid"])
-
-
-def replies(row: Row) -> str:
-    """The share of replies that equal the baseline's, never rounded up to all."""
-    if row.identical_replies is None or row.verdict == "invalid":
-        return "-"
-    if row.identical_replies == 1:
-        return "100%"
-    return f"{min(row.identical_replies, 0.9999):.2%}"
-
-
-def of_limit(row: Row) -> str:
-    """The share of what the hardware allows that a variant reaches."""
-    return "-" if row.of_limit is None else f"{row.of_limit:.0%}"
-
-
-def limit_notes(rows: Sequence[Row], shares: bool = False) -> list[str]:
-    """Why the baseline takes as long as it does; the ``shares`` of the limit too, where no column has them."""
-    told = [row for row in rows if row.of_limit is not None]
-    reached = ", ".join(f"{row.variant} {of_limit(row)}" for row in told)
-    why = [f"{row.variant}{' is' if row.bound else ':'} {row.bound_why}" for row in told if row.variant == row.baseline]
-    return [*([f"of the limit: {reached}"] if shares and told else []), *why]
-
-
-def notes(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each reason and warning of a trial; one that several rows share is said once."""
-    said: dict[str, list[str]] = {}
-    for row in rows:
-        texts = [f"{row.verdict if row.verdict == 'invalid' else row.status}: {row.reason}"] if row.reason else []
-        if row.discarded_rounds:
-            rounds = "1 round was" if row.discarded_rounds == 1 else f"{row.discarded_rounds} rounds were"
-            texts.append(f"{rounds} discarded, in which something else used the machine")
-        for text in (*texts, *row.warnings):
-            said.setdefault(text, []).append(row.variant)
-    return [f"{', '.join(names) if len(names) < len(rows) else 'all'}: {text}" for text, names in said.items()]
+        console.print(Text(f"  {words.latency(row)} ms, speedup {words.speedup_cell(row)}"))
+        limit = "" if row.of_limit is None else f", {words.of_limit(row)} of the limit"
+        console.print(Text("  ") + _verdict(row, margin) + Text(f", {words.replies(row)} same replies{limit}"))
 
 
 def print_classes(classes: Sequence[HardwareClass]) -> None:
@@ -274,7 +188,7 @@ def print_classes(classes: Sequence[HardwareClass]) -> None:
     for workload in dict.fromkeys(map(_workload, several)):
         mine = [one for one in several if _workload(one) == workload]
         console.print()
-        console.print(Text(f"{mine[0].device} by hardware class: {_sizes(mine[0])}", style="bold"), soft_wrap=True)
+        console.print(Text(f"{mine[0].device} by hardware class: {words.sizes(mine[0])}", style="bold"), soft_wrap=True)
         table = _class_table(mine)
         if _width(console, table) <= console.width:
             console.print(table)
@@ -293,8 +207,8 @@ def _class_table(classes: Sequence[HardwareClass]) -> Table:
     table.add_column("speedup (95%)", justify="right", no_wrap=True)
     table.add_column("spread between stations\np50, speedup", justify="right", no_wrap=True)
     for one in classes:
-        spreads = f"{_share(one.p50_spread)}, {_share(one.speedup_spread)}"
-        table.add_row(Text(one.hardware), str(one.stations), one.variant, _p50(one), _speedup(one), spreads)
+        spreads = f"{words.share(one.p50_spread)}, {words.share(one.speedup_spread)}"
+        table.add_row(Text(one.hardware), str(one.stations), one.variant, words.p50(one), words.speedup(one), spreads)
     return table
 
 
@@ -302,10 +216,6 @@ def _print_class_lines(console: Console, classes: Sequence[HardwareClass]) -> No
     """The same for a terminal that is too narrow for the table: nothing is cut off."""
     for one in classes:
         console.print(Text(f"{one.hardware}: {one.variant}", style="bold"))
-        console.print(Text(f"  {one.stations} stations, {_p50(one)} ms, speedup {_speedup(one)}"))
-        spreads = f"p50 {_share(one.p50_spread)}, speedup {_share(one.speedup_spread)}"
+        console.print(Text(f"  {one.stations} stations, {words.p50(one)} ms, speedup {words.speedup(one)}"))
+        spreads = f"p50 {words.share(one.p50_spread)}, speedup {words.share(one.speedup_spread)}"
         console.print(Text(f"  spread between stations: {spreads}"))
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"

@@ -16,7 +16,7 @@ ORDER = (
     *("orders", "statistics", "interference", "roofline", "speeds", "sentinel", "checks", "timing", "records"),
     *("rounds", "measure"),
     *("forkserver", "lease", "launch", "trace", "trace.phases", "trace.shares", "trace.profiler", "trace.launches"),
-    *("spec", "rows", "classes", "provenance", "samples", "directory", "compact", "runs"),
+    *("spec", "rows", "classes", "provenance", "samples", "directory", "words", "compact", "runs"),
     *("cluster", "cluster.events", "cluster.schedule", "cluster.knock", "cluster.tasks", "cluster.stations"),
     *("cluster.connection", "cluster.fetch", "estimate", "moments", "trials", "resume", "terminal"),
     *("wandb_sink", "wandb_sink.content", "wandb_sink.client", "wandb_sink.sink", "wandb_sink.commands"),
