@@ -1,4 +1,4 @@
-"""``python -m ray_jobs matrix | compare | audit | sweep | trace | fetch | compact | publish``."""
+"""``python -m ray_jobs matrix | report | compare | audit | sweep | trace | fetch | compact | publish``."""
 
 import json
 import os
@@ -25,6 +25,8 @@ from ray_jobs.compare.commands import compare
 from ray_jobs.directory import RunDirectory, StoreError
 from ray_jobs.estimate import estimate
 from ray_jobs.matrix import Where
+from ray_jobs.report.commands import report
+from ray_jobs.report.write import FILE as REPORT
 from ray_jobs.resume import Earlier
 from ray_jobs.rows import DONE, FAILED, SKIPPED, Row
 from ray_jobs.spec import Spec, read_spec
@@ -41,6 +43,7 @@ app = typer.Typer(
 )
 
 app.add_typer(audit.app, name="audit")
+app.command()(report)
 app.add_typer(sweep.app)
 app.command()(publish)
 app.command()(compare)
@@ -155,7 +158,8 @@ def matrix(
         raise typer.Exit(code) from None
     print_matrix(rows, asked.margin)
     print_classes(classes_of(rows, asked.margin))
-    typer.echo(f"\n{directory.shown}: matrix.json, matrix.parquet, classes.json, run.json, samples/")
+    page = f"{REPORT}, " if directory.holds(REPORT) else ""
+    typer.echo(f"\n{directory.shown}: {page}matrix.json, matrix.parquet, classes.json, run.json, samples/")
     if sink.result:
         typer.echo(sink.result)
     if as_json:

@@ -5,6 +5,7 @@ from typing import Any
 
 from chatbot.errors import UsageError
 from ray_jobs.directory import RunDirectory
+from ray_jobs.report.write import draw_or_say
 from ray_jobs.rows import COLUMNS
 from ray_jobs.samples import rows_table
 
@@ -29,6 +30,7 @@ def compact(source: RunDirectory, target: RunDirectory) -> None:
         cleaned: list[dict[str, Any]] = [{**_cleaned(row, hosts), "run_id": target.run_id} for row in rows]
         target.write_json("matrix.json", cleaned)
         target.write_table("matrix.parquet", rows_table([{name: row.get(name) for name in COLUMNS} for row in cleaned]))
+        draw_or_say(target)
 
 
 def _hosts(rows: list[dict[str, Any]]) -> list[str]:

@@ -10,7 +10,7 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar, cast
 
@@ -165,6 +165,10 @@ class RunDirectory:
         with _reaching(self.shown):
             _in_time(lambda: self._fs.create_dir(f"{self._path}/{name}", recursive=True))
 
+    def holds(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self._fs.get_file_info(f"{self._path}/{name}").type == fs.FileType.File)
+
     def write(self, name: str, content: bytes) -> None:
         """Puts a whole file in place: readers see the old one or the new one. Raises StoreError."""
         self._write(name, (content,))
@@ -234,21 +238,27 @@ class RunDirectory:
             content: bytes = file.read()
         return content
 
-    def read_tables(self) -> dict[str, list[pa.Table]]:
-        """The committed launches of each trial as tables, in order."""
+    def read_tables(self, trials: Collection[str] | None = None) -> dict[str, list[pa.Table]]:
+        """The committed launches of each trial, or of these trials, as tables, in order."""
         launches: dict[str, list[pa.Table]] = {}
-        for trial, launch in self.each_table():
+        for trial, launch in self.each_table(trials):
             launches.setdefault(trial, []).append(launch)
         return launches
 
-    def each_table(self) -> Iterator[tuple[str, pa.Table]]:
+    def each_table(self, trials: Collection[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
         """(trial, launch) of one committed launch after the other: of a long run they are too many to hold at once."""
         for name in self.sample_files():
-            yield from split_launches(pq.read_table(pa.BufferReader(self.read(f"samples/{name}"))))
+            of = name.removesuffix(".parquet").rpartition(".")[0]  # empty: of many trials
+            if trials is not None and of and of not in trials:
+                continue
+            table = pq.read_table(pa.BufferReader(self.read(f"samples/{name}")), use_threads=False)
+            for trial, launch in split_launches(table):
+                if trials is None or trial in trials:
+                    yield trial, launch
 
-    def read_launches(self) -> dict[str, list[LaunchResult]]:
-        """The committed launches of each trial, in order."""
-        return {trial: [to_result(table) for table in tables] for trial, tables in self.read_tables().items()}
+    def read_launches(self, trials: Collection[str] | None = None) -> dict[str, list[LaunchResult]]:
+        """The committed launches of each trial, or of these trials, in order."""
+        return {trial: [to_result(table) for table in tables] for trial, tables in self.read_tables(trials).items()}
 
     def add_launches(self, trials: Mapping[str, Sequence[pa.Table]], name: str) -> None:
         """Commits many launches as one file, from which ``read_tables`` makes single ones again."""

@@ -1,4 +1,4 @@
-"""The main job: spec -> plan -> stations -> launches -> samples -> statistics -> matrix -> terminal, W&B.
+"""The main job: spec -> plan -> stations -> launches -> samples -> statistics -> matrix -> terminal, HTML, W&B.
 
 Workers measure and return values; only this process writes in the run directory or speaks to W&B.
 """
@@ -23,6 +23,7 @@ from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.directory import RunDirectory
 from ray_jobs.records import LaunchResult
+from ray_jobs.report.write import draw_or_say
 from ray_jobs.resume import Earlier
 from ray_jobs.rows import Row
 from ray_jobs.samples import ROW_SCHEMA, schema_of, to_result
@@ -125,6 +126,7 @@ def run(
             take_in(this, events, reporter)
     rows = [row for trial in this.trials.values() for row in trial.rows]
     write_matrix(directory, rows, spec.margin)
+    draw_or_say(directory)
     sink.finish()
     return rows
 

@@ -84,9 +84,11 @@ def test_the_last_line_counts_the_trials(done: Done, folder: Path) -> None:
     assert done.json["skipped"] >= 1
 
 
-def test_the_table_names_every_variant_with_its_verdict(done: Done) -> None:
+def test_the_table_names_every_variant_with_its_verdict(done: Done, folder: Path) -> None:
     for words in ("eager", "eager-again", "torchscript", "baseline", "p50 ms", "100%", "precision not reached"):
         assert words in done.out
+    assert "results/first: report.html, matrix.json" in done.out
+    assert "999 threads, but the station has" in (folder / "report.html").read_text()
 
 
 def test_matrix_holds_the_columns_in_order(rows: list[dict[str, Any]], folder: Path) -> None:

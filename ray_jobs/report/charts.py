@@ -1,0 +1,169 @@
+"""Charts as rows of HTML with a small SVG in each, which stretches while its text does not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from ray_jobs import words
+from ray_jobs.classes import HardwareClass
+from ray_jobs.report.draws import LaunchSpan, TrialDraws, VariantDraws
+from ray_jobs.report.scales import WIDTH, Scale
+from ray_jobs.rows import Row
+from ray_jobs.statistics import Floats
+
+Named = tuple[str, str, Row | HardwareClass]  # a name, a second one, and whose speedup it is
+BINS = 60
+TALL = 100.0  # of a drawing
+CALL_EDGES = (0.0, 0.99)  # quantiles between which calls are drawn
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a chart: a name, a drawing and a figure."""
+
+    name: str
+    drawing: Markup
+    figure: str
+    more: str = ""  # a second name
+    tip: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Rows on one scale."""
+
+    lines: tuple[Line, ...]
+    ticks: tuple[tuple[float, str], ...] = ()  # percent of the width, text
+    unit: str = ""
+    note: str = ""
+
+
+def _svg(content: Markup, kind: str) -> Markup:
+    return Markup(
+        '<svg class="{}" viewBox="0 0 {:.0f} {:.0f}" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
+        "{}</svg>"
+    ).format(kind, WIDTH, TALL, content)
+
+
+def _path(kind: str, d: str) -> Markup:
+    return Markup('<path class="{}" d="{}"/>').format(kind, d)
+
+
+def _dots(kind: str, x: Floats, y: Floats) -> Markup:
+    """Round whatever the drawing is stretched to: strokes of no length with round ends."""
+    points = "".join(f"M{a:.0f} {b:.0f}h0" for a, b in zip(x, y, strict=True))
+    return _path(kind, points) if points else Markup()
+
+
+def _upright(kind: str, x: float, top: float = 0.0, bottom: float = TALL) -> Markup:
+    return _path(kind, f"M{x:.1f} {top:.0f}V{bottom:.0f}")
+
+
+def intervals(rows: Sequence[Named], margin: float, scale: Scale) -> Chart:
+    """Speedups with their intervals, one beneath the other."""
+    return Chart(tuple(_interval(*each, margin, scale) for each in rows), tuple(scale.ticks()), "speedup")
+
+
+def interval_scale(rows: Sequence[Row], margin: float) -> Scale:
+    """One scale for all of these, with the margin about 1 in it."""
+    known = [v for row in rows for v in (row.speedup, row.speedup_low, row.speedup_high) if v]
+    return Scale.over(min([1 / (1 + 2 * margin), *known]), max([1 + 2 * margin, *known]), log=True)
+
+
+def _interval(name: str, more: str, row: Row | HardwareClass, margin: float, scale: Scale) -> Line:
+    left, right = scale.at(1 / (1 + margin)), scale.at(1 + margin)
+    band = Markup('<rect class="margin" x="{:.1f}" y="0" width="{:.1f}" height="{:.0f}"/>').format(
+        left, right - left, TALL
+    )
+    parts = [band, _upright("one", scale.at(1))]
+    kind = (row.verdict or "none") if isinstance(row, Row) else "mean"
+    if row.speedup is not None:
+        if row.speedup_low is not None and row.speedup_high is not None:
+            low, high = scale.at(row.speedup_low), scale.at(row.speedup_high)
+            parts.append(_path(f"interval {kind}", f"M{low:.1f} 50H{high:.1f}"))
+        parts.append(_dots(f"estimate {kind}", np.array([scale.at(row.speedup)]), np.array([50.0])))
+    figure = words.speedup(row)
+    return Line(name, _svg(Markup().join(parts), "plot"), figure, more, f"{name} {more}: {figure}")
+
+
+def distributions(draws: TrialDraws, rows: Sequence[Row]) -> Chart:
+    """How long the calls of each variant took, on one scale."""
+    shown = [one for one in draws.variants if len(one.calls_ms)]
+    if not shown:
+        return Chart(())
+    edges = [np.quantile(one.calls_ms, CALL_EDGES) for one in shown]
+    scale = Scale.over(float(min(low for low, _ in edges)), float(max(high for _, high in edges)))
+    by_name = {row.variant: row for row in rows}
+    lines = tuple(_distribution(one, by_name[one.variant], scale) for one in shown if one.variant in by_name)
+    beyond = sum(int((one.calls_ms > scale.high).sum()) for one in shown)
+    note = f"The slowest {words.counted(beyond, 'call')} beyond the right edge stand in the last bar." if beyond else ""
+    return Chart(lines, tuple(scale.ticks()), "ms a call", note)
+
+
+def _distribution(draws: VariantDraws, row: Row, scale: Scale) -> Line:
+    counts, _ = np.histogram(scale.places(draws.calls_ms), bins=BINS, range=(0.0, WIDTH))
+    tops = TALL - 92.0 * counts / max(1, counts.max())
+    steps = "".join(f"V{top:.0f}h{WIDTH / BINS:.2f}" for top in tops)
+    parts = [_path("bars", f"M0 {TALL:.0f}{steps}V{TALL:.0f}Z")]
+    if row.p95_ms is not None:
+        parts.append(_upright("p95", scale.at(row.p95_ms), 40.0))
+    if row.p50_ms is not None:
+        parts.append(_upright("p50", scale.at(row.p50_ms)))
+    p95 = f", p95 {words.digits(row.p95_ms)}" if row.p95_ms is not None else ""
+    tip = f"{row.variant}: p50 {words.latency(row)} ms{p95} ms, {words.counted(len(draws.calls_ms), 'call')}"
+    return Line(row.variant, _svg(Markup().join(parts), "plot"), words.digits(row.p50_ms), tip=tip)
+
+
+def over_time(draws: TrialDraws, most_dots: int) -> Chart:
+    """Each variant's turns while the trial ran, in a strip of its own whose range is that share of its median."""
+    shown = [one for one in draws.variants if len(one.turn_ms)]
+    if not shown or not draws.launches:
+        return Chart(())
+    scale = Scale(0.0, max(span.end_s for span in draws.launches) or 1.0)
+    reach = _reach(shown)
+    bands = Markup().join(_band(scale, span) for span in draws.launches[::2])
+    lines = tuple(_strip(one, scale, reach, bands, most_dots) for one in shown)
+    left_out = sum(max(0, int((~one.discarded).sum()) - most_dots) for one in shown)
+    notes = [
+        f"Each strip runs from {reach[0]:.2f} to {reach[1]:.2f} times the variant's own median; "
+        "turns beyond that stand at its edge."
+    ]
+    if left_out:
+        notes.append(f"{left_out:,} turns, evenly chosen, are left out; no discarded one is.")
+    if not draws.on_one_clock:
+        notes.append("This run did not note the time between launches: they stand one after the other.")
+    ticks = tuple((place, text) for place, text in scale.ticks())
+    return Chart(lines, ticks, "s of the trial", " ".join(notes))
+
+
+def _reach(shown: Sequence[VariantDraws]) -> tuple[float, float]:
+    """The range that holds all but a few turns of every variant, as shares of its median."""
+    shares = [one.turn_ms / np.median(one.turn_ms) for one in shown]
+    low = min(float(np.quantile(share, 0.005)) for share in shares)
+    high = max(float(np.quantile(share, 0.98)) for share in shares)
+    return min(low, 0.95) - 0.01, max(high, 1.05) + 0.02
+
+
+def _band(scale: Scale, span: LaunchSpan) -> Markup:
+    left, right = scale.at(span.start_s), scale.at(span.end_s)
+    return Markup('<rect class="launch" x="{:.1f}" y="0" width="{:.1f}" height="{:.0f}"/>').format(
+        left, right - left, TALL
+    )
+
+
+def _strip(draws: VariantDraws, scale: Scale, reach: tuple[float, float], bands: Markup, most_dots: int) -> Line:
+    middle = float(np.median(draws.turn_ms))
+    x = scale.places(draws.turn_s)
+    y = TALL - 4 - (TALL - 8) * np.clip((draws.turn_ms / middle - reach[0]) / (reach[1] - reach[0]), 0, 1)
+    kept = np.flatnonzero(~draws.discarded)
+    if len(kept) > most_dots:
+        kept = kept[np.linspace(0, len(kept) - 1, most_dots).astype(int)]
+    gone = np.flatnonzero(draws.discarded)
+    level = TALL - 4 - (TALL - 8) * (1 - reach[0]) / (reach[1] - reach[0])
+    parts = [bands, _path("one", f"M0 {level:.0f}H{WIDTH:.0f}"), _dots("turns", x[kept], y[kept])]
+    parts += [_dots("discarded", x[gone], y[gone]), _dots("hole", x[gone], y[gone])]
+    thrown = f", {words.counted(len(gone), 'turn')} discarded" if len(gone) else ""
+    tip = f"{draws.variant}: median turn {words.digits(middle)} ms{thrown}"
+    return Line(draws.variant, _svg(Markup().join(parts), "plot"), words.digits(middle), tip=tip)

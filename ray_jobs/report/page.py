@@ -1,0 +1,214 @@
+"""The page: everything that its templates show, and the HTML."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from ray_jobs import words
+from ray_jobs.classes import HardwareClass
+from ray_jobs.report import charts
+from ray_jobs.report.answers import SIZES, answers, compared, fastest, sentence
+from ray_jobs.report.charts import Chart, Named
+from ray_jobs.report.heat import anchor, matrix
+from ray_jobs.report.start import Start, starts
+from ray_jobs.report.view import RunView
+from ray_jobs.rows import Row
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_TOLD = 500  # trials of a page
+MOST_OPEN = 3  # trials, or groups of intervals, above which they are folded
+DOTS = 60_000  # of a page
+MOST_DOTS = 700  # of a strip
+LEAST_DOTS = 30
+JOINT = re.compile(r"(?<=[^\W\d])([._:/@-])(?=\w{3})")
+
+
+@dataclass(frozen=True)
+class TrialPart:
+    """A trial's own section."""
+
+    anchor: str
+    title: str
+    sentence: str
+    rows: tuple[Row, ...]
+    why: tuple[str | None, ...]  # of each row's limit
+    notes: tuple[str, ...]
+    calls: Chart
+    time: Chart
+    starts: tuple[Start, ...]
+    drawn: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """The intervals of one workload, of all stations."""
+
+    title: str
+    chart: Chart
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """What is said of a run as a whole."""
+
+    view: RunView
+    started: str
+    lasted: str
+    command: str
+    spec: str
+    trials: tuple[TrialPart, ...]
+    driver: tuple[tuple[str, str], ...]
+    stations: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+
+def page(runs: Sequence[RunView]) -> str:
+    """One HTML document that needs nothing else."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["soft"] = soft
+    told = [_first(run) for run in runs]
+    strips = sum(len(draws.variants) for run in runs for draws in run.draws.values())
+    dots = max(LEAST_DOTS, min(MOST_DOTS, DOTS // max(1, strips)))
+    parts = [_run_part(number, run, dots) for number, run in enumerate(told)]
+    return environment.get_template("page.html").render(
+        title=", ".join(run.id for run in runs),
+        answers=answers(runs),
+        matrix=matrix(told),
+        groups=_groups(told),
+        runs=parts,
+        folded=sum(len(part.trials) for part in parts) > MOST_OPEN,
+        most_open=MOST_OPEN,
+        left_out=sum(len(run.trials) for run in runs) - sum(len(run.trials) for run in told),
+        words=words,
+    )
+
+
+def _first(run: RunView) -> RunView:
+    """Its first trials, as many as a page can hold."""
+    if len(run.trials) <= MOST_TOLD:
+        return run
+    kept = set(list(run.trials)[:MOST_TOLD])
+    return replace(run, rows=tuple(row for row in run.rows if row.trial_id in kept))
+
+
+def soft(text: str) -> Markup:
+    """A text that may be broken after the marks that join long names."""
+    return Markup(JOINT.sub(r"\1<wbr>", str(escape(text))))
+
+
+def _run_part(number: int, run: RunView, dots: int) -> RunPart:
+    parts = tuple(_trial_part(anchor(number, place), run, name, dots) for place, name in enumerate(run.trials))
+    environment: Mapping[str, Any] = run.run.get("environment") or {}
+    stations: Mapping[str, Any] = environment.get("stations") or {}
+    return RunPart(
+        run,
+        _date(run.run.get("started")),
+        _duration(run.run.get("seconds")),
+        shlex.join(map(str, run.run.get("command") or [])),
+        spec_toml(run.spec),
+        parts,
+        tuple(_flat(environment.get("driver") or {})),
+        tuple((name, tuple(_flat(facts))) for name, facts in stations.items()),
+    )
+
+
+def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
+    rows, draws = run.trials[trial], run.draws.get(trial)
+    invalid = {row.variant for row in rows if row.verdict == "invalid"}
+    if draws is not None:  # what is not what its label says has no latency
+        draws = replace(draws, variants=tuple(one for one in draws.variants if one.variant not in invalid))
+    best = fastest(rows) or next(iter(compared(rows)), rows[0])
+    return TrialPart(
+        name,
+        words.title(rows[0]),
+        sentence(best, run.margin),
+        rows,
+        tuple(run.bound_why.get((trial, row.variant)) for row in rows),
+        tuple(words.notes(rows)),
+        charts.distributions(draws, rows) if draws else Chart(()),
+        charts.over_time(draws, dots) if draws else Chart(()),
+        tuple(starts(rows, draws)),
+        draws is not None,
+    )
+
+
+def _groups(runs: Sequence[RunView]) -> list[Group]:
+    """A chart of intervals for each workload, all on one scale."""
+    told = [(run, row) for run in runs for row in run.rows if row.speedup is not None and row.variant != row.baseline]
+    if not told:
+        return []
+    margin = max(run.margin for run in runs)
+    scale = charts.interval_scale([row for _, row in told], margin)
+    workloads: dict[str, list[tuple[RunView, Row]]] = {}
+    for run, row in told:
+        workloads.setdefault(f"{row.device}: {words.sizes(row)}", []).append((run, row))
+    groups = []
+    for title, found in workloads.items():
+        names = dict.fromkeys(row.variant for _, row in found)
+        lines = [line for name in names for line in _station_lines(name, found, len(runs) > 1)]
+        sentences = [s for run in runs for one in run.classes for s in one.disagreeing if _same(one, found[0][1])]
+        groups.append(Group(title, charts.intervals(lines, margin, scale), tuple(dict.fromkeys(sentences))))
+    return groups
+
+
+def _station_lines(variant: str, found: Sequence[tuple[RunView, Row]], several: bool) -> Iterator[Named]:
+    """Each station, and beneath them the mean of each hardware class that has several."""
+    mine = [(run, row) for run, row in found if row.variant == variant]
+    for number, (run, row) in enumerate(mine):
+        place = row.station or row.device_name or row.device
+        yield variant if number == 0 else "", f"{run.id}, {place}" if several else place, row
+    for view in {run.id: run for run, _ in mine}.values():
+        for one in view.classes:
+            if one.variant == variant and one.stations > 1 and one.speedup is not None and _same(one, mine[0][1]):
+                yield "", f"{view.id}, " * several + f"mean of {one.stations} stations, {one.hardware}", one
+
+
+def _same(one: HardwareClass, row: Row) -> bool:
+    """Whether it is of that workload."""
+    return all(getattr(one, name) == getattr(row, name) for name in ("device", *SIZES))
+
+
+def spec_toml(spec: Mapping[str, Any]) -> str:
+    """The spec as a file that ``--spec`` takes."""
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in spec.items() if value is not None]
+    return "\n".join(lines)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(name, text) of every leaf."""
+    for key, inner in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, "" if key == "packages" else f"{name} ")
+        elif isinstance(inner, (list, tuple)):
+            yield name, ", ".join(map(str, inner))
+        else:
+            yield name, "unknown" if inner is None else str(inner)
+
+
+def _date(started: Any) -> str:
+    if not isinstance(started, str):
+        return "at an unknown time"
+    when = datetime.fromisoformat(started).astimezone(UTC)
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
+def _duration(seconds: Any) -> str:
+    if not isinstance(seconds, (int, float)):
+        return "unfinished"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,120 @@
+"""A finished run as it lies in its directory, read for showing."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from chatbot.errors import UsageError
+from ray_jobs.classes import HardwareClass, classes_of
+from ray_jobs.directory import RunDirectory
+from ray_jobs.report.draws import TrialDraws, trial_draws
+from ray_jobs.rows import Row
+
+MOST_DRAWN = 100  # trials with charts of their samples
+MARGIN = 0.02  # of a run that does not say
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A profile of one variant, beside the report."""
+
+    href: str
+    title: str
+    trial_id: str
+    variant: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class RunView:
+    """Everything that the report of one run shows."""
+
+    id: str
+    run: Mapping[str, Any]  # run.json
+    rows: tuple[Row, ...]
+    classes: tuple[HardwareClass, ...]
+    draws: Mapping[str, TrialDraws] = field(default_factory=dict)  # by trial
+    traces: tuple[Trace, ...] = ()
+    bound_why: Mapping[tuple[str, str], str] = field(default_factory=dict)  # by trial and variant
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """As it was asked."""
+        spec: Mapping[str, Any] = self.run.get("spec") or {}
+        return spec
+
+    @property
+    def margin(self) -> float:
+        """Differences below it are called the same."""
+        return float(self.spec.get("margin", MARGIN))
+
+    @cached_property
+    def trials(self) -> dict[str, tuple[Row, ...]]:
+        """The rows of each trial, in the run's order."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.trial_id, []).append(row)
+        return {name: tuple(rows) for name, rows in found.items()}
+
+
+def load(directory: RunDirectory, most_drawn: int = MOST_DRAWN) -> RunView:
+    """Reads a finished run; only the samples of its first ``most_drawn`` measured trials.
+
+    Raises:
+        UsageError: it is not finished.
+    """
+    try:
+        run, content = json.loads(directory.read("run.json")), json.loads(directory.read("matrix.json"))
+        rows = tuple(_known(Row, row) for row in content)
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        raise UsageError(
+            f"{directory.shown} is not a finished run: it has no run.json with a matrix.json; "
+            f"python -m ray_jobs matrix --resume {directory.shown} goes on with one that was cut off"
+        ) from None
+    return RunView(
+        str(run.get("run_id", directory.run_id)),
+        run,
+        rows,
+        _classes(directory, run, rows),
+        _draws(directory, rows, most_drawn),
+        _traces(directory),
+        {(row["trial_id"], row["variant"]): row["bound_why"] for row in content if row.get("bound_why")},
+    )
+
+
+def _known(kind: type[T], content: Mapping[str, Any]) -> T:
+    """Of the columns that this version knows; lists are tuples, as in a frozen row."""
+    names = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    return kind(**{key: value for key, value in values.items() if key in names})
+
+
+def _classes(directory: RunDirectory, run: Mapping[str, Any], rows: Sequence[Row]) -> tuple[HardwareClass, ...]:
+    """As they were written; made again for a run without them (compacted, or older)."""
+    try:
+        return tuple(_known(HardwareClass, one) for one in json.loads(directory.read("classes.json")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return tuple(classes_of(rows, float((run.get("spec") or {}).get("margin", MARGIN))))
+
+
+def _draws(directory: RunDirectory, rows: Sequence[Row], most: int) -> dict[str, TrialDraws]:
+    measured = list(dict.fromkeys(row.trial_id for row in rows if row.samples))[:most]
+    return {trial: trial_draws(found) for trial, found in directory.read_launches(set(measured)).items()}
+
+
+def _traces(directory: RunDirectory) -> tuple[Trace, ...]:
+    try:
+        index = json.loads(directory.read("traces/index.json"))
+    except FileNotFoundError:
+        return ()
+    return tuple(map(_trace, index))
+
+
+def _trace(one: Mapping[str, Any]) -> Trace:
+    file = str(one["file"]).removeprefix("traces/")
+    names = [str(one.get(key) or "") for key in ("title", "trial_id", "variant", "kind")]
+    return Trace(f"traces/{quote(file)}", *names)

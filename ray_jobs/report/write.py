@@ -1,0 +1,24 @@
+"""The page that every run ends with."""
+
+import sys
+
+from ray_jobs.directory import RunDirectory
+from ray_jobs.records import one_line
+from ray_jobs.report.page import page
+from ray_jobs.report.view import load
+
+FILE = "report.html"
+
+
+def draw(directory: RunDirectory) -> None:
+    """Writes the page into a finished run. Raises UsageError and StoreError."""
+    directory.write(FILE, page([load(directory)]).encode())
+
+
+def draw_or_say(directory: RunDirectory) -> None:
+    """The same, whatever happens: a run is never lost for its page."""
+    try:
+        draw(directory)
+    except Exception as error:
+        again = f"python -m ray_jobs report {directory.shown}"
+        print(f"report: {one_line(error)}; the run is complete without it, try again with: {again}", file=sys.stderr)

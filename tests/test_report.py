@@ -1,0 +1,552 @@
+"""The report: its sentences, its arithmetic, and what it makes of runs of every kind."""
+
+import csv
+import io
+import itertools
+import json
+import re
+import shutil
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from launches import made_launch
+from reports import GONE, HOSTILE, INVALID, LONG, MARGIN, TROUBLED, Case, made_run, made_view, many_rows
+from typer.testing import CliRunner
+
+from chatbot.errors import UsageError
+from chatbot.variants import BASELINE, CONTROL, Workload
+from ray_jobs import words
+from ray_jobs.__main__ import app
+from ray_jobs.compact import compact
+from ray_jobs.directory import RunDirectory
+from ray_jobs.records import VariantFacts
+from ray_jobs.report import write
+from ray_jobs.report.answers import answers, sentence
+from ray_jobs.report.draws import trial_draws
+from ray_jobs.report.heat import matrix, step
+from ray_jobs.report.page import page, spec_toml
+from ray_jobs.report.scales import WIDTH, Scale
+from ray_jobs.report.start import break_even, starts
+from ray_jobs.report.tables import as_csv, as_json, markdown
+from ray_jobs.report.view import RunView, load
+from ray_jobs.report.write import draw, draw_or_say
+from ray_jobs.rows import COLUMNS, Row
+from ray_jobs.spec import read_spec
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+
+def row(**known: object) -> Row:
+    shared = {"run_id": "r", "trial_id": "t", "station": "workbench-7:cpu", "host": "workbench-7", "device": "cpu"}
+    sizes = {"model": "small", "batch": 1, "prompt_tokens": 8, "reply_tokens": 10, "threads": 1}
+    told = {"device_name": "AMD EPYC", "variant": "torchscript", "baseline": "eager", "exact": True}
+    return Row(**{**shared, **sizes, **told, **known})  # type: ignore[arg-type]
+
+
+class Text(HTMLParser):
+    """A page as a reader without pictures has it; notes what a page must not have."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.parts += [value or "" for name, value in attrs if name == "title"]
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag not in ("style", "script"):
+            self.parts.append(data)
+
+    @property
+    def all(self) -> str:
+        return " ".join("".join(self.parts).split())
+
+
+# Sentences
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (
+            {
+                "verdict": "faster",
+                "speedup": 1.0801,
+                "speedup_low": 1.07,
+                "speedup_high": 1.09,
+                "identical_replies": 1.0,
+            },
+            "On cpu AMD EPYC, torchscript answers 1.080x as fast as eager (1.070 to 1.090); all replies the same.",
+        ),
+        (
+            {
+                "verdict": "slower",
+                "speedup": 0.8,
+                "speedup_low": 0.79,
+                "speedup_high": 0.81,
+                "identical_replies": 0.99999,
+            },
+            "On cpu AMD EPYC, torchscript answers 0.800x as fast as eager (0.790 to 0.810); "
+            "99.99% of the replies the same.",
+        ),
+        (
+            {"verdict": "same", "speedup": 1.001, "speedup_low": 0.99, "speedup_high": 1.01, "identical_replies": 1.0},
+            "On cpu AMD EPYC, torchscript is as fast as eager, within 2%: 1.001x (0.990 to 1.010); "
+            "all replies the same.",
+        ),
+        (
+            {"verdict": "inconclusive", "speedup": 1.05, "speedup_low": 0.9, "speedup_high": 1.2},
+            "On cpu AMD EPYC, it can't be told whether torchscript is faster than eager: 1.050x (0.900 to 1.200); "
+            "replies were not compared.",
+        ),
+        (
+            {"verdict": "inconclusive", "identical_replies": 1.0},
+            "On cpu AMD EPYC, it can't be told whether torchscript is faster than eager: there is no interval; "
+            "all replies the same.",
+        ),
+        (
+            {"verdict": "invalid", "reason": "it is eager"},
+            "On cpu AMD EPYC, torchscript is invalid and has no speedup: it is eager.",
+        ),
+        ({"status": "failed", "reason": "it died"}, "On cpu AMD EPYC, torchscript failed: it died."),
+        (
+            {"status": "skipped", "reason": "no GPU", "device": "cuda", "device_name": None},
+            "On cuda, torchscript was skipped: no GPU.",
+        ),
+        (
+            {
+                "verdict": "faster",
+                "speedup": 2.0,
+                "identical_replies": 1.0,
+                "status": "failed",
+                "reason": "its node went",
+            },
+            "On cpu AMD EPYC, torchscript answers 2.000x as fast as eager; all replies the same; "
+            "the trial failed: its node went.",
+        ),
+        (
+            {"variant": "eager", "verdict": "baseline", "p50_ms": 12.34},
+            "On cpu AMD EPYC, eager answers in 12.3 ms; it is the baseline.",
+        ),
+    ],
+)
+def test_a_cell_in_words(known: dict[str, object], said: str) -> None:
+    assert sentence(row(**known), MARGIN) == said
+
+
+def test_one_trial_is_told_by_its_fastest_variant_and_what_must_be_known_of_it() -> None:
+    told = answers([made_view([Case()])])
+    said = r"torchscript answers 1\.25\dx as fast as eager \(1\.24\d to 1\.25\d\); all replies the same\."
+    assert re.fullmatch(f"On cpu AMD EPYC, {said}", told.headline)
+    facts = {fact.question: fact for fact in told.facts}
+    assert (facts["Fastest"].answer, facts["Fastest"].more) == ("torchscript", "8.00 ms, eager 10.0 ms")
+    assert "6 fresh launches; ±1.0% was asked" in facts["How sure"].more
+    assert "against itself" in facts["The tool's own error"].more
+    assert facts["Failed, skipped, invalid"].answer == "nothing"
+    assert not any(fact.alarming for fact in told.facts)
+
+
+def test_many_trials_are_counted_and_trouble_is_named() -> None:
+    told = answers([made_view(TROUBLED)])
+    assert told.headline.startswith("torchscript is faster than eager in 2 of 5 trials (1.2")
+    assert "slower in 1 (0.80" in told.headline
+    assert "undecided in 1" in told.headline
+    assert told.headline.endswith("invalid in 1; all replies the same where it is valid.")
+    assert "On cuda, nothing was measured: skipped, no GPU." in told.sentences
+    assert any("8 threads, nothing was measured: failed, the station was busy" in one for one in told.sentences)
+    assert any(one.startswith("But 1 trial of 5 came with warnings") for one in told.sentences)
+    facts = {fact.question: fact for fact in told.facts}
+    assert facts["Failed, skipped, invalid"].answer == "2 failed, 2 skipped, 1 invalid"
+    assert facts["The tool's own error"].answer == "1 of 5 called different"
+    assert facts["The tool's own error"].alarming
+    assert facts["Fastest"].more == "in 2 of 5 measured trials"
+
+
+def test_a_disturbed_machine_is_told_on_the_first_screen() -> None:
+    told = answers([made_view([Case(disturbed=(1, 2, 5))])])
+    assert any(one.startswith("But 38% of the rounds were disturbed: the hypervisor") for one in told.sentences)
+
+
+def test_nothing_measured_is_said_so() -> None:
+    told = answers([made_view([TROUBLED[5]])])
+    assert told.headline == "Nothing was measured."
+    assert told.sentences == ("cuda: skipped, no GPU",)
+    assert told.facts[0].answer == "no variant beyond doubt"
+    assert told.facts[2].answer == "unknown"
+
+
+def test_a_control_alone_is_never_the_fastest() -> None:
+    told = answers([made_view([Case({BASELINE: 10.0, CONTROL: 8.0})])])
+    assert told.facts[0].answer == "no variant beyond doubt"
+    assert told.facts[2].alarming
+    assert "distrust" in told.facts[2].more
+
+
+# Cold start
+
+
+def test_the_break_even_is_what_is_lost_over_what_is_won() -> None:
+    assert break_even(100.0, 2.0) == 50
+    assert break_even(101.0, 2.0) == 51
+    assert break_even(-5.0, 2.0) == 0
+    assert break_even(100.0, 0.0) is None
+    assert break_even(100.0, -1.0) is None
+
+
+@given(st.floats(0.001, 1e6), st.floats(0.001, 1e3))
+def test_after_the_break_even_the_total_is_no_longer_greater(extra: float, gain: float) -> None:
+    calls = break_even(extra, gain)
+    assert calls is not None
+    assert calls * gain >= extra * (1 - 1e-12)
+    assert (calls - 1) * gain < extra
+
+
+def test_a_slow_start_is_weighed_against_the_gain() -> None:
+    """By hand: 499 ms of preparing more, and 4 ms saved of 20: 124.75 calls."""
+    ms = {BASELINE: 20.0, CONTROL: 20.0, "torchscript": 16.0}
+    facts = {"torchscript": VariantFacts(prepare_s=0.999, replies=24, identical=24)}
+    view = made_view([Case(ms, facts=facts, noise=1e-9)])
+    found = {one.variant: one for one in starts(view.rows, None)}
+    assert found["torchscript"].pays_after == "after 125 calls (125 to 125)"
+    assert (found["torchscript"].prepare_ms, found["torchscript"].slow_start_ms) == (999.0, None)
+    assert found[BASELINE].pays_after == "the baseline"
+    assert found[CONTROL].pays_after == "not shown to be faster"
+    drawn = {one.variant: one for one in starts(view.rows, next(iter(view.draws.values())))}
+    # tests/launches.py makes the one warm-up call of each variant a thousand times as long as its others.
+    assert drawn["torchscript"].slow_start_ms == pytest.approx(999 * 16.0, rel=1e-3)
+    assert drawn["torchscript"].pays_after == "from the first call", "the baseline starts more slowly still"
+    slower = made_view([Case({BASELINE: 20.0, CONTROL: 20.0, "torchscript": 30.0})])
+    assert starts(slower.rows, None)[2].pays_after == "never: slower"
+    assert starts(made_view([TROUBLED[5]]).rows, None) == []
+
+
+# Drawings
+
+
+def test_discarded_turns_are_drawn_and_their_calls_are_not_counted() -> None:
+    view = made_view([Case(disturbed=(1, 5))])
+    (draws,) = view.draws.values()
+    eager = draws.variants[0]
+    assert len(eager.turn_ms) == 6 * 8
+    assert eager.discarded.sum() == 6 * 2
+    assert len(eager.calls_ms) == 6 * 6 * 3
+    assert [span.index for span in draws.launches] == list(range(6))
+    assert all(span.discarded_rounds == 2 for span in draws.launches)
+    assert draws.on_one_clock
+    assert [span.end_s for span in draws.launches] == pytest.approx([1000.0 * (i + 1) for i in range(6)])
+    assert np.all(np.diff(eager.turn_s) > 0)
+
+
+def test_launches_without_a_clock_stand_one_after_the_other() -> None:
+    draws = trial_draws([made_launch({BASELINE: 5.0, CONTROL: 5.0}, index) for index in range(3)])
+    assert not draws.on_one_clock
+    spans = [(span.start_s, span.end_s) for span in draws.launches]
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+def test_a_variant_that_some_launches_lack_is_drawn_of_the_others() -> None:
+    draws = trial_draws([made_launch({BASELINE: 5.0, "a": 4.0}), made_launch({BASELINE: 5.0}, 1)])
+    assert [(one.variant, len(one.turn_ms)) for one in draws.variants] == [(BASELINE, 40), ("a", 20)]
+
+
+@given(st.floats(1e-3, 1e5), st.floats(1.0001, 1e6), st.sampled_from([None, True, False]))
+def test_a_scale_holds_what_it_is_made_for(low: float, times: float, log: bool | None) -> None:
+    scale = Scale.over(low, low * times, log)
+    places = scale.places(np.array([low, low * times]))
+    assert 0 <= places[0] < places[1] <= WIDTH
+    assert scale.at(low / 1e9) == pytest.approx(0, abs=1e-6)
+    assert scale.at(low * times * 1e9) == pytest.approx(WIDTH)
+    for place, text in scale.ticks():
+        assert 0 <= place <= 100
+        assert scale.at(float(text)) / WIDTH * 100 == pytest.approx(place, abs=1.0)
+    assert len(scale.ticks()) <= 13
+
+
+def test_colours_grow_with_the_speedup_and_only_beyond_doubt() -> None:
+    found = [step(row(verdict="faster" if x > 1 else "slower", speedup=x)) for x in (1.05, 1.2, 2.0, 5.0, 0.95, 0.1)]
+    assert found == ["up1", "up2", "up3", "up4", "down1", "down4"]
+    assert step(row(verdict="inconclusive", speedup=2.0)) == step(row(verdict="same", speedup=1.01)) == ""
+
+
+def test_the_matrix_tells_where_by_what_varies() -> None:
+    found = matrix([made_view([Case(), Case(workload=Workload(batch=16))])])
+    assert [line.head for line in found.rows] == ["batch 1", "batch 16"]
+    assert found.shared == "cpu AMD EPYC, model small, prompt 8, reply 10, threads 1"
+    (alone,) = matrix([made_view([Case()])]).rows
+    assert (alone.head, alone.more) == ("cpu AMD EPYC", "workbench-7:cpu")
+    assert [name for name, *_ in found.variants] == [BASELINE, CONTROL, "torchscript"]
+
+
+def test_several_runs_stand_beneath_each_other_where_they_measured_the_same() -> None:
+    cases = [Case(), Case(workload=Workload(batch=16))]
+    views = [made_view(cases, run="before"), made_view(cases, run="after")]
+    assert [(line.head, line.run) for line in matrix(views).rows] == [
+        ("batch 1", "before"),
+        ("batch 1", "after"),
+        ("batch 16", "before"),
+        ("batch 16", "after"),
+    ]
+    told = answers(views)
+    assert told.headline == "2 runs beside each other"
+    assert told.sentences[0].startswith("before: torchscript is faster than eager in 2 of 2 trials")
+    text = Text(page(views)).all
+    assert "before, workbench-7:cpu" in text
+    assert "after, workbench-7:cpu" in text
+
+
+# The page
+
+
+def figures_of(rows: Sequence[Row]) -> list[str]:
+    shown = [words.latency(row) for row in rows] + [words.speedup_cell(row) for row in rows]
+    return [text for text in shown if text != words.UNKNOWN]
+
+
+@pytest.mark.parametrize("run", ["make-matrix", "seed"])
+def test_a_committed_run_is_shown_with_all_its_figures(run: str) -> None:
+    view = load(RunDirectory.existing(str(RESULTS / run)))
+    shown = Text(page([view]))
+    for figure in figures_of(view.rows):
+        assert figure in shown.all
+    for warning in (text for row in view.rows for text in row.warnings):
+        assert warning in shown.all
+    assert view.run["environment"]["driver"]["git_commit"] in shown.all
+    assert " ".join(view.run["command"]) in shown.all
+    assert all(address.startswith(("#", "data:")) for address in shown.addresses), "nothing is fetched"
+    assert shown.tags.count("script") == 1
+
+
+def test_trouble_of_every_kind_is_told_with_its_reason() -> None:
+    text = Text(page([made_view(TROUBLED, {"torchscript": LONG})])).all
+    for said in (INVALID, GONE, "no GPU", "the station was busy for 600 s", "can't tell", "skipped", "failed", LONG):
+        assert said in text
+    assert "12 rounds were discarded" in text
+    assert "distrust this trial" in text
+
+
+def test_an_invalid_variant_has_no_latency_anywhere() -> None:
+    text = Text(page([made_view([replace(TROUBLED[1], ms={BASELINE: 10.0, CONTROL: 10.0, "torchscript": 3.456})])])).all
+    assert INVALID in text
+    assert "10.0" in text
+    assert "3.4" not in text
+
+
+def test_hostile_names_are_shown_and_do_nothing() -> None:
+    cases = [Case(station=f"{HOSTILE}:cpu", device_name=HOSTILE, status="failed", reason=HOSTILE, facts={})]
+    view = made_view(cases, {"torchscript": HOSTILE}, run=HOSTILE)
+    view = replace(view, run={**view.run, "command": [HOSTILE], "environment": {"stations": {HOSTILE: {"x": HOSTILE}}}})
+    shown = Text(page([view]))
+    assert shown.tags.count("script") == 1, "only our own"
+    assert "img" not in shown.tags
+    assert HOSTILE in shown.all
+    text = markdown([view])
+    assert "<script" not in text.replace("\\<script", "")
+    assert all(line.count("|") - line.count("\\|") == 6 for line in text.splitlines() if line.startswith("| "))
+
+
+def test_five_hundred_rows_are_a_page_of_few_megabytes() -> None:
+    with many_rows() as cases:
+        view = made_view(cases)
+    assert len(view.rows) == 500
+    html = page([view])
+    assert len(html) < 3_000_000
+    assert html.count('<td class="') >= 500
+    text = Text(html).all
+    assert "int8 is faster than eager in 100 of 100 trials (" in text
+    assert "mean of 5 stations" in text
+
+
+def test_ten_thousand_trials_are_counted_and_the_first_are_shown() -> None:
+    (one, *others) = made_view([Case()]).rows
+    places = [(f"t{i}", f"node-{i}:cpu") for i in range(10_000)]
+    rows = tuple(
+        replace(row, trial_id=trial, station=station, hardware=None)
+        for trial, station in places
+        for row in (one, *others)
+    )
+    html = page([replace(made_view([Case()]), rows=rows, classes=())])
+    text = Text(html).all
+    assert "torchscript is faster than eager in 10,000 of 10,000 trials" in text
+    assert "9,500 other trials had no room here" in text
+    assert "node-499:cpu" in text
+    assert "node-500:cpu" not in text
+    assert len(html) < 3_000_000
+
+
+def test_columns_of_the_limit_are_there_where_something_is_known() -> None:
+    view = made_view([Case()])
+    assert "Of limit" not in Text(page([view])).all
+    rows = tuple(replace(row, limit_ms=2.5, of_limit=0.312, bound="memory") for row in view.rows)
+    why = {(rows[2].trial_id, "torchscript"): "29.7 MB a step at 20 GB/s"}
+    text = Text(page([replace(view, rows=rows, bound_why=why)])).all
+    assert "Of limit" in text
+    assert "31.2%" in text
+    assert "memory: 29.7 MB a step at 20 GB/s" in text
+
+
+def test_the_spec_in_the_page_is_a_spec(tmp_path: Path) -> None:
+    asked = json.loads((RESULTS / "seed/run.json").read_text())["spec"]
+    (tmp_path / "spec.toml").write_text(spec_toml(asked))
+    read = read_spec(tmp_path / "spec.toml", {})
+    assert {key: value for key, value in json.loads(read.model_dump_json()).items() if key in asked} == asked
+    assert tomllib.loads(spec_toml({"a": None, "b": [1]})) == {"b": [1]}
+
+
+# Reading and writing
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A small finished run on disk. Read only."""
+    return made_run(tmp_path_factory.mktemp("results") / "small", [TROUBLED[3], TROUBLED[5]])
+
+
+def copy(run: RunDirectory, to: Path) -> RunDirectory:
+    assert run.local_path is not None
+    shutil.copytree(run.local_path, to)
+    return RunDirectory.existing(str(to))
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["report", *arguments])
+    if isinstance(done.exception, UsageError):
+        return 2, str(done.exception)
+    return done.exit_code, done.stdout
+
+
+def test_a_run_is_read_as_it_was_written(run: RunDirectory) -> None:
+    view, made = load(run), made_view([TROUBLED[3], TROUBLED[5]], run="small")
+    assert view.rows == made.rows
+    assert list(view.draws) == list(made.draws)
+    read, kept = (next(iter(one.draws.values())) for one in (view, made))
+    assert read.launches == kept.launches
+    assert np.array_equal(read.variants[2].turn_ms, kept.variants[2].turn_ms)
+    assert [asdict(one) for one in view.classes] == [asdict(one) for one in made.classes]
+
+
+def test_only_so_many_trials_are_drawn_and_the_page_says_so(tmp_path: Path) -> None:
+    view = load(made_run(tmp_path / "three", [Case(count=2), Case(count=2), Case(count=2)]), most_drawn=2)
+    assert len(view.draws) == 2
+    assert Text(page([view])).all.count("Its samples are not drawn") == 1
+
+
+def test_columns_of_a_later_version_are_no_hindrance(run: RunDirectory, tmp_path: Path) -> None:
+    later = copy(run, tmp_path / "later")
+    rows = json.loads(later.read("matrix.json"))
+    later.write_json("matrix.json", [{**one, "bound_why": "by the memory", "unheard_of": 1} for one in rows])
+    assert load(later).bound_why[rows[0]["trial_id"], "eager"] == "by the memory"
+    assert "by the memory" in Text(page([load(later)])).all
+
+
+def test_a_run_that_was_cut_off_is_refused_with_the_next_step(run: RunDirectory, tmp_path: Path) -> None:
+    half = copy(run, tmp_path / "half")
+    (tmp_path / "half/matrix.json").unlink()
+    code, said = invoke(half.shown)
+    assert code == 2
+    assert "is not a finished run" in said
+    assert f"--resume {half.shown}" in said
+    assert "\n" not in said
+
+
+def test_one_run_gets_its_page_beside_its_samples(run: RunDirectory, tmp_path: Path) -> None:
+    mine = copy(run, tmp_path / "mine")
+    assert invoke(mine.shown) == (0, f"{mine.shown}: report.html\n")
+    assert (tmp_path / "mine/report.html").read_text() == page([load(mine)])
+
+
+def test_several_runs_get_one_page_that_links_to_their_traces(run: RunDirectory, tmp_path: Path) -> None:
+    one, two = copy(run, tmp_path / "a/one"), copy(run, tmp_path / "b/two")
+    (tmp_path / "a/one/traces").mkdir()
+    trace = {"file": "eager x.json.gz", "title": "<b>eager</b>", "variant": "eager", "kind": "chrome"}
+    one.write_json("traces/index.json", [{**trace, "trial_id": load(one).rows[0].trial_id}])
+    assert "traces/eager%20x.json.gz" in Text(page([load(one)])).addresses
+    out = tmp_path / "c/both.html"
+    out.parent.mkdir()
+    assert invoke(one.shown, two.shown, "--out", str(out)) == (0, f"{out}\n")
+    shown = Text(out.read_text())
+    assert "../a/one/traces/eager%20x.json.gz" in shown.addresses
+    assert "<b>eager</b>" in shown.all
+    assert invoke(one.shown, two.shown, "--out", str(tmp_path / "nowhere/x.html"))[0] == 2
+
+
+def test_tables_hold_every_row(run: RunDirectory) -> None:
+    code, text = invoke(run.shown, "--format", "csv")
+    read = list(csv.DictReader(io.StringIO(text)))
+    rows = json.loads(run.read("matrix.json"))
+    assert code == 0
+    assert list(read[0]) == list(COLUMNS)
+    assert [(one["variant"], one["status"], one["verdict"]) for one in read] == [
+        (one["variant"], one["status"], one["verdict"] or "") for one in rows
+    ]
+    assert float(read[2]["speedup"]) == rows[2]["speedup"]
+    assert read[-1]["p50_ms"] == "", "what is unknown is empty"
+    assert json.loads(invoke(run.shown, "--format", "json")[1]) == rows
+    code, text = invoke(run.shown, "--format", "markdown")
+    for figure in figures_of(load(run).rows):
+        assert figure in text
+    assert "skipped: no GPU" in text
+
+
+def test_an_unknown_format_is_refused_with_the_valid_ones(run: RunDirectory) -> None:
+    assert invoke(run.shown, "--format", "pdf") == (
+        2,
+        "unknown format 'pdf'; choose from: html, markdown, csv, json",
+    )
+
+
+def test_a_page_that_can_not_be_drawn_costs_nothing_but_a_line(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: Sequence[RunView]) -> str:
+        raise ZeroDivisionError("in a chart\nand more")
+
+    mine = copy(run, tmp_path / "mine")
+    monkeypatch.setattr(write, "page", broken)
+    draw_or_say(mine)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "report: ZeroDivisionError: in a chart; the run is complete without it, "
+        f"try again with: python -m ray_jobs report {mine.shown}"
+    ]
+    assert not mine.holds("report.html")
+
+
+def test_a_run_in_a_store_has_its_page_there(run: RunDirectory, tmp_path: Path) -> None:
+    copy(run, tmp_path / "stored")
+    directory = RunDirectory.existing(f"file://{tmp_path}/stored")
+    draw(directory)
+    assert directory.holds("report.html")
+
+
+def test_a_compacted_run_has_a_page_that_names_no_machine(run: RunDirectory, tmp_path: Path) -> None:
+    named = copy(run, tmp_path / "named")
+    draw(named)
+    assert b"workbench-7" in named.read("report.html")
+    small = RunDirectory.named(str(tmp_path), "small")
+    compact(named, small)
+    html = small.read("report.html").decode()
+    assert "workbench-7" not in html
+    assert str(tmp_path) not in html
+    assert "host-1:cpu" in html
+
+
+def test_every_format_can_be_made_of_one_row() -> None:
+    alone = made_view([Case({BASELINE: 10.0}, count=1, noise=0.0)])
+    assert len(alone.rows) == 1
+    assert "eager answers in 10.0 ms" in Text(page([alone])).all
+    assert as_csv([alone]).count("\n") == 2
+    assert len(json.loads(as_json([alone]))) == 1
+    assert "| eager | 10.0 |" in markdown([alone])
