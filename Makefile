@@ -36,9 +36,11 @@ train: .venv/installed           ## train the shipped chatbot again, into checkp
 	mkdir -p checkpoints && $(BIN)/python -m chatbot train --out checkpoints/small.pt --size small --min-count 10 --learning-rate 3e-4 --dropout 0.4 --iterations 6000 --patience 4 --half $(ARGS)
 
 test: check                      ## linters and tests
+	@scripts/install-test-packages
 	$(BIN)/python -m pytest $(ARGS)
 
 test-all: check                  ## the slow tests too
+	@scripts/install-test-packages
 	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
 
 test-cluster: .venv/installed    ## every fault of a cluster, on real Ray processes (twenty minutes; needs root and iproute2)
