@@ -28,7 +28,7 @@ from ray_jobs.trace.operators import OperatorRow, VariantRow, operator_rows, var
 from ray_jobs.trace.profiler import Traced, zipped
 from ray_jobs.trace.timeline import timeline
 from ray_jobs.trials import Inputs, TrialState, place
-from ray_jobs.wandb_sink import WandbSink
+from ray_jobs.wandb_sink.sink import WandbSink
 
 FOLDER = "traces"
 TIMELINE, INDEX = "timeline.json.gz", "index.json"
