@@ -21,7 +21,10 @@ from chatbot.variants import VARIANTS, torchscript
 from chatbot.vocabulary import Vocabulary
 
 app = typer.Typer(
-    help="Train, try, judge and export the tutorial's chatbot.", no_args_is_help=True, add_completion=False
+    help="Train, try, judge and export the tutorial's chatbot.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 EXP_LIMIT = 700.0  # nats; beyond it a float overflows

@@ -40,14 +40,8 @@ app = typer.Typer(
     help="How fast does the chatbot answer, run this way on this hardware, and is that really faster?",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # "[default: ...]" would be markup
 )
-
-app.add_typer(audit.app, name="audit")
-app.command()(report)
-app.add_typer(sweep.app)
-app.command()(publish)
-app.command()(compare)
-app.command()(trace)
 
 INTERRUPTED, TERMINATED = 130, 143  # as a shell says it of SIGINT and SIGTERM
 
@@ -192,6 +186,12 @@ def compact(
     target = RunDirectory.named(out, run_id)
     make_compact(RunDirectory.existing(run), target)
     typer.echo(target.shown)
+
+
+for command in (report, compare, trace, publish):
+    app.command()(command)
+app.add_typer(sweep.app)
+app.add_typer(audit.app, name="audit")
 
 
 def _ending(error: BaseException) -> tuple[str, int]:

@@ -1,6 +1,7 @@
 """A run made small and anonymous, fit to be committed: one sample file, no host names, no paths."""
 
 import json
+import re
 from typing import Any
 
 from chatbot.errors import UsageError
@@ -46,11 +47,9 @@ def _cleaned(value: Any, hosts: dict[str, str]) -> Any:
 
 
 def _renamed(text: str, hosts: dict[str, str]) -> str:
-    """A host stands alone, before a device (``host:cpu``) or another node's number (``host#2``), or after ``@``."""
-    head, at, place = text.rpartition("@")
+    """A host may stand alone, before a device (``host:cpu``), after ``@``, or in a sentence: a word of its own."""
     for host, name in hosts.items():
-        if place == host or place.startswith((f"{host}:", f"{host}#")):
-            return f"{head}{at}{name}{place[len(host) :]}"
+        text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-]|\.\w)", name, text)
     if "/" in text and " " not in text and "://" not in text:  # a path among the arguments
         return text.rstrip("/").rsplit("/", 1)[-1]
     return text

@@ -539,7 +539,7 @@ def test_a_silent_server_costs_ten_seconds_at_most_and_one_line(silence: str, un
     assert told.waited < PATIENCE_S + SLACK_S
     assert (told.failed, told.result) == (True, None)
     again = f"python -m ray_jobs publish {told.folder / RUN}"
-    assert told.errors == f"wandb: it took too long; the run is unharmed, send it later: {again}\n"
+    assert told.errors == f"wandb: W&B did not answer in time; the run is unharmed, send it later: {again}\n"
     leaves_nothing_behind(told)
 
 
@@ -567,9 +567,10 @@ def test_a_driver_that_dies_takes_the_client_along(tmp_path: Path) -> None:
         "import sys; from ray_jobs.directory import RunDirectory; from ray_jobs.wandb_sink.sink import WandbSink; "
         "WandbSink('online', RunDirectory.existing(sys.argv[1]), 300).finish()"
     )
-    with serving("stall") as server:
+    with serving("stall") as server, tempfile.TemporaryDirectory(prefix="w", dir="/tmp") as scratch:
         arguments = [sys.executable, "-c", program, a_run(tmp_path).shown]
-        driver = subprocess.Popen(arguments, env=environment(tmp_path, server.url), cwd=tmp_path)
+        env = {**environment(tmp_path, server.url), "TMPDIR": scratch}  # a process that is killed leaves its files
+        driver = subprocess.Popen(arguments, env=env, cwd=tmp_path)
         try:
             deadline = time.monotonic() + 120
             while len(processes_of(tmp_path)) < 2:

@@ -31,6 +31,7 @@ app = typer.Typer(
     help="How often is this tool wrong, on this machine? Without a part: all of them, twenty-five minutes.",
     invoke_without_command=True,
     add_completion=False,
+    rich_markup_mode=None,
 )
 
 LOADS = ("none", "beside", "both")

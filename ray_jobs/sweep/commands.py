@@ -24,7 +24,7 @@ from ray_jobs.wandb_sink.sink import MODES, resolve_mode
 NEEDS = {"pandas": "ray[tune]", "sklearn": "scikit-learn", "jinja2": "jinja2"}  # what the extra installs
 INTERRUPTED, TERMINATED = 130, 143
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command("sweep")

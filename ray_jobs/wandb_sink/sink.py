@@ -143,7 +143,7 @@ class WandbSink:
                     message = json.loads(self._line.recv(LONGEST_MESSAGE) or WORDLESS)
         self._left_s -= time.monotonic() - began
         if awaited == "done" and awaited not in message:
-            message.setdefault("failed", "it took too long")
+            message.setdefault("failed", "W&B did not answer in time")
         if "done" in message or "failed" in message:
             self._end = message
             self._say()
