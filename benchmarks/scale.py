@@ -2,7 +2,7 @@
 
 ``python benchmarks/scale.py`` runs the driver's own code (placing, scheduling, keeping, run.json, matrix.json) against
 simulated stations whose launches and rows are made beforehand. Writing samples is timed apart: it grows with them.
-``--ray 4 --trials 300`` does it against real Ray tasks on four raylets of this machine, whose launches are null.
+``--ray 2 --trials 300`` does it against real Ray tasks on two raylets of this machine, whose launches are null.
 """
 
 import argparse
