@@ -7,7 +7,8 @@ import torch
 
 from chatbot.checkpoint import Trained
 from chatbot.corpus import MAX_LENGTH, normalise
-from chatbot.variants import Reply, Workload, variant_named
+from chatbot.errors import UsageError
+from chatbot.variants import Reply, UnavailableError, Workload, prepared, variant_named
 from chatbot.vocabulary import EOS
 
 WARMUP_CALLS = 3  # TorchScript profiles its first calls and compiles: the first line should not pay for that
@@ -27,8 +28,7 @@ class Speaker:
 
     def __init__(self, trained: Trained, variant: str = "eager") -> None:
         self._words = trained.vocabulary
-        workload = Workload(reply_tokens=MAX_LENGTH)
-        self._reply: Reply = variant_named(variant).prepare(trained.chatbot, workload)
+        self._reply = _reply_of(variant, trained)
         for _ in range(WARMUP_CALLS):
             self._timed([EOS])
 
@@ -48,6 +48,17 @@ class Speaker:
             elapsed = perf_counter() - start
         tokens: list[int] = reply[0].tolist()
         return tokens, elapsed * 1000
+
+
+def _reply_of(name: str, trained: Trained) -> Reply:
+    variant = variant_named(name)
+    if not variant.any_shape:
+        raise UsageError(f"variant {name!r} is made for prompts of one length; choose another to talk to")
+    try:
+        with torch.inference_mode():
+            return prepared(variant, trained.chatbot, Workload(reply_tokens=MAX_LENGTH))
+    except UnavailableError as error:
+        raise UsageError(f"variant {name!r} can't run here: {error}") from None
 
 
 def readable(words: str) -> str:

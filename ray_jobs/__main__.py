@@ -33,6 +33,7 @@ from ray_jobs.spec import Spec, read_spec
 from ray_jobs.sweep import commands as sweep
 from ray_jobs.terminal import Reporter, print_classes, print_matrix
 from ray_jobs.trace.commands import trace
+from ray_jobs.variants import print_variants
 from ray_jobs.wandb_sink.commands import publish
 from ray_jobs.wandb_sink.sink import MODES, WandbSink, resolve_mode
 
@@ -59,6 +60,9 @@ def matrix(
     prompt_tokens: Annotated[str | None, typer.Option(help="EOS counted.", metavar="N[,N...]")] = None,
     reply_tokens: Sizes = None,
     threads: Sizes = None,
+    stop_at_eos: Annotated[
+        bool | None, typer.Option("--stop-at-eos", help="A call ends when each of its replies has.", show_default=False)
+    ] = None,
     model: Annotated[str | None, typer.Option(help=f"{checkpoint.MODELS}.")] = None,
     corpus_source: Annotated[str | None, typer.Option("--corpus", help="Where the prompts come from.")] = None,
     precision: Annotated[
@@ -111,6 +115,7 @@ def matrix(
         "prompt_tokens": prompt_tokens,
         "reply_tokens": reply_tokens,
         "threads": threads,
+        "stop_at_eos": stop_at_eos,
         "model": model,
         "corpus": corpus_source,
         "precision": precision,
@@ -159,6 +164,12 @@ def matrix(
     if as_json:
         typer.echo(json.dumps({"run_dir": directory.shown, "run_id": name, **_counts(rows)}))
     raise typer.Exit(exit_code(rows))
+
+
+@app.command()
+def variants() -> None:
+    """List the ways to execute the chatbot, what each needs, and whether it can run here."""
+    print_variants()
 
 
 @app.command()

@@ -10,22 +10,28 @@ import re
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from chatbot.model import Chatbot
 from chatbot.variants import Compiled, Reply, Workload, variant_named
+from chatbot.variants.engines import engine_of
 from chatbot.vocabulary import EOS, PAD, SOS
 
 TIE_TOLERANCE = 1e-4  # logits: fp32 sums taken in another order differ by about 1e-6 of values near 10
 LEAST_IDENTICAL = 0.5  # share of replies; an approximate variant below it is another chatbot
 TEXT_MODULES = ("chatbot.vocabulary", "chatbot.corpus", "unicodedata")
 RUNTIMES = ("torch", "onnxruntime", "openvino")  # which may name their inputs
+CUDA_GRAPH = "cuda-graph"
+LEAST_COMPARED = 500  # prompts that an approximate variant is judged on
 LEAST_TAILS = 3  # replies that must go on otherwise after their end before a variant is said to stop there
 
 
@@ -48,9 +54,10 @@ def program_of(reply: Reply) -> Program:
     roots = [one for one in found if isinstance(one, nn.Module)]
     compiled = [one for one in found if isinstance(one, Compiled)]
     parts = [m for root in roots for m in root.modules()]
-    tensors = [t for root in roots for t in (*root.parameters(), *root.buffers())]
-    kinds = {"torchscript" if isinstance(m, torch.jit.ScriptModule) else "eager" for m in (*roots, *parts)}
-    kinds |= {one.kind for one in compiled}
+    tensors = [t for root in roots for t in _tensors(root)]
+    kinds = {kind for root in roots for kind in _kinds(root)} | {one.kind for one in compiled}
+    if CUDA_GRAPH in kinds:  # the modules that were captured; ``probe_fault`` sees whether they are called
+        kinds.discard("eager")
     structures = sorted([*(_structure(root) for root in roots), *(one.identity for one in compiled)])
     dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()}
     if any("quantized" in structure for structure in structures):  # packed weights are no parameters
@@ -61,13 +68,60 @@ def program_of(reply: Reply) -> Program:
         kind="+".join(sorted(kinds)) or "unknown",
         devices=frozenset(t.device.type for t in tensors).union(*(one.devices for one in compiled)),
         dtypes=frozenset(dtypes),
-        training=any(m.training for m in parts),
+        training=any(getattr(m, "training", False) for m in parts),
         identity=hashlib.sha256(content.encode()).hexdigest()[:16],
         objects=frozenset(id(root) for root in roots),
-        weights=frozenset(t.data_ptr() for t in tensors if t.device.type != "meta" and t.numel()).union(
+        weights=frozenset(t.data_ptr() for t in tensors if t.device.type != "meta" and t.numel() and _placed(t)).union(
             *(one.weights for one in compiled)
         ),
     )
+
+
+def _kinds(root: nn.Module) -> set[str]:
+    """What executes a module and its parts."""
+    backend = getattr(root, "dynamo_ctx", None)
+    if backend is not None:
+        return {_compiler(root)}
+    if isinstance(root, torch.jit.ScriptModule):
+        held = next(root.parameters(), None) is not None or next(root.buffers(), None) is not None
+        return {"torchscript" if held or not _constants(root) else "torchscript-frozen"}
+    return {"torchscript" if isinstance(m, torch.jit.ScriptModule) else "eager" for m in (root, *root.modules())}
+
+
+def _compiler(module: nn.Module) -> str:
+    """The backend of a module that ``torch.compile`` made; "eager" where that only looks, or has compiled nothing."""
+    from torch._dynamo.eval_frame import _get_total_cache_entry_count, innermost_backend
+
+    backend = innermost_backend(module.dynamo_ctx.callback)  # type: ignore[union-attr, arg-type]
+    name = str(getattr(backend, "compiler_name", getattr(backend, "__name__", type(backend).__name__)))
+    forward = type(module._orig_mod).forward  # type: ignore[union-attr]
+    return "eager" if "eager" in name or not _get_total_cache_entry_count(forward) else name
+
+
+def _tensors(root: nn.Module) -> list[Tensor]:
+    """Parameters and buffers; of a frozen script the constants that they became."""
+    held = [*root.parameters(), *root.buffers()]
+    return held or (_constants(root) if isinstance(root, torch.jit.ScriptModule) else [])
+
+
+def _constants(script: torch.jit.ScriptModule) -> list[Tensor]:
+    """The tensors within a script's graph."""
+    if not hasattr(script, "forward"):
+        return []
+    graph = script.inlined_graph  # made for this call: its nodes live as long as it does
+    found: list[Tensor] = []
+    blocks: list[Any] = [graph]
+    while blocks:
+        for node in blocks.pop().nodes():
+            blocks += node.blocks()
+            if node.kind() == "prim::Constant" and node.hasAttribute("value") and node.kindOf("value") == "t":
+                found.append(node.t("value"))
+    return found
+
+
+def _placed(tensor: Tensor) -> bool:
+    """Whether a tensor can say where it lies."""
+    return tensor.layout == torch.strided
 
 
 def label_fault(name: str, program: Program, workload: Workload) -> str | None:
@@ -77,7 +131,7 @@ def label_fault(name: str, program: Program, workload: Workload) -> str | None:
         return f"it is labelled {variant.kind} but runs {program.kind}"
     if program.devices - {workload.device}:
         return f"it is labelled {workload.device} but holds weights on {', '.join(sorted(program.devices))}"
-    if program.dtypes - {variant.dtype}:
+    if program.dtypes and program.dtypes != set(variant.dtype.split("+")):
         return f"it is labelled {variant.dtype} but holds {', '.join(sorted(program.dtypes))}"
     if program.training:
         return "it runs in training mode, with dropout on"
@@ -113,6 +167,17 @@ class ReplyCheck:
     replies: int
     identical: int
     fault: str | None  # why the variant is invalid
+    differing: tuple[int, ...] = ()  # the first step that differs, of each reply that is not identical
+    tokens: int = 0  # written in all replies: what the workload asks, or up to and including EOS where it stops there
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a variant's untimed replies to distinct prompts compare with the baseline's."""
+
+    replies: int
+    identical: int
+    differing: tuple[int, ...]  # the first step that differs, of each reply that is not identical
 
 
 def check_replies(
@@ -128,7 +193,8 @@ def check_replies(
     An exact variant may differ only at a tie: where the baseline's networks (``judge``, on the workload's device)
     give its token and theirs logits within ``TIE_TOLERANCE``. Either must go on after its end as the baseline does.
     """
-    identical = 0
+    identical = tokens_written = 0
+    differing: list[int] = []
     exact = variant_named(name).exact
     tails: list[tuple[Tensor, Tensor]] = []
     shape = (workload.batch, workload.reply_tokens)
@@ -139,6 +205,9 @@ def check_replies(
             return ReplyCheck(0, 0, f"a reply has shape {tuple(tokens.shape)} instead of {shape}")
         if tokens.device.type != workload.device:
             return ReplyCheck(0, 0, f"its replies are on {tokens.device.type}, not on {workload.device}")
+        if workload.stop_at_eos and (fault := _goes_on(tokens)) is not None:
+            return ReplyCheck(0, 0, fault)
+        tokens_written += int(written(tokens).sum()) if workload.stop_at_eos else tokens.numel()
         if torch.equal(tokens, expected):
             identical += workload.batch
             continue
@@ -149,10 +218,35 @@ def check_replies(
                 tails.append((_tail(tokens[row], expected[row]), _tail(expected[row], expected[row])))
             elif exact and not _is_tie(judge, batch[row], expected[row], int(tokens[row, step]), step):
                 return ReplyCheck(0, 0, f"it promises the baseline's replies but one differs at step {step + 1}")
+            else:
+                differing.append(step)
     count = len(replies) * workload.batch
+    fault = None if workload.stop_at_eos else _early_stop(tails, count)
     if count and identical / count < LEAST_IDENTICAL:
-        return ReplyCheck(count, identical, f"only {identical} of its {count} replies are the baseline's")
-    return ReplyCheck(count, identical, _early_stop(tails, count))
+        fault = f"only {identical} of its {count} replies are the baseline's"
+    return ReplyCheck(count, identical, fault, tuple(differing), tokens_written)
+
+
+def compare(tokens: NDArray[np.int64], baseline: NDArray[np.int64]) -> Comparison:
+    """Replies (N, S) to N distinct prompts beside the baseline's."""
+    pairs = zip(torch.from_numpy(tokens), torch.from_numpy(baseline), strict=True)
+    steps = [step for reply, expected in pairs if (step := first_difference(reply, expected)) is not None]
+    return Comparison(len(baseline), len(baseline) - len(steps), tuple(steps))
+
+
+def written(tokens: Tensor) -> Tensor:
+    """(B,): how many of the tokens (B, S) stand up to and including the first EOS, all where there is none."""
+    ends = tokens == EOS
+    return tokens.size(1) - (ends.cumsum(1) - ends.long() > 0).sum(1)
+
+
+def _goes_on(tokens: Tensor) -> str | None:
+    """A sentence where a reply (B, S) holds words behind its EOS, though the workload stops there."""
+    ends = tokens == EOS
+    behind = ends.cumsum(1) - ends.long() > 0
+    if bool((behind & (tokens != PAD) & (tokens != EOS)).any()):
+        return "it goes on behind the end of a reply, where the workload stops"
+    return None
 
 
 def _tail(reply: Tensor, baseline: Tensor) -> Tensor:
@@ -176,19 +270,30 @@ def _early_stop(tails: list[tuple[Tensor, Tensor]], replies: int) -> str | None:
     return f"it stops at the end of the sentence: {len(other)} of {replies} replies are filled up, not computed"
 
 
-def probe_fault(reply: Reply, prompts: Tensor, lengths: Tensor) -> str | None:
-    """What one more, untimed, call does that a timed one must not: record gradients, handle text. None: neither."""
+def probe_fault(reply: Reply, prompts: Tensor, lengths: Tensor, kind: str | None = None) -> str | None:
+    """What one more, untimed, call does that a timed one must not: record gradients, handle text. None: neither.
+
+    A program of ``kind`` "cuda-graph" must not call the modules that it says to have captured.
+    """
     saved: list[int] = []
+    called: list[str] = []
 
     def keep(tensor: Tensor) -> Tensor:
         saved.append(1)
         return tensor
 
     try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _watching_text() as texts:
+        with ExitStack() as stack:
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
+            if kind == CUDA_GRAPH:
+                hook = register_module_forward_pre_hook(lambda module, _: called.append(type(module).__name__))
+                stack.enter_context(hook)
+            texts = stack.enter_context(_watching_text())
             reply(prompts, lengths)
     except Exception as error:
         return f"it answers only while it is timed: {type(error).__name__}"
+    if called:
+        return f"it is labelled {CUDA_GRAPH} but calls {called[0]}"
     if saved:
         return f"it records gradients: {len(saved)} tensors kept for a backward pass"
     return f"it handles text inside the timed call: {texts[0]}" if texts else None
@@ -239,10 +344,13 @@ def _programs(value: object, seen: set[int]) -> Iterator[nn.Module | Compiled]:
     if isinstance(own := getattr(value, "compiled", None), Compiled):
         yield own
         return
+    if (engine := engine_of(value)) is not None:
+        yield engine
+        return
     if isinstance(value, nn.Module):
         yield value
         seen.update(id(part) for part in value.modules())
-        if isinstance(value, torch.jit.ScriptModule):
+        if isinstance(value, torch.jit.ScriptModule) or hasattr(value, "dynamo_ctx"):
             return
         # What a module holds outside its registered parts is called all the same.
         hidden = [v for part in value.modules() for k, v in vars(part).items() if not k.startswith("_")]

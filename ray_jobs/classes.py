@@ -18,7 +18,7 @@ from ray_jobs.statistics import CONFIDENCE, NOMINAL, Floats, quantile
 
 MEDIAN_ERROR = math.sqrt(math.pi / 2)  # of a median over that of a mean, for many normal values
 LEAST_ERROR = 1e-6  # no clock tells less; keeps the weights finite where launches came out equal
-CLASS = ("hardware", "device", "model", "batch", "prompt_tokens", "reply_tokens", "threads", "variant")
+CLASS = ("hardware", "device", "model", "batch", "prompt_tokens", "reply_tokens", "threads", "variant", "stop_at_eos")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class HardwareClass:
     speedup_spread: float | None = None
     heterogeneity: float | None = None  # I^2 of the speedup
     disagreeing: tuple[str, ...] = ()  # a sentence each
+    stop_at_eos: bool = False
 
 
 def random_effects(estimates: Sequence[float], errors: Sequence[float]) -> RandomEffects | None:

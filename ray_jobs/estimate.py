@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatbot.model import Config
-from chatbot.variants import Workload
+from chatbot.variants import Workload, variant_named
+from ray_jobs.checks import LEAST_COMPARED
 from ray_jobs.orders import up_to_multiple
 from ray_jobs.roofline import PRECISIONS, moved_bytes, phases_of
 from ray_jobs.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS
@@ -35,14 +36,19 @@ def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Estim
         seconds, run_id = known
         return Estimate(seconds, seconds, f"run {run_id}")
     reply_s = reply_seconds(config, workload)
-    variants = len(spec.variants)
+    present = [variant for variant in map(variant_named, spec.variants) if workload.device in variant.devices]
+    variants = len(present)
     calls = min(MOST_CALLS, max(CALLS, int(TURN_NS / 1e9 / reply_s)))
     round_s = variants * (1 + calls) * reply_s
-    launches = up_to_multiple(LEAST_LAUNCHES, variants)
+    launches = up_to_multiple(LEAST_LAUNCHES, len(spec.variants))
     rounds = min(up_to_multiple(ROUNDS, variants), int(0.9 * spec.budget / launches / round_s) // variants * variants)
-    launch_s = LAUNCH_S + variants * WARMUP_CALLS * reply_s + max(variants, rounds) * round_s
-    least = START_S + launches * launch_s
-    return Estimate(least, max(least, spec.budget + START_S), "estimated from the bytes read")
+    prepare_s = sum(variant.prepare_s for variant in present)
+    launch_s = LAUNCH_S + prepare_s + variants * WARMUP_CALLS * reply_s + max(variants, rounds) * round_s
+    approximate = sum(not variant.exact for variant in present)
+    asked = LEAST_COMPARED / workload.batch * (1 + approximate) if approximate else 0
+    alone_s = START_S + prepare_s + asked * reply_s
+    least = alone_s + launches * launch_s
+    return Estimate(least, max(least, spec.budget + alone_s), "estimated from the bytes read")
 
 
 def reply_seconds(config: Config, workload: Workload) -> float:
@@ -62,7 +68,8 @@ def _latest(spec: Spec, workload: Workload, root: str) -> tuple[float, str] | No
         try:
             run = json.loads(path.read_text())
             same = all(run["spec"][key] == asked[key] for key in ("variants", "precision", "budget"))
-            trials = [t for t in run["trials"].values() if t["workload"] == vars(workload) and t["status"] == DONE]
+            done = [trial for trial in run["trials"].values() if trial["status"] == DONE]
+            trials = [trial for trial in done if Workload(**trial["workload"]) == workload]
             like = [trial["seconds"] for trial in trials if trial["seconds"]]
             if same and like:
                 return sum(like) / len(like), run["run_id"]

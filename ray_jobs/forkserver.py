@@ -30,6 +30,7 @@ from chatbot.variants import Workload
 from ray_jobs import measure  # noqa: F401 (so that no launch spends its time on importing it)
 from ray_jobs.records import one_line
 
+OUT_OF_TIME = "it did not finish in its time and was ended"
 GRACE_S = 10.0  # between a launch's deadline and giving up on its server
 
 
@@ -197,7 +198,7 @@ def _wait_for(pipe: IO[bytes], requests: IO[bytes], deadline: float) -> tuple[by
         if requests in ready:  # the caller sends nothing while a launch runs: its end is closed
             return b"", ""
         if not ready:
-            return b"", "it did not finish in its time and was ended"
+            return b"", OUT_OF_TIME
         chunk = os.read(pipe.fileno(), 1 << 20)
         if not chunk:
             return b"".join(chunks), None

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,16 +11,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chatbot.variants import Workload
+from chatbot.variants import BASELINE, Workload, variant_named
 from ray_jobs import lease, measure, orders
-from ray_jobs.forkserver import LaunchServer, Loss, Request, TrialError
+from ray_jobs.checks import LEAST_COMPARED, Comparison, compare
+from ray_jobs.forkserver import OUT_OF_TIME, LaunchServer, Loss, Request, TrialError
 from ray_jobs.lease import Lease
+from ray_jobs.measure import Alone
 from ray_jobs.records import Launch, LaunchResult, Weights
 from ray_jobs.roofline import Limit, Speeds, limits_of
 from ray_jobs.speeds import measure_speeds
 from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
 
 ATTEMPTS = 3  # of one launch
+BUILDS = 8  # launch timeouts that a variant may take to compile what later launches find
 TELL_EVERY_S = 10.0  # that somebody else still holds the station
 
 
@@ -71,9 +74,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory in MB of each variant that told it."""
+    """What untimed processes found out of each variant alone: peak memory in MB, replies beside the baseline's."""
 
     peak_mb: dict[str, float]
+    compared: dict[str, Comparison] = field(default_factory=dict)  # of the approximate variants
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,12 @@ class Waiting:
     holder: str
 
 
-Outcome = LaunchResult | Failure | Memory | Limits | Waiting
+@dataclass(frozen=True)
+class Alive:
+    """Something untimed is done, and the trial goes on: nobody should think that it hangs."""
+
+
+Outcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive
 Ask = Callable[[Callable[[], Any]], Any]  # a value from a fresh pinned process, or a ``Loss``
 T = TypeVar("T")
 
@@ -120,15 +129,18 @@ def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iter
         TrialError: the cores do not suffice, the station stayed busy, or a launch failed ``ATTEMPTS`` times.
     """
 
-    def work(ask: Ask, cores: tuple[int, ...]) -> Iterator[LaunchResult | Failure | Memory | Limits]:
+    def work(ask: Ask, cores: tuple[int, ...]) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
+        def alone(name: str) -> Any:
+            return ask(partial(_alone, trial, name))
+
         def run(launch: Launch) -> LaunchResult | Failure:
             outcome = ask(partial(_launch, trial, launch, cores))
             return Failure(launch, outcome.reason) if isinstance(outcome, Loss) else outcome
 
+        yield from _build(trial, alone)
         yield from launches(trial, run, clock)
         if trial.memory:
-            asked = {name: ask(partial(_memory, trial, name)) for name in trial.variants}
-            yield Memory({name: peak for name, peak in asked.items() if not isinstance(peak, Loss)})
+            yield from _memory(trial, alone)
             place = (cores, trial.gpus)
             limits = ask(partial(_limits, trial, _speeds.get(place)))
             if not isinstance(limits, Loss):
@@ -236,8 +248,35 @@ def _launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResul
     return replace(result, machine=machine)
 
 
-def _memory(trial: Trial, variant: str) -> float:
-    return measure.measure_memory(trial.workload, variant, trial.weights, trial.pool)
+def _build(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Alive]:
+    """Lets variants that compile do so before the first launch, which would outlast its time."""
+    for name in trial.variants:
+        for _ in range(BUILDS if variant_named(name).cached else 0):
+            outcome = alone(name)
+            yield Alive()
+            if not isinstance(outcome, Loss) or outcome.reason != OUT_OF_TIME:
+                break
+
+
+def _memory(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Alive | Memory]:
+    """Each variant in a process of its own; ends with what was found out."""
+    told: dict[str, Alone] = {}
+    for name in trial.variants:
+        if isinstance(outcome := alone(name), Alone):
+            told[name] = outcome
+        yield Alive()
+    compared = {}
+    if BASELINE in told and (expected := told[BASELINE].tokens) is not None:
+        for name, found in told.items():
+            if name != BASELINE and found.tokens is not None and found.tokens.shape == expected.shape:
+                compared[name] = compare(found.tokens, expected)
+    yield Memory({name: found.peak_mb for name, found in told.items()}, compared)
+
+
+def _alone(trial: Trial, variant: str) -> Alone:
+    approximate = [name for name in trial.variants if not variant_named(name).exact]
+    compared = LEAST_COMPARED if approximate and variant in (BASELINE, *approximate) else 0
+    return measure.measure_alone(trial.workload, variant, trial.weights, trial.pool, compared)
 
 
 def _limits(trial: Trial, known: Speeds | None) -> Limits:

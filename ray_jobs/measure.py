@@ -7,7 +7,7 @@ import copy
 import os
 import time
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chatbot.model import Chatbot
-from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, variant_named
+from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, prepared, variant_named
 from ray_jobs import checks, orders
 from ray_jobs.interference import watch_for
 from ray_jobs.records import Launch, LaunchResult, VariantFacts, Weights, one_line
@@ -88,20 +88,36 @@ def measure(
     )
 
 
-def measure_memory(workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64]) -> float:
-    """Peak memory in MB of this process, which prepares one variant alone and asks it a few prompts.
+@dataclass(frozen=True)
+class Alone:
+    """What a process found out that had one variant to itself, untimed."""
 
-    On the CPU the resident set, Python and PyTorch included; on CUDA what the allocator held.
+    peak_mb: float
+    tokens: NDArray[np.int64] | None = None  # (N, S): its replies to the first prompts of the pool
+
+
+def measure_alone(
+    workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64], compared: int = 0
+) -> Alone:
+    """Peak memory in MB of this process, which prepares one variant and asks it a few prompts; then its replies.
+
+    On the CPU the resident set, Python and PyTorch included; on CUDA what the allocator held. ``compared`` is of how
+    many prompts the replies are asked, whole batches of them, as far as the pool goes.
     """
+    torch.set_grad_enabled(False)
     with torch.inference_mode():
         prompts = Prompts(pool, workload)
-        reply = variant_named(variant).prepare(weights.chatbot().to(workload.device), workload)
+        reply = prepared(variant_named(variant), weights.chatbot().to(workload.device), workload)
         for _ in range(WARMUP_CALLS):
             reply(*prompts.next())
-    if workload.device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+        if workload.device == "cuda":
+            peak_mb = torch.cuda.max_memory_allocated() / 1e6
+        else:
+            status = Path("/proc/self/status").read_text()
+            peak_mb = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+        batches = Prompts(pool, workload).first(compared)
+        tokens = [reply(batch, prompts.lengths).clone().cpu().numpy() for batch in batches]
+    return Alone(peak_mb, np.concatenate(tokens) if tokens else None)
 
 
 def _prepare_all(built: Sequence[str], source: Chatbot, workload: Workload, facts: Facts) -> dict[str, Reply]:
@@ -113,7 +129,7 @@ def _prepare_all(built: Sequence[str], source: Chatbot, workload: Workload, fact
         own.decoder.embedding = own.encoder.embedding  # shared, as deepcopy of each part alone would not keep it
         start = time.perf_counter()
         try:
-            replies[name] = variant_named(name).prepare(own, workload)
+            replies[name] = prepared(variant_named(name), own, workload)
         except UnavailableError as error:
             facts[name] = VariantFacts(skipped=str(error))
             continue
@@ -147,13 +163,20 @@ def _check_all(
         name = variants[i]
         check = checks.check_replies(name, replies, baseline, asked, judge, workload)
         invalid = facts[name].invalid or check.fault
-        facts[name] = replace(facts[name], replies=check.replies, identical=check.identical, invalid=invalid)
+        facts[name] = replace(
+            facts[name],
+            replies=check.replies,
+            identical=check.identical,
+            tokens=check.tokens,
+            differing=check.differing,
+            invalid=invalid,
+        )
 
 
 def _probe_all(replies: Mapping[str, Reply], batch: Tensor, lengths: Tensor, facts: Facts) -> None:
     """One more call of each variant, after everything was timed, to look at how it works."""
     for name, reply in replies.items():
-        fault = facts[name].invalid or checks.probe_fault(reply, batch, lengths)
+        fault = facts[name].invalid or checks.probe_fault(reply, batch, lengths, facts[name].kind)
         facts[name] = replace(facts[name], invalid=fault)
 
 

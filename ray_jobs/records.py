@@ -80,6 +80,8 @@ class VariantFacts:
     failed: str | None = None  # it could not be prepared or run
     invalid: str | None = None  # it is not what its label says, or answers otherwise than it promises
     skipped: str | None = None  # it can't run here: what it lacks
+    tokens: int = 0  # in all compared replies; 0 in runs from before they were counted
+    differing: tuple[int, ...] = ()  # the first step that differs, of each reply that is not identical
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from chatbot.errors import UsageError
 from chatbot.variants import Workload
+from ray_jobs.checks import Comparison
 from ray_jobs.directory import RunDirectory, below
 from ray_jobs.launch import Committed
 from ray_jobs.moments import Moments
@@ -92,6 +93,7 @@ class Earlier:
         state.limits = {name: Limit(**limit) for name, limit in record.get("limits", {}).items()}
         if record.get("speeds"):
             state.speeds = Speeds.of(record["speeds"])
+        state.compared = {name: Comparison(**found) for name, found in record.get("compared", {}).items()}
         state.attempts = list(record["attempts"])
         state.moments = Moments.of_record(record.get("moments"))
         if record["status"] == DONE and len(known) == record["launches"]:

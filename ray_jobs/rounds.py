@@ -85,6 +85,10 @@ class Prompts:
         self._used += 1
         return batch, self.lengths
 
+    def first(self, count: int) -> list[Tensor]:
+        """As many batches from the pool's start as hold ``count`` prompts, all where there are fewer."""
+        return self._batches[: -(-count // len(self.lengths))]
+
     def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
         """As many whole squares of rounds, up to ``rounds``, as the unused prompts suffice for."""
         possible = (len(self._batches) - self._used) // (1 + calls) // variants * variants

@@ -8,6 +8,7 @@ import numpy as np
 
 from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
 from ray_jobs import interference, roofline, statistics
+from ray_jobs.checks import LEAST_COMPARED, Comparison
 from ray_jobs.records import LaunchResult, VariantFacts
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
@@ -65,6 +66,11 @@ class Row:
     p50_scatter: float | None = None  # standard deviation over launches of ln of the launch's own median
     bound_why: str | None = None
     moved_mb: float | None = None  # MB that a call must read, on which limit_ms rests
+    stop_at_eos: bool = False  # a call ends when each of its replies has
+    tokens_per_reply: float | None = None  # written: up to and including EOS where the workload stops there
+    per_token_ms: float | None = None  # mean latency of a call over the mean tokens of a reply
+    compared_replies: int | None = None  # that identical_replies is a share of
+    first_difference: float | None = None  # of replies that are not identical the median first differing step, from 1
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -93,6 +99,7 @@ def rows_of(
     launches: Sequence[LaunchResult] = (),
     peak_mb: Mapping[str, float] | None = None,
     limits: Mapping[str, roofline.Limit] | None = None,
+    compared: Mapping[str, Comparison] | None = None,
 ) -> list[Row]:
     """The rows of a trial, one for each of its variants.
 
@@ -113,9 +120,13 @@ def rows_of(
         else:
             measured = _measured(trial, variant, launches, facts)
             measured["peak_memory_mb"] = (peak_mb or {}).get(variant)
+            measured |= _identical(facts, (compared or {}).get(variant))
             invalid = measured.pop("invalid")
             if invalid is None:  # else it is not known what was measured
                 measured |= _limited((limits or {}).get(variant), measured, trial.workload.batch, _complaint(launches))
+                if common["exact"] is False and measured["compared_replies"] < LEAST_COMPARED:
+                    few = f"only {measured['compared_replies']} replies were compared, not {LEAST_COMPARED}"
+                    measured["warnings"] = (*measured.get("warnings", ()), few)
             reasons = [text for text in (reason, invalid) if text]
             rows.append(Row(**common, **measured, status=status, reason="; ".join(reasons) or None))
     return rows
@@ -140,6 +151,7 @@ def _measured(
     medians = [float(np.median(w)) for w in walls if len(w)]
     middle = statistics.median_interval(medians)
     replies = sum(f.replies for f in facts)
+    per_reply = sum(f.tokens for f in facts) / replies if replies and all(f.tokens for f in facts) else None
     # Every launch compares replies anew: one that finds a fault is enough.
     invalid = next((f.invalid for f in facts if f.invalid), None)
     untrue = next((f.invalid for launch in launches if (f := launch.facts[BASELINE]).invalid), None)
@@ -158,7 +170,8 @@ def _measured(
         "p95_ms": statistics.percentile(pooled, 0.95),
         "p99_ms": statistics.percentile(pooled, 0.99),
         "mean_ms": float(pooled.mean()) if len(pooled) else None,
-        "identical_replies": sum(f.identical for f in facts) / replies if replies else None,
+        "tokens_per_reply": per_reply,
+        "per_token_ms": float(pooled.mean()) / per_reply if per_reply and len(pooled) else None,
         "prepare_s": float(np.median(prepared)) if prepared else None,
         "invalid": invalid,
         "warmup_calls": float(np.median(warm)) if warm else None,
@@ -174,6 +187,19 @@ def _limited(
     found = roofline.columns(limit, measured["p50_ms"], batch, disturbed=complaint is not None)
     doubt = roofline.warning(found.get("of_limit"))
     return found | ({"warnings": (*measured["warnings"], doubt)} if doubt else {})
+
+
+def _identical(facts: Sequence[VariantFacts], alone: Comparison | None) -> dict[str, Any]:
+    """How many replies are the baseline's: of distinct prompts where they were asked apart, else of the timed ones."""
+    replies, identical = sum(f.replies for f in facts), sum(f.identical for f in facts)
+    differing = [step for f in facts for step in f.differing]
+    if alone is not None:
+        replies, identical, differing = alone.replies, alone.identical, list(alone.differing)
+    return {
+        "identical_replies": identical / replies if replies else None,
+        "compared_replies": replies,
+        "first_difference": float(np.median(differing)) + 1 if differing else None,
+    }
 
 
 def _machine(launches: Sequence[LaunchResult]) -> dict[str, Any]:

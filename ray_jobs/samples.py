@@ -105,7 +105,10 @@ def to_result(table: pa.Table) -> LaunchResult:
             columns[field.name] = np.array([order.index(name) for name in column.to_pylist()], dtype=kind)
         else:
             columns[field.name] = column.fill_null(ABSENT).to_numpy()
-    content["facts"] = {name: VariantFacts(**facts) for name, facts in content["facts"].items()}
+    content["facts"] = {
+        name: VariantFacts(**{**facts, "differing": tuple(facts.get("differing", ()))})
+        for name, facts in content["facts"].items()
+    }
     content |= {"launch": Launch(**content["launch"]), "variants": variants, "built": tuple(content["built"])}
     content["sentinel_ns"] = tuple(content.get("sentinel_ns", ()))
     watched = _interference(table, columns["round"], content["rounds"])

@@ -90,6 +90,7 @@ class Spec(BaseModel):
     stations: Annotated[str, AfterValidator(_stations)] = "all"  # or one-per-hardware, or label=value[,label=value]
     isolation: Annotated[str, AfterValidator(_isolation)] = "node"  # device: one GPU with a share of the cores
     cores_per_gpu: int | None = Field(None, ge=1)  # that share; None: an equal one
+    stop_at_eos: bool = False  # a call ends when each of its replies has, after at most reply_tokens
     launch_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)  # seconds; None: the budget, at least 60
 
     @property
@@ -100,7 +101,7 @@ class Spec(BaseModel):
     def plan(self) -> list[Workload]:
         """The workloads, in the order of their rows."""
         sizes = (self.device, self.batch, self.prompt_tokens, self.reply_tokens, self.threads)
-        return [Workload(*values, model=self.model) for values in product(*sizes)]
+        return [Workload(*values, model=self.model, stop_at_eos=self.stop_at_eos) for values in product(*sizes)]
 
 
 def read_spec(path: Path | None, flags: dict[str, Any]) -> Spec:

@@ -153,12 +153,16 @@ def _trial_table(rows: Sequence[Row], margin: float, limited: bool = False) -> T
     table.add_column("speedup (95%)", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("replies\nsame", justify="right", no_wrap=True)
+    stopping = any(row.stop_at_eos for row in rows)
+    if stopping:
+        table.add_column("ms per\ntoken", justify="right", no_wrap=True)
     if limited:
         table.add_column("of\nlimit", justify="right", no_wrap=True)
     for row in rows:
         verdict = _verdict(row, margin)
         cells = (row.variant, words.latency(row), words.speedup_cell(row), verdict, words.replies(row))
-        table.add_row(*cells, *([words.of_limit(row)] if limited else []))
+        more = [*([words.per_token(row)] if stopping else []), *([words.of_limit(row)] if limited else [])]
+        table.add_row(*cells, *more)
     return table
 
 

@@ -15,6 +15,7 @@ from chatbot import checkpoint, corpus
 from chatbot.prompts import prompt_pool
 from chatbot.variants import Workload
 from ray_jobs import launch, provenance
+from ray_jobs.checks import LEAST_COMPARED, Comparison
 from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Event, Job, Station
 from ray_jobs.cluster.stations import choose
@@ -43,7 +44,7 @@ class Inputs:
         model = checkpoint.open_model(spec.model)
         source = corpus.load(spec.corpus)
         rounds = up_to_multiple(ROUNDS, len(spec.variants))
-        count = max(spec.batch) * (MOST_WARMUP_CALLS + rounds * (1 + MOST_CALLS))
+        count = max(max(spec.batch) * (MOST_WARMUP_CALLS + rounds * (1 + MOST_CALLS)), LEAST_COMPARED)
         lengths = spec.prompt_tokens
         prompts = {length: prompt_pool(source, model.vocabulary, length, count, spec.seed) for length in lengths}
         if not model.trained:
@@ -103,6 +104,7 @@ class TrialState:
     peak_mb: dict[str, float] = field(default_factory=dict)
     limits: dict[str, Limit] = field(default_factory=dict)
     speeds: Speeds | None = None  # of the station, on which they rest
+    compared: dict[str, Comparison] = field(default_factory=dict)
     started: float | None = None
     seconds: float | None = None
     rows: list[Row] = field(default_factory=list)  # when it has ended
@@ -127,7 +129,7 @@ class TrialState:
         elif isinstance(event, events.WorkerLost):
             self.attempts.append({"reason": event.reason, "launches": len(self.committed)})
         elif isinstance(event, events.MemoryKnown):
-            self.peak_mb = event.peak_mb
+            self.peak_mb, self.compared = event.peak_mb, event.compared
         elif isinstance(event, events.LimitsKnown):
             self.limits, self.speeds = event.limits.of, event.limits.speeds
         elif isinstance(event, events.RowsKnown):
@@ -147,7 +149,7 @@ class TrialState:
         self.status, self.reason, self.seconds = status, reason, seconds
         if not self.rows or status != DONE:
             launches = store.launches(self.info.trial_id, [one.index for one in self.committed])
-            self.rows = rows_of(self.info, status, reason, launches, self.peak_mb, self.limits)
+            self.rows = rows_of(self.info, status, reason, launches, self.peak_mb, self.limits, self.compared)
         # Of ten thousand trials these are most of what the driver would keep in memory.
         self.launches_kept, self.committed, self.job = len(self.committed), [], None
 
@@ -163,6 +165,7 @@ class TrialState:
             "peak_memory_mb": self.peak_mb,
             "limits": {name: asdict(limit) for name, limit in self.limits.items()},
             "speeds": None if self.speeds is None else asdict(self.speeds),
+            "compared": {name: asdict(found) for name, found in self.compared.items()},
             "seconds": self.seconds,
             "moments": self.moments.record(),
             "attempts": self.attempts,
@@ -241,7 +244,8 @@ def trial_id(workload: Workload, station: Station | None) -> str:
     """The same on every run, as long as the station keeps its name."""
     sizes = f"b{workload.batch}-p{workload.prompt_tokens}-r{workload.reply_tokens}-t{workload.threads}"
     place, _, device = station.name.rpartition(":") if station else ("none", "", workload.device)
-    return f"{device}-{sizes}@{place}"
+    until = "-eos" if workload.stop_at_eos else ""
+    return f"{device}-{sizes}{until}@{place}"
 
 
 def _seed(seed: int, trial_id: str) -> int:

@@ -21,7 +21,8 @@ def place(row: Row) -> str:
 
 def sizes(of: Row | HardwareClass) -> str:
     """A workload in words."""
-    tokens = f"prompt {of.prompt_tokens} tokens, reply {of.reply_tokens} tokens"
+    until = f"reply until EOS, at most {of.reply_tokens}" if of.stop_at_eos else f"reply {of.reply_tokens}"
+    tokens = f"prompt {of.prompt_tokens} tokens, {until} tokens"
     return f"model {of.model}, batch {of.batch}, {tokens}, {counted(of.threads, 'thread')}"
 
 
@@ -84,6 +85,11 @@ def replies(row: Row) -> str:
     if row.identical_replies == 1:
         return "100%"
     return f"{min(row.identical_replies, 0.9999):.2%}"
+
+
+def per_token(row: Row) -> str:
+    """The mean time of a token of a reply."""
+    return "-" if row.per_token_ms is None or row.verdict == "invalid" else digits(row.per_token_ms)
 
 
 def of_limit(row: Row) -> str:

@@ -20,6 +20,7 @@ from launches import made_launch
 from ray_jobs import launch as launching
 from ray_jobs import lease, measure
 from ray_jobs.launch import Memory, Outcome, Trial
+from ray_jobs.measure import Alone
 from ray_jobs.records import Launch, LaunchResult, Weights
 from ray_jobs.spec import Spec, read_spec
 from ray_jobs.trials import Inputs
@@ -61,14 +62,14 @@ def _meet(name: str, count: int) -> None:
 def install() -> None:
     """In each of Ray's workers: launches are null from now on, or trials where ``LAUNCHES`` is set."""
     launching._launch = null_launch
-    launching._memory = _no_memory
+    launching._alone = _no_memory
     launching._cuda_fault = _no_fault
     if LAUNCHES in os.environ:
         launching.run_trial = null_trial
 
 
-def _no_memory(trial: Trial, variant: str) -> float:
-    return 1.0
+def _no_memory(trial: Trial, variant: str) -> Alone:
+    return Alone(1.0)
 
 
 def _no_fault() -> str | None:

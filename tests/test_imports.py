@@ -20,7 +20,7 @@ ORDER = (
     *("report", "report.draws", "report.view", "report.answers", "report.start", "report.heat", "report.scales"),
     *("report.charts", "report.page", "report.tables", "report.write", "report.commands", "compact", "runs"),
     *("cluster", "cluster.events", "cluster.schedule", "cluster.knock", "cluster.tasks", "cluster.stations"),
-    *("cluster.connection", "cluster.fetch", "estimate", "moments", "trials", "resume", "terminal"),
+    *("cluster.connection", "cluster.fetch", "estimate", "moments", "trials", "resume", "terminal", "variants"),
     *("wandb_sink", "wandb_sink.content", "wandb_sink.client", "wandb_sink.sink", "wandb_sink.commands"),
     *("compare", "compare.cells", "compare.gate", "compare.output", "compare.commands"),
     *(

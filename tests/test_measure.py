@@ -633,7 +633,7 @@ def resident(field: str) -> int:
 
 def test_peak_memory_is_of_this_process() -> None:
     before = resident("VmHWM") / 1e6
-    peak = measure.measure_memory(WORKLOAD, BASELINE, TINY, prompts(20))
+    peak = measure.measure_alone(WORKLOAD, BASELINE, TINY, prompts(20)).peak_mb
     assert before <= peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 * 1.01
 
 
@@ -646,7 +646,7 @@ def test_peak_memory_shows_what_a_variant_allocates(monkeypatch: pytest.MonkeyPa
         return torchscript.prepare(chatbot, workload)
 
     enter(monkeypatch, "hungry", prepare)
-    peak = measure.measure_memory(WORKLOAD, "hungry", TINY, prompts(20))
+    peak = measure.measure_alone(WORKLOAD, "hungry", TINY, prompts(20)).peak_mb
     assert peak - before / 1e6 == pytest.approx(200, abs=60)
 
 

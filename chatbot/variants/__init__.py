@@ -13,7 +13,22 @@ from dataclasses import dataclass
 
 from chatbot.errors import UsageError, one_of
 from chatbot.model import Chatbot
-from chatbot.variants import eager, torchscript
+from chatbot.variants import (
+    bf16,
+    compile_cudagraph,
+    compiled,
+    cuda_graph,
+    eager,
+    export_aoti,
+    inductor,
+    int8,
+    int8_torchscript,
+    onnx_runtime,
+    openvino_runtime,
+    torchscript,
+    torchscript_frozen,
+    torchscript_optimized,
+)
 from chatbot.variants.program import Compiled
 from chatbot.variants.workload import DEVICES, Reply, UnavailableError, Workload
 
@@ -29,35 +44,179 @@ class Variant:
     prepare: Prepare
     exact: bool  # promises the baseline's replies, but for ties within the arithmetic's noise; else nearly the same
     kind: str  # what the timed program must turn out to be: "eager", "torchscript", or the kind of a ``Compiled``
-    dtype: str = "float32"  # and what it must compute in
+    dtype: str = "float32"  # and what it must compute in, all of several with "+" between
     devices: tuple[str, ...] = DEVICES
     control_of: str | None = None  # entered to measure the tool's own error: the same program as that variant
+    stops_at_eos: bool = False  # it can end a call when every reply has ended
+    any_shape: bool = True  # it answers prompts of other sizes than the workload's too
+    cached: bool = False  # it keeps compiled artefacts for later launches: its first preparing takes much longer
+    prepare_s: float = 0.0  # about how long preparing takes, beyond a script's, once its artefacts are kept: for plans
+    ready: Callable[[str], None] | None = None  # raises UnavailableError where a device lacks what it compiles with
+    needs: tuple[str, ...] = ()  # beside PyTorch, in words
 
 
 BASELINE = "eager"
 CONTROL = "eager-again"
 
-VARIANTS: dict[str, Variant] = {
-    variant.name: variant
-    for variant in (
-        Variant(BASELINE, "the Python modules as they are", eager.prepare, exact=True, kind="eager"),
-        Variant(
-            CONTROL,
-            "the baseline entered a second time: its speedup is the tool's own error",
-            eager.prepare,
-            exact=True,
-            kind="eager",
-            control_of=BASELINE,
-        ),
-        Variant(
-            "torchscript",
-            "encoder and decoder traced, greedy search scripted",
-            torchscript.prepare,
-            exact=True,
-            kind="torchscript",
-        ),
-    )
-}
+INT8 = "float32+qint8"  # embeddings and biases stay in fp32
+COMPILER, TRITON = "a C++ compiler", "triton"
+
+_TABLE = (
+    Variant(BASELINE, "the Python modules as they are", eager.prepare, True, "eager", stops_at_eos=True),
+    Variant(
+        CONTROL,
+        "the baseline entered a second time: its speedup is the tool's own error",
+        eager.prepare,
+        exact=True,
+        kind="eager",
+        control_of=BASELINE,
+        stops_at_eos=True,
+    ),
+    Variant(
+        "torchscript",
+        "encoder and decoder traced, greedy search scripted",
+        torchscript.prepare,
+        exact=True,
+        kind="torchscript",
+        stops_at_eos=True,
+    ),
+    Variant(
+        "torchscript-frozen",
+        "the script with its weights inlined as constants",
+        torchscript_frozen.prepare,
+        exact=True,
+        kind="torchscript-frozen",
+        stops_at_eos=True,
+    ),
+    Variant(
+        "torchscript-optimized",
+        "the frozen script rewritten for inference",
+        torchscript_optimized.prepare,
+        exact=True,
+        kind="torchscript-frozen",
+        stops_at_eos=True,
+    ),
+    Variant(
+        "compile",
+        "encoder and decoder step compiled by Inductor, the loop in Python",
+        compiled.prepare,
+        exact=True,
+        kind="inductor",
+        stops_at_eos=True,
+        any_shape=False,
+        cached=True,
+        ready=inductor.require_compiler,
+        needs=(COMPILER,),
+    ),
+    Variant(
+        "export-aoti",
+        "encoder and decoder step exported and compiled ahead of time (AOTInductor), the loop in Python",
+        export_aoti.prepare,
+        exact=True,
+        kind="aoti",
+        stops_at_eos=True,
+        any_shape=False,
+        cached=True,
+        ready=inductor.require_compiler,
+        needs=(COMPILER,),
+    ),
+    Variant(
+        "bf16",
+        "the Python modules in bfloat16",
+        bf16.prepare,
+        exact=False,
+        kind="eager",
+        dtype="bfloat16",
+        stops_at_eos=True,
+    ),
+    Variant(
+        "int8",
+        "GRUs and linear layers quantised dynamically to int8",
+        int8.prepare,
+        exact=False,
+        kind="eager",
+        dtype=INT8,
+        devices=("cpu",),
+        stops_at_eos=True,
+    ),
+    Variant(
+        "int8-torchscript",
+        "the quantised networks traced, greedy search scripted",
+        int8_torchscript.prepare,
+        exact=False,
+        kind="torchscript",
+        dtype=INT8,
+        devices=("cpu",),
+        stops_at_eos=True,
+    ),
+    Variant(
+        "onnx",
+        "ONNX Runtime, the whole search as one graph",
+        onnx_runtime.prepare,
+        exact=True,
+        kind="onnxruntime",
+        devices=("cpu",),
+        stops_at_eos=True,
+        needs=("latency-matrix[onnx]",),
+    ),
+    Variant(
+        "onnx-int8",
+        "ONNX Runtime, int8 weights",
+        onnx_runtime.prepare_int8,
+        exact=False,
+        kind="onnxruntime",
+        dtype=INT8,
+        devices=("cpu",),
+        stops_at_eos=True,
+        needs=("latency-matrix[onnx]",),
+    ),
+    Variant(
+        "openvino",
+        "OpenVINO told to compute in fp32, the same graph",
+        openvino_runtime.prepare,
+        exact=True,
+        kind="openvino",
+        devices=("cpu",),
+        stops_at_eos=True,
+        needs=("latency-matrix[openvino]",),
+    ),
+    Variant(
+        "cuda-graph",
+        "the whole search captured as one CUDA graph",
+        cuda_graph.prepare,
+        exact=True,
+        kind="cuda-graph",
+        devices=("cuda",),
+        any_shape=False,
+    ),
+    Variant(
+        "compile-cudagraph",
+        "the whole search compiled by Inductor, replayed as one CUDA graph",
+        compile_cudagraph.prepare,
+        exact=True,
+        kind="inductor",
+        devices=("cuda",),
+        any_shape=False,
+        cached=True,
+        ready=inductor.require_compiler,
+        needs=(COMPILER, TRITON),
+    ),
+)
+
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _TABLE}
+
+
+def prepared(variant: Variant, chatbot: Chatbot, workload: Workload) -> Reply:
+    """The variant's callable for the workload.
+
+    Raises:
+        UnavailableError: it can't run here, or not so; the message says why.
+    """
+    if workload.device not in variant.devices:
+        raise UnavailableError(f"it runs on {' and '.join(variant.devices)} only")
+    if workload.stop_at_eos and not variant.stops_at_eos:
+        raise UnavailableError("it can't stop at the end of a reply")
+    return variant.prepare(chatbot, workload)
 
 
 def variant_named(name: str) -> Variant:
@@ -93,5 +252,6 @@ __all__ = [
     "UnavailableError",
     "Variant",
     "Workload",
+    "prepared",
     "variant_named",
 ]

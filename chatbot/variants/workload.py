@@ -24,3 +24,4 @@ class Workload:
     reply_tokens: int = 10
     threads: int = 1
     model: str = "small"
+    stop_at_eos: bool = False  # a call ends when each reply has; behind a reply's EOS stands PAD

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_jobs.checks import Comparison
 from ray_jobs.launch import Committed, Failure, Limits, Trial
 from ray_jobs.rows import Row, TrialInfo
 from ray_jobs.trace.profiler import Traced
@@ -87,10 +88,11 @@ class LaunchLost:
 
 @dataclass(frozen=True)
 class MemoryKnown:
-    """The peak memory of a trial's variants."""
+    """The peak memory of a trial's variants, and how many replies of the approximate ones are the baseline's."""
 
     trial_id: str
     peak_mb: dict[str, float]
+    compared: dict[str, Comparison] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -138,14 +138,14 @@ def _event(trial_id: str, value: Any) -> Event:
     if isinstance(value, launch.Failure):
         return LaunchLost(trial_id, value)
     if isinstance(value, launch.Memory):
-        return MemoryKnown(trial_id, value.peak_mb)
+        return MemoryKnown(trial_id, value.peak_mb, value.compared)
     if isinstance(value, launch.Limits):
         return LimitsKnown(trial_id, value)
     if isinstance(value, launch.Waiting):
         return TrialWaiting(trial_id, value.holder)
     if isinstance(value, Traced):
         return TraceMade(trial_id, value)
-    if value is None:
+    if value is None or isinstance(value, launch.Alive):
         return TrialBegun(trial_id)
     if isinstance(value, RowsKnown):
         return value
@@ -173,7 +173,7 @@ def _measure(
     """
     yield None
     launches: list[LaunchResult] = []
-    peak_mb: dict[str, float] = {}
+    memory = launch.Memory({})
     limits: dict[str, Limit] = {}
     with ExitStack() as stack:
         stack.enter_context(_told(lease.describe(trial.run_id, trial.id)))
@@ -186,12 +186,13 @@ def _measure(
                 yield launch.Committed.of(outcome), samples.to_table(trial.id, outcome)
                 continue
             if isinstance(outcome, launch.Memory):
-                peak_mb = outcome.peak_mb
+                memory = outcome
             elif isinstance(outcome, launch.Limits):
                 limits = outcome.of
             yield outcome
     if not trial.committed and not traces:
-        yield RowsKnown(trial.id, rows_of(info, DONE, None, launches, peak_mb, limits), len(launches))
+        rows = rows_of(info, DONE, None, launches, memory.peak_mb, limits, memory.compared)
+        yield RowsKnown(trial.id, rows, len(launches))
 
 
 def _share(node_gpus: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""``torch.export`` and AOTInductor: encoder and decoder step as shared libraries, kept on disk; the loop in Python.
+
+TorchScript's successor. Source: https://pytorch.org/docs/stable/torch.compiler_aot_inductor.html
+"""
+
+import copy
+import hashlib
+import inspect
+import json
+import os
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chatbot import model
+from chatbot.model import Chatbot
+from chatbot.variants import masked
+from chatbot.variants.engines import engine_of
+from chatbot.variants.inductor import cache_folder, compiling, example, require_compiler, stepping
+from chatbot.variants.masked import MaskedEncoder, Step
+from chatbot.variants.workload import Reply, Workload
+from chatbot.vocabulary import SOS
+
+
+def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Loads both libraries, built where no earlier launch has; they read the chatbot's weights where they lie."""
+    require_compiler(workload.device)
+    encoder, step, layers = MaskedEncoder(chatbot.encoder).eval(), Step(chatbot.decoder).eval(), chatbot.config
+    prompts, _ = example(workload)
+    token = torch.full((workload.batch,), SOS, device=workload.device)
+    with torch.no_grad():
+        outputs, hidden, blocked = encoder(prompts)
+        state = hidden[: layers.decoder_layers].clone()
+        encode = _loaded("encoder", encoder, (prompts,), chatbot, workload)
+        take = _loaded("step", step, (token, state, outputs, blocked), chatbot, workload)
+    return stepping(encode, take, layers.decoder_layers, workload)
+
+
+class Running:
+    """A loaded library with the weights that it reads, as a callable of tensors."""
+
+    def __init__(self, library: Any, weights: dict[str, Tensor]) -> None:
+        library.load_constants(weights, check_full_update=True, user_managed=True)
+        self.weights = weights  # the library only points to them
+        self._run = library.loader.run  # the public call parses its own description anew each time
+        shown = engine_of(library)
+        assert shown is not None
+        dtypes = frozenset(str(weight.dtype).removeprefix("torch.") for weight in weights.values())
+        places = frozenset(weight.data_ptr() for weight in weights.values())
+        self.compiled = replace(shown, dtypes=dtypes, weights=places)
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        return self._run(list(tensors))
+
+
+def _loaded(part: str, network: nn.Module, inputs: tuple[Tensor, ...], chatbot: Chatbot, workload: Workload) -> Running:
+    path = cache_folder("aoti") / f"{part}-{_key(chatbot, workload)}.pt2"
+    if not path.is_file():
+        _build(path, network, inputs)
+    library = torch._inductor.aoti_load_package(str(path))
+    weights = dict(network.named_parameters(remove_duplicate=False))
+    return Running(library, {name: weights[name].detach() for name in library.get_constant_fqns()})
+
+
+def _build(path: Path, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Compiles beside the place and renames: another launch sees a whole package or none."""
+    with torch.inference_mode(False), torch.no_grad(), compiling():  # inference tensors can't be exported
+        plain = _outside_of_inference(network)
+        exported = torch.export.export(plain, tuple(tensor.clone() for tensor in inputs))
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = torch._inductor.aoti_compile_and_package(
+                exported,
+                package_path=str(Path(folder) / path.name),
+                inductor_configs={"aot_inductor.package_constants_in_so": False},
+            )
+            os.replace(made, path)
+
+
+def _outside_of_inference(network: nn.Module) -> nn.Module:
+    """A copy whose parameters are ordinary tensors."""
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+    return copy.deepcopy(network, memo)
+
+
+def _key(chatbot: Chatbot, workload: Workload) -> str:
+    """Of everything that the libraries depend on; the weights are not in them."""
+    content = {
+        "config": asdict(chatbot.config),
+        "shape": [workload.device, workload.batch, workload.prompt_tokens],
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if workload.device == "cuda" else None,
+        "sources": [inspect.getsource(module) for module in (masked, model)],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

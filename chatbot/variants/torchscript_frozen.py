@@ -1,0 +1,14 @@
+"""The scripted search with its weights inlined as constants of the graph (``torch.jit.freeze``)."""
+
+import torch
+
+from chatbot.model import Chatbot
+from chatbot.variants.search import replying
+from chatbot.variants.torchscript import scripted
+from chatbot.variants.workload import Reply, Workload
+
+
+def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Frozen, without the rewriting that ``torchscript-optimized`` stands for."""
+    search = scripted(chatbot, chatbot.encoder, chatbot.decoder, workload)
+    return replying(torch.jit.freeze(search, optimize_numerics=False), workload)
