@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,12 +23,15 @@ from ray_jobs import checks
 from ray_jobs.checks import (
     TIE_TOLERANCE,
     Program,
+    ReplyCheck,
     check_replies,
+    compare,
     first_difference,
     label_fault,
     probe_fault,
     program_of,
     same_program_faults,
+    written,
 )
 
 TOKENS = st.integers(0, 6)  # EOS among them
@@ -670,3 +674,47 @@ def test_the_probe_leaves_nothing_watching() -> None:
     probe_fault(lambda batch, lengths: seen.append(sys.getprofile()) or batch, BATCH, LENGTHS)  # type: ignore[func-returns-value]
     assert seen != [None]
     assert sys.getprofile() is None
+
+
+# Where the workload stops at the end of a reply
+
+
+def stopped(rows: list[list[int]], baselines: list[list[int]]) -> ReplyCheck:
+    """One call of a workload that stops at EOS."""
+    workload = Workload(batch=len(rows), prompt_tokens=4, reply_tokens=len(rows[0]), stop_at_eos=True)
+    asked = torch.from_numpy(prompts(len(rows)))
+    return check_replies("torchscript", [torch.tensor(rows)], [torch.tensor(baselines)], [asked], tiny(), workload)
+
+
+def test_replies_that_stop_are_filled_with_pad_or_eos_and_counted_to_their_end() -> None:
+    check = stopped([[7, EOS, PAD, PAD], [7, 8, 9, EOS]], [[7, EOS, EOS, EOS], [7, 8, 9, EOS]])
+    assert (check.replies, check.identical, check.fault, check.tokens) == (2, 2, None, 6)
+
+
+def test_a_reply_that_goes_on_where_the_workload_stops_does_other_work() -> None:
+    assert stopped([[7, EOS, 8, 9]], [[7, EOS, PAD, PAD]]).fault == (
+        "it goes on behind the end of a reply, where the workload stops"
+    )
+
+
+@given(st.lists(st.lists(TOKENS, min_size=6, max_size=6), min_size=1, max_size=4))
+def test_a_reply_is_written_up_to_and_including_its_first_end(rows: list[list[int]]) -> None:
+    expected = [row.index(EOS) + 1 if EOS in row else len(row) for row in rows]
+    assert written(torch.tensor(rows)).tolist() == expected
+
+
+@given(st.lists(st.tuples(*[st.lists(TOKENS, min_size=5, max_size=5)] * 2), min_size=1, max_size=6))
+def test_a_comparison_counts_each_reply_once(pairs: list[tuple[list[int], list[int]]]) -> None:
+    found = compare(np.array([reply for reply, _ in pairs]), np.array([expected for _, expected in pairs]))
+    steps = [first_difference(torch.tensor(reply), torch.tensor(expected)) for reply, expected in pairs]
+    assert found.differing == tuple(step for step in steps if step is not None)
+    assert (found.replies, found.identical) == (len(pairs), len(pairs) - len(found.differing))
+
+
+def test_steps_that_differ_are_told_of_an_approximate_variant(approximate: str) -> None:
+    workload = Workload(batch=2, prompt_tokens=4, reply_tokens=3)
+    asked, expected = torch.from_numpy(prompts(2)), torch.full((2, 3), 9)
+    reply = expected.clone()
+    reply[1, 2] = 8
+    check = check_replies(approximate, [reply], [expected], [asked], tiny(), workload)
+    assert (check.identical, check.differing, check.tokens) == (1, (2,), 6)

@@ -11,7 +11,8 @@ import scipy.stats
 from launches import ALL, WORKLOAD, made_launch, stolen
 from numpy.typing import ArrayLike
 
-from chatbot.variants import BASELINE, CONTROL
+from chatbot.variants import BASELINE, CONTROL, VARIANTS
+from ray_jobs.checks import Comparison
 from ray_jobs.records import LaunchResult, VariantFacts
 from ray_jobs.roofline import DISTURBED, Limit
 from ray_jobs.rows import COLUMNS, DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
@@ -501,3 +502,41 @@ def test_what_became_of_a_failed_trials_invalid_variant_is_not_lost() -> None:
     row = rows(made, FAILED, "NodeDiedError: gone")[ODD]
     assert (row.verdict, row.status) == ("invalid", FAILED)
     assert "it holds float16" in (row.reason or "")
+
+
+# Replies that are only nearly the baseline's, and those that end early
+
+
+@pytest.fixture
+def approximate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, ODD, replace(VARIANTS[ODD], exact=False))
+
+
+@pytest.mark.usefixtures("approximate")
+def test_an_approximate_variant_is_judged_on_the_prompts_that_were_asked_apart() -> None:
+    compared = {ODD: Comparison(500, 497, (4, 9, 2))}
+    row = next(row for row in rows_of(TRIAL, DONE, None, launches(), {}, compared) if row.variant == ODD)
+    assert (row.identical_replies, row.compared_replies, row.first_difference) == (497 / 500, 500, 5.0)
+    assert not any("were compared" in warning for warning in row.warnings)
+
+
+@pytest.mark.usefixtures("approximate")
+def test_too_few_compared_replies_are_said() -> None:
+    made = with_facts(launches(count=2, rounds=3), ODD, identical=8, replies=9, differing=(1, 3))
+    row = rows(made)[ODD]
+    assert (row.compared_replies, row.first_difference) == (18, 3.0)
+    assert "only 18 replies were compared, not 500" in row.warnings
+
+
+def test_an_exact_variant_needs_no_more_prompts_than_it_was_timed_on() -> None:
+    row = rows(launches(count=2, rounds=3))[ODD]
+    assert (row.compared_replies, row.first_difference) == (18, None)
+    assert not any("were compared" in warning for warning in row.warnings)
+
+
+def test_the_time_of_a_token_is_a_calls_over_the_tokens_of_a_reply() -> None:
+    made = with_facts(launches(torchscript=6.0), ODD, replies=60, tokens=240)
+    row = rows(made)[ODD]
+    assert row.tokens_per_reply == 4
+    assert row.per_token_ms == pytest.approx(1.5)
+    assert rows(launches())[ODD].tokens_per_reply is None, "a run from before tokens were counted"

@@ -1,25 +1,48 @@
 """Every entry of the table: same replies, the kind it declares; and the exported file without this package."""
 
+import copy
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from chatbot.__main__ import export
 from chatbot.checkpoint import Trained
 from chatbot.corpus import Pair
 from chatbot.errors import UsageError
+from chatbot.model import ATTENTIONS, Chatbot, Config
+from chatbot.talk import Speaker
 from chatbot.training import make_batch
-from chatbot.variants import BASELINE, CONTROL, DEVICES, VARIANTS, Variant, Workload, variant_named
+from chatbot.variants import (
+    BASELINE,
+    CONTROL,
+    DEVICES,
+    VARIANTS,
+    Reply,
+    UnavailableError,
+    Variant,
+    Workload,
+    prepared,
+    variant_named,
+)
+from chatbot.variants.masked import Greedy, MaskedEncoder
+from chatbot.vocabulary import EOS, FIRST_WORD, PAD
+from ray_jobs.checks import label_fault, program_of
 
-ON_CPU = [name for name, variant in VARIANTS.items() if "cpu" in variant.devices]
-EXACT = [name for name in ON_CPU if VARIANTS[name].exact]
+COMPILED = [  # which takes half a minute each, if nothing is kept of an earlier time
+    pytest.param(name, marks=pytest.mark.slow) for name, variant in VARIANTS.items() if variant.cached
+]
+QUICK = [name for name, variant in VARIANTS.items() if "cpu" in variant.devices and not variant.cached]
+ON_CPU = [*QUICK, *(name for name in COMPILED if "cpu" in VARIANTS[str(name.values[0])].devices)]
+EXACT = [name for name in QUICK if VARIANTS[name].exact]
 
 # Run where `chatbot` cannot be imported, whether it is installed as a link (as here) or as a copy.
 STRANGER = """
@@ -51,9 +74,28 @@ def ragged(toy: Trained, toy_pairs: list[Pair]) -> tuple[Tensor, Tensor]:
 
 def answers(name: str, toy: Trained, prompts: Tensor, lengths: Tensor) -> Tensor:
     """The tokens that a variant, newly prepared for this shape, writes."""
-    workload = Workload(batch=prompts.size(0), prompt_tokens=prompts.size(1))
+    return reply_of(name, toy, batch=prompts.size(0), prompt_tokens=prompts.size(1))(prompts, lengths)
+
+
+def reply_of(name: str, toy: Trained, **sizes: Any) -> Reply:
+    """The variant, newly prepared; the test is skipped where this machine lacks what it needs."""
+    own = Chatbot(toy.chatbot.config, *copy.deepcopy((toy.chatbot.encoder, toy.chatbot.decoder)))
     with torch.inference_mode():
-        return VARIANTS[name].prepare(toy.chatbot, workload)(prompts, lengths)
+        try:
+            reply = prepared(VARIANTS[name], own, Workload(**sizes))
+        except UnavailableError as error:
+            pytest.skip(str(error))
+
+    def answer(prompts: Tensor, lengths: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return reply(prompts, lengths)
+
+    return answer
+
+
+def ended(tokens: Tensor) -> list[list[int]]:
+    """Replies up to and including their EOS."""
+    return [row[: row.index(EOS) + 1] if EOS in row else row for row in tokens.tolist()]
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -82,21 +124,121 @@ def test_an_exact_variant_gives_the_baselines_replies_to_a_ragged_batch(
 def test_a_variant_writes_as_many_tokens_as_the_workload_asks(
     name: str, steps: int, toy: Trained, ragged: tuple[Tensor, Tensor]
 ) -> None:
-    with torch.inference_mode():
-        tokens = VARIANTS[name].prepare(toy.chatbot, Workload(reply_tokens=steps))(*ragged)
+    batch, width = ragged[0].shape
+    tokens = reply_of(name, toy, batch=batch, prompt_tokens=width, reply_tokens=steps)(*ragged)
     assert tokens.shape == (len(ragged[0]), steps)
 
 
 @pytest.mark.parametrize("name", ON_CPU)
-def test_the_timed_program_is_of_the_declared_kind(name: str, toy: Trained, ragged: tuple[Tensor, Tensor]) -> None:
-    called: list[nn.Module] = []
-    reply = VARIANTS[name].prepare(toy.chatbot, Workload())
-    hook = nn.modules.module.register_module_forward_pre_hook(lambda module, _: called.append(module))
-    with hook, torch.inference_mode():
-        reply(*ragged)
-    scripted = [isinstance(module, torch.jit.ScriptModule) for module in called]
-    assert called
-    assert all(scripted) if VARIANTS[name].kind == "torchscript" else not any(scripted)
+def test_replies_that_stop_are_those_that_go_on_up_to_their_end(
+    name: str, toy: Trained, ragged: tuple[Tensor, Tensor]
+) -> None:
+    batch, width = ragged[0].shape
+    sizes = {"batch": batch, "prompt_tokens": width, "reply_tokens": 12}
+    whole, stopped = (reply_of(name, toy, stop_at_eos=stop, **sizes)(*ragged) for stop in (False, True))
+    assert stopped.shape == (batch, 12)
+    assert ended(stopped) == ended(whole)
+    assert any(len(reply) < 12 for reply in ended(whole))
+    behind = [row[len(kept) :] for row, kept in zip(stopped.tolist(), ended(stopped), strict=True)]
+    assert {token for tail in behind for token in tail} == {PAD}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_variant_gives_the_baselines_replies(name: str, toy: Trained, ragged: tuple[Tensor, Tensor]) -> None:
+    assert torch.equal(answers(name, toy, *ragged), toy.chatbot.search()(*ragged, 10)[0])
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if not VARIANTS[name].exact])
+def test_an_approximate_variant_gives_nearly_the_baselines_replies(
+    name: str, toy: Trained, ragged: tuple[Tensor, Tensor]
+) -> None:
+    expected = ended(toy.chatbot.search()(*ragged, 10)[0])
+    same = [found == reply for found, reply in zip(ended(answers(name, toy, *ragged)), expected, strict=True)]
+    assert sum(same) >= 0.7 * len(same)
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_the_timed_program_is_what_its_entry_says(name: str, toy: Trained, ragged: tuple[Tensor, Tensor]) -> None:
+    batch, width = ragged[0].shape
+    workload = Workload(batch=batch, prompt_tokens=width)
+    reply = reply_of(name, toy, batch=batch, prompt_tokens=width)
+    reply(*ragged)
+    program = program_of(reply)
+    assert label_fault(name, program, workload) is None
+    assert (program.kind, program.dtypes) == (VARIANTS[name].kind, set(VARIANTS[name].dtype.split("+")))
+    others = [other for other in VARIANTS.values() if (other.kind, other.dtype) != (program.kind, VARIANTS[name].dtype)]
+    assert all(label_fault(other.name, program, workload) for other in others)
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if not variant.any_shape])
+def test_what_is_made_for_one_length_is_not_for_talking(name: str, toy: Trained) -> None:
+    with pytest.raises(UsageError, match="made for prompts of one length"):
+        Speaker(toy, name)
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.devices == ("cuda",)])
+def test_what_needs_a_gpu_says_so(name: str, toy: Trained) -> None:
+    with pytest.raises(UnavailableError, match="it runs on cuda only"):
+        prepared(VARIANTS[name], toy.chatbot, Workload())
+
+
+@pytest.mark.parametrize(("name", "extra"), [("onnx", "onnx"), ("onnx-int8", "onnx"), ("openvino", "openvino")])
+def test_a_missing_package_is_named_with_what_would_help(
+    name: str, extra: str, toy: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UnavailableError, match=rf"is not installed: pip install 'latency-matrix\[{extra}\]'"):
+        prepared(VARIANTS[name], toy.chatbot, Workload())
+
+
+@pytest.mark.parametrize("name", ["compile", "export-aoti"])
+def test_a_missing_compiler_is_named_with_what_would_help(
+    name: str, toy: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UnavailableError, match=r"no C\+\+ compiler no-such-compiler: apt install g\+\+"):
+        prepared(VARIANTS[name], toy.chatbot, Workload())
+
+
+def test_a_variant_that_knows_nothing_of_stopping_is_not_asked_to(toy: Trained) -> None:
+    mine = replace(VARIANTS["torchscript"], stops_at_eos=False)
+    with pytest.raises(UnavailableError, match="can't stop at the end of a reply"):
+        prepared(mine, toy.chatbot, Workload(stop_at_eos=True))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_masked_networks_compute_what_packed_ones_do(attention: str, layers: int) -> None:
+    sizes = {"hidden": 8, "encoder_layers": layers, "decoder_layers": layers, "vocabulary": 30}
+    bot = Chatbot.random(Config(attention=attention, **sizes))
+    prompts = torch.randint(FIRST_WORD, 30, (3, 6), generator=torch.Generator().manual_seed(0))
+    prompts[1, 2:], prompts[2, 5:] = PAD, PAD
+    with torch.no_grad():
+        outputs, hidden, blocked = MaskedEncoder(bot.encoder)(prompts)
+        packed, finals = bot.encoder(prompts.t(), torch.tensor([6, 2, 5]))
+        torch.testing.assert_close(outputs, packed)
+        torch.testing.assert_close(hidden, finals)
+        assert torch.equal(blocked, prompts.t() == PAD)
+        expected = bot.search()(prompts, torch.tensor([6, 2, 5]), 7)[0]
+        assert torch.equal(Greedy(bot, 7)(prompts), expected)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("written_out", [False, True])
+def test_the_graph_computes_what_the_networks_do(attention: str, written_out: bool) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    from chatbot.variants.onnx_graph import greedy_graph
+
+    bot = Chatbot.random(Config(hidden=8, attention=attention, vocabulary=30))
+    prompts = torch.randint(FIRST_WORD, 30, (3, 6), generator=torch.Generator().manual_seed(0))
+    prompts[1, 2:], prompts[2, 5:] = PAD, PAD
+    model = greedy_graph(bot, written_out=written_out).SerializeToString()
+    session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (tokens,) = session.run(None, {"prompts": prompts.numpy(), "steps": np.array(7)})
+    with torch.no_grad():
+        expected = bot.search()(prompts, torch.tensor([6, 2, 5]), 7)[0]
+    assert tokens.T.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -105,7 +247,7 @@ def test_an_entry_is_found_by_its_own_name_and_is_complete(name: str) -> None:
     assert variant.name == name
     assert len(variant.summary.splitlines()) == 1
     assert set(variant.devices) <= set(DEVICES)
-    assert variant.kind in ("eager", "torchscript")
+    assert variant.any_shape or variant.kind in ("inductor", "aoti", "cuda-graph")
 
 
 def test_the_control_is_the_baselines_program() -> None:

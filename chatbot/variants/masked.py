@@ -54,23 +54,23 @@ class MaskedEncoder(nn.Module):
         outputs = self.embedding(prompts.t())
         finals: list[Tensor] = []
         for layer in range(self.layers):
-            ways = [self._way(outputs, live, f"l{layer}{suffix}") for suffix in ("", "_reverse")]
+            ways = [self._way(outputs, live, layer, backwards) for backwards in (False, True)]
             outputs = torch.cat([way for way, _ in ways], -1)
             finals += [final for _, final in ways]
         forth, back = outputs.chunk(2, -1)
         return forth + back, torch.stack(finals), blocked
 
-    def _way(self, inputs: Tensor, live: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    def _way(self, inputs: Tensor, live: Tensor, layer: int, backwards: bool) -> tuple[Tensor, Tensor]:
         """One direction of a layer: inputs (T, B, ...) -> outputs (T, B, H), final state (B, H)."""
-        of_input, of_state, bias_in, bias_of = self.gru.named(name)
+        of_input, of_state, bias_in, bias_of = self.gru.named(f"l{layer}_reverse" if backwards else f"l{layer}")
         weighted = linear(inputs, of_input, bias_in)  # (T, B, 3H): every step's at once
         state = inputs.new_zeros(inputs.size(1), of_state.size(1))
         outputs: list[Tensor] = []
         steps = range(inputs.size(0))
-        for t in reversed(steps) if name.endswith("_reverse") else steps:
+        for t in reversed(steps) if backwards else steps:
             state = torch.where(live[t], gated(weighted[t], linear(state, of_state, bias_of), state), state)
             outputs.append(torch.where(live[t], state, 0.0))
-        return torch.stack(outputs[::-1] if name.endswith("_reverse") else outputs), state
+        return torch.stack(outputs[::-1] if backwards else outputs), state
 
 
 class Step(nn.Module):

@@ -1,0 +1,165 @@
+"""Every entry of the table on a real GPU: same replies, its kind, its memory. Needs neither Ray nor Arrow."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chatbot.model import Chatbot, Config
+from chatbot.variants import VARIANTS, Reply, UnavailableError, Workload, prepared, torchscript
+from chatbot.vocabulary import EOS, FIRST_WORD, PAD
+from ray_jobs import measure
+from ray_jobs.checks import label_fault, probe_fault, program_of
+from ray_jobs.records import Weights
+from ray_jobs.timing import CudaTimer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CONFIG = Config(hidden=64, vocabulary=200)
+WORKLOAD = Workload(device="cuda", batch=4, prompt_tokens=6, reply_tokens=7)
+ON_CUDA = [name for name, variant in VARIANTS.items() if "cuda" in variant.devices]
+GRAPHS = ["cuda-graph", "compile-cudagraph"]
+
+
+@pytest.fixture(scope="module")
+def bot() -> Chatbot:
+    return Chatbot.random(CONFIG).to("cuda")
+
+
+def ragged(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Four prompts of 6, 2, 5 and 6 tokens, and their lengths."""
+    prompts = torch.randint(FIRST_WORD, CONFIG.vocabulary, (4, 6), generator=torch.Generator().manual_seed(seed))
+    lengths = torch.tensor([6, 2, 5, 6])
+    for row, length in enumerate(lengths.tolist()):
+        prompts[row, length - 1] = EOS
+        prompts[row, length:] = PAD
+    return prompts.to("cuda"), lengths
+
+
+def reply_of(name: str, bot: Chatbot, workload: Workload = WORKLOAD) -> Reply:
+    own = Chatbot(bot.config, *copy.deepcopy((bot.encoder, bot.decoder)))
+    with torch.inference_mode():
+        try:
+            reply = prepared(VARIANTS[name], own, workload)
+        except UnavailableError as error:
+            pytest.skip(str(error))
+
+    def answer(prompts: Tensor, lengths: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return reply(prompts, lengths)
+
+    return answer
+
+
+@pytest.mark.parametrize("name", [name for name in ON_CUDA if VARIANTS[name].exact])
+def test_an_exact_variant_gives_the_baselines_replies_to_ragged_prompts(name: str, bot: Chatbot) -> None:
+    reply = reply_of(name, bot)
+    for seed in range(3):
+        prompts, lengths = ragged(seed)
+        with torch.inference_mode():
+            expected = bot.search()(prompts, lengths, 7)[0]
+        assert torch.equal(reply(prompts, lengths), expected)
+
+
+@pytest.mark.parametrize("name", ON_CUDA)
+def test_the_timed_program_is_what_its_entry_says(name: str, bot: Chatbot) -> None:
+    reply = reply_of(name, bot)
+    reply(*ragged())
+    program = program_of(reply)
+    assert label_fault(name, program, WORKLOAD) is None
+    assert program.devices == {"cuda"}
+    if VARIANTS[name].kind != "inductor":  # a hook of ours would make it compile anew
+        assert probe_fault(reply, *ragged(), program.kind) is None
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_replayed_answer_is_not_overwritten_by_the_next(name: str, bot: Chatbot) -> None:
+    reply = reply_of(name, bot)
+    first = reply(*ragged(1))
+    kept = first.clone()
+    reply(*ragged(2))
+    torch.cuda.synchronize()
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_takes_no_other_shape_than_it_was_captured_for(name: str, bot: Chatbot) -> None:
+    reply = reply_of(name, bot)
+    with pytest.raises(ValueError, match="compiled for 4 prompts of 6 tokens"):
+        reply(torch.full((1, 6), EOS, device="cuda"), torch.tensor([6]))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_allocates_nothing_but_its_answer_once_it_is_captured(name: str, bot: Chatbot) -> None:
+    reply, batch = reply_of(name, bot), ragged()
+    for _ in range(3):
+        reply(*batch)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(10):
+        reply(*batch)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() - before <= 4096
+
+
+def test_a_graph_launches_less_from_python_than_the_modules_do(bot: Chatbot) -> None:
+    """Device time within wall time: what is left over is what Python takes to launch kernels."""
+    timer, batch = CudaTimer(), ragged()
+
+    def wall_ns(name: str) -> float:
+        reply = reply_of(name, bot)
+        readings = [timer.call(reply, *batch)[1] for _ in range(20)][10:]
+        assert all(r.device_ns is not None and 0 < r.device_ns <= 1.05 * r.wall_ns for r in readings)
+        return float(np.median([r.wall_ns for r in readings]))
+
+    assert wall_ns("cuda-graph") < wall_ns("eager")
+
+
+def test_the_events_of_the_timer_enclose_the_work_of_a_call() -> None:
+    a = torch.rand(4096, 4096, device="cuda")
+
+    def works(times: int) -> Reply:
+        def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+            for _ in range(times):
+                a.matmul(a)
+            return prompts
+
+        return reply
+
+    timer, batch = CudaTimer(), ragged()
+    short, long = ([timer.call(works(n), *batch)[1].device_ns or 0 for _ in range(5)][-1] for n in (5, 20))
+    assert 2 * short < long
+
+
+def test_a_trace_is_bound_to_the_device_that_it_was_made_on(bot: Chatbot) -> None:
+    """The GRU's first state is baked in: a search that was traced on the CPU can't follow its weights to the GPU."""
+    on_cpu = torchscript.script(Chatbot(bot.config, *copy.deepcopy((bot.encoder, bot.decoder))).to("cpu"), "cpu")
+    prompts, lengths = ragged()
+    with torch.inference_mode(), pytest.raises(RuntimeError):
+        on_cpu.to("cuda")(prompts, lengths, 3)
+    with torch.inference_mode():
+        traced = torchscript.script(bot, "cuda")(prompts, lengths, 7)[0]
+        assert torch.equal(traced, bot.search()(prompts, lengths, 7)[0])
+
+
+def test_peak_memory_holds_the_weights_and_is_of_the_gpu() -> None:
+    words = Config(hidden=16, encoder_layers=1, decoder_layers=1, vocabulary=50).vocabulary  # the tiny preset
+    pool: NDArray[np.int64] = np.random.default_rng(0).integers(FIRST_WORD, words, (100, 6))
+    workload = Workload(device="cuda", prompt_tokens=6, reply_tokens=3, model="tiny")
+    torch.cuda.reset_peak_memory_stats()
+    alone = measure.measure_alone(workload, "eager", Weights(preset="tiny"), pool, compared=10)
+    assert 0 < alone.peak_mb < 1000
+    assert alone.tokens is not None
+    assert alone.tokens.shape == (10, 3)
+
+
+def test_what_stops_at_the_end_is_skipped_where_a_graph_can_not(bot: Chatbot) -> None:
+    stopping = Workload(device="cuda", batch=4, prompt_tokens=6, reply_tokens=7, stop_at_eos=True)
+    with pytest.raises(UnavailableError, match="can't stop"):
+        prepared(VARIANTS["cuda-graph"], bot, stopping)
