@@ -430,7 +430,7 @@ def test_a_class_is_flat() -> None:
     (found, _) = classes_of([*several(2), *pair("node-7:cpu", p50_ms=15.0)], MARGIN)
     content = asdict(found)
     assert json.loads(json.dumps(content)) == {**content, "disagreeing": list(content["disagreeing"])}
-    assert {type(value) for value in content.values()} == {str, int, float, tuple, type(None)}
+    assert {type(value) for value in content.values()} == {str, int, float, bool, tuple, type(None)}
 
 
 # How often it is wrong

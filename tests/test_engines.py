@@ -68,7 +68,7 @@ def test_a_session_under_another_label(label: str, truth: str, said: str) -> Non
 def test_a_session_beside_which_modules_answer_is_both() -> None:
     pytest.importorskip("onnxruntime")
     session, search = prepared_as("onnx"), tiny().search()
-    reply: Callable[[Tensor, Tensor], Tensor] = lambda p, n: search(p, n, 3)[0] if session else p  # noqa: E731
+    reply: Callable[[Tensor, Tensor], Tensor] = lambda p, n: search(p, n, 3)[0] if session is not None else p  # noqa: E731
     assert fault("onnx", reply) == "it is labelled onnxruntime but runs eager+onnxruntime"
 
 

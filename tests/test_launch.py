@@ -20,6 +20,7 @@ from chatbot.model import PRESETS
 from chatbot.variants import BASELINE, CONTROL, Workload
 from chatbot.vocabulary import EOS
 from ray_jobs import launch
+from ray_jobs.checks import LEAST_COMPARED
 from ray_jobs.forkserver import LaunchServer, Loss, Request, TrialError
 from ray_jobs.launch import ATTEMPTS, Alive, Committed, Failure, Limits, Memory, Outcome, Trial, choose_cores, run_trial
 from ray_jobs.records import TIMED, WARMUP, Launch, LaunchResult, Weights
@@ -224,9 +225,20 @@ def test_speeds_that_are_known_are_not_measured_again(server: LaunchServer) -> N
 
 def test_a_trial_that_leaves_memory_out_leaves_the_limit_out_too() -> None:
     done = tuple(Committed(i, 3, 2, {}, 1.0) for i in range(12))
-    with_both, without = (list(run_trial(replace(trial(), committed=done, memory=asked))) for asked in (True, False))
-    assert [type(outcome) for outcome in with_both] == [Memory, Limits]
+    with_both, without = (
+        [type(one) for one in run_trial(replace(trial(), committed=done, memory=asked)) if not isinstance(one, Alive)]
+        for asked in (True, False)
+    )
+    assert with_both == [Memory, Limits]
     assert without == []
+
+
+def test_an_approximate_variant_is_compared_on_distinct_prompts_after_the_launches() -> None:
+    asked = replace(trial(), variants=(BASELINE, CONTROL, "bf16"))
+    memory = next(outcome for outcome in run_trial(asked) if isinstance(outcome, Memory))
+    assert set(memory.compared) == {"bf16"}, "exact ones are held to their promise in every launch"
+    assert memory.compared["bf16"].replies == LEAST_COMPARED
+    assert 0 < memory.compared["bf16"].identical <= LEAST_COMPARED
 
 
 def test_a_trial_gives_up_after_its_attempts(tmp_path: Path) -> None:

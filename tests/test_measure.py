@@ -650,6 +650,18 @@ def test_peak_memory_shows_what_a_variant_allocates(monkeypatch: pytest.MonkeyPa
     assert peak - before / 1e6 == pytest.approx(200, abs=60)
 
 
+@pytest.mark.parametrize(("asked", "given"), [(0, None), (5, 6), (6, 6), (1000, 20)])
+def test_a_variant_alone_answers_whole_batches_of_the_first_prompts(asked: int, given: int | None) -> None:
+    workload = dataclasses.replace(WORKLOAD, batch=2)
+    alone = measure.measure_alone(workload, BASELINE, TINY, prompts(20), compared=asked)
+    if given is None:
+        assert alone.tokens is None
+        return
+    expected = tiny().search()(torch.from_numpy(prompts(20)[:given]), torch.full((given,), 4), 5)[0]
+    assert alone.tokens is not None
+    assert alone.tokens.tolist() == expected.tolist()
+
+
 def test_machine_facts_are_of_this_process() -> None:
     facts = measure.machine_facts()
     assert facts["threads"] == torch.get_num_threads()

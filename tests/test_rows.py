@@ -231,7 +231,8 @@ def test_what_was_not_measured_has_no_limit(status: str) -> None:
 
 def test_columns_are_the_rows_fields_the_newest_last() -> None:
     assert tuple(field.name for field in fields(Row)) == COLUMNS
-    assert COLUMNS[-4:] == ("hardware", "p50_scatter", "bound_why", "moved_mb")
+    newest = ("bound_why", "moved_mb", "stop_at_eos", "tokens_per_reply", "per_token_ms", "compared_replies")
+    assert COLUMNS[-7:] == (*newest, "first_difference")
 
 
 # Warnings

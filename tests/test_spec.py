@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, DEVICES, VARIANTS, Workload
 from ray_jobs.spec import Spec, read_spec
+from ray_jobs.trials import trial_id
 
 SIZES = ("batch", "prompt_tokens", "reply_tokens", "threads")
 KEYS = (
     *("variants", "device", "batch", "prompt_tokens", "reply_tokens", "threads", "model", "corpus", "precision"),
-    *("margin", "budget", "seed", "stations", "isolation", "cores_per_gpu", "launch_timeout"),
+    *("margin", "budget", "seed", "stations", "isolation", "cores_per_gpu", "stop_at_eos", "launch_timeout"),
 )
 MANY = st.lists(st.integers(2, 99), min_size=1, max_size=4)
 
@@ -331,3 +332,14 @@ def test_a_file_that_is_not_toml_is_named(content: bytes, tmp_path: Path) -> Non
     path = tmp_path / "spec.toml"
     path.write_bytes(content)
     assert refusal(path).startswith(f"spec {path} is not TOML: ")
+
+
+def test_workloads_stop_at_the_end_of_a_reply_only_where_that_is_asked() -> None:
+    assert [workload.stop_at_eos for workload in read_spec(None, {}).plan()] == [False]
+    assert all(workload.stop_at_eos for workload in read_spec(None, {"stop_at_eos": True, "batch": "1,2"}).plan())
+
+
+def test_a_trial_that_stops_has_a_name_of_its_own() -> None:
+    asked = (Workload(), Workload(stop_at_eos=True))
+    assert len({trial_id(workload, None) for workload in asked}) == 2
+    assert trial_id(asked[0], None) == "cpu-b1-p8-r10-t1@none"

@@ -165,7 +165,7 @@ def test_the_timed_program_is_what_its_entry_says(name: str, toy: Trained, ragge
     reply(*ragged)
     program = program_of(reply)
     assert label_fault(name, program, workload) is None
-    assert (program.kind, program.dtypes) == (VARIANTS[name].kind, set(VARIANTS[name].dtype.split("+")))
+    assert (program.kind, set(program.dtypes)) == (VARIANTS[name].kind, set(VARIANTS[name].dtype.split("+")))
     others = [other for other in VARIANTS.values() if (other.kind, other.dtype) != (program.kind, VARIANTS[name].dtype)]
     assert all(label_fault(other.name, program, workload) for other in others)
 

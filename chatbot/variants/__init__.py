@@ -107,6 +107,7 @@ _TABLE = (
         cached=True,
         ready=inductor.require_compiler,
         needs=(COMPILER,),
+        prepare_s=4.0,
     ),
     Variant(
         "export-aoti",
@@ -119,6 +120,7 @@ _TABLE = (
         cached=True,
         ready=inductor.require_compiler,
         needs=(COMPILER,),
+        prepare_s=1.0,
     ),
     Variant(
         "bf16",
@@ -158,6 +160,7 @@ _TABLE = (
         devices=("cpu",),
         stops_at_eos=True,
         needs=("latency-matrix[onnx]",),
+        prepare_s=1.5,
     ),
     Variant(
         "onnx-int8",
@@ -169,6 +172,7 @@ _TABLE = (
         devices=("cpu",),
         stops_at_eos=True,
         needs=("latency-matrix[onnx]",),
+        prepare_s=1.0,
     ),
     Variant(
         "openvino",
@@ -179,6 +183,7 @@ _TABLE = (
         devices=("cpu",),
         stops_at_eos=True,
         needs=("latency-matrix[openvino]",),
+        prepare_s=2.0,
     ),
     Variant(
         "cuda-graph",
