@@ -235,8 +235,8 @@ def _cuda_fault() -> str | None:
     if torch.cuda.is_available():
         return None
     return (
-        f"PyTorch {torch.__version__} sees no CUDA device here; install one built for CUDA, see what nvidia-smi says, "
-        "or leave --device cuda out"
+        f"PyTorch {torch.__version__} sees no CUDA device here (install one built for CUDA, see what nvidia-smi says, "
+        "or leave --device cuda out)"
     )
 
 

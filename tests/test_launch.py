@@ -265,6 +265,6 @@ def test_cores_are_the_last_ones_so_that_the_first_is_left_to_others() -> None:
 def test_a_gpu_that_pytorch_does_not_see_fails_the_trial_at_once_in_one_line() -> None:
     on_gpu = replace(trial(), workload=replace(WORKLOAD, device="cuda"))
     with pytest.raises(
-        TrialError, match=r"^PyTorch \S+ sees no CUDA device here; install .*, or leave --device cuda out$"
+        TrialError, match=r"^PyTorch \S+ sees no CUDA device here \(install .*, or leave --device cuda out\)$"
     ):
         list(run_trial(on_gpu))
