@@ -188,7 +188,7 @@ def limit_of(config: Config, workload: Workload, dtype: str, speeds: Speeds) -> 
     Where replies may stop early it is None too: how many steps they take is not known before.
     """
     precision = PRECISIONS.get(dtype)
-    if precision is None or vars(workload).get("stop_at_eos"):
+    if precision is None or workload.stop_at_eos:
         return None
     phases = phases_of(config, workload, precision)
     peak = speeds.peak(precision.product)

@@ -257,9 +257,7 @@ def test_a_precision_that_is_none_of_ours_has_no_limit() -> None:
 
 
 def test_replies_that_may_stop_early_have_no_limit() -> None:
-    early = replace(ASKED)
-    vars(early)["stop_at_eos"] = True
-    assert limit_of(SMALL, early, "float32", FLAT) is None
+    assert limit_of(SMALL, replace(ASKED, stop_at_eos=True), "float32", FLAT) is None
 
 
 def test_only_known_programs_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -516,7 +516,7 @@ def approximate(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("approximate")
 def test_an_approximate_variant_is_judged_on_the_prompts_that_were_asked_apart() -> None:
     compared = {ODD: Comparison(500, 497, (4, 9, 2))}
-    row = next(row for row in rows_of(TRIAL, DONE, None, launches(), {}, compared) if row.variant == ODD)
+    row = next(row for row in rows_of(TRIAL, DONE, None, launches(), {}, None, compared) if row.variant == ODD)
     assert (row.identical_replies, row.compared_replies, row.first_difference) == (497 / 500, 500, 5.0)
     assert not any("were compared" in warning for warning in row.warnings)
 
