@@ -181,8 +181,9 @@ def _print_lines(console: Console, rows: Sequence[Row], margin: float) -> None:
     for row in rows:
         console.print(Text(row.variant, style="bold"))
         console.print(Text(f"  {words.latency(row)} ms, speedup {words.speedup_cell(row)}"))
+        token = f", {words.per_token(row)} ms per token" if row.stop_at_eos else ""
         limit = "" if row.of_limit is None else f", {words.of_limit(row)} of the limit"
-        console.print(Text("  ") + _verdict(row, margin) + Text(f", {words.replies(row)} same replies{limit}"))
+        console.print(Text("  ") + _verdict(row, margin) + Text(f", {words.replies(row)} same replies{token}{limit}"))
 
 
 def print_classes(classes: Sequence[HardwareClass]) -> None:

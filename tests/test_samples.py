@@ -32,9 +32,11 @@ ROW_COLUMNS = (
     "run_id trial_id station host device device_name model batch prompt_tokens reply_tokens threads variant baseline "
     "exact samples launches discarded_rounds p50_ms p50_low_ms p50_high_ms p90_ms p95_ms p99_ms mean_ms speedup "
     "speedup_low speedup_high verdict identical_replies prepare_s peak_memory_mb limit_ms of_limit bound status reason "
-    "warnings disturbed_rounds warmup_calls sentinel_ms sentinel_drift hardware p50_scatter bound_why moved_mb"
+    "warnings disturbed_rounds warmup_calls sentinel_ms sentinel_drift hardware p50_scatter bound_why moved_mb "
+    "stop_at_eos tokens_per_reply per_token_ms compared_replies first_difference"
 ).split()
 INTEGERS = {
+    "compared_replies",
     *("batch", "prompt_tokens", "reply_tokens", "threads", "samples", "launches", "discarded_rounds"),
     "disturbed_rounds",
 }
@@ -273,7 +275,8 @@ def row_type(name: str) -> Any:
         return pa.int64()
     if name in TEXTS:
         return pa.string()
-    return {"exact": pa.bool_(), "warnings": pa.list_(pa.string())}.get(name, pa.float64())
+    kinds = {"exact": pa.bool_(), "stop_at_eos": pa.bool_(), "warnings": pa.list_(pa.string())}
+    return kinds.get(name, pa.float64())
 
 
 def test_a_rows_values_stand_in_its_table() -> None:
