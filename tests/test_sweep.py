@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from commands import Done, ray_folder, run, start  # noqa: F401 (a fixture of this module)
 
+from chatbot import training
 from chatbot.checkpoint import load
+from chatbot.corpus import Pair
+from chatbot.vocabulary import Vocabulary
+from ray_jobs.sweep.spec import make_spec
 from ray_jobs.sweep.table import TIMES
 
 # Trial 0 is trained to its end, 1 diverges, 2 is stopped: seen with this seed, and held to below.
@@ -28,7 +34,7 @@ encoder_layers = 1
 decoder_layers = 1
 batch = 16
 """
-ASKED = ("--trials", "4", "--iterations", "60", "--validate-every", "10", "--concurrent", "1", "--min-count", "1")
+ASKED = ("--trials", "4", "--iterations", "600", "--validate-every", "100", "--concurrent", "1", "--min-count", "1")
 PATIENCE_S = 500.0
 pytestmark = pytest.mark.timeout(600)  # the machine may be busy
 
@@ -71,12 +77,8 @@ def killed(home: Path, tsv: Path, name: str, validations: int) -> Path:
     process = start(home, *arguments(home, tsv, name))
     family: list[psutil.Process] = []
     try:
-        end = time.monotonic() + PATIENCE_S
         place = home / name
-        while count(place) < validations:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_for(place, validations, process)
         family = psutil.Process(process.pid).children(recursive=True)
     finally:
         process.kill()
@@ -86,6 +88,15 @@ def killed(home: Path, tsv: Path, name: str, validations: int) -> Path:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
     return place
+
+
+def wait_for(place: Path, validations: int, process: "subprocess.Popen[str]") -> None:
+    """Returns when the sweep has kept that many validations."""
+    end = time.monotonic() + PATIENCE_S
+    while count(place) < validations:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def count(place: Path) -> int:
@@ -185,27 +196,43 @@ def test_the_page_holds_every_trial(both: tuple[Swept, Swept]) -> None:
         assert f'data-trial="{row["trial"]}"' in page
 
 
-@pytest.mark.slow
-def test_a_killed_worker_goes_on_from_its_last_validation(
-    both: tuple[Swept, Swept], toy_tsv: Path, tmp_path: Path
-) -> None:
-    process = start(tmp_path, *arguments(tmp_path, toy_tsv, "hurt", "--json"))
+LONG = ("--trials", "2", "--iterations", "2400", "--validate-every", "200", "--no-asha", "--patience", "none")
+
+
+@pytest.fixture
+def under_way(toy_tsv: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """The command of a sweep in ``tmp_path / "sweep"`` whose first trial has been judged twice, of twelve times."""
+    space = tmp_path / "long.toml"
+    space.write_text(SPACE.replace("1e36", "2e-2"))
+    asked = arguments(tmp_path, toy_tsv, "sweep", "--json")
+    process = start(tmp_path, *asked, *LONG, "--space", space)
     try:
-        end = time.monotonic() + PATIENCE_S
-        while count(tmp_path / "hurt") < 2:
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        os.kill(worker_of(process.pid), signal.SIGKILL)
-        out, err = process.communicate(timeout=PATIENCE_S)
+        wait_for(tmp_path / "sweep", 2, process)
+        yield process
     finally:
         process.kill()
         process.communicate()
-    hurt = Swept(tmp_path / "hurt", Done(process.returncode, out, err))
-    assert hurt.done.code == 0, err
-    assert "its worker was lost" in err
-    assert sum(row["restarts"] for row in hurt.rows("trials")) == 1
-    assert [{**row, "restarts": 0} for row in hurt.rows("trials")] == both[0].rows("trials")
-    assert sorted(hurt.rows("epochs"), key=str) == sorted(both[0].rows("epochs"), key=str)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_goes_on_and_its_trial_is_what_it_would_have_been(
+    under_way: "subprocess.Popen[str]", toy_pairs: list[Pair], tmp_path: Path
+) -> None:
+    os.kill(worker_of(under_way.pid), signal.SIGKILL)
+    out, err = under_way.communicate(timeout=PATIENCE_S)
+    assert under_way.returncode == 0, err
+    assert "its worker was lost; it goes on from its last validation" in err
+    swept = Swept(tmp_path / "sweep", Done(under_way.returncode, out, err))
+    assert [row["restarts"] for row in swept.rows("trials")] == [1, 0]
+    spec = make_spec(json.loads((swept.place / "sweep.json").read_text())["spec"])
+    words = Vocabulary.of_pairs(toy_pairs, 1)
+    for trial in spec.plan(len(words)):  # trained again, here, without a sweep
+        seen: list[training.Progress] = []
+        path = tmp_path / "again.pt"
+        training.fit(trial.config, toy_pairs, words, trial.options, path, free_running=True, on_validation=seen.append)
+        told = [row for row in swept.rows("epochs") if row["trial"] == trial.number]
+        for name in ("iteration", "train_loss", "validation_loss", "free_running_loss", "best_loss"):
+            assert [row[name] for row in told] == [getattr(progress, name) for progress in seen]
 
 
 def worker_of(driver: int) -> int:
@@ -213,27 +240,21 @@ def worker_of(driver: int) -> int:
     for one in psutil.Process(driver).children(recursive=True):
         with suppress(psutil.Error):
             if "ImplicitFunc" in " ".join(one.cmdline()):
-                return one.pid
+                return int(one.pid)
     raise AssertionError("no worker trains")
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_says_how_to_go_on_and_has_a_page(toy_tsv: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, *arguments(tmp_path, toy_tsv, "cut"))
-    try:
-        end = time.monotonic() + PATIENCE_S
-        while count(tmp_path / "cut") < 2:
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=PATIENCE_S)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 130
-    assert f"go on with: python -m ray_jobs sweep --resume {tmp_path / 'cut'}" in err
-    assert json.loads((tmp_path / "cut" / "sweep.json").read_text())["status"] == "interrupted"
-    assert "not all trials have ended" in (tmp_path / "cut" / "sweep.html").read_text()
+def test_an_interrupted_sweep_says_how_to_go_on_and_has_a_page(
+    under_way: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    under_way.send_signal(signal.SIGINT)
+    _, err = under_way.communicate(timeout=PATIENCE_S)
+    place = tmp_path / "sweep"
+    assert under_way.returncode == 130
+    assert f"go on with: python -m ray_jobs sweep --resume {place}" in err
+    assert json.loads((place / "sweep.json").read_text())["status"] == "interrupted"
+    assert "not all trials have ended" in (place / "sweep.html").read_text()
 
 
 @pytest.mark.parametrize(
