@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatbot.errors import UsageError
 from chatbot.model import PRESETS
+from ray_jobs.directory import RunDirectory
 from ray_jobs.sweep import charts
 from ray_jobs.sweep.importance import LEAST_TRIALS, Importances, importances, ranks
 from ray_jobs.sweep.page import failures_by_value, page, verdict
+from ray_jobs.sweep.record import Record, find, read_rows, state_name
 from ray_jobs.sweep.rungs import Judge
 from ray_jobs.sweep.space import DEFAULT, Space
 from ray_jobs.sweep.spec import SweepSpec, make_spec
@@ -75,6 +79,52 @@ def test_a_columns_type_does_not_depend_on_what_the_rows_hold() -> None:
     some = replace(row_of(TRIALS[1], course(1, [1.0]), DONE), settings={**TRIALS[1].settings, "clip": 25.0})
     assert trials_table([without]).schema == trials_table([some]).schema
     assert epochs_table([]).schema == epochs_table(course(0, [1.0])).schema
+
+
+# The directory.
+
+
+def a_record(root: Path) -> Record:
+    return Record(RunDirectory.named(str(root), "s"), SPEC, "data")
+
+
+def test_what_a_driver_left_when_it_died_at_any_point_of_a_trials_end_is_put_right(tmp_path: Path) -> None:
+    record = a_record(tmp_path)
+    with record.directory.created(samples=False):
+        for row in course(0, [3.0, 2.0]):
+            assert record.add(row, b"state")
+            assert not record.add(row, b"told again")
+        record.end(row_of(TRIALS[0], record.of_trial(0), DONE), b"best")
+        assert record.state(0) is None
+        record.directory.write(state_name(0), b"state")  # as if it had died before this was taken away
+        record.add(validation(1, 100, 4.0), b"half-way")
+    directory, sheet, spec = find("s", str(tmp_path))
+    again = Record(directory, spec, "data")
+    again.restore(sheet, read_rows(directory))
+    assert (again.state(0), again.state(1)) == (None, b"half-way")
+    assert (again.rows, again.validations) == (record.rows, record.validations)
+    assert len(again.commands) == 2
+
+
+def test_only_the_best_checkpoint_is_kept_and_never_that_of_a_failed_trial(tmp_path: Path) -> None:
+    record = a_record(tmp_path)
+    with record.directory.created(samples=False):
+        for number, (loss, status) in enumerate([(3.0, DONE), (2.0, STOPPED), (2.5, DONE), (1.0, FAILED)]):
+            row = row_of(TRIALS[number], course(number, [loss]), status)
+            record.end(row, None if status == FAILED else str(number).encode())
+        assert record.directory.read("best.pt") == b"1"
+
+
+def test_a_sweep_of_other_data_or_sources_is_not_gone_on_with(tmp_path: Path) -> None:
+    record = a_record(tmp_path)
+    with record.directory.created(samples=False):
+        record.write("running")
+    directory, sheet, spec = find("s", str(tmp_path))
+    with pytest.raises(UsageError, match="the corpus changed since"):
+        Record(directory, spec, "other").restore(sheet, [])
+    sheet["identity"]["source_hash"] = "another"
+    with pytest.raises(UsageError, match="the sources of this program changed since"):
+        Record(directory, spec, "data").restore(sheet, [])
 
 
 # Rungs.

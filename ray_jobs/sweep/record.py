@@ -135,6 +135,8 @@ class Record:
         self.commands = [*sheet["commands"], command()]
         self.rows = list(rows)
         self.validations = read_validations(self.directory)
+        for row in rows:  # the driver may have died between the two
+            self.directory.delete(state_name(row.trial))
 
 
 def state_name(number: int) -> str:
