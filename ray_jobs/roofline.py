@@ -45,6 +45,7 @@ PRECISIONS = {
     "float32": Precision(4, 0, 4, "float32"),
     "bfloat16": Precision(2, 0, 2, "bfloat16"),
     "float16": Precision(2, 0, 2, "float16"),
+    "int16": Precision(2, 4, 4, "float32"),
     "int8": Precision(1, 4, 4, "int8"),
     "qint8": Precision(1, 4, 4, "int8"),
 }
@@ -182,12 +183,20 @@ def moved_bytes(phases: Iterable[Phase]) -> int:
     return sum(phase.times * read.size for phase in phases for read in phase.reads)
 
 
+def _precision(dtype: str) -> Precision | None:
+    """Of a label with several types the narrowest: as if all weights were in it, the limit still is one."""
+    known = [PRECISIONS.get(name) for name in dtype.split("+")]
+    if any(precision is None for precision in known):
+        return None
+    return min((precision for precision in known if precision is not None), key=lambda precision: precision.weight)
+
+
 def limit_of(config: Config, workload: Workload, dtype: str, speeds: Speeds) -> Limit | None:
     """The limit of a program with weights of this type; None where it is no type of ours.
 
     Where replies may stop early it is None too: how many steps they take is not known before.
     """
-    precision = PRECISIONS.get(dtype)
+    precision = _precision(dtype)
     if precision is None or workload.stop_at_eos:
         return None
     phases = phases_of(config, workload, precision)

@@ -1,0 +1,228 @@
+"""The compiled engine over a chatbot's weights: ``Engine(chatbot, ...)(prompts, lengths)`` is one call of C++."""
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor, nn
+
+from chatbot.model import ATTENTIONS, Chatbot
+from chatbot.native import build, pack
+from chatbot.native.pack import Arena, Packed
+from chatbot.vocabulary import PAD, SOS
+
+BYTES = "qint8"  # what PyTorch calls weights in 8 bits
+Pack = Callable[[Arena, Tensor, Tensor | None], Packed]
+# Of the layers that a state goes through again and again, which are most of what a reply reads, and of all others.
+# In 8 bits the others change one reply in a hundred, the former hardly any (docs/performance.md).
+PRECISIONS: dict[str, tuple[Pack, Pack]] = {
+    "float32": (pack.pack, pack.pack),
+    BYTES: (pack.pack_bytes, pack.pack_words),
+}
+
+
+class LinearFields(Structure):
+    """``Linear`` of linear.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("weights", "fine", "scales", "bias")),
+        *((name, c_int32) for name in ("rows", "columns", "inputs")),
+    )
+
+
+class GruFields(Structure):
+    """``Gru`` of network.h."""
+
+    _fields_ = (("input", LinearFields), ("hidden", LinearFields), ("table", c_void_p))
+
+
+class ScreenFields(Structure):
+    """``Screen`` of screen.h."""
+
+    _fields_ = (
+        ("coarse", LinearFields),
+        *((name, c_void_p) for name in ("radii", "rows", "bias")),
+        ("slack", c_float),
+        ("vocabulary", c_int32),
+    )
+
+
+class NetworkFields(Structure):
+    """``Network`` of network.h."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("hidden", "encoder_layers", "decoder_layers", "attention", "pad", "sos")),
+        ("encoder", POINTER(GruFields)),
+        ("decoder", POINTER(GruFields)),
+        ("keys", LinearFields),
+        ("query", LinearFields),
+        ("value", c_void_p),
+        ("concat", LinearFields),
+        ("out", ScreenFields),
+    )
+
+
+class Engine:
+    """A chatbot's replies from C++.
+
+    Args:
+        chatbot: its weights are copied.
+        precision: of the weights, the output layer's aside: a key of ``PRECISIONS``.
+        steps: tokens of a reply.
+        threads: of each call, the caller's among them.
+        machine: compiler flags that choose the instructions.
+
+    Raises:
+        BuildError: there is no compiler, or it fails.
+    """
+
+    def __init__(
+        self, chatbot: Chatbot, precision: str, steps: int, threads: int = 1, machine: tuple[str, ...] = build.NATIVE
+    ) -> None:
+        library = build.library(machine)
+        self._functions = _declared(library.functions)
+        self._steps = steps
+        self._arena = Arena()
+        self._layers: list[Packed] = []
+        self._pack_recurrent, self._pack_other = PRECISIONS[precision]
+        with torch.no_grad():
+            self._fields = self._network(chatbot)  # the engine reads its arrays of layers
+        self._engine = c_void_p(self._functions.engine_new(byref(self._fields), threads))
+        weakref.finalize(self, self._functions.engine_free, self._engine)
+        self.identity = library.identity
+
+    def __call__(self, prompts: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T) tokens and (B,) lengths on the CPU -> tokens (B, S).
+
+        Raises:
+            ValueError: a length is not within 1 and T, or a token not within the vocabulary.
+        """
+        prompts, lengths = prompts.contiguous(), lengths.contiguous()
+        batch, length = prompts.shape
+        replies = torch.empty(batch, self._steps, dtype=torch.long)
+        places = prompts.data_ptr(), lengths.data_ptr(), batch, length, self._steps, replies.data_ptr()
+        if self._functions.engine_reply(self._engine, *places):
+            raise ValueError(f"a length is not within 1 and {length}, or a token not within the vocabulary")
+        return replies
+
+    def likeliest(self, inputs: Tensor) -> Tensor:
+        """The output layer alone: (N, H) -> the likeliest token of each (N,)."""
+        inputs = inputs.contiguous()
+        tokens = torch.empty(len(inputs), dtype=torch.long)
+        self._functions.engine_likeliest(
+            self._engine, inputs.data_ptr(), inputs.size(1), len(inputs), tokens.data_ptr()
+        )
+        return tokens
+
+    @property
+    def dtypes(self) -> frozenset[str]:
+        """What it computes in, read from the layers' weights; the output layer rules out in 8 bits, decides in 32."""
+        return frozenset({"float32", BYTES, *map(_dtype, self._layers)})
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that it reads."""
+        return tuple(self._arena.tensors)
+
+    @property
+    def recomputed(self) -> int:
+        """How many logits were computed in 32 bits since this was made; all others were ruled out in 8."""
+        return int(self._functions.engine_recomputed(self._engine))
+
+    @property
+    def instructions(self) -> str:
+        """What the 8-bit products were compiled to: avx512-vnni, avx2 or plain."""
+        return str(self._functions.engine_instructions().decode())
+
+    def _network(self, chatbot: Chatbot) -> NetworkFields:
+        config, decoder = chatbot.config, chatbot.decoder
+        attention = decoder.attn
+        empty = LinearFields()
+        keys = query = empty
+        if attention.method == "general":
+            keys = self._linear(attention.attn.weight, attention.attn.bias)
+        elif attention.method == "concat":
+            of_state, of_outputs = torch.split(attention.attn.weight, config.hidden, dim=1)
+            keys, query = self._linear(of_outputs, attention.attn.bias), self._linear(of_state, None)
+        return NetworkFields(
+            hidden=config.hidden,
+            encoder_layers=config.encoder_layers,
+            decoder_layers=config.decoder_layers,
+            attention=ATTENTIONS.index(attention.method),
+            pad=PAD,
+            sos=SOS,
+            encoder=self._grus(chatbot.encoder.gru, chatbot.encoder.embedding.weight, ("", "_reverse")),
+            decoder=self._grus(decoder.gru, decoder.embedding.weight, ("",)),
+            keys=keys,
+            query=query,
+            value=self._arena.keep(attention.v).data_ptr() if attention.method == "concat" else None,
+            concat=self._linear(decoder.concat.weight, decoder.concat.bias),
+            out=self._screen(decoder.out),
+        )
+
+    def _grus(self, gru: nn.GRU, embedding: Tensor, directions: tuple[str, ...]) -> "ctypes.Array[GruFields]":
+        """(layers x directions)."""
+        made = [self._gru(gru, embedding, layer, way) for layer in range(gru.num_layers) for way in directions]
+        return (GruFields * len(made))(*made)
+
+    def _gru(self, gru: nn.GRU, embedding: Tensor, layer: int, direction: str) -> GruFields:
+        input_weight, hidden_weight, input_bias, hidden_bias = (
+            getattr(gru, f"{kind}_l{layer}{direction}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        fields = GruFields(hidden=self._keep(self._pack_recurrent(self._arena, hidden_weight, hidden_bias)))
+        if layer == 0:
+            fields.table = pack.table(self._arena, embedding, input_weight, input_bias).data_ptr()
+        else:
+            fields.input = self._linear(input_weight, input_bias)
+        return fields
+
+    def _linear(self, weight: Tensor, bias: Tensor | None) -> LinearFields:
+        return self._keep(self._pack_other(self._arena, weight, bias))
+
+    def _keep(self, packed: Packed) -> LinearFields:
+        self._layers.append(packed)
+        return _fields(packed)
+
+    def _screen(self, layer: nn.Linear) -> ScreenFields:
+        screen = pack.screen(self._arena, layer.weight, layer.bias)
+        return ScreenFields(
+            coarse=_fields(screen.coarse),
+            radii=screen.radii.data_ptr(),
+            rows=screen.rows.data_ptr(),
+            bias=screen.bias.data_ptr(),
+            slack=screen.slack,
+            vocabulary=len(screen.bias),
+        )
+
+
+def _dtype(layer: Packed) -> str:
+    if layer.weights.dtype == torch.uint8:
+        return BYTES if layer.fine is None else "int16"
+    return str(layer.weights.dtype).removeprefix("torch.")
+
+
+def _fields(packed: Packed) -> LinearFields:
+    rows = len(packed.bias)
+    return LinearFields(
+        weights=packed.weights.data_ptr(),
+        fine=None if packed.fine is None else packed.fine.data_ptr(),
+        scales=None if packed.scales is None else packed.scales.data_ptr(),
+        bias=packed.bias.data_ptr(),
+        rows=rows,
+        columns=packed.weights.numel() // rows,
+        inputs=packed.inputs,
+    )
+
+
+def _declared(functions: ctypes.CDLL) -> ctypes.CDLL:
+    """The functions of engine.cpp with their types."""
+    functions.engine_new.argtypes, functions.engine_new.restype = [POINTER(NetworkFields), c_int], c_void_p
+    functions.engine_free.argtypes, functions.engine_free.restype = [c_void_p], None
+    functions.engine_reply.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_int, c_void_p]
+    functions.engine_likeliest.argtypes = [c_void_p, c_void_p, c_int64, c_int, c_void_p]
+    functions.engine_likeliest.restype = None
+    functions.engine_recomputed.argtypes, functions.engine_recomputed.restype = [c_void_p], c_int64
+    functions.engine_instructions.argtypes, functions.engine_instructions.restype = [], c_char_p
+    return functions

@@ -1,0 +1,162 @@
+"""Weights as the engine reads them: panels of rows, in 32, 16 or 8 bits, in memory of large pages.
+
+``linear.h`` tells of the layout, ``screen.h`` of what the radii are for.
+"""
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PANEL = 32  # rows side by side; as in vectors.h
+QUAD = 4  # columns of 8 bits side by side; as in linear.h
+LARGEST = 127  # of a weight in 8 bits
+LARGEST_WORD = 127 * 256 + 127  # of one in 16: its high byte is then one in 8
+MOST_INPUT = 16383  # of a value that 8-bit weights are multiplied with, unless the sums need it smaller
+INT32_MAX = 2**31 - 1
+CHUNK = 16 << 20  # bytes that the arena takes at a time
+HUGE = 2 << 20  # bytes of a large page
+LINE = 64  # bytes of a cache line
+ROUNDING = 2.0**-24  # of one operation in 32 bits, relative
+
+
+def up(value: int, multiple: int) -> int:
+    """The next multiple, or the value itself."""
+    return -(-value // multiple) * multiple
+
+
+class Arena:
+    """Memory in large pages, where the system has them: streaming through small ones waits for their addresses."""
+
+    def __init__(self) -> None:
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self.tensors: list[Tensor] = []
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor of zeros at the start of a cache line, with a panel of room behind it."""
+        count = int(torch.Size(shape).numel())
+        taken = up((count + 2 * PANEL) * dtype.itemsize, LINE)
+        if taken > len(self._chunk):
+            self._chunk = self._pages(max(CHUNK, up(taken, HUGE)))
+        part, self._chunk = self._chunk[:taken], self._chunk[taken:]
+        tensor = part[: count * dtype.itemsize].view(dtype).view(*shape)
+        self.tensors.append(tensor)
+        return tensor
+
+    def keep(self, values: Tensor) -> Tensor:
+        """A copy in here."""
+        tensor = self.zeros(values.shape, values.dtype)
+        tensor.copy_(values)
+        return tensor
+
+    @staticmethod
+    def _pages(size: int) -> Tensor:
+        pages = mmap.mmap(-1, size + HUGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        whole = torch.frombuffer(pages, dtype=torch.uint8)
+        return whole[-whole.data_ptr() % HUGE :][:size]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A layer W x + b, its weights in panels: ``scales`` where they are integers, ``fine`` their low bytes of two."""
+
+    weights: Tensor
+    bias: Tensor
+    inputs: int
+    scales: Tensor | None = None
+    fine: Tensor | None = None
+
+
+def pack(arena: Arena, weight: Tensor, bias: Tensor | None) -> Packed:
+    """(R, K) weights in 32 bits -> (R / PANEL, K, PANEL)."""
+    rows, inputs = weight.shape
+    panels = _panels(weight)
+    return Packed(arena.keep(panels.permute(0, 2, 1)), _bias(arena, bias, rows), inputs)
+
+
+def quantise(weight: Tensor, largest: int = LARGEST) -> tuple[Tensor, Tensor]:
+    """(R, K) -> whole numbers (R, K) of at most ``largest`` and a scale for each row (R): their product is about it."""
+    scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * largest) / largest
+    return (weight / scales.unsqueeze(1)).round().clamp(-largest, largest), scales
+
+
+def pack_bytes(arena: Arena, weight: Tensor, bias: Tensor | None) -> Packed:
+    """(R, K) weights in 8 bits -> (R / PANEL, K / QUAD, PANEL, QUAD), 128 added."""
+    rows, inputs = weight.shape
+    numbers, scales = quantise(weight)
+    return Packed(_quads(arena, numbers), _bias(arena, bias, rows), inputs, arena.keep(_padded(scales, rows)))
+
+
+def pack_words(arena: Arena, weight: Tensor, bias: Tensor | None) -> Packed:
+    """(R, K) weights in 16 bits, packed as their high bytes and, apart, their low ones."""
+    rows, inputs = weight.shape
+    numbers, scales = quantise(weight, LARGEST_WORD)
+    high = ((numbers + 128) / 256).floor()
+    fine = _quads(arena, numbers - 256 * high)
+    return Packed(_quads(arena, high), _bias(arena, bias, rows), inputs, arena.keep(_padded(scales, rows)), fine)
+
+
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """The output layer in 8 bits, and how far a logit of it may be off: radius x length of the input + slack."""
+
+    coarse: Packed
+    radii: Tensor
+    slack: float
+    rows: Tensor  # (V, H): the layer's own weights
+    bias: Tensor
+
+
+def screen(arena: Arena, weight: Tensor, bias: Tensor) -> Screen:
+    """The proof of the radii, w x the logit in 32 bits, v the row in 8 bits, y the input in 15 bits:
+
+    |w x - v y| <= |w - v| |x| + |v| |x - y| (Cauchy-Schwarz), |x - y| <= sqrt(K) |x| / (2 x most), and rounding
+    in K sums in 32 bits of at most K x 2^-24 |w| |x|, here counted twice; of adding the bias, ``slack``.
+    """
+    rows, inputs = weight.shape
+    numbers, scales = quantise(weight)
+    own, near = weight.double(), numbers.double() * scales.double().unsqueeze(1)
+    most = min(MOST_INPUT, INT32_MAX // (128 * up(inputs, 2 * QUAD)))
+    input_error = 0.51 * inputs**0.5 / most  # half a step, and its own rounding
+    rounding = 2 * (inputs + 16) * ROUNDING
+    radii = (own - near).norm(dim=1) + input_error * near.norm(dim=1) + rounding * (own.norm(dim=1) + near.norm(dim=1))
+    coarse = pack_bytes(arena, weight, bias)
+    coarse.bias[rows:] = -torch.inf  # rows of the padding are never the likeliest
+    slack = 16 * ROUNDING * float(bias.abs().max())
+    kept = arena.keep(_padded((radii * 1.001).float(), rows))
+    return Screen(coarse, kept, slack, arena.keep(weight), arena.keep(bias))
+
+
+def table(arena: Arena, embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The input projection of every token: (V, H) embedding, (3 H, H) weights -> (V, 3 H padded)."""
+    gates = len(weight)
+    kept = arena.zeros((len(embedding), up(gates, PANEL)), torch.float32)
+    for first in range(0, len(embedding), 1024):
+        some = embedding[first : first + 1024]
+        kept[first : first + 1024, :gates] = torch.addmm(bias, some, weight.t())
+    return kept
+
+
+def _quads(arena: Arena, numbers: Tensor) -> Tensor:
+    """(R, K) of -128 to 127."""
+    inputs = numbers.size(1)
+    padded = torch.nn.functional.pad(numbers, (0, up(inputs, 2 * QUAD) - inputs))
+    quads = _panels(padded).reshape(-1, PANEL, padded.size(1) // QUAD, QUAD).permute(0, 2, 1, 3)
+    return arena.keep((quads + 128).to(torch.uint8))
+
+
+def _panels(weight: Tensor) -> Tensor:
+    rows, inputs = weight.shape
+    return torch.nn.functional.pad(weight, (0, 0, 0, up(rows, PANEL) - rows)).reshape(-1, PANEL, inputs)
+
+
+def _padded(values: Tensor, rows: int) -> Tensor:
+    return torch.nn.functional.pad(values, (0, up(rows, PANEL) - rows))
+
+
+def _bias(arena: Arena, bias: Tensor | None, rows: int) -> Tensor:
+    return arena.keep(_padded(torch.zeros(rows) if bias is None else bias, rows))

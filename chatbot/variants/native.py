@@ -1,0 +1,47 @@
+"""Kernels of our own: the whole reply is one call of C++ that was compiled for this CPU (``chatbot/native``)."""
+
+import hashlib
+
+from torch import Tensor
+
+from chatbot.model import Chatbot
+from chatbot.native.build import BuildError
+from chatbot.native.engine import BYTES, Engine
+from chatbot.variants.program import Compiled
+from chatbot.variants.workload import Reply, UnavailableError, Workload
+
+
+class NativeReply:
+    """An engine, and what it executes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        made = " ".join([engine.identity, *sorted(engine.dtypes)])
+        self.compiled = Compiled(
+            kind="native",
+            devices=frozenset(tensor.device.type for tensor in engine.tensors),
+            dtypes=engine.dtypes,
+            identity=hashlib.sha256(made.encode()).hexdigest()[:16],
+            weights=frozenset(tensor.data_ptr() for tensor in engine.tensors),
+        )
+
+    def __call__(self, prompts: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T) tokens and (B,) lengths -> tokens (B, S)."""
+        return self.engine(prompts, lengths)
+
+
+def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Weights in 32 bits; the likeliest token found through a proved screen in 8 bits, and decided in 32."""
+    return _prepare(chatbot, workload, "float32")
+
+
+def prepare_int8(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Recurrent weights in 8 bits, the others in 16, states in 15; the likeliest token decided in 32."""
+    return _prepare(chatbot, workload, BYTES)
+
+
+def _prepare(chatbot: Chatbot, workload: Workload, precision: str) -> Reply:
+    try:
+        return NativeReply(Engine(chatbot, precision, workload.reply_tokens, workload.threads))
+    except BuildError as error:
+        raise UnavailableError(str(error)) from None

@@ -1,0 +1,333 @@
+"""The compiled engine: the baseline's replies, a proved screen, any instructions, and what a lacking compiler says."""
+
+import gc
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from launches import WORKLOAD, enter, tiny
+from torch import Tensor
+
+from chatbot import checkpoint, corpus
+from chatbot.model import ATTENTIONS, Chatbot, Config
+from chatbot.native import build
+from chatbot.native.engine import BYTES, Engine
+from chatbot.prompts import prompt_pool
+from chatbot.variants import BASELINE, VARIANTS, Prepare, UnavailableError, Workload, native
+from chatbot.vocabulary import EOS, FIRST_WORD, PAD
+from ray_jobs.checks import check_replies, first_difference, label_fault, program_of, same_program_faults
+
+COMPILES = any(map(shutil.which, build.COMPILERS))
+needs_compiler = pytest.mark.skipif(not COMPILES, reason=f"no C++ compiler: none of {', '.join(build.COMPILERS)}")
+NARROWER = {"avx2": ("-march=haswell",), "plain": ("-march=x86-64",)}  # instructions, and flags for no more than those
+VOCABULARY = 61
+REPLY = 6
+PROMPTS = 500
+LEAST_IDENTICAL = 0.995  # of an approximate variant's replies: what the fastest near-exact one must keep
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    """As a launch runs."""
+    with torch.no_grad():
+        yield
+
+
+def lively(config: Config, seed: int) -> Chatbot:
+    """Random weights, larger than usual: what a reply says then hangs on every layer and prompt token."""
+    bot = Chatbot.random(config, seed)
+    for part in (bot.encoder, bot.decoder):
+        for parameter in part.parameters():
+            if parameter is not bot.encoder.embedding.weight:
+                parameter.mul_(2.5)
+    return bot
+
+
+def ragged(lengths: list[int], seed: int) -> tuple[Tensor, Tensor]:
+    """A padded batch of random words, each prompt with EOS at its end."""
+    rng = torch.Generator().manual_seed(seed)
+    prompts = torch.full((len(lengths), max(lengths)), PAD)
+    for row, length in zip(prompts, lengths, strict=True):
+        row[:length] = torch.randint(FIRST_WORD, VOCABULARY, (length,), generator=rng)
+        row[length - 1] = EOS
+    return prompts, torch.tensor(lengths)
+
+
+CONFIGS = st.builds(
+    lambda hidden, layers, decoder_layers, attention: Config(
+        hidden, layers, min(decoder_layers, 2 * layers), 0.0, attention, VOCABULARY
+    ),
+    st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 100])),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from(ATTENTIONS),
+)
+LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=9)
+
+
+@needs_compiler
+@settings(max_examples=50)
+@given(CONFIGS, LENGTHS, st.integers(1, 3), st.integers(0, 10**6))
+def test_the_engine_answers_as_the_eager_network_whatever_its_sizes(
+    config: Config, lengths: list[int], threads: int, seed: int
+) -> None:
+    bot = lively(config, seed)
+    prompts, sizes = ragged(lengths, seed)
+    replies = Engine(bot, "float32", REPLY, threads)(prompts, sizes)
+    expected = bot.search()(prompts, sizes, REPLY)[0]
+    for row, size in enumerate(lengths):  # alone, as the judge of ties takes a prompt without padding
+        workload = Workload(prompt_tokens=size, reply_tokens=REPLY)
+        one = slice(row, row + 1)
+        check = check_replies("native", [replies[one]], [expected[one]], [prompts[one, :size]], bot, workload)
+        assert first_difference(replies[row], expected[row]) is None or check.fault is None, check.fault
+
+
+def test_lively_networks_say_different_things_to_different_prompts() -> None:
+    bot = lively(Config(20, 2, 2, 0.0, "dot", VOCABULARY), 1)
+    replies = bot.search()(*ragged([5] * 8, 2), REPLY)[0]
+    assert len({tuple(reply) for reply in replies.tolist()}) == 8
+    assert len(replies.unique()) >= 8
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["float32", BYTES])
+def test_an_engine_answers_batches_of_any_shape_one_after_the_other(precision: str) -> None:
+    bot = lively(Config(33, 2, 1, 0.0, "general", VOCABULARY), 5)
+    engine = Engine(bot, precision, REPLY, threads=2)
+    for lengths in ([3], [7, 2, 5, 5, 1], [1, 1], [4, 6, 2]):
+        prompts, sizes = ragged(lengths, 7)
+        alone = [engine(prompts[i : i + 1, :size], sizes[i : i + 1])[0] for i, size in enumerate(lengths)]
+        assert torch.equal(engine(prompts, sizes), torch.stack(alone))
+
+
+@needs_compiler
+def test_a_reply_is_not_overwritten_by_the_next_call() -> None:
+    engine = Engine(lively(Config(20, 1, 1, 0.0, "dot", VOCABULARY), 3), "float32", REPLY)
+    first, second = (engine(*ragged([4], seed)) for seed in (1, 2))
+    assert first.data_ptr() != second.data_ptr()
+    assert not torch.equal(first, second)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("prompt", "length"), [([5, EOS], 3), ([5, EOS], 0), ([50, EOS], 2), ([-1, EOS], 2)])
+def test_what_would_be_read_outside_of_the_memory_is_refused(prompt: list[int], length: int) -> None:
+    with pytest.raises(ValueError, match="not within"):
+        Engine(tiny(), "float32", REPLY)(torch.tensor([prompt]), torch.tensor([length]))
+
+
+@needs_compiler
+def test_an_engine_that_is_dropped_ends_its_threads() -> None:
+    before = len(os.listdir("/proc/self/task"))
+    engine = Engine(tiny(), "float32", REPLY, threads=3)
+    engine(torch.tensor([[5, EOS]]), torch.tensor([2]))
+    assert len(os.listdir("/proc/self/task")) == before + 2
+    del engine
+    gc.collect()
+    assert len(os.listdir("/proc/self/task")) == before
+
+
+# The screen
+
+
+def with_output_layer(weight: Tensor, bias: Tensor) -> Engine:
+    bot = Chatbot.random(Config(weight.size(1), 1, 1, 0.0, "dot", len(weight)))
+    bot.decoder.out.weight.copy_(weight)
+    bot.decoder.out.bias.copy_(bias)
+    return Engine(bot, "float32", REPLY)
+
+
+@needs_compiler
+@settings(max_examples=40)
+@given(
+    st.integers(1, 90),
+    st.integers(4, 150),
+    st.floats(-8, 0),
+    st.sampled_from([0.0, 1e-6, 1.0, 1e4]),
+    st.sampled_from([1e-20, 1e-3, 1.0]),
+    st.integers(0, 10**6),
+)
+def test_the_screened_token_is_the_likeliest_by_brute_force_even_among_near_ties(
+    hidden: int, words: int, spread: float, bias_size: float, input_size: float, seed: int
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    one = torch.randn(hidden, generator=rng)
+    weight = one + 10**spread * torch.randn(words, hidden, generator=rng)  # rows as alike as the spread is small
+    bias = bias_size * torch.randn(words, generator=rng)
+    inputs = input_size * torch.randn(7, hidden, generator=rng)
+    tokens = with_output_layer(weight, bias).likeliest(inputs)
+    logits = inputs.double() @ weight.double().t() + bias.double()
+    missed = logits.amax(1) - logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    # What summing in 32 bits may lose, of any order.
+    rounding = (
+        (hidden + 2) * 2.0**-23 * (inputs.double().abs() @ weight.double().abs().t() + bias.double().abs()).amax(1)
+    )
+    assert bool((missed <= rounding).all())
+
+
+@needs_compiler
+def test_of_equal_logits_the_first_token_is_taken_and_rows_of_padding_never_are() -> None:
+    weight = -torch.ones(45, 10)  # every logit is far below 0, where a padded row's would lie
+    engine = with_output_layer(weight, torch.full((45,), -100.0))
+    assert engine.likeliest(torch.ones(3, 10)).tolist() == [0, 0, 0]
+    assert engine.recomputed == 3 * 45
+
+
+@needs_compiler
+def test_of_logits_that_lie_apart_few_are_computed_in_32_bits() -> None:
+    rng = torch.Generator().manual_seed(0)
+    engine = with_output_layer(torch.randn(2000, 100, generator=rng), torch.zeros(2000))
+    engine.likeliest(torch.randn(50, 100, generator=rng))
+    assert 50 <= engine.recomputed < 50 * 4
+
+
+# The shipped model
+
+
+@pytest.fixture(scope="module")
+def small() -> checkpoint.Trained:
+    return checkpoint.open_model("small")
+
+
+@pytest.fixture(scope="module")
+def asked(small: checkpoint.Trained) -> tuple[Tensor, Tensor]:
+    """500 real prompts, and the eager network's replies."""
+    pool = torch.from_numpy(prompt_pool(corpus.load(), small.vocabulary, 8, PROMPTS))
+    assert len(pool) == PROMPTS
+    with torch.no_grad():
+        replies = [small.chatbot.search()(some, torch.full((len(some),), 8), 10)[0] for some in torch.split(pool, 50)]
+    return pool, torch.cat(replies)
+
+
+def identical(engine: Engine, asked: tuple[Tensor, Tensor]) -> int:
+    """How many replies are the eager network's."""
+    prompts, expected = asked
+    replies = torch.cat([engine(some, torch.full((len(some),), 8)) for some in torch.split(prompts, 10)])
+    return sum(first_difference(mine, theirs) is None for mine, theirs in zip(replies, expected, strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("precision", "least"), [("float32", 1.0), (BYTES, LEAST_IDENTICAL)])
+def test_the_shipped_model_answers_real_prompts_alike(
+    precision: str, least: float, small: checkpoint.Trained, asked: tuple[Tensor, Tensor]
+) -> None:
+    assert identical(Engine(small.chatbot, precision, 10), asked) >= least * PROMPTS
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these flags choose among x86's instructions")
+@pytest.mark.parametrize("instructions", NARROWER)
+def test_other_instructions_give_the_same_replies(
+    instructions: str, small: checkpoint.Trained, asked: tuple[Tensor, Tensor]
+) -> None:
+    if instructions == "avx2" and " avx2 " not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this CPU has no AVX2")
+    some = asked[0][:100], asked[1][:100]
+    for precision in ("float32", BYTES):
+        narrow = Engine(small.chatbot, precision, 10, machine=NARROWER[instructions])
+        assert narrow.instructions == instructions
+        lengths = torch.full((100,), 8)
+        same = (narrow(some[0], lengths) == Engine(small.chatbot, precision, 10)(some[0], lengths)).all(1)
+        assert same.sum() >= 99  # of float32 sums in another order, one may decide a tie
+        assert identical(narrow, some) >= 98
+
+
+# What is timed is what it is called
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("label", "prepare", "holds"),
+    [("native", native.prepare_int8, "float32, int16, qint8"), ("native-int8", native.prepare, "float32, qint8")],
+)
+def test_the_precision_is_read_from_the_weights(
+    label: str, prepare: Prepare, holds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(monkeypatch, "lying", prepare, like=label)
+    fault = label_fault("lying", program_of(prepare(tiny(), WORKLOAD)), WORKLOAD)
+    assert fault == f"it is labelled {VARIANTS[label].dtype} but holds {holds}"
+    assert label_fault(label, program_of(VARIANTS[label].prepare(tiny(), WORKLOAD)), WORKLOAD) is None
+
+
+@needs_compiler
+def test_an_engine_under_another_kinds_name_is_a_fault() -> None:
+    program = program_of(native.prepare(tiny(), WORKLOAD))
+    assert label_fault(BASELINE, program, WORKLOAD) == "it is labelled eager but runs native"
+
+
+@needs_compiler
+def test_two_engines_of_one_precision_are_the_same_program_and_of_two_are_not() -> None:
+    replies = [
+        native.prepare(tiny(), WORKLOAD),
+        native.prepare_int8(tiny(), WORKLOAD),
+        native.prepare(tiny(), WORKLOAD),
+    ]
+    exact, approximate, again = map(program_of, replies)
+    assert same_program_faults({"native": exact, "native-int8": approximate}) == {}
+    assert same_program_faults({"native": exact, "native-int8": again}).keys() == {"native", "native-int8"}
+
+
+# Compiling
+
+
+@pytest.fixture
+def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and nothing loaded."""
+    monkeypatch.setenv(build.CACHE, str(tmp_path / "cache"))
+    build.library.cache_clear()
+    yield tmp_path / "cache"
+    build.library.cache_clear()
+
+
+def reason() -> str:
+    with pytest.raises(UnavailableError) as refused:
+        native.prepare(tiny(), WORKLOAD)
+    return str(refused.value)
+
+
+@pytest.mark.usefixtures("anew")
+def test_without_a_compiler_the_variant_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert reason() == "no C++ compiler (c++, g++, clang++): install g++ or clang, or set CXX"
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    assert reason() == "no C++ compiler (/no/such/compiler): install g++ or clang, or set CXX"
+
+
+def test_a_compiler_that_fails_is_quoted(anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "broken-c++"
+    compiler.write_text("#!/bin/sh\necho 'engine.cpp:1:1: error: no C++ here' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert reason() == f"{compiler} can't compile the engine: engine.cpp:1:1: error: no C++ here"
+    assert list(anew.iterdir()) == []
+
+
+@needs_compiler
+@pytest.mark.usefixtures("anew")
+def test_a_cache_that_cant_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(build.CACHE, str(tmp_path / "file" / "cache"))
+    assert reason().startswith("the compiled engine can't be kept: ")
+    assert reason().endswith(f"set {build.CACHE} to a folder of yours")
+
+
+@needs_compiler
+def test_processes_that_compile_at_once_leave_one_whole_library(anew: Path) -> None:
+    program = "from chatbot.native.build import library; print(library().identity)"
+    command = [sys.executable, "-c", program]
+    racing = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=200)[0] for process in racing]
+    assert [process.returncode for process in racing] == [0, 0]
+    assert said[0] == said[1]
+    assert [path.name for path in anew.iterdir()] == [f"engine-{said[0].strip()}.so"]
+    made = next(anew.iterdir()).stat().st_mtime_ns
+    assert build.library().identity == said[0].strip()
+    assert next(anew.iterdir()).stat().st_mtime_ns == made
