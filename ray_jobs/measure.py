@@ -104,8 +104,7 @@ def measure_alone(
     On the CPU the resident set, Python and PyTorch included; on CUDA what the allocator held. ``compared`` is of how
     many prompts the replies are asked, whole batches of them, as far as the pool goes.
     """
-    torch.set_grad_enabled(False)
-    with torch.inference_mode():
+    with torch.no_grad(), torch.inference_mode():
         prompts = Prompts(pool, workload)
         reply = prepared(variant_named(variant), weights.chatbot().to(workload.device), workload)
         for _ in range(WARMUP_CALLS):

@@ -252,9 +252,12 @@ def worker_complaints(name: str, group: dict[str, Any]) -> Iterator[str]:
 
 
 def command_lines(text: str, start: str) -> list[list[str]]:
-    """The words after each ``start``, up to the line's end; comment signs and continued lines are taken away."""
+    """The words after each ``start``, up to the end of the line, or of a table's cell.
+
+    Comment signs and continued lines are taken away.
+    """
     plain = re.sub(r"\\\n", " ", re.sub(r"(?m)^\s*# ?", "", text))
-    found = re.findall(rf"(?m){start} ([^`\n]*)", plain)
+    found = re.findall(rf"(?m){start} ((?:(?! \| )[^`\n])*)", plain)
     return [shlex.split(line, comments=True) for line in found]
 
 

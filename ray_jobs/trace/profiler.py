@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from chatbot.variants import Reply, Workload, variant_named
+from chatbot.variants import Reply, Workload, prepared, variant_named
 from ray_jobs.records import Weights
 from ray_jobs.rounds import WARMUP_CALLS
 from ray_jobs.timing import timer_for
@@ -57,10 +57,9 @@ class Traced:
 
 def trace_variant(workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64], trial: str) -> Traced:
     """Traces one variant in this process; ``pool`` are prompts (N, T), ``trial`` is written into the trace."""
-    torch.set_grad_enabled(False)
     batches = _batches(pool, workload)
-    with torch.inference_mode():
-        reply = variant_named(variant).prepare(weights.chatbot().to(workload.device), workload)
+    with torch.no_grad(), torch.inference_mode():
+        reply = prepared(variant_named(variant), weights.chatbot().to(workload.device), workload)
         timer = timer_for(workload.device)
         for _ in range(WARMUP_CALLS):
             timer.call(reply, *next(batches))
