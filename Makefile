@@ -35,9 +35,10 @@ chat: .venv/installed            ## talk to the shipped chatbot
 train: .venv/installed           ## train the shipped chatbot again, into checkpoints/small.pt
 	mkdir -p checkpoints && $(BIN)/python -m chatbot train --out checkpoints/small.pt --size small --min-count 10 --learning-rate 3e-4 --dropout 0.4 --iterations 6000 --patience 4 --half $(ARGS)
 
-test: check                      ## linters and tests
+test: check                      ## linters and tests: two at a time, then those that need the machine to themselves
 	@scripts/install-test-packages
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not alone' $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m 'not slow and not gpu and alone' $(ARGS) || [ $$? -eq 5 ]
 
 test-all: check                  ## the slow tests too
 	@scripts/install-test-packages

@@ -15,11 +15,13 @@ import pytest
 
 
 def environment(home: Path) -> dict[str, str]:
-    """No key and no server of W&B, no other cluster, no telemetry; a temporary folder of Ray's own."""
+    """No key and no server of W&B, no other cluster, no telemetry; temporary folders of its own."""
     dropped = ("WANDB_API_KEY", "WANDB_MODE", "RAY_ADDRESS")
     kept = {key: value for key, value in os.environ.items() if key not in dropped}
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "WANDB_ERROR_REPORTING": "false", "RAY_AUTH_MODE": "disabled"}
-    return {**kept, **quiet, "NETRC": str(home / "no-netrc"), "COLUMNS": "100"}
+    temporary = home / "temporary"
+    temporary.mkdir(exist_ok=True)
+    return {**kept, **quiet, "TMPDIR": str(temporary), "NETRC": str(home / "no-netrc"), "COLUMNS": "100"}
 
 
 def start(home: Path, *arguments: str | Path) -> "subprocess.Popen[str]":

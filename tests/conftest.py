@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,12 @@ TOY_WORDS = (("i", "we", "they"), ("", "really "), ("like", "want", "see"), ("ca
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Puts back torch's own filter for what tracing says of torch's modules; pytest's filters replace it."""
+    """Puts back torch's own filter for what tracing says of torch's modules; pytest's filters replace it.
+
+    Two workers of one test run do not wait for each other's stations.
+    """
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        os.environ["LATENCY_MATRIX_LOCKS"] = os.path.join(tempfile.gettempdir(), f"latency-matrix-tests-{worker}")
     config.addinivalue_line("filterwarnings", r"ignore::torch.jit.TracerWarning:torch\.(?!jit)")
 
 

@@ -37,6 +37,8 @@ from ray_jobs.audit.rates import (
 )
 from ray_jobs.records import Launch, LaunchResult, Weights
 
+pytestmark = pytest.mark.alone
+
 # What the plants of a launch must be found out by; the same words as the audit looks for.
 FOUND_IN_A_LAUNCH = {
     "ANOTHER_DEVICE": "holds weights on",

@@ -17,6 +17,8 @@ from commands import Done, ray_folder, run, start  # noqa: F401 (a fixture of th
 from ray_jobs.audit.faults import FAULTS
 from ray_jobs.statistics import speedup
 
+pytestmark = pytest.mark.alone
+
 QUICK = ("--budget", "1")
 
 

@@ -26,6 +26,8 @@ from ray_jobs.launch import ATTEMPTS, Alive, Committed, Failure, Limits, Memory,
 from ray_jobs.records import TIMED, WARMUP, Launch, LaunchResult, Weights
 from ray_jobs.roofline import Speeds, limits_of
 
+pytestmark = pytest.mark.alone
+
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
 NAMES = (BASELINE, CONTROL, "torchscript")
 CORES = choose_cores(sorted(os.sched_getaffinity(0)), 1)

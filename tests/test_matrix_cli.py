@@ -1,11 +1,9 @@
 """The matrix through its command line, on a real local Ray."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +17,8 @@ from commands import Done, environment, ray_folder  # noqa: F401 (a fixture of t
 
 from ray_jobs.__main__ import main
 from ray_jobs.rows import COLUMNS
+
+pytestmark = pytest.mark.alone
 
 Arguments = tuple[str | Path, ...]
 LEAST = 12  # launches: whole blocks of three variants, at least ten
@@ -220,7 +220,8 @@ def wait_for_launches(samples: Path, count: int) -> None:
 
 
 def test_an_interrupted_run_leaves_its_launches_and_no_process(home: Path, toy: Arguments) -> None:
-    before = set(os.listdir(tempfile.gettempdir()))
+    temporary = Path(environment(home)["TMPDIR"])
+    before = set(temporary.iterdir())
     process = start(home, *toy, "--budget", "600", "--precision", "0.0001", "--run-id", "stopped")
     samples = home / "results/stopped/samples"
     family: list[psutil.Process] = []
@@ -238,6 +239,6 @@ def test_an_interrupted_run_leaves_its_launches_and_no_process(home: Path, toy: 
     assert alive == []
     assert process.returncode == 130
     assert "interrupted" in err.splitlines()[-1]
-    assert set(os.listdir(tempfile.gettempdir())) <= before
+    assert set(temporary.iterdir()) <= before
     for path in samples.glob("*.parquet"):
         assert pq.read_table(path).num_rows

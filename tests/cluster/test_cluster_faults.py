@@ -9,10 +9,13 @@ from ray_jobs.audit.breakage.bench import NOTHING, Bench, Fault
 from ray_jobs.audit.breakage.table import FAULTS, inject
 from ray_jobs.audit.testbed import Testbed, can_partition
 
-QUICK = ("a worker is killed", "SIGTERM")  # the others under make test-cluster: all take ten minutes
+QUICK = ("a worker is killed",)  # the others under make test-cluster: all take ten minutes
 WITHOUT = can_partition()
 
-pytestmark = pytest.mark.skipif(WITHOUT is not None, reason=f"no hosts of its own: {WITHOUT}")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(WITHOUT is not None, reason=f"no hosts of its own: {WITHOUT}"),
+]
 
 
 def marked(fault: Fault) -> object:

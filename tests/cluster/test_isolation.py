@@ -15,7 +15,10 @@ CORES = sorted(os.sched_getaffinity(0))
 TRIALS = {"cuda0-b1", "cuda1-b1"}
 LAUNCHES = 10
 
-pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="two stations need two cores")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(len(CORES) < 2, reason="two stations need two cores"),
+]
 
 
 @pytest.fixture(scope="module")
