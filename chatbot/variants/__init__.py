@@ -11,6 +11,8 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor, nn
+
 from chatbot.errors import UsageError, one_of
 from chatbot.model import Chatbot
 from chatbot.variants import (
@@ -26,12 +28,14 @@ from chatbot.variants import (
     native,
     onnx_runtime,
     openvino_runtime,
+    plain,
     torchscript,
     torchscript_frozen,
     torchscript_optimized,
 )
+from chatbot.variants.plain import PrepareModule
 from chatbot.variants.program import Compiled
-from chatbot.variants.workload import DEVICES, Reply, UnavailableError, Workload
+from chatbot.variants.workload import DEVICES, Reply, UnavailableError, Workload, is_own
 
 Prepare = Callable[[Chatbot, Workload], Reply]
 
@@ -54,6 +58,7 @@ class Variant:
     prepare_s: float = 0.0  # about how long preparing takes, beyond a script's, once its artefacts are kept: for plans
     ready: Callable[[str], None] | None = None  # raises UnavailableError where a device lacks what it compiles with
     needs: tuple[str, ...] = ()  # beside PyTorch, in words
+    prepare_module: PrepareModule | None = None  # the same of any module; None: it needs the chatbot's structure
 
 
 BASELINE = "eager"
@@ -63,7 +68,15 @@ INT8 = "float32+qint8"  # embeddings and biases stay in fp32
 COMPILER, TRITON = "a C++ compiler", "triton"
 
 _TABLE = (
-    Variant(BASELINE, "the Python modules as they are", eager.prepare, True, "eager", stops_at_eos=True),
+    Variant(
+        BASELINE,
+        "the Python modules as they are",
+        eager.prepare,
+        True,
+        "eager",
+        stops_at_eos=True,
+        prepare_module=plain.unchanged,
+    ),
     Variant(
         CONTROL,
         "the baseline entered a second time: its speedup is the tool's own error",
@@ -72,6 +85,7 @@ _TABLE = (
         kind="eager",
         control_of=BASELINE,
         stops_at_eos=True,
+        prepare_module=plain.unchanged,
     ),
     Variant(
         "torchscript",
@@ -80,6 +94,7 @@ _TABLE = (
         exact=True,
         kind="torchscript",
         stops_at_eos=True,
+        prepare_module=torchscript.prepare_module,
     ),
     Variant(
         "torchscript-frozen",
@@ -88,6 +103,7 @@ _TABLE = (
         exact=True,
         kind="torchscript-frozen",
         stops_at_eos=True,
+        prepare_module=torchscript_frozen.prepare_module,
     ),
     Variant(
         "torchscript-optimized",
@@ -96,6 +112,7 @@ _TABLE = (
         exact=True,
         kind="torchscript-frozen",
         stops_at_eos=True,
+        prepare_module=torchscript_optimized.prepare_module,
     ),
     Variant(
         "compile",
@@ -109,6 +126,7 @@ _TABLE = (
         ready=inductor.require_compiler,
         needs=(COMPILER,),
         prepare_s=4.0,
+        prepare_module=compiled.prepare_module,
     ),
     Variant(
         "export-aoti",
@@ -131,6 +149,7 @@ _TABLE = (
         kind="eager",
         dtype="bfloat16",
         stops_at_eos=True,
+        prepare_module=bf16.prepare_module,
     ),
     Variant(
         "int8",
@@ -141,6 +160,7 @@ _TABLE = (
         dtype=INT8,
         devices=("cpu",),
         stops_at_eos=True,
+        prepare_module=int8.prepare_module,
     ),
     Variant(
         "int8-torchscript",
@@ -240,11 +260,27 @@ def prepared(variant: Variant, chatbot: Chatbot, workload: Workload) -> Reply:
     Raises:
         UnavailableError: it can't run here, or not so; the message says why.
     """
-    if workload.device not in variant.devices:
-        raise UnavailableError(f"it runs on {' and '.join(variant.devices)} only")
+    _require_device(variant, workload)
     if workload.stop_at_eos and not variant.stops_at_eos:
         raise UnavailableError("it can't stop at the end of a reply")
     return variant.prepare(chatbot, workload)
+
+
+def prepared_module(variant: Variant, module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> Reply:
+    """The variant's callable for a module that is not the chatbot; ``inputs`` are an example of what it is asked.
+
+    Raises:
+        UnavailableError: it can't run here, or not this module; the message says why.
+    """
+    if variant.prepare_module is None:
+        raise UnavailableError("it needs the chatbot's structure")
+    _require_device(variant, workload)
+    return plain.answering(variant.prepare_module(module, inputs, workload))
+
+
+def _require_device(variant: Variant, workload: Workload) -> None:
+    if workload.device not in variant.devices:
+        raise UnavailableError(f"it runs on {' and '.join(variant.devices)} only")
 
 
 def variant_named(name: str) -> Variant:
@@ -276,10 +312,13 @@ __all__ = [
     "VARIANTS",
     "Compiled",
     "Prepare",
+    "PrepareModule",
     "Reply",
     "UnavailableError",
     "Variant",
     "Workload",
+    "is_own",
     "prepared",
+    "prepared_module",
     "variant_named",
 ]

@@ -1,8 +1,10 @@
 """The Python modules with every weight, and all arithmetic, in bfloat16: half the bytes."""
 
 import copy
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from chatbot.model import Chatbot
 from chatbot.variants.search import replying, search_of
@@ -13,3 +15,20 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     """The eager greedy search in 16 bits."""
     encoder, decoder = (copy.deepcopy(part).to(torch.bfloat16) for part in (chatbot.encoder, chatbot.decoder))
     return replying(search_of(encoder, decoder, chatbot, workload), workload)
+
+
+class Narrowed(nn.Module):
+    """A module in bfloat16 that is asked in float32, as its users ask it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.to(torch.bfloat16)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The module's answer, in 16 bits."""
+        return self.module(*(one.to(torch.bfloat16) if one.is_floating_point() else one for one in inputs))
+
+
+def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
+    """Any module in 16 bits; that its inputs become so too is part of a call."""
+    return Narrowed(module).eval()

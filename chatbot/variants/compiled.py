@@ -1,10 +1,15 @@
 """``torch.compile``: encoder and decoder step compiled by Inductor for the workload's shapes, the loop in Python."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import Tensor, nn
 
 from chatbot.model import Chatbot
 from chatbot.variants.inductor import compiling, example, require_compiler, stepping
 from chatbot.variants.masked import MaskedEncoder, Step
+from chatbot.variants.plain import converting
 from chatbot.variants.workload import Reply, Workload
 
 CALLS = 2  # the second step's state has other strides than the first's
@@ -20,3 +25,25 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
         for _ in range(CALLS):
             reply(*example(workload))
     return reply
+
+
+class Whole(nn.Module):
+    """Any module as one of our own: Dynamo compiles a module of PyTorch's own at another place than its forward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The module's answer."""
+        return self.module(*inputs)
+
+
+def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> Callable[..., Any]:
+    """Any module, compiled for these shapes before it returns."""
+    require_compiler(workload.device)
+    compiled = torch.compile(Whole(module).eval(), dynamic=False)
+    with compiling(), torch.no_grad(), converting("torch.compile"):
+        for _ in range(CALLS):
+            compiled(*inputs)
+    return compiled

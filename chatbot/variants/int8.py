@@ -5,12 +5,14 @@ Source: https://pytorch.org/docs/stable/quantization.html
 
 import copy
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from chatbot.model import Chatbot, Encoder
+from chatbot.variants.plain import converting
 from chatbot.variants.search import replying, search_of
 from chatbot.variants.workload import Reply, UnavailableError, Workload
 
@@ -41,20 +43,34 @@ def quantised(chatbot: Chatbot) -> tuple[nn.Module, nn.Module]:
     Raises:
         UnavailableError: this PyTorch can't quantise here.
     """
+    both = nn.ModuleList([copy.copy(chatbot.encoder), copy.copy(chatbot.decoder)])
+    encoder, decoder = _quantised(both, {nn.GRU, nn.Linear})
+    return QuantisedEncoder(chatbot.encoder, encoder.gru).eval(), decoder.eval()
+
+
+def _quantised(module: nn.Module, kinds: set[type[nn.Module]]) -> Any:
     try:
         from torch.ao.quantization import quantize_dynamic
     except ImportError:
         raise UnavailableError("this PyTorch has no torch.ao.quantization: install torch 2.13 or earlier") from None
     if torch.backends.quantized.engine == "none":
         raise UnavailableError("this PyTorch has no engine for int8 on this CPU")
-    both = nn.ModuleList([copy.copy(chatbot.encoder), copy.copy(chatbot.decoder)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that both this way and its tensors have successors elsewhere
-        encoder, decoder = quantize_dynamic(both, {nn.GRU, nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
-    return QuantisedEncoder(chatbot.encoder, encoder.gru).eval(), decoder.eval()
+        return quantize_dynamic(module, kinds, dtype=torch.qint8)  # type: ignore[no-untyped-call]
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     """The eager search over the quantised networks."""
     encoder, decoder = quantised(chatbot)
     return replying(search_of(encoder, decoder, chatbot, workload), workload)
+
+
+def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
+    """Any module with its linear and recurrent layers quantised. Raises UnavailableError where it has none."""
+    found: nn.Module = _quantised(module, {nn.GRU, nn.LSTM, nn.Linear})
+    if not any("quantized" in type(part).__module__ for part in found.modules()):
+        raise UnavailableError("this model has no linear or recurrent layer within to quantise")
+    with converting("dynamic quantisation"):  # some layers look at weights that are packed now
+        found(*inputs)
+    return found.eval()

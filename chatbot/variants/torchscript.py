@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
+from chatbot.variants.plain import traced
 from chatbot.variants.search import replying, search_of
 from chatbot.variants.workload import Reply, Workload
 from chatbot.vocabulary import EOS, PAD, SOS
@@ -46,3 +47,8 @@ def _traced(network: nn.Module, *example: Tensor) -> torch.jit.ScriptModule:
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     """The scripted search, traced on the workload's device."""
     return replying(scripted(chatbot, chatbot.encoder, chatbot.decoder, workload), workload)
+
+
+def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
+    """Any module, traced."""
+    return traced(module, inputs)

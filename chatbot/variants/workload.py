@@ -25,3 +25,13 @@ class Workload:
     threads: int = 1
     model: str = "small"
     stop_at_eos: bool = False  # a call ends when each reply has; behind a reply's EOS stands PAD
+
+    @property
+    def own_model(self) -> bool:
+        """Whether the model is not the chatbot; prompts and replies have no meaning then."""
+        return is_own(self.model)
+
+
+def is_own(model: str) -> bool:
+    """Whether a model's name is of the form ``package.module:factory``."""
+    return ":" in model and "/" not in model
