@@ -13,8 +13,9 @@ import typer
 
 from chatbot import checkpoint, corpus
 from chatbot.errors import UsageError
-from chatbot.variants import VARIANTS
+from chatbot.variants import VARIANTS, is_own
 from ray_jobs import matrix as main_job
+from ray_jobs import own
 from ray_jobs.audit import commands as audit
 from ray_jobs.classes import classes_of
 from ray_jobs.cluster.connection import IN_A_JOB, Terminated
@@ -33,6 +34,7 @@ from ray_jobs.spec import Spec, read_spec
 from ray_jobs.sweep import commands as sweep
 from ray_jobs.terminal import Reporter, print_classes, print_matrix
 from ray_jobs.trace.commands import trace
+from ray_jobs.trials import Inputs
 from ray_jobs.variants import print_variants
 from ray_jobs.wandb_sink.commands import publish
 from ray_jobs.wandb_sink.sink import MODES, WandbSink, resolve_mode
@@ -63,7 +65,7 @@ def matrix(
     stop_at_eos: Annotated[
         bool | None, typer.Option("--stop-at-eos", help="A call ends when each of its replies has.", show_default=False)
     ] = None,
-    model: Annotated[str | None, typer.Option(help=f"{checkpoint.MODELS}.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{checkpoint.MODELS}; or a model of your own, {own.FORM}.")] = None,
     corpus_source: Annotated[str | None, typer.Option("--corpus", help="Where the prompts come from.")] = None,
     precision: Annotated[
         float | None, typer.Option(help="Asked half-width of every speedup's interval: 0.01 is 1%.")
@@ -243,6 +245,9 @@ def _counts(rows: list[Row]) -> dict[str, int]:
 
 
 def _print_plan(spec: Spec, root: str) -> None:
+    if is_own(spec.model):
+        _print_own_plan(spec)
+        return
     config = checkpoint.open_model(spec.model).chatbot.config
     corpus.load(spec.corpus)
     low = high = 0.0
@@ -254,6 +259,15 @@ def _print_plan(spec: Spec, root: str) -> None:
         typer.echo(f"{workload.device}, {sizes}, threads {workload.threads}: {span} a station ({time.source})")
     names = ", ".join(spec.variants)
     typer.echo(f"{len(spec.plan())} trials of {names} on each station: {low:.0f} to {high:.0f} s; nothing was run")
+
+
+def _print_own_plan(spec: Spec) -> None:
+    Inputs.of(spec)
+    for workload in spec.plan():
+        sizes = f"{workload.device}, batch {workload.batch}, threads {workload.threads}"
+        why = "a model of your own: the budget decides, unless the least number of launches takes longer"
+        typer.echo(f"{sizes}: about {spec.budget:.0f} s a station ({why})")
+    typer.echo(f"{len(spec.plan())} trials of {', '.join(spec.variants)} on each station; nothing was run")
 
 
 def main() -> None:

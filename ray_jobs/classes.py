@@ -61,8 +61,8 @@ class HardwareClass:
     device: str
     model: str
     batch: int
-    prompt_tokens: int
-    reply_tokens: int
+    prompt_tokens: int | None
+    reply_tokens: int | None
     threads: int
     variant: str
     stations: int

@@ -27,7 +27,10 @@ import torch
 import chatbot
 import ray_jobs
 from chatbot.variants import Workload
-from ray_jobs import measure  # noqa: F401 (so that no launch spends its time on importing it)
+from ray_jobs import (
+    measure,  # noqa: F401 (so that no launch spends its time on importing it)
+    own,
+)
 from ray_jobs.records import one_line
 
 OUT_OF_TIME = "it did not finish in its time and was ended"
@@ -69,6 +72,8 @@ class LaunchServer:
             descriptors: open files that the server and its launches keep open until they end.
         """
         places = [str(Path(package.__path__[0]).resolve().parent) for package in (ray_jobs, chatbot)]
+        if workload.own_model:
+            places += own.places_of(workload.model)
         env = dict(os.environ)
         env["PYTHONPATH"] = os.pathsep.join([*places, *filter(None, [env.get("PYTHONPATH")])])
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(workload.threads)

@@ -141,6 +141,7 @@ def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iter
         yield from launches(trial, run, clock)
         if trial.memory:
             yield from _memory(trial, alone)
+        if trial.memory and not trial.workload.own_model:  # the bytes and sums of another model are not known
             place = (cores, trial.gpus)
             limits = ask(partial(_limits, trial, _speeds.get(place)))
             if not isinstance(limits, Loss):
@@ -274,7 +275,8 @@ def _memory(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Aliv
 
 
 def _alone(trial: Trial, variant: str) -> Alone:
-    approximate = [name for name in trial.variants if not variant_named(name).exact]
+    own = trial.workload.own_model  # whose answers only its ``same`` can compare, as each launch does
+    approximate = [name for name in trial.variants if not (variant_named(name).exact or own)]
     compared = LEAST_COMPARED if approximate and variant in (BASELINE, *approximate) else 0
     return measure.measure_alone(trial.workload, variant, trial.weights, trial.pool, compared)
 

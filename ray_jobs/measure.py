@@ -3,7 +3,6 @@
 Needs PyTorch and NumPy only.
 """
 
-import copy
 import os
 import time
 from collections.abc import Container, Mapping, Sequence
@@ -16,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chatbot.model import Chatbot
-from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, prepared, variant_named
+from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, variant_named
 from ray_jobs import checks, orders
 from ray_jobs.interference import watch_for
 from ray_jobs.records import Launch, LaunchResult, VariantFacts, Weights, one_line
 from ray_jobs.rounds import WARMUP_CALLS, Log, Prompts, run_rounds, size, warm_up
 from ray_jobs.sentinel import sentinel_ns
+from ray_jobs.subject import Subject, subject_of
 from ray_jobs.timing import timer_for
 
 Facts = dict[str, VariantFacts]
@@ -37,19 +36,20 @@ def measure(
         workload: what is asked of the variants.
         variants: their names, the baseline among them; indices in the samples refer to this order.
         weights: the model.
-        pool: (N, T) distinct prompts; a launch draws its own from them.
+        pool: (N, T) distinct prompts; a launch draws its own from them. A model from a factory needs none.
         launch: which one this is.
     """
     torch.set_grad_enabled(False)
     rng = launch.rng()
-    prompts = Prompts(pool[rng.permutation(len(pool))], workload)
+    own = pool[rng.permutation(len(pool))]
     built = [variants[i] for i in orders.building_order(len(variants), launch.index, launch.seed)]
     facts: Facts = {}
     log = Log()
     sentinel = sentinel_ns()
+    subject = subject_of(weights, own, workload, launch.index)
+    prompts = subject.questions
     with torch.inference_mode():
-        judge = weights.chatbot().to(workload.device)
-        replies = _prepare_all(built, judge, workload, facts)
+        replies = _prepare_all(built, subject, workload, facts)
         timer = timer_for(workload.device)
         warm = warm_up(replies, variants, prompts, timer, log)
         for name, found in warm.items():
@@ -72,9 +72,8 @@ def measure(
         for i, fault in answers.broken.items():
             facts[variants[i]] = replace(facts[variants[i]], failed=fault)
         _require_baseline(answers.replies, variants, facts)
-        asked = prompts.asked(calls, rounds)
-        _check_all(variants, answers.replies, asked, judge, workload, facts)
-        _probe_all({variants[i]: replies[variants[i]] for i in answers.replies}, asked[-1], prompts.lengths, facts)
+        _check_all(variants, answers.replies, subject, (calls, rounds), facts)
+        _probe_all({variants[i]: replies[variants[i]] for i in answers.replies}, prompts.last(), workload, facts)
     return LaunchResult(
         launch,
         tuple(variants),
@@ -105,30 +104,29 @@ def measure_alone(
     many prompts the replies are asked, whole batches of them, as far as the pool goes.
     """
     with torch.no_grad(), torch.inference_mode():
-        prompts = Prompts(pool, workload)
-        reply = prepared(variant_named(variant), weights.chatbot().to(workload.device), workload)
+        subject = subject_of(weights, pool, workload)
+        reply = subject.fresh()(variant_named(variant))
         for _ in range(WARMUP_CALLS):
-            reply(*prompts.next())
+            reply(*subject.questions.next())
         if workload.device == "cuda":
             peak_mb = torch.cuda.max_memory_allocated() / 1e6
         else:
             status = Path("/proc/self/status").read_text()
             peak_mb = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
-        batches = Prompts(pool, workload).first(compared)
-        tokens = [reply(batch, prompts.lengths).clone().cpu().numpy() for batch in batches]
+        batches = Prompts(pool, workload).first(compared) if compared else []
+        tokens = [reply(batch, subject.questions.lengths).clone().cpu().numpy() for batch in batches]
     return Alone(peak_mb, np.concatenate(tokens) if tokens else None)
 
 
-def _prepare_all(built: Sequence[str], source: Chatbot, workload: Workload, facts: Facts) -> dict[str, Reply]:
+def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, facts: Facts) -> dict[str, Reply]:
     """Prepares each variant from its own copy of the weights; what can't be, or is mislabelled, is noted."""
     replies: dict[str, Reply] = {}
     programs: dict[str, checks.Program] = {}
     for name in built:
-        own = Chatbot(source.config, copy.deepcopy(source.encoder), copy.deepcopy(source.decoder))
-        own.decoder.embedding = own.encoder.embedding  # shared, as deepcopy of each part alone would not keep it
+        prepare = subject.fresh()
         start = time.perf_counter()
         try:
-            replies[name] = prepared(variant_named(name), own, workload)
+            replies[name] = prepare(variant_named(name))
         except UnavailableError as error:
             facts[name] = VariantFacts(skipped=str(error))
             continue
@@ -151,16 +149,15 @@ def _require_baseline(left: Container[int], variants: Sequence[str], facts: Mapp
 
 def _check_all(
     variants: Sequence[str],
-    answers: Mapping[int, list[Tensor]],
-    asked: list[Tensor],
-    judge: Chatbot,
-    workload: Workload,
+    answers: Mapping[int, list[Any]],
+    subject: Subject,
+    shape: tuple[int, int],
     facts: Facts,
 ) -> None:
     baseline = answers[variants.index(BASELINE)]
     for i, replies in answers.items():
         name = variants[i]
-        check = checks.check_replies(name, replies, baseline, asked, judge, workload)
+        check = subject.check(name, replies, baseline, shape)
         invalid = facts[name].invalid or check.fault
         facts[name] = replace(
             facts[name],
@@ -172,10 +169,10 @@ def _check_all(
         )
 
 
-def _probe_all(replies: Mapping[str, Reply], batch: Tensor, lengths: Tensor, facts: Facts) -> None:
+def _probe_all(replies: Mapping[str, Reply], asked: tuple[Any, Tensor], workload: Workload, facts: Facts) -> None:
     """One more call of each variant, after everything was timed, to look at how it works."""
     for name, reply in replies.items():
-        fault = facts[name].invalid or checks.probe_fault(reply, batch, lengths, facts[name].kind)
+        fault = facts[name].invalid or checks.probe_fault(reply, *asked, facts[name].kind, text=workload.own_model)
         facts[name] = replace(facts[name], invalid=fault)
 
 

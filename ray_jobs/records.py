@@ -18,13 +18,17 @@ from ray_jobs.interference import Interference
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a launch takes the model from: a checkpoint's path on this machine, or a preset's random weights."""
+    """Where a launch takes the model from.
+
+    A checkpoint's path on this machine, a preset's random weights, or the factory of a model that is not the chatbot.
+    """
 
     path: str | None = None
     preset: str | None = None
+    factory: str | None = None
 
     def chatbot(self) -> Chatbot:
-        """A fresh copy on the CPU."""
+        """A fresh copy on the CPU; not of a factory."""
         if self.path is not None:
             return checkpoint.load(Path(self.path)).chatbot
         assert self.preset is not None

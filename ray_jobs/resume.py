@@ -16,7 +16,7 @@ from ray_jobs.moments import Moments
 from ray_jobs.roofline import Limit, Speeds
 from ray_jobs.rows import DONE, FAILED, SKIPPED, TrialInfo
 from ray_jobs.samples import to_result
-from ray_jobs.spec import Spec, read_spec
+from ray_jobs.spec import Spec, spec_of
 from ray_jobs.trials import Store, TrialState
 
 PARTS = {
@@ -51,7 +51,7 @@ class Earlier:
                 raise error from None
         try:
             run = json.loads(directory.read("run.json"))
-            return cls(directory, run, read_spec(None, run["spec"]))
+            return cls(directory, run, spec_of(run["spec"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{place} can't be resumed: its run.json says too little ({error})") from None
 

@@ -7,11 +7,13 @@ that the others emptied, and a few timed ones. No prompt is asked twice of a var
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from chatbot.variants import Reply, Workload
 from ray_jobs import orders
@@ -62,6 +64,25 @@ class Log:
         )
 
 
+class Questions(Protocol):
+    """What the calls of a launch are asked, each once of a variant."""
+
+    lengths: Tensor
+    for_warm_up: int  # calls at most
+
+    def start_rounds(self) -> None:
+        """Goes on behind what is set aside for the warm-up."""
+
+    def next(self) -> tuple[Any, Tensor]:
+        """The two arguments of a call. Raises IndexError when all were given."""
+
+    def last(self) -> tuple[Any, Tensor]:
+        """What ``next`` gave last."""
+
+    def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
+        """As many whole squares of rounds, up to ``rounds``, as can be asked. Raises ValueError where none can."""
+
+
 class Prompts:
     """Batches of prompts, none given twice; the first ones are set aside for the warm-up, however long that takes."""
 
@@ -84,6 +105,10 @@ class Prompts:
         batch = self._batches[self._used]
         self._used += 1
         return batch, self.lengths
+
+    def last(self) -> tuple[Tensor, Tensor]:
+        """What ``next`` gave last."""
+        return self._batches[self._used - 1], self.lengths
 
     def first(self, count: int) -> list[Tensor]:
         """As many batches from the pool's start as hold ``count`` prompts, all where there are fewer."""
@@ -139,13 +164,13 @@ def slow_calls(walls: Sequence[float]) -> int:
 
 
 def warm_up(
-    replies: Mapping[str, Reply], variants: Sequence[str], prompts: Prompts, timer: Timer, log: Log
+    replies: Mapping[str, Reply], variants: Sequence[str], prompts: Questions, timer: Timer, log: Log
 ) -> dict[str, WarmUp]:
     """Calls of each variant, on the same prompts, until it has settled (a profiling JIT recompiles on its second).
 
     ``replies`` are in the order in which they were built, ``variants`` in that of the samples' indices.
     """
-    batches: list[tuple[Tensor, Tensor]] = []
+    batches: list[tuple[Any, Tensor]] = []
     found: dict[str, WarmUp] = {}
     for place, (name, reply) in enumerate(replies.items()):
         walls: list[float] = []
@@ -155,11 +180,11 @@ def warm_up(
                 if call == len(batches):
                     batches.append(prompts.next())
                 batch, lengths = batches[call]
-                own = batch.clone()
+                own = copied(batch)
                 _, reading = timer.call(reply, own, lengths)
                 log.add((variants.index(name), WARMUP, -1, place, call), reading)
                 walls.append(reading.wall_ns)
-                if not torch.equal(own, batch):
+                if not _equal(own, batch):
                     raise ValueError("it changes its prompts, which the other variants read after it")
         except Exception as error:
             found[name] = WarmUp(0.0, failed=f"could not answer: {one_line(error)}")
@@ -169,11 +194,23 @@ def warm_up(
     return found
 
 
+def copied(value: Any) -> Any:
+    """A tensor, or a tuple, list or dict of tensors, in memory of its own."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two structures of the same form hold the same tensors."""
+    return all(map(torch.equal, tree_leaves(one), tree_leaves(other)))
+
+
 @dataclass
 class Answers:
     """What the rounds brought, by the variants' indices."""
 
-    replies: dict[int, list[Tensor]]  # the timed ones, in order
+    replies: dict[int, list[Any]]  # the timed ones, in order
     broken: dict[int, str] = field(default_factory=dict)  # why a variant that raised is left out
     readings: list[Counters] = field(default_factory=list)  # before the first round, and after each
 
@@ -187,7 +224,7 @@ def run_rounds(
     turns: Sequence[Sequence[int]],
     calls: int,
     replies: Sequence[Reply | None],
-    prompts: Prompts,
+    prompts: Questions,
     timer: Timer,
     log: Log,
     watch: Watch,
@@ -212,7 +249,7 @@ def run_rounds(
                     for call, (batch, lengths) in enumerate(batches):
                         tokens, reading = timer.call(reply, batch, lengths)
                         if call:
-                            answers.replies[i].append(tokens.clone() if isinstance(tokens, Tensor) else tokens)
+                            answers.replies[i].append(copied(tokens))
                         log.add((i, TIMED if call else REFRESH, number, position, call), reading)
                 except Exception as error:
                     answers.broken[i] = f"could not answer: {one_line(error)}"

@@ -29,8 +29,8 @@ class Row:
     device_name: str | None
     model: str
     batch: int
-    prompt_tokens: int
-    reply_tokens: int
+    prompt_tokens: int | None  # null where the model is not the chatbot
+    reply_tokens: int | None
     threads: int
     variant: str
     baseline: str
@@ -137,6 +137,7 @@ def _common(trial: TrialInfo, variant: str) -> dict[str, Any]:
     return {
         **shared,
         **vars(trial.workload),
+        **(dict.fromkeys(("prompt_tokens", "reply_tokens")) if trial.workload.own_model else {}),
         "variant": variant,
         "baseline": BASELINE,
         "exact": variant_named(variant).exact,

@@ -1,6 +1,7 @@
 """What to measure: validated and frozen; ``plan()`` makes workloads of it."""
 
 import tomllib
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from chatbot.errors import UsageError, one_of
-from chatbot.variants import BASELINE, CONTROL, DEVICES, VARIANTS, Workload, variant_named
+from chatbot.variants import BASELINE, CONTROL, DEVICES, VARIANTS, Workload, is_own, variant_named
 
 
 def _listed(value: Any) -> Any:
@@ -68,6 +69,7 @@ PromptSizes = Annotated[
 LAUNCH_TIMEOUT_S = 60.0  # at least; a launch may take as long as a whole budget
 CHOICES = ("all", "one-per-hardware")
 ISOLATIONS = ("node", "device")
+OF_THE_CHATBOT = ("prompt_tokens", "reply_tokens", "stop_at_eos", "corpus")  # no matter to another model
 
 
 class Spec(BaseModel):
@@ -122,6 +124,15 @@ def read_spec(path: Path | None, flags: dict[str, Any]) -> Spec:
     for key in content:
         if key not in Spec.model_fields:
             raise one_of("spec key", key, list(Spec.model_fields))
+    model = str(content.get("model", ""))
+    for key in OF_THE_CHATBOT:
+        if is_own(model) and key in content:
+            raise UsageError(f"{key} is of the chatbot, and model {model!r} makes its own inputs: leave it out")
+    return spec_of(content)
+
+
+def spec_of(content: Mapping[str, Any]) -> Spec:
+    """The spec of all its keys, as ``run.json`` holds them. Raises UsageError."""
     try:
         return Spec.model_validate(content)
     except ValidationError as error:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from chatbot import checkpoint, corpus
 from chatbot.prompts import prompt_pool
-from chatbot.variants import Workload
-from ray_jobs import launch, provenance
+from chatbot.variants import Workload, is_own
+from ray_jobs import launch, own, provenance
 from ray_jobs.checks import LEAST_COMPARED, Comparison
 from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Event, Job, Station
@@ -41,6 +41,8 @@ class Inputs:
     @classmethod
     def of(cls, spec: Spec) -> "Inputs":
         """Loads the model and draws the prompts, enough that no launch asks one twice. Raises UsageError."""
+        if is_own(spec.model):
+            return cls._of_own(spec)
         model = checkpoint.open_model(spec.model)
         source = corpus.load(spec.corpus)
         rounds = up_to_multiple(ROUNDS, len(spec.variants))
@@ -52,10 +54,22 @@ class Inputs:
         path = checkpoint.SHIPPED if model.name == "small" else Path(spec.model)
         return cls(Weights(path=str(path)), path.read_bytes(), prompts)
 
+    @classmethod
+    def _of_own(cls, spec: Spec) -> "Inputs":
+        """Tries the factory and its inputs here, so that a mistake in them costs no launches. Raises UsageError."""
+        model = own.load(spec.model)
+        for workload in spec.plan():
+            own.inputs_of(model, 0, replace(workload, device="cpu"))
+        nothing = {length: np.zeros((0, length), dtype=np.int64) for length in spec.prompt_tokens}
+        return cls(Weights(factory=spec.model), None, nothing)
+
     def identity(self, spec: Spec) -> dict[str, str]:
         """Hashes of what a launch depends on: samples with other ones can't stand beside it."""
         prompts = b"".join(str(length).encode() + pool.tobytes() for length, pool in sorted(self.prompts.items()))
-        model = self.content if self.content is not None else str(self.weights.preset).encode()
+        if self.weights.factory is not None:
+            model = own.source_of(self.weights.factory)
+        else:
+            model = self.content if self.content is not None else str(self.weights.preset).encode()
         asked = spec.model_dump_json(exclude={"model", "corpus"}).encode()  # those are told by what is in them
         hashed = {"spec": asked, "model": model, "prompts": prompts}
         return {**{name: _hash(content) for name, content in hashed.items()}, "code": provenance.source_hash()}
@@ -242,7 +256,8 @@ def _placed(spec: Spec, info: TrialInfo, station: Station, inputs: Inputs, wait_
 
 def trial_id(workload: Workload, station: Station | None) -> str:
     """The same on every run, as long as the station keeps its name."""
-    sizes = f"b{workload.batch}-p{workload.prompt_tokens}-r{workload.reply_tokens}-t{workload.threads}"
+    tokens = "" if workload.own_model else f"-p{workload.prompt_tokens}-r{workload.reply_tokens}"
+    sizes = f"b{workload.batch}{tokens}-t{workload.threads}"
     place, _, device = station.name.rpartition(":") if station else ("none", "", workload.device)
     until = "-eos" if workload.stop_at_eos else ""
     return f"{device}-{sizes}{until}@{place}"

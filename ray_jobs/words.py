@@ -21,9 +21,17 @@ def place(row: Row) -> str:
 
 def sizes(of: Row | HardwareClass) -> str:
     """A workload in words."""
+    if of.prompt_tokens is None:
+        return f"model {of.model}, batch {of.batch}, {counted(of.threads, 'thread')}"
     until = f"reply until EOS, at most {of.reply_tokens}" if of.stop_at_eos else f"reply {of.reply_tokens}"
     tokens = f"prompt {of.prompt_tokens} tokens, {until} tokens"
     return f"model {of.model}, batch {of.batch}, {tokens}, {counted(of.threads, 'thread')}"
+
+
+def short_sizes(of: Row) -> str:
+    """The same in short, without the model."""
+    tokens = "" if of.prompt_tokens is None else f"prompt {of.prompt_tokens}, reply {of.reply_tokens}, "
+    return f"batch {of.batch}, {tokens}threads {of.threads}"
 
 
 def counted(count: int, thing: str) -> str:

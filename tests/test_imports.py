@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # From the top of the house down: a module imports only those above it.
 ORDER = (
-    *("orders", "statistics", "interference", "roofline", "speeds", "sentinel", "checks", "timing", "records"),
-    *("rounds", "measure"),
+    *("orders", "statistics", "interference", "roofline", "speeds", "sentinel", "checks", "timing", "own"),
+    *("records", "rounds", "subject", "measure"),
     *("forkserver", "lease", "launch", "trace", "trace.phases", "trace.shares", "trace.profiler", "trace.launches"),
     *("spec", "rows", "classes", "provenance", "samples", "directory", "words"),
     *("report", "report.draws", "report.view", "report.answers", "report.start", "report.heat", "report.scales"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ray_jobs import words
 from ray_jobs.classes import LEAST_ERROR
 from ray_jobs.rows import Row
 from ray_jobs.runs import FinishedRun
@@ -65,7 +66,7 @@ class Cell:
     @property
     def name(self) -> str:
         row = self.row
-        sizes = f"batch {row.batch}, prompt {row.prompt_tokens}, reply {row.reply_tokens}, threads {row.threads}"
+        sizes = words.short_sizes(row)
         return f"{row.variant}, {sizes} on {self.hardware} ({row.station or 'no station'})"
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_jobs import words
 from ray_jobs.compare.cells import Cell
 from ray_jobs.compare.gate import BROKEN, FASTER, SLOWER, UNKNOWN, BaselineChange, Change, Comparison, Exit
 from ray_jobs.runs import FinishedRun
@@ -104,7 +105,7 @@ class Page:
 
 def _columns(change: Change) -> tuple[str, ...]:
     row = change.new.row
-    sizes = f"batch {row.batch}, prompt {row.prompt_tokens}, reply {row.reply_tokens}, threads {row.threads}"
+    sizes = words.short_sizes(row)
     verdict = change.verdict if change.gates else f"{change.verdict} (the control: no gate)"
     speedups = [_number(cell.row.speedup) for cell in (change.base, change.new)]
     return (row.variant, f"{sizes}, {change.new.hardware}", *speedups, _interval(change.ratio), verdict)

@@ -68,7 +68,8 @@ def matrix(runs: Sequence[RunView]) -> Matrix:
     rows = [row for run in runs for row in run.rows]
     names = list(dict.fromkeys(row.variant for row in rows))
     varying = [name for name in ("hardware", *SIZES) if len({_part(row, name) for row in rows}) > 1]
-    shared = [_part(rows[0], name) for name in ("hardware", *SIZES) if name not in varying] if rows else []
+    parts = [_part(rows[0], name) for name in ("hardware", *SIZES) if name not in varying] if rows else []
+    shared = filter(None, parts)
     places: dict[tuple[object, ...], list[MatrixRow]] = {}
     for number, run in enumerate(runs):
         for place, (trial, found) in enumerate(run.trials.items()):
@@ -97,16 +98,17 @@ def _row(
 ) -> MatrixRow:
     first, by_name = rows[0], {row.variant: row for row in rows}
     cells = tuple(_cell(by_name[name], run, by_name) if name in by_name else None for name in names)
-    told = [_part(first, name) for name in varying] or [_part(first, "hardware")]
+    told = [part for name in varying if (part := _part(first, name))] or [_part(first, "hardware")]
     head, more = (told[:1], told[1:]) if "hardware" in varying or not varying else (told, [])
     return MatrixRow(", ".join(head), ", ".join([*more, *([first.station] if first.station else [])]), *labels, cells)
 
 
 def _part(row: Row, name: str) -> str:
-    """Of what a row is about, in short."""
+    """Of what a row is about, in short; empty where it is of no matter to its model."""
     if name == "hardware":
         return f"{row.device} {row.device_name or ''}".strip()
-    return SHORT[name].format(getattr(row, name))
+    value = getattr(row, name)
+    return "" if value is None else SHORT[name].format(value)
 
 
 def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Cell:

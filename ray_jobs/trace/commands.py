@@ -12,7 +12,7 @@ import typer
 
 from chatbot import checkpoint
 from chatbot.errors import UsageError
-from chatbot.variants import VARIANTS
+from chatbot.variants import VARIANTS, is_own
 from ray_jobs.cluster.connection import Terminated
 from ray_jobs.cluster.fetch import default_out
 from ray_jobs.cluster.schedule import ClusterLostError
@@ -86,6 +86,8 @@ def trace(
     if timeline_only and earlier is None:
         raise UsageError("--timeline-only needs a run: give --run RUN")
     asked = earlier.spec if earlier else read_spec(spec, flags)
+    if is_own(asked.model) and not timeline_only:
+        raise UsageError(f"replies of the chatbot are traced, and model {asked.model!r} is another one")
     name = earlier.id if earlier else run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     directory = earlier.directory if earlier else RunDirectory.named(root, name)
     tracing = Tracing(asked, name, directory, earlier)

@@ -1,0 +1,19 @@
+"""A model that is not the chatbot: a small CNN over images, as docs/own-model.md walks through."""
+
+from torch import Tensor, equal, nn, rand
+
+from chatbot.variants import Workload
+from ray_jobs.own import OwnModel
+
+
+def inputs(i: int, workload: Workload) -> tuple[Tensor]:
+    return (rand(workload.batch, 3, 32, 32),)
+
+
+def same(answer: Tensor, baselines: Tensor) -> bool:
+    return equal(answer.argmax(1), baselines.argmax(1))
+
+
+def factory() -> OwnModel:
+    layers = [nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU()) for width in (3, 6, 12)]
+    return OwnModel(nn.Sequential(*layers, nn.Flatten(), nn.Linear(384, 10)), inputs, same)
