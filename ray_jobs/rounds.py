@@ -185,7 +185,7 @@ def warm_up(
                 log.add((variants.index(name), WARMUP, -1, place, call), reading)
                 walls.append(reading.wall_ns)
                 if not _equal(own, batch):
-                    raise ValueError("it changes its prompts, which the other variants read after it")
+                    raise ValueError("it changes its inputs, which the other variants read after it")
         except Exception as error:
             found[name] = WarmUp(0.0, failed=f"could not answer: {one_line(error)}")
             continue

@@ -73,7 +73,7 @@ def test_a_wrong_answer_is_found_by_the_models_own_word_for_same() -> None:
     buffered = found["own_models:BUFFERED"]
     assert (buffered.invalid, buffered.failed, buffered.identical) == (None, None, buffered.replies)
     assert buffered.replies >= 8
-    assert "changes its prompts" in str(found["own_models:SPOILING"].failed)
+    assert "changes its inputs" in str(found["own_models:SPOILING"].failed)
     assert found[CONTROL].invalid is None
 
 
@@ -108,6 +108,14 @@ def test_every_process_has_the_same_weights_and_every_launch_other_inputs() -> N
     asked = [own.inputs_of(first, i, Workload())[0] for i in (5, 5, 6)]
     assert torch.equal(asked[0], asked[1])
     assert not torch.equal(asked[0], asked[2])
+
+
+@torch.inference_mode()
+def test_the_examples_same_tells_answers_to_different_inputs_apart() -> None:
+    model = own.load(EXAMPLE)
+    answers = [model.module(*own.inputs_of(model, i, Workload())) for i in range(20)]
+    assert all(model.same(answer, answer) for answer in answers)
+    assert not any(model.same(answers[0], other) for other in answers[1:])
 
 
 def rows() -> list[Row]:

@@ -205,7 +205,7 @@ def test_a_variant_that_changes_its_prompts_has_failed_and_the_next_gets_them_un
 
     timer = Scripted({spoil: itertools.repeat(5), sound: itertools.repeat(5)})
     found = warm_up({"odd": spoil, "sound": sound}, ["odd", "sound"], source(), timer, Log())
-    assert "changes its prompts" in (found["odd"].failed or "")
+    assert "changes its inputs" in (found["odd"].failed or "")
     assert found["sound"].failed is None
     assert set(seen) <= pool
 
