@@ -38,6 +38,7 @@ from ray_jobs.trials import Inputs
 from ray_jobs.variants import print_variants
 from ray_jobs.wandb_sink.commands import publish
 from ray_jobs.wandb_sink.sink import MODES, WandbSink, resolve_mode
+from ray_jobs.words import counted
 
 app = typer.Typer(
     help="How fast does the chatbot answer, run this way on this hardware, and is that really faster?",
@@ -236,11 +237,11 @@ def exit_code(rows: list[Row]) -> int:
 
 
 def _counts(rows: list[Row]) -> dict[str, int]:
-    """How many trials are done, failed and skipped; a trial with one failed row failed."""
-    worst = {row.trial_id: DONE for row in rows}
-    for status in (SKIPPED, FAILED):
-        worst |= {row.trial_id: status for row in rows if row.status == status}
-    trials = {status: list(worst.values()).count(status) for status in (DONE, FAILED, SKIPPED)}
+    """How many trials are done, failed and skipped: a failed row fails it, skipped ones alone skip it."""
+    status = {row.trial_id: SKIPPED for row in rows}
+    for decisive in (DONE, FAILED):
+        status |= {row.trial_id: decisive for row in rows if row.status == decisive}
+    trials = {one: list(status.values()).count(one) for one in (DONE, FAILED, SKIPPED)}
     return {**trials, "invalid": sum(row.verdict == "invalid" for row in rows)}
 
 
@@ -258,7 +259,9 @@ def _print_plan(spec: Spec, root: str) -> None:
         sizes = f"batch {workload.batch}, prompt {workload.prompt_tokens}, reply {workload.reply_tokens}"
         typer.echo(f"{workload.device}, {sizes}, threads {workload.threads}: {span} a station ({time.source})")
     names = ", ".join(spec.variants)
-    typer.echo(f"{len(spec.plan())} trials of {names} on each station: {low:.0f} to {high:.0f} s; nothing was run")
+    typer.echo(
+        f"{counted(len(spec.plan()), 'trial')} of {names} on each station: {low:.0f} to {high:.0f} s; nothing was run"
+    )
 
 
 def _print_own_plan(spec: Spec) -> None:
@@ -267,7 +270,7 @@ def _print_own_plan(spec: Spec) -> None:
         sizes = f"{workload.device}, batch {workload.batch}, threads {workload.threads}"
         why = "a model of your own: the budget decides, unless the least number of launches takes longer"
         typer.echo(f"{sizes}: about {spec.budget:.0f} s a station ({why})")
-    typer.echo(f"{len(spec.plan())} trials of {', '.join(spec.variants)} on each station; nothing was run")
+    typer.echo(f"{counted(len(spec.plan()), 'trial')} of {', '.join(spec.variants)} on each station; nothing was run")
 
 
 def main() -> None:

@@ -38,8 +38,8 @@ class Moments:
     def take(self, event: Event, launch_s: float = 0.0) -> None:
         """Notes when an event is heard; ``launch_s`` is how long the launch that it brings took."""
         kind = _kind(event)
-        if kind is None:
-            return
+        if kind is None or (kind == BEGUN and len(self.at.get(BEGUN, ())) >= len(self.at.get(STARTED, ()))):
+            return  # a worker that begins is heard of again whenever it shows that it lives
         now = self.clock()
         if self.started_unix_s is None:
             self.started_unix_s = round(now, 3)

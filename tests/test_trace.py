@@ -245,6 +245,12 @@ WHOLE = (
 )
 
 
+def test_a_worker_that_shows_that_it_lives_is_no_moment_of_its_own() -> None:
+    alive = events.TrialBegun("t")
+    heard = (*WHOLE[:3], (8.0, alive, 0.0), *WHOLE[3:5], (12.5, alive, 0.0), (13.0, alive, 0.0), *WHOLE[5:])
+    assert moments_of(*heard) == moments_of(*WHOLE)
+
+
 def slices_of(trials: dict[str, Any]) -> dict[int, list[tuple[str, float, float]]]:
     made = timeline({"run_id": "r", "started": "then", "trials": trials})
     rows: dict[int, list[tuple[str, float, float]]] = {}
