@@ -19,7 +19,7 @@ def environment(home: Path) -> dict[str, str]:
     dropped = ("WANDB_API_KEY", "WANDB_MODE", "RAY_ADDRESS")
     kept = {key: value for key, value in os.environ.items() if key not in dropped}
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "WANDB_ERROR_REPORTING": "false", "RAY_AUTH_MODE": "disabled"}
-    temporary = home / "temporary"
+    temporary = home.with_name(f"{home.name}-temporary")  # beside it: some tests count what a command leaves
     temporary.mkdir(exist_ok=True)
     return {**kept, **quiet, "TMPDIR": str(temporary), "NETRC": str(home / "no-netrc"), "COLUMNS": "100"}
 
