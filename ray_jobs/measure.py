@@ -62,7 +62,7 @@ def measure(
         rounds, calls = launch.rounds, launch.calls
         if rounds is None or calls is None:
             typical = {name: warm[name].typical_ns for name in replies}
-            rounds, calls = size(typical, launch.seconds, len(variants))
+            rounds, calls = size(typical, launch.seconds, len(replies))
         rounds = prompts.most_rounds(orders.up_to_multiple(rounds, len(replies)), calls, len(replies))
         present = [i for i, name in enumerate(variants) if name in replies]
         turns = [[present[i] for i in row] for row in orders.round_orders(len(present), rounds, rng)]

@@ -404,6 +404,16 @@ def test_a_run_from_before_identities_is_compared_with_a_note(runs: Runs) -> Non
     assert "that they are the same was not checked" in done.out
 
 
+def test_a_run_from_before_identities_is_told_by_its_models_name(runs: Runs) -> None:
+    path = runs.make("base", identity={}) / "run.json"
+    runs.make("new")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "spec": {**content["spec"], "model": "tutorial"}}))
+    with pytest.raises(UsageError, match=r"the models \(tutorial, \w+\) differ; or say --anyway$"):
+        runs.compare("base", "new")
+    assert runs.compare("base", "new", "--anyway").code == 0
+
+
 @pytest.mark.parametrize("text", ["3", "0", "-1%", "abc", "100%", "nan", ""])
 def test_a_gate_that_is_no_share_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a share: give 3%"):

@@ -62,7 +62,10 @@ def refuse(base: FinishedRun, new: FinishedRun) -> None:
     """
     first, second = base.run.get("identity") or {}, new.run.get("identity") or {}
     changed = [text for part, text in INCOMPARABLE.items() if first.get(part) != second.get(part)]
-    if first and second and changed:  # a run from before that was kept says nothing, which is a note and no refusal
+    if not (first and second):  # a run from before that was kept says no more than the model's name
+        names = [str(run.run.get("spec", {}).get("model")) for run in (base, new)]
+        changed = [] if names[0] == names[1] else [f"the models ({names[0]}, {names[1]})"]
+    if changed:
         raise UsageError(f"{new.id} can't be compared with {base.id}: {' and '.join(changed)} differ; or say --anyway")
 
 

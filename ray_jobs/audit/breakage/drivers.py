@@ -78,10 +78,14 @@ def busy_elsewhere(bench: Bench) -> Injected:
 
 def two_drivers(bench: Bench) -> Injected:
     first = bench.running("twice")
+    os.kill(command_itself(first), signal.SIGSTOP)  # else it may be over before the second has begun
     start = time.monotonic()
-    second = bench.matrix("--resume", "twice")
-    code = second.wait(PATIENCE_S)
-    seconds = time.monotonic() - start
+    try:
+        second = bench.matrix("--resume", "twice")
+        code = second.wait(PATIENCE_S)
+        seconds = time.monotonic() - start
+    finally:
+        os.kill(command_itself(first), signal.SIGCONT)
     first.wait(PATIENCE_S)
     lost = bench.lost("twice") if code == 2 else f"exit code {code}"
     return line_with(second.said, "is being written"), seconds, lost
