@@ -436,7 +436,7 @@ def test_unusable_arguments_are_one_line(options: list[str], said: str, runs: Ru
 
 
 def test_a_committed_run_is_like_itself() -> None:
-    run = FinishedRun.of(str(ROOT / "results" / "variants-tutorial"))
+    run = FinishedRun.of(str(ROOT / "results" / "seed"))
     cells = cells_of(run)
     found = gate.compare(match(cells, cells), cells, GATE)
     assert found.exit == Exit.WITHIN
