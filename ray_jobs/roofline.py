@@ -254,7 +254,7 @@ def _why(limit: Limit, bound: str, p50_ms: float, batch: int) -> str:
     if bound == OVERHEAD:
         return (
             f"overhead-bound: {moved} and {sums} per {replies} need {limit.ms:.3g} {spent}; "
-            "fewer bytes can't help much, fewer and faster calls can"
+            "the rest goes into calls, or into kernels slower than the machine"
         )
     if bound == COMPUTE:
         rate = limit.gflop / limit.compute_ms * 1e3

@@ -337,7 +337,7 @@ def test_the_bound_is_the_slower_resource_where_it_explains_a_quarter(limit: Lim
             80.0,
             1,
             "overhead-bound: 0.40 GB and 0.2 GFLOP per reply need 8 of 80 ms; "
-            "fewer bytes can't help much, fewer and faster calls can",
+            "the rest goes into calls, or into kernels slower than the machine",
         ),
     ],
 )
