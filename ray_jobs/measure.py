@@ -27,6 +27,7 @@ from ray_jobs.timing import timer_for
 Facts = dict[str, VariantFacts]
 
 
+@torch.no_grad()
 def measure(
     workload: Workload, variants: Sequence[str], weights: Weights, pool: NDArray[np.int64], launch: Launch
 ) -> LaunchResult:
@@ -39,7 +40,6 @@ def measure(
         pool: (N, T) distinct prompts; a launch draws its own from them. A model from a factory needs none.
         launch: which one this is.
     """
-    torch.set_grad_enabled(False)
     rng = launch.rng()
     own = pool[rng.permutation(len(pool))]
     built = [variants[i] for i in orders.building_order(len(variants), launch.index, launch.seed)]
