@@ -314,7 +314,13 @@ def figures_of(rows: Sequence[Row]) -> list[str]:
     return [text for text in shown if text != words.UNKNOWN]
 
 
-@pytest.mark.parametrize("run", ["make-matrix", "seed"])
+def test_variants_that_lack_something_do_not_skip_their_trial() -> None:
+    shown = Text(page([load(RunDirectory.existing(str(RESULTS / "variants-tutorial")))]))
+    assert "2 variants skipped" in shown.all
+    assert "1 skipped" not in shown.all
+
+
+@pytest.mark.parametrize("run", ["make-matrix", "seed", "variants-tutorial"])
 def test_a_committed_run_is_shown_with_all_its_figures(run: str) -> None:
     view = load(RunDirectory.existing(str(RESULTS / run)))
     shown = Text(page([view]))

@@ -254,8 +254,12 @@ def _control_fact(rows: Sequence[Row]) -> Fact:
 
 def _trouble_fact(rows: Sequence[Row], trials: Sequence[Sequence[Row]]) -> Fact:
     question = "Failed, skipped, invalid"
-    worst = [next((s for s in (FAILED, SKIPPED) if any(row.status == s for row in found)), DONE) for found in trials]
-    counts = [f"{worst.count(status)} {status}" for status in (FAILED, SKIPPED) if status in worst]
+    whole = [all(row.status == SKIPPED for row in found) for found in trials]
+    counted = {FAILED: sum(any(row.status == FAILED for row in found) for found in trials), SKIPPED: sum(whole)}
+    counts = [f"{count} {status}" for status, count in counted.items() if count]
+    lacking = [row for found, skipped in zip(trials, whole, strict=True) if not skipped for row in found]
+    if absent := sum(row.status == SKIPPED for row in lacking):
+        counts += [f"{words.counted(absent, 'variant')} skipped"]
     invalid = sum(row.verdict == "invalid" for row in rows)
     counts += [f"{invalid} invalid"] if invalid else []
     if not counts:
