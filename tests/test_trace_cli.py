@@ -19,6 +19,8 @@ from chatbot.prompts import prompt_pool
 from chatbot.variants import VARIANTS, Workload
 from ray_jobs.trace.profiler import REPLIES
 
+pytestmark = pytest.mark.alone
+
 Rows = list[dict[str, Any]]
 VARIANTS_TRACED = ("eager", "torchscript")
 STEPS = 3
