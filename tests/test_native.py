@@ -188,6 +188,33 @@ def test_of_logits_that_lie_apart_few_are_computed_in_32_bits() -> None:
     assert 50 <= engine.recomputed < 50 * 4
 
 
+# The end of a reply
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("likely", [0.6, 1.3])  # then half of the replies end, or all of them
+@pytest.mark.parametrize("precision", ["float32", BYTES])
+def test_told_to_stop_it_ends_each_reply_at_its_eos(precision: str, likely: float, threads: int) -> None:
+    bot = lively(Config(33, 2, 2, 0.0, "dot", VOCABULARY), 5)
+    prompts, sizes = ragged([3, 7, 2, 5, 5, 1, 6, 4], 7)
+    bot.decoder.out.bias[EOS] += likely
+    whole = Engine(bot, precision, 12, threads)(prompts, sizes)
+    ends = (whole == EOS).int()
+    assert len(set(ends.argmax(1).tolist())) > 2, "nothing to tell apart"
+    stopped = Engine(bot, precision, 12, threads, stop_at_eos=True)(prompts, sizes)
+    assert torch.equal(stopped, whole.masked_fill(ends.cumsum(1) - ends > 0, PAD))
+
+
+@needs_compiler
+def test_told_to_stop_it_works_no_longer_than_the_longest_reply() -> None:
+    bot = lively(Config(33, 2, 2, 0.0, "dot", VOCABULARY), 5)
+    bot.decoder.out.bias[EOS] = 1000.0
+    engine = Engine(bot, "float32", REPLY, stop_at_eos=True)
+    assert engine(*ragged([4], 1)).tolist() == [[EOS] + [PAD] * (REPLY - 1)]
+    assert engine.recomputed == 1  # a step computes one logit at least
+
+
 # The shipped model
 
 

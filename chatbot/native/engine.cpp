@@ -16,16 +16,17 @@ Engine* engine_new(const Network* network, int threads) { return new Engine(*net
 
 void engine_free(Engine* engine) { delete engine; }
 
-// prompts (B, T), lengths (B) -> replies (B, steps); or 1, nothing written: a length or a token is out of range.
+// prompts (B, T), lengths (B) -> replies (B, steps), which end at eos if that is a token; or 1, nothing written: a length
+// or a token is out of range.
 int engine_reply(Engine* engine, const int64_t* prompts, const int64_t* lengths, int batch, int length, int steps,
-                 int64_t* replies) {
+                 int64_t eos, int64_t* replies) {
     for (int i = 0; i < batch; i++)
         if (lengths[i] < 1 || lengths[i] > length) return 1;
     for (int64_t i = 0; i < int64_t(batch) * length; i++)
         if (prompts[i] < 0 || prompts[i] >= engine->network.out.vocabulary) return 1;
     std::lock_guard<std::mutex> lock(engine->busy);
     Search search(engine->network, engine->scratch, prompts, lengths, batch, length);
-    engine->team.run([&](Worker& worker) { search.run(worker, steps, replies); });
+    engine->team.run([&](Worker& worker) { search.run(worker, steps, eos, replies); });
     return 0;
 }
 

@@ -8,19 +8,33 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32,
 import torch
 from torch import Tensor, nn
 
-from chatbot.model import ATTENTIONS, Chatbot
-from chatbot.native import build, pack
+from chatbot.model import ATTENTIONS, Chatbot, Decoder, Encoder
+from chatbot.native import build, pack, rounding
 from chatbot.native.pack import Arena, Packed
-from chatbot.vocabulary import PAD, SOS
+from chatbot.vocabulary import EOS, PAD, SOS
 
 BYTES = "qint8"  # what PyTorch calls weights in 8 bits
-Pack = Callable[[Arena, Tensor, Tensor | None], Packed]
-# Of the layers that a state goes through again and again, which are most of what a reply reads, and of all others.
-# In 8 bits the others change one reply in a hundred, the former hardly any (docs/performance.md).
-PRECISIONS: dict[str, tuple[Pack, Pack]] = {
-    "float32": (pack.pack, pack.pack),
-    BYTES: (pack.pack_bytes, pack.pack_words),
-}
+GOES_ON = -1  # in place of EOS; as in network.h
+Pack = Callable[[Arena, str, Tensor, Tensor | None], Packed]  # the second is the name of the weights
+
+
+def _whole(_: Chatbot) -> Pack:
+    return lambda arena, name, weight, bias: pack.pack(arena, weight, bias)
+
+
+def _rounded(chatbot: Chatbot) -> Pack:
+    """The GRUs in 8 bits, the others in 16: in 8 they change one reply in two hundred (docs/performance.md)."""
+    inputs = rounding.inputs_of(chatbot)
+
+    def of(arena: Arena, name: str, weight: Tensor, bias: Tensor | None) -> Packed:
+        if name in inputs:
+            return pack.pack_bytes(arena, *rounding.round_for(weight, inputs[name]), bias)
+        return pack.pack_words(arena, weight, bias)
+
+    return of
+
+
+PRECISIONS: dict[str, Callable[[Chatbot], Pack]] = {"float32": _whole, BYTES: _rounded}
 
 
 class LinearFields(Structure):
@@ -72,6 +86,7 @@ class Engine:
         precision: of the weights, the output layer's aside: a key of ``PRECISIONS``.
         steps: tokens of a reply.
         threads: of each call, the caller's among them.
+        stop_at_eos: a call ends when each of its replies has; behind a reply's EOS stands PAD.
         machine: compiler flags that choose the instructions.
 
     Raises:
@@ -79,15 +94,21 @@ class Engine:
     """
 
     def __init__(
-        self, chatbot: Chatbot, precision: str, steps: int, threads: int = 1, machine: tuple[str, ...] = build.NATIVE
+        self,
+        chatbot: Chatbot,
+        precision: str,
+        steps: int,
+        threads: int = 1,
+        stop_at_eos: bool = False,
+        machine: tuple[str, ...] = build.NATIVE,
     ) -> None:
         library = build.library(machine)
         self._functions = _declared(library.functions)
-        self._steps = steps
+        self._steps, self._eos = steps, EOS if stop_at_eos else GOES_ON
         self._arena = Arena()
         self._layers: list[Packed] = []
-        self._pack_recurrent, self._pack_other = PRECISIONS[precision]
         with torch.no_grad():
+            self._pack = PRECISIONS[precision](chatbot)
             self._fields = self._network(chatbot)  # the engine reads its arrays of layers
         self._engine = c_void_p(self._functions.engine_new(byref(self._fields), threads))
         weakref.finalize(self, self._functions.engine_free, self._engine)
@@ -102,7 +123,7 @@ class Engine:
         prompts, lengths = prompts.contiguous(), lengths.contiguous()
         batch, length = prompts.shape
         replies = torch.empty(batch, self._steps, dtype=torch.long)
-        places = prompts.data_ptr(), lengths.data_ptr(), batch, length, self._steps, replies.data_ptr()
+        places = prompts.data_ptr(), lengths.data_ptr(), batch, length, self._steps, self._eos, replies.data_ptr()
         if self._functions.engine_reply(self._engine, *places):
             raise ValueError(f"a length is not within 1 and {length}, or a token not within the vocabulary")
         return replies
@@ -142,10 +163,11 @@ class Engine:
         empty = LinearFields()
         keys = query = empty
         if attention.method == "general":
-            keys = self._linear(attention.attn.weight, attention.attn.bias)
+            keys = self._linear("keys", attention.attn.weight, attention.attn.bias)
         elif attention.method == "concat":
             of_state, of_outputs = torch.split(attention.attn.weight, config.hidden, dim=1)
-            keys, query = self._linear(of_outputs, attention.attn.bias), self._linear(of_state, None)
+            keys = self._linear("keys", of_outputs, attention.attn.bias)
+            query = self._linear("query", of_state, None)
         return NetworkFields(
             hidden=config.hidden,
             encoder_layers=config.encoder_layers,
@@ -153,35 +175,34 @@ class Engine:
             attention=ATTENTIONS.index(attention.method),
             pad=PAD,
             sos=SOS,
-            encoder=self._grus(chatbot.encoder.gru, chatbot.encoder.embedding.weight, ("", "_reverse")),
-            decoder=self._grus(decoder.gru, decoder.embedding.weight, ("",)),
+            encoder=self._grus("encoder", chatbot.encoder, ("", "_reverse")),
+            decoder=self._grus("decoder", decoder, ("",)),
             keys=keys,
             query=query,
             value=self._arena.keep(attention.v).data_ptr() if attention.method == "concat" else None,
-            concat=self._linear(decoder.concat.weight, decoder.concat.bias),
+            concat=self._linear("concat", decoder.concat.weight, decoder.concat.bias),
             out=self._screen(decoder.out),
         )
 
-    def _grus(self, gru: nn.GRU, embedding: Tensor, directions: tuple[str, ...]) -> "ctypes.Array[GruFields]":
+    def _grus(self, name: str, part: Encoder | Decoder, directions: tuple[str, ...]) -> "ctypes.Array[GruFields]":
         """(layers x directions)."""
-        made = [self._gru(gru, embedding, layer, way) for layer in range(gru.num_layers) for way in directions]
+        suffixes = [f"_l{layer}{way}" for layer in range(part.gru.num_layers) for way in directions]
+        made = [self._gru(name, part, suffix) for suffix in suffixes]
         return (GruFields * len(made))(*made)
 
-    def _gru(self, gru: nn.GRU, embedding: Tensor, layer: int, direction: str) -> GruFields:
-        input_weight, hidden_weight, input_bias, hidden_bias = (
-            getattr(gru, f"{kind}_l{layer}{direction}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
-        fields = GruFields(hidden=self._keep(self._pack_recurrent(self._arena, hidden_weight, hidden_bias)))
-        if layer == 0:
-            fields.table = pack.table(self._arena, embedding, input_weight, input_bias).data_ptr()
+    def _gru(self, name: str, part: Encoder | Decoder, suffix: str) -> GruFields:
+        def of(kind: str) -> tuple[Tensor, Tensor]:
+            return getattr(part.gru, f"weight_{kind}{suffix}"), getattr(part.gru, f"bias_{kind}{suffix}")
+
+        fields = GruFields(hidden=self._linear(f"{name}.gru.weight_hh{suffix}", *of("hh")))
+        if suffix.startswith("_l0"):
+            fields.table = pack.table(self._arena, part.embedding.weight, *of("ih")).data_ptr()
         else:
-            fields.input = self._linear(input_weight, input_bias)
+            fields.input = self._linear(f"{name}.gru.weight_ih{suffix}", *of("ih"))
         return fields
 
-    def _linear(self, weight: Tensor, bias: Tensor | None) -> LinearFields:
-        return self._keep(self._pack_other(self._arena, weight, bias))
-
-    def _keep(self, packed: Packed) -> LinearFields:
+    def _linear(self, name: str, weight: Tensor, bias: Tensor | None) -> LinearFields:
+        packed = self._pack(self._arena, name, weight, bias)
         self._layers.append(packed)
         return _fields(packed)
 
@@ -220,7 +241,7 @@ def _declared(functions: ctypes.CDLL) -> ctypes.CDLL:
     """The functions of engine.cpp with their types."""
     functions.engine_new.argtypes, functions.engine_new.restype = [POINTER(NetworkFields), c_int], c_void_p
     functions.engine_free.argtypes, functions.engine_free.restype = [c_void_p], None
-    functions.engine_reply.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_int, c_void_p]
+    functions.engine_reply.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_int, c_int64, c_void_p]
     functions.engine_likeliest.argtypes = [c_void_p, c_void_p, c_int64, c_int, c_void_p]
     functions.engine_likeliest.restype = None
     functions.engine_recomputed.argtypes, functions.engine_recomputed.restype = [c_void_p], c_int64

@@ -13,6 +13,8 @@ struct Gru {
     const float* table;  // (vocabulary, gates()): the first layer's input projections of every token; else null
 };
 
+constexpr int64_t GOES_ON = -1;  // in place of EOS: no token ends a reply
+
 enum Attention : int32_t { DOT, GENERAL, CONCAT };
 
 struct Network {
@@ -34,6 +36,8 @@ struct Network {
 struct Scratch {
     std::vector<int> order, lengths;          // (B): prompts by length
     std::vector<int64_t> tokens;              // (B)
+    std::vector<char> ended;                  // (B): the reply has its EOS
+    int open;                                 // replies that have not ended
     std::vector<float> states;                // (encoder layers, directions, B, H)
     std::vector<float> layers[2];             // (B, T, 2H): outputs of an encoder layer, and of the one before
     std::vector<float> outputs, keys;         // (B, T, H)
@@ -46,7 +50,7 @@ struct Scratch {
     void resize(const Network& net, int batch, int length) {
         const size_t b = batch, t = length, h = net.state_stride(), pair = net.pair_stride();
         const size_t gate = net.gate_stride() + 2 * PANEL, directions = 2 * net.encoder_layers;
-        order.resize(b), lengths.resize(b), tokens.resize(b);
+        order.resize(b), lengths.resize(b), tokens.resize(b), ended.resize(b);
         grow(states, directions * b * h), grow(outputs, b * t * h), grow(keys, b * t * h);
         for (auto& layer : layers) grow(layer, b * t * pair);
         grow(inputs, b * t * gate), grow(gates, b * gate);
@@ -70,15 +74,20 @@ public:
         for (auto& layer : s_.layers) std::fill(layer.begin(), layer.end(), 0.0f);
     }
 
-    // Writes steps tokens a prompt -> replies (B, steps).
-    void run(Worker& worker, int steps, int64_t* replies) {
+    // Writes steps tokens a prompt -> replies (B, steps). With eos, a token, until each reply has it: behind it stands pad.
+    void run(Worker& worker, int steps, int64_t eos, int64_t* replies) {
         encode(worker);
-        if (worker.rank == 0) std::fill_n(s_.tokens.begin(), batch_, int64_t(net_.sos));
+        if (worker.rank == 0) {
+            std::fill_n(s_.tokens.begin(), batch_, int64_t(net_.sos));
+            std::fill_n(replies, size_t(batch_) * steps, int64_t(net_.pad));
+            std::fill_n(s_.ended.begin(), batch_, 0);
+            s_.open = batch_;
+        }
         worker.sync();
-        for (int step = 0; step < steps; step++) {
+        for (int step = 0; step < steps && s_.open > 0; step++) {
             decode(worker, step % 2);
-            if (worker.rank == 0)
-                for (int i = 0; i < batch_; i++) replies[size_t(s_.order[i]) * steps + step] = s_.tokens[i];
+            if (worker.rank == 0) write(step, steps, eos, replies);
+            if (eos != GOES_ON) worker.sync();  // all of them read whether there is a next step
         }
     }
 
@@ -89,6 +98,13 @@ private:
     const int batch_, length_;
     const size_t h_, pair_, gate_;
 
+    void write(int step, int steps, int64_t eos, int64_t* replies) {
+        for (int i = 0; i < batch_; i++) {
+            if (s_.ended[i]) continue;
+            replies[size_t(s_.order[i]) * steps + step] = s_.tokens[i];
+            if (s_.tokens[i] == eos) s_.ended[i] = 1, s_.open--;
+        }
+    }
     int64_t prompt_token(int i, int t) const { return prompts_[size_t(s_.order[i]) * length_ + t]; }
     float* state(int layer) { return &s_.states[size_t(layer) * batch_ * h_]; }
 

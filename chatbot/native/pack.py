@@ -78,16 +78,20 @@ def pack(arena: Arena, weight: Tensor, bias: Tensor | None) -> Packed:
     return Packed(arena.keep(panels.permute(0, 2, 1)), _bias(arena, bias, rows), inputs)
 
 
+def scales_of(weight: Tensor, largest: int) -> Tensor:
+    """(R, K) -> what a whole number of at most ``largest`` stands for, for each row (R)."""
+    return weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * largest) / largest
+
+
 def quantise(weight: Tensor, largest: int = LARGEST) -> tuple[Tensor, Tensor]:
     """(R, K) -> whole numbers (R, K) of at most ``largest`` and a scale for each row (R): their product is about it."""
-    scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * largest) / largest
+    scales = scales_of(weight, largest)
     return (weight / scales.unsqueeze(1)).round().clamp(-largest, largest), scales
 
 
-def pack_bytes(arena: Arena, weight: Tensor, bias: Tensor | None) -> Packed:
-    """(R, K) weights in 8 bits -> (R / PANEL, K / QUAD, PANEL, QUAD), 128 added."""
-    rows, inputs = weight.shape
-    numbers, scales = quantise(weight)
+def pack_bytes(arena: Arena, numbers: Tensor, scales: Tensor, bias: Tensor | None) -> Packed:
+    """(R, K) whole numbers of -128 to 127 and their scales (R) -> (R / PANEL, K / QUAD, PANEL, QUAD), 128 added."""
+    rows, inputs = numbers.shape
     return Packed(_quads(arena, numbers), _bias(arena, bias, rows), inputs, arena.keep(_padded(scales, rows)))
 
 
@@ -124,7 +128,7 @@ def screen(arena: Arena, weight: Tensor, bias: Tensor) -> Screen:
     input_error = 0.51 * inputs**0.5 / most  # half a step, and its own rounding
     rounding = 2 * (inputs + 16) * ROUNDING
     radii = (own - near).norm(dim=1) + input_error * near.norm(dim=1) + rounding * (own.norm(dim=1) + near.norm(dim=1))
-    coarse = pack_bytes(arena, weight, bias)
+    coarse = pack_bytes(arena, numbers, scales, bias)
     coarse.bias[rows:] = -torch.inf  # rows of the padding are never the likeliest
     slack = 16 * ROUNDING * float(bias.abs().max())
     kept = arena.keep(_padded((radii * 1.001).float(), rows))

@@ -36,12 +36,12 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
 
 
 def prepare_int8(chatbot: Chatbot, workload: Workload) -> Reply:
-    """Recurrent weights in 8 bits, the others in 16, states in 15; the likeliest token decided in 32."""
+    """The GRUs' weights in 8 bits, the others in 16, states in 15; the likeliest token decided in 32."""
     return _prepare(chatbot, workload, BYTES)
 
 
 def _prepare(chatbot: Chatbot, workload: Workload, precision: str) -> Reply:
     try:
-        return NativeReply(Engine(chatbot, precision, workload.reply_tokens, workload.threads))
+        return NativeReply(Engine(chatbot, precision, workload.reply_tokens, workload.threads, workload.stop_at_eos))
     except BuildError as error:
         raise UnavailableError(str(error)) from None
