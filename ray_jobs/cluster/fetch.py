@@ -10,6 +10,7 @@ import platform
 import re
 import tarfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from ray_jobs.records import one_line
 
 JOB_OUT = "~/latency-matrix-results"  # a job's working directory is taken away when Ray needs the room
 POLL_S = 0.5
+SETTLE_S = (
+    2.0  # Ray looks at a job once a second until it has seen its end; one deleted before that comes back as failed
+)
+PACKING = "fetch-"  # begins the names of our own jobs
 TIMEOUT_S = 300.0
 BEGIN, END = "BEGIN RUN DIRECTORY", "END RUN DIRECTORY"
 LINE = re.compile(r"ray_jobs: the run directory is (\S.*) on (\S+)$", re.MULTILINE)
@@ -81,7 +86,8 @@ def _place(client: Any, job: str) -> str:
     try:
         log = client.get_job_logs(job)
     except RuntimeError as error:
-        known = ", ".join(sorted(str(j.submission_id) for j in client.list_jobs() if j.submission_id)) or "none"
+        names = sorted(str(j.submission_id) for j in client.list_jobs() if j.submission_id)
+        known = ", ".join(name for name in names if not name.startswith(PACKING)) or "none"
         raise UsageError(f"no job {job!r} there ({one_line(error)}); its jobs: {known}") from None
     said = LINE.search(log)
     if said is None:
@@ -102,7 +108,7 @@ def _packed(client: Any, place: str) -> str:
         f'python3 -c "import base64, sys; sys.argv[1] = base64.b64decode(sys.argv[1]).decode(); '
         f"exec(base64.b64decode('{code}'))\" {argument}"
     )
-    job = client.submit_job(entrypoint=entry)
+    job = client.submit_job(entrypoint=entry, submission_id=f"{PACKING}{uuid.uuid4().hex[:12]}")
     end = time.monotonic() + TIMEOUT_S
     while not (status := client.get_job_status(job)).is_terminal():
         if time.monotonic() > end:
@@ -113,6 +119,7 @@ def _packed(client: Any, place: str) -> str:
     if status != JobStatus.SUCCEEDED:
         last = (log.strip().splitlines() or ["it said nothing"])[-1]
         raise UsageError(f"{place} could not be packed: {last}")
+    time.sleep(SETTLE_S)
     client.delete_job(job)
     return log
 

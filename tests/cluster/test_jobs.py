@@ -33,7 +33,7 @@ def test_a_job_that_succeeds_comes_home_whole(bench: Bench) -> None:
     out = bench.bed.folder / "on-the-head"
     submitted = submit(bench, "good", [*bench.model, "--budget", "1", "--out", out, "--run-id", "r1"], wait=True)
     assert "succeeded" in submitted.said, submitted.said
-    assert "SUCCEEDED" in ask(bench, "status", "good")
+    assert "Job 'good' succeeded" in ask(bench, "status", "good")
     logs = ask(bench, "logs", "good")
     assert f"ray_jobs: the run directory is {out / 'r1'} on head" in logs
     assert "eager-again" in logs, "the table is in the job's log"
@@ -54,7 +54,7 @@ def test_a_trial_that_fails_fails_the_job(bench: Bench) -> None:
     submitted = submit(bench, "bad", [*bench.model, "--out", out, "--budget", "1", *plant], wait=True)
     assert "failed 3 times" in submitted.said, submitted.said
     status = ask(bench, "status", "bad")
-    assert "FAILED" in status
+    assert "Job 'bad' failed" in status
     assert "exit code 1" in status
 
 
@@ -62,7 +62,7 @@ def test_what_cant_be_understood_fails_the_job_and_leaves_nothing_to_fetch(bench
     submitted = submit(bench, "ugly", ["--device", "quantum"], wait=True)
     assert "ray_jobs: unknown device 'quantum'" in submitted.said, submitted.said
     status = ask(bench, "status", "ugly")
-    assert "FAILED" in status
+    assert "Job 'ugly' failed" in status
     assert "exit code 2" in status
     fetched = fetch(bench, "ugly", bench.bed.folder / "nothing")
     assert fetched.wait(120) == 2
