@@ -33,7 +33,7 @@ chat: .venv/installed            ## talk to the shipped chatbot
 	$(BIN)/python -m chatbot chat $(ARGS)
 
 train: .venv/installed           ## train the shipped chatbot again, into checkpoints/small.pt
-	mkdir -p checkpoints && $(BIN)/python -m chatbot train --out checkpoints/small.pt --size small --min-count 10 --learning-rate 3e-4 --dropout 0.4 --iterations 6000 --patience 4 --half $(ARGS)
+	mkdir -p checkpoints && $(BIN)/python -m chatbot train --out checkpoints/small.pt --size small --min-count 10 --learning-rate 0.000468256 --dropout 0.3 --decoder-learning-ratio 1 --batch 128 --clip 1 --teacher-forcing 1 --iterations 2700 --validate-every 100 --patience 5 --seed 1349961490 --split-seed 0 --half $(ARGS)
 
 test: check                      ## linters and tests: two at a time, then those that need the machine to themselves
 	@scripts/install-test-packages

@@ -76,6 +76,7 @@ def train(
     validate_every: Annotated[int, typer.Option(help="Iterations.")] = 200,
     patience: Annotated[str, typer.Option(help="Validations without a better loss before it stops, or none.")] = "5",
     seed: Annotated[int, typer.Option()] = 0,
+    split_seed: Annotated[int | None, typer.Option(help="Of which pairs are held out; without it the seed.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT.resume.")] = False,
@@ -104,6 +105,7 @@ def train(
         validate_every=validate_every,
         patience=_whole_or_none("patience", patience),
         seed=seed,
+        split_seed=split_seed,
     )
     pairs = corpus.short_pairs(corpus.load(source).pairs)
     words = Vocabulary.of_pairs(pairs, min_count)

@@ -1,6 +1,9 @@
 """What is made of trials: rows, rungs, importances, page. No Ray process."""
 
+import json
+import math
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -8,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatbot import checkpoint
 from chatbot.errors import UsageError
 from chatbot.model import PRESETS
 from ray_jobs.directory import RunDirectory
@@ -408,3 +413,25 @@ def test_of_a_range_the_half_that_fails_is_named() -> None:
 
 def test_shares_next_to_nothing_have_no_sign() -> None:
     assert [charts.percent(share) for share in (-0.004, 0.004, -0.02, 0.756)] == ["0%", "0%", "-2%", "76%"]
+
+
+# The sweep that made the shipped weights
+
+
+def test_the_shipped_model_is_the_best_trial_of_the_committed_sweep() -> None:
+    folder = Path(__file__).parent.parent / "results" / "sweep-small"
+    notes = checkpoint.open_model("small").notes
+    best = min(pq.read_table(folder / "trials.parquet").to_pylist(), key=lambda row: row["best_loss"])
+    assert json.loads((folder / "sweep.json").read_text())["best"] == best
+    assert (notes["sweep"], notes["trial"], notes["iteration"]) == (folder.name, best["trial"], best["best_iteration"])
+    assert notes["validation_loss"] == best["best_loss"]
+    card = (Path(checkpoint.__file__).parent / "weights" / "small.md").read_text()
+    assert f"perplexity {math.exp(best['best_loss']):.2f} ({best['best_loss']:.4f} nats per token" in card
+    assert f"seed {best['seed']}" in card
+
+
+def test_the_committed_sweep_names_no_machine_and_no_path() -> None:
+    folder = Path(__file__).parent.parent / "results" / "sweep-small"
+    assert pq.read_table(folder / "epochs.parquet")["host"].null_count == len(pq.read_table(folder / "epochs.parquet"))
+    for name in ("sweep.json", "sweep.html"):
+        assert not re.search(r"[\"' ]/(tmp|root|home|work)/", (folder / name).read_text())
