@@ -23,7 +23,7 @@ from ray_jobs import launch
 from ray_jobs.checks import LEAST_COMPARED
 from ray_jobs.forkserver import LaunchServer, Loss, Request, TrialError
 from ray_jobs.launch import ATTEMPTS, Alive, Committed, Failure, Limits, Memory, Outcome, Trial, choose_cores, run_trial
-from ray_jobs.records import TIMED, WARMUP, Launch, LaunchResult, Weights
+from ray_jobs.records import TIMED, WARMUP, Launch, LaunchResult, Samples, Weights
 from ray_jobs.roofline import Speeds, limits_of
 
 pytestmark = pytest.mark.alone
@@ -111,12 +111,23 @@ print(statistics.median(times[100:]) * 1e9)
 """
 
 
+def median_ns(samples: Samples) -> float:
+    """Of the baseline's timed replies."""
+    return float(np.median(samples.wall_ns[(samples.phase == TIMED) & (samples.variant == NAMES.index(BASELINE))]))
+
+
 def test_a_launch_agrees_with_a_loop_written_by_hand(server: LaunchServer) -> None:
-    """Within a factor of two: the machine's speed changes between one process and the next."""
-    samples = success(server.run(request())).samples
-    measured = np.median(samples.wall_ns[(samples.phase == TIMED) & (samples.variant == NAMES.index(BASELINE))])
-    loop = subprocess.run([sys.executable, "-c", LOOP, str(CORES[0])], capture_output=True, text=True, check=True)
-    assert 0.5 < measured / float(loop.stdout) < 2
+    """Within a factor of two, and each at its best of five by turns: the machine's speed changes between processes."""
+    command = [sys.executable, "-c", LOOP, str(CORES[0])]
+    turns = [
+        (
+            median_ns(success(server.run(request())).samples),
+            float(subprocess.run(command, capture_output=True, text=True, check=True).stdout),
+        )
+        for _ in range(5)
+    ]
+    measured, by_hand = map(min, zip(*turns, strict=True))
+    assert 0.5 < measured / by_hand < 2
 
 
 def test_the_same_launch_asks_the_same_prompts_in_the_same_order(server: LaunchServer) -> None:
