@@ -21,9 +21,8 @@ from ray_jobs.records import one_line
 
 JOB_OUT = "~/latency-matrix-results"  # a job's working directory is taken away when Ray needs the room
 POLL_S = 0.5
-SETTLE_S = (
-    2.0  # Ray looks at a job once a second until it has seen its end; one deleted before that comes back as failed
-)
+# Ray looks at a job once a second until it has seen its end; one deleted before that comes back as failed.
+SETTLE_S = 2.0
 PACKING = "fetch-"  # begins the names of our own jobs
 TIMEOUT_S = 300.0
 BEGIN, END = "BEGIN RUN DIRECTORY", "END RUN DIRECTORY"
