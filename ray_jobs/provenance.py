@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import ray_jobs
 
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "scipy", "wandb", "chitchat-dataset")
 ROOT = Path(__file__).resolve().parent.parent
+SOURCES = (".py", ".h", ".cpp", ".cu")  # what a launch may compute with; the C++ engine is compiled from its own
 # Ray keeps each package that it brings to a node in a folder of its own.
 PACKAGE_FOLDERS = tuple(Path(package.__path__[0]).resolve() for package in (chatbot, ray_jobs))
 
@@ -49,20 +51,26 @@ def package_versions() -> dict[str, str | None]:
     return {name: _version(name) for name in PACKAGES}
 
 
-def source_hash() -> str:
-    """A hash of every source file of both packages: a submitted working directory has no ``.git``."""
+def source_hash(folders: Sequence[Path] = PACKAGE_FOLDERS) -> str:
+    """A hash of every source file of both packages, C++ included: a submitted working directory has no ``.git``."""
     digest = hashlib.sha256()
-    for folder in PACKAGE_FOLDERS:
-        for path in sorted(folder.rglob("*.py")):
+    for folder in folders:
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in SOURCES):
             name = path.relative_to(folder.parent).as_posix()
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def git_commit() -> str | None:
-    """The commit that is checked out, with ``+`` where the tree differs from it; None outside a repository."""
-    commit = _git("rev-parse", "HEAD")
-    return f"{commit}+" if commit and _git("status", "--porcelain", "--untracked-files=no") else commit
+def git_commit(root: Path = ROOT) -> str | None:
+    """The commit that is checked out, with ``+`` where the tree differs from it; None outside this repository.
+
+    An installed package may lie in a virtual environment inside somebody else's repository, whose commit says nothing.
+    """
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    return f"{commit}+" if commit and _git(root, "status", "--porcelain", "--untracked-files=no") else commit
 
 
 def _cpu_name() -> str:
@@ -72,9 +80,9 @@ def _cpu_name() -> str:
     return platform.machine()
 
 
-def _git(*arguments: str) -> str | None:
+def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
