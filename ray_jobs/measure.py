@@ -27,11 +27,13 @@ from ray_jobs.timing import timer_for
 Facts = dict[str, VariantFacts]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def measure(
     workload: Workload, variants: Sequence[str], weights: Weights, pool: NDArray[np.int64], launch: Launch
 ) -> LaunchResult:
-    """Runs one launch in this process.
+    """Runs one launch in this process, all of it in inference mode.
+
+    What is compiled for tensors made in one mode is compiled again for those of another, within a timed call.
 
     Args:
         workload: what is asked of the variants.
@@ -48,32 +50,31 @@ def measure(
     sentinel = sentinel_ns()
     subject = subject_of(weights, own, workload, launch.index)
     prompts = subject.questions
-    with torch.inference_mode():
-        replies = _prepare_all(built, subject, workload, facts)
-        timer = timer_for(workload.device)
-        warm = warm_up(replies, variants, prompts, timer, log)
-        for name, found in warm.items():
-            facts[name] = replace(
-                facts[name], failed=found.failed, warmup_calls=found.calls, settled=found.calls is not None
-            )
-        replies = {name: reply for name, reply in replies.items() if facts[name].failed is None}
-        _require_baseline([variants.index(name) for name in replies], variants, facts)
-        prompts.start_rounds()
-        rounds, calls = launch.rounds, launch.calls
-        if rounds is None or calls is None:
-            typical = {name: warm[name].typical_ns for name in replies}
-            rounds, calls = size(typical, launch.seconds, len(replies))
-        rounds = prompts.most_rounds(orders.up_to_multiple(rounds, len(replies)), calls, len(replies))
-        present = [i for i, name in enumerate(variants) if name in replies]
-        turns = [[present[i] for i in row] for row in orders.round_orders(len(present), rounds, rng)]
-        ordered = [replies.get(name) for name in variants]
-        answers = run_rounds(turns, calls, ordered, prompts, timer, log, watch_for(workload.device))
-        sentinels = (sentinel, sentinel_ns())
-        for i, fault in answers.broken.items():
-            facts[variants[i]] = replace(facts[variants[i]], failed=fault)
-        _require_baseline(answers.replies, variants, facts)
-        _check_all(variants, answers.replies, subject, (calls, rounds), facts)
-        _probe_all({variants[i]: replies[variants[i]] for i in answers.replies}, prompts.last(), workload, facts)
+    replies = _prepare_all(built, subject, workload, facts)
+    timer = timer_for(workload.device)
+    warm = warm_up(replies, variants, prompts, timer, log)
+    for name, found in warm.items():
+        facts[name] = replace(
+            facts[name], failed=found.failed, warmup_calls=found.calls, settled=found.calls is not None
+        )
+    replies = {name: reply for name, reply in replies.items() if facts[name].failed is None}
+    _require_baseline([variants.index(name) for name in replies], variants, facts)
+    prompts.start_rounds()
+    rounds, calls = launch.rounds, launch.calls
+    if rounds is None or calls is None:
+        typical = {name: warm[name].typical_ns for name in replies}
+        rounds, calls = size(typical, launch.seconds, len(replies))
+    rounds = prompts.most_rounds(orders.up_to_multiple(rounds, len(replies)), calls, len(replies))
+    present = [i for i, name in enumerate(variants) if name in replies]
+    turns = [[present[i] for i in row] for row in orders.round_orders(len(present), rounds, rng)]
+    ordered = [replies.get(name) for name in variants]
+    answers = run_rounds(turns, calls, ordered, prompts, timer, log, watch_for(workload.device))
+    sentinels = (sentinel, sentinel_ns())
+    for i, fault in answers.broken.items():
+        facts[variants[i]] = replace(facts[variants[i]], failed=fault)
+    _require_baseline(answers.replies, variants, facts)
+    _check_all(variants, answers.replies, subject, (calls, rounds), facts)
+    _probe_all({variants[i]: replies[variants[i]] for i in answers.replies}, prompts.last(), workload, facts)
     return LaunchResult(
         launch,
         tuple(variants),
@@ -95,6 +96,7 @@ class Alone:
     tokens: NDArray[np.int64] | None = None  # (N, S): its replies to the first prompts of the pool
 
 
+@torch.inference_mode()
 def measure_alone(
     workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64], compared: int = 0
 ) -> Alone:
@@ -103,18 +105,17 @@ def measure_alone(
     On the CPU the resident set, Python and PyTorch included; on CUDA what the allocator held. ``compared`` is of how
     many prompts the replies are asked, whole batches of them, as far as the pool goes.
     """
-    with torch.no_grad(), torch.inference_mode():
-        subject = subject_of(weights, pool, workload)
-        reply = subject.fresh()(variant_named(variant))
-        for _ in range(WARMUP_CALLS):
-            reply(*subject.questions.next())
-        if workload.device == "cuda":
-            peak_mb = torch.cuda.max_memory_allocated() / 1e6
-        else:
-            status = Path("/proc/self/status").read_text()
-            peak_mb = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
-        batches = Prompts(pool, workload).first(compared) if compared else []
-        tokens = [reply(batch, subject.questions.lengths).clone().cpu().numpy() for batch in batches]
+    subject = subject_of(weights, pool, workload)
+    reply = subject.fresh()(variant_named(variant))
+    for _ in range(WARMUP_CALLS):
+        reply(*subject.questions.next())
+    if workload.device == "cuda":
+        peak_mb = torch.cuda.max_memory_allocated() / 1e6
+    else:
+        status = Path("/proc/self/status").read_text()
+        peak_mb = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    batches = Prompts(pool, workload).first(compared) if compared else []
+    tokens = [reply(batch, subject.questions.lengths).clone().cpu().numpy() for batch in batches]
     return Alone(peak_mb, np.concatenate(tokens) if tokens else None)
 
 

@@ -75,7 +75,11 @@ def _checked(name: str, found: object) -> OwnModel:
 
 
 def inputs_of(model: OwnModel, index: int, workload: Workload) -> tuple[Tensor, ...]:
-    """The inputs of a call, on the workload's device. Raises UsageError where they are no tuple of tensors."""
+    """The inputs of a call, on the workload's device. Raises UsageError where they are no tuple of tensors.
+
+    They are copies, of the mode that this is called in, as the warm-up's are: a compiled variant would be compiled
+    again for a tensor that the model made outside of inference mode and keeps.
+    """
     torch.manual_seed(index)
     try:
         inputs = model.inputs(index, workload)
@@ -85,7 +89,7 @@ def inputs_of(model: OwnModel, index: int, workload: Workload) -> tuple[Tensor, 
         what = type(inputs).__name__
         held = "" if not isinstance(inputs, tuple) else f" of {', '.join(type(one).__name__ for one in inputs)}"
         raise UsageError(f"inputs({index}, workload) of {workload.model!r} is a {what}{held}, not a tuple of tensors")
-    return tuple(one.to(workload.device) for one in inputs)
+    return tuple(one.to(workload.device, copy=True) for one in inputs)
 
 
 def places_of(name: str) -> list[str]:

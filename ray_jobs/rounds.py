@@ -91,7 +91,8 @@ class Prompts:
         if not rows:
             raise ValueError(f"{len(pool)} prompts do not make a batch of {workload.batch}")
         batches = torch.from_numpy(np.ascontiguousarray(pool[:rows])).to(workload.device)
-        self._batches = [b.contiguous() for b in torch.split(batches, workload.batch)]
+        # Each in memory of its own, as the warm-up's copies are: a part of another tensor may not be aligned.
+        self._batches = [batch.clone() for batch in torch.split(batches, workload.batch)]
         self.lengths = torch.full((workload.batch,), pool.shape[1])
         self._used = 0
         self.for_warm_up = min(MOST_WARMUP_CALLS, max(WARMUP_CALLS, len(self._batches) // 4))

@@ -39,8 +39,7 @@ class ChatbotSubject:
         self.workload = workload
         self.questions: Questions = (prompts := Prompts(pool, workload))
         self.prompts = prompts
-        with torch.inference_mode():
-            self.chatbot = weights.chatbot().to(workload.device)
+        self.chatbot = weights.chatbot().to(workload.device)
 
     def fresh(self) -> Callable[[Variant], Reply]:
         """As ``Subject.fresh``."""

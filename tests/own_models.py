@@ -35,6 +35,12 @@ def pair() -> OwnModel:
     return OwnModel(Pair(), pair_inputs, pair_same)
 
 
+def kept() -> OwnModel:
+    """Its inputs are parts of what it keeps."""
+    values, scale = torch.randn(101, 8, generator=torch.Generator().manual_seed(1)), torch.full((1,), 2.0)
+    return OwnModel(Pair(), lambda i, w: (values[i % 100 : i % 100 + w.batch], scale), pair_same)
+
+
 def strict() -> OwnModel:
     """Its ``same`` finds no 8 or 16 bits good enough."""
     return OwnModel(Pair(), pair_inputs, lambda a, b: torch.equal(a["scores"], b["scores"]))

@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import itertools
+import json
+import os
 import resource
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -282,6 +285,59 @@ def test_a_launch_runs_without_gradients() -> None:
         enter(patch, BASELINE, watching(BASELINE, saw), like=BASELINE)
         run((BASELINE, CONTROL))
     assert set(modes) == {(False, True)}
+
+
+COMPILATIONS = """
+import json, sys, torch
+import numpy as np
+from torch._dynamo.utils import counters  # not public; the only place that counts what Dynamo compiled
+from chatbot.variants import Workload
+from ray_jobs import measure
+from ray_jobs.records import Launch, Weights
+torch.set_num_threads(1)
+weights, pool, variants, stop = json.loads(sys.stdin.read())
+counts = {}
+def counting(name):
+    work = getattr(measure, name)
+    def counted(*args):
+        before = counters["stats"]["unique_graphs"]
+        try:
+            return work(*args)
+        finally:
+            counts[name] = counters["stats"]["unique_graphs"] - before
+    setattr(measure, name, counted)
+for name in ("_prepare_all", "warm_up", "run_rounds"):
+    counting(name)
+workload = Workload(prompt_tokens=4, reply_tokens=5, stop_at_eos=stop, model=weights.get("factory") or "tiny")
+launch = Launch(index=1, seed=7, rounds=len(variants), calls=3)
+found = measure.measure(workload, variants, Weights(**weights), np.array(pool), launch)
+print(json.dumps([counts, {name: facts.failed or facts.skipped for name, facts in found.facts.items()}]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("weights", "compiled", "stop"),
+    [
+        ({"preset": "tiny"}, ("compile", "export-aoti"), False),
+        ({"preset": "tiny"}, ("compile",), True),
+        ({"factory": "own_models:kept"}, ("compile",), False),
+    ],
+    ids=["chatbot", "chatbot that stops", "own model"],
+)
+def test_nothing_is_compiled_once_the_variants_are_prepared(
+    weights: dict[str, str], compiled: tuple[str, ...], stop: bool
+) -> None:
+    given = json.dumps([weights, prompts(80).tolist(), (BASELINE, CONTROL, *compiled), stop])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", COMPILATIONS]
+    done = subprocess.run(command, input=given, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    counts, reasons = json.loads(done.stdout.splitlines()[-1])
+    if reasons["compile"] is not None:
+        pytest.skip(reasons["compile"])
+    assert {reasons[name] for name in (BASELINE, CONTROL, *compiled)} == {None}
+    assert counts["_prepare_all"] > 0
+    assert (counts["warm_up"], counts["run_rounds"]) == (0, 0)
 
 
 def test_each_variant_has_a_copy_of_the_weights_of_its_own() -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from chatbot.compiler import cpu, version
+
 SOURCES = Path(__file__).parent
 ENTRY = "engine.cpp"
 COMPILERS = ("c++", "g++", "clang++")
@@ -62,22 +64,10 @@ def _compiler() -> str:
 
 
 def _identity(compiler: str, flags: tuple[str, ...]) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    digest = hashlib.sha256("\n".join([version, *flags, _cpu()]).encode())
+    digest = hashlib.sha256("\n".join([version(compiler), *flags, cpu()]).encode())
     for source in sorted([*SOURCES.glob("*.h"), SOURCES / ENTRY]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _cpu() -> str:
-    """What tells this CPU's instructions and tuning from another's."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(
-        line for line in lines if line.startswith(("flags", "Features", "model", "cpu family", "CPU part"))
-    )
 
 
 def _cache_folder() -> Path:

@@ -23,7 +23,7 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
         tokens: Tensor = whole(prompts)
         return tokens.clone()  # the graph's own buffer is overwritten by the next call
 
-    with compiling(), torch.no_grad():
+    with compiling(workload), torch.no_grad():
         for _ in range(CALLS):
             reply(*example(workload))
     return reply

@@ -1,6 +1,7 @@
 """``torch.compile``: encoder and decoder step compiled by Inductor for the workload's shapes, the loop in Python."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     require_compiler(workload.device)
     encoder = torch.compile(MaskedEncoder(chatbot.encoder).eval(), fullgraph=True, dynamic=False)
     step = torch.compile(Step(chatbot.decoder).eval(), fullgraph=True, dynamic=False)
-    reply = stepping(encoder, step, chatbot.config.decoder_layers, workload)
-    with compiling(), torch.no_grad():
+    layers = chatbot.config.decoder_layers
+    to_the_end = stepping(encoder, step, layers, replace(workload, stop_at_eos=False))  # an example may stop at once
+    with compiling(workload), torch.no_grad():
         for _ in range(CALLS):
-            reply(*example(workload))
-    return reply
+            to_the_end(*example(workload))
+    return stepping(encoder, step, layers, workload)
 
 
 class Whole(nn.Module):
@@ -43,7 +45,7 @@ def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Work
     """Any module, compiled for these shapes before it returns."""
     require_compiler(workload.device)
     compiled = torch.compile(Whole(module).eval(), dynamic=False)
-    with compiling(), torch.no_grad(), converting("torch.compile"):
+    with compiling(workload), torch.no_grad(), converting("torch.compile"):
         for _ in range(CALLS):
             compiled(*inputs)
     return compiled

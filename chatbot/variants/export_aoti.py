@@ -5,9 +5,11 @@ TorchScript's successor. Source: https://pytorch.org/docs/stable/torch.compiler_
 
 import copy
 import hashlib
+import importlib
 import inspect
 import json
 import os
+import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,14 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatbot import model
+from chatbot import model, vocabulary
 from chatbot.model import Chatbot
-from chatbot.variants import masked
+from chatbot.variants import inductor, masked
 from chatbot.variants.engines import engine_of
-from chatbot.variants.inductor import cache_folder, compiling, example, require_compiler, stepping
+from chatbot.variants.inductor import cache_folder, compiling, example, machine, require_compiler, settings, stepping
 from chatbot.variants.masked import MaskedEncoder, Step
 from chatbot.variants.workload import Reply, Workload
 from chatbot.vocabulary import SOS
+
+SOURCES = (sys.modules[__name__], inductor, masked, model, vocabulary)
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
@@ -32,11 +36,12 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     encoder, step, layers = MaskedEncoder(chatbot.encoder).eval(), Step(chatbot.decoder).eval(), chatbot.config
     prompts, _ = example(workload)
     token = torch.full((workload.batch,), SOS, device=workload.device)
+    key = _key(chatbot, workload)
     with torch.no_grad():
         outputs, hidden, blocked = encoder(prompts)
         state = hidden[: layers.decoder_layers].clone()
-        encode = _loaded("encoder", encoder, (prompts,), chatbot, workload)
-        take = _loaded("step", step, (token, state, outputs, blocked), chatbot, workload)
+        encode = _loaded(f"encoder-{key}", encoder, (prompts,), workload)
+        take = _loaded(f"step-{key}", step, (token, state, outputs, blocked), workload)
     return stepping(encode, take, layers.decoder_layers, workload)
 
 
@@ -57,18 +62,18 @@ class Running:
         return self._run(list(tensors))
 
 
-def _loaded(part: str, network: nn.Module, inputs: tuple[Tensor, ...], chatbot: Chatbot, workload: Workload) -> Running:
-    path = cache_folder("aoti") / f"{part}-{_key(chatbot, workload)}.pt2"
+def _loaded(name: str, network: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> Running:
+    path = cache_folder("aoti") / f"{name}.pt2"
     if not path.is_file():
-        _build(path, network, inputs)
+        _build(path, network, inputs, workload)
     library = torch._inductor.aoti_load_package(str(path))
     weights = dict(network.named_parameters(remove_duplicate=False))
     return Running(library, {name: weights[name].detach() for name in library.get_constant_fqns()})
 
 
-def _build(path: Path, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _build(path: Path, network: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> None:
     """Compiles beside the place and renames: another launch sees a whole package or none."""
-    with torch.inference_mode(False), torch.no_grad(), compiling():  # inference tensors can't be exported
+    with torch.inference_mode(False), torch.no_grad(), compiling(workload):  # inference tensors can't be exported
         plain = _outside_of_inference(network)
         exported = torch.export.export(plain, tuple(tensor.clone() for tensor in inputs))
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -94,8 +99,15 @@ def _key(chatbot: Chatbot, workload: Workload) -> str:
         "config": asdict(chatbot.config),
         "shape": [workload.device, workload.batch, workload.prompt_tokens],
         "torch": torch.__version__,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if workload.device == "cuda" else None,
-        "sources": [inspect.getsource(module) for module in (masked, model)],
+        "machine": machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # which the environment may lower
+        "gpu": _gpu() if workload.device == "cuda" else None,
+        "settings": settings(workload),  # the number of threads is one
+        "sources": [inspect.getsource(module) for module in SOURCES],
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+
+
+def _gpu() -> tuple[str, str]:
+    """Its name, and the version of what compiles for it."""
+    return torch.cuda.get_device_name(), importlib.import_module("triton").__version__

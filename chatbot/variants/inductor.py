@@ -1,5 +1,6 @@
 """What the variants that Inductor compiles share: its compiler, its caches, and the loop around compiled steps."""
 
+import hashlib
 import os
 import shutil
 import sysconfig
@@ -8,15 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from chatbot import compiler
 from chatbot.variants.search import filled
 from chatbot.variants.workload import Reply, UnavailableError, Workload
 from chatbot.vocabulary import EOS, SOS
 
 CACHE = "LATENCY_MATRIX_CACHE"  # the environment variable that names the folder of compiled artefacts
+FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # the one that names Inductor's own
 
 
 def cache_folder(name: str) -> Path:
@@ -33,31 +37,53 @@ def cache_folder(name: str) -> Path:
 
 def require_compiler(device: str) -> None:
     """Raises UnavailableError where Inductor lacks what it compiles with."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise UnavailableError(f"there is no C++ compiler {compiler}: apt install g++, or let CXX name one")
+    name = _compiler()
+    if shutil.which(name) is None:
+        raise UnavailableError(f"there is no C++ compiler {name}: apt install g++, or let CXX name one")
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         raise UnavailableError("Python's headers are missing: apt install python3-dev")
     if device == "cuda" and find_spec("triton") is None:
         raise UnavailableError("triton is not installed: pip install triton")
 
 
-@contextmanager
-def compiling() -> Iterator[None]:
-    """Inductor compiles in this process, on its cores, and finds what earlier launches compiled.
+def _compiler() -> str:
+    """As Inductor chooses it."""
+    return os.environ.get("CXX", "g++")
 
-    Its pool of compiling processes would go on beside the measurement.
+
+def machine() -> str:
+    """A hash of the compiler's version and the CPU: Inductor compiles for the CPU at hand, whatever its caches say."""
+    return hashlib.sha256("\n".join([compiler.version(_compiler()), compiler.cpu()]).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def compiling(workload: Workload) -> Iterator[None]:
+    """Inductor compiles in this process, on its cores, and finds what earlier launches compiled for the same machine.
+
+    Its pool of compiling processes would go on beside the measurement. It compiles the number of threads into the
+    code; set here, that number is part of every key of its caches.
     """
     from torch._inductor import config
 
-    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = before or str(cache_folder("inductor"))
+    before = os.environ.get(FOLDER)
+    os.environ[FOLDER] = before or str(cache_folder(f"inductor-{machine()}"))
     try:
-        with config.patch(compile_threads=1, fx_graph_cache=True):
+        with config.patch({"compile_threads": 1, "fx_graph_cache": True, "cpp.threads": workload.threads}):
             yield
     finally:
         if before is None:
-            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+            del os.environ[FOLDER]
+
+
+def settings(workload: Workload) -> dict[str, Any]:
+    """All that decides what Inductor makes of a graph while ``compiling``."""
+    from torch._inductor import config
+
+    environment = {name: value for name, value in os.environ.items() if name.startswith("TORCHINDUCTOR_")}
+    environment.pop(FOLDER, None)
+    with compiling(workload):
+        chosen = config.save_config_portable()  # not public; the keys of Inductor's own caches are made of it
+    return {"environment": environment, "config": chosen}
 
 
 def example(workload: Workload) -> tuple[Tensor, Tensor]:

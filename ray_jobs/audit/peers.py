@@ -58,9 +58,8 @@ def one_after_the_other(
 ) -> PeerResult:
     """Prepares the baseline and its control, times the one, then the other: speedup and the seconds of both."""
     torch.set_grad_enabled(False)
-    prompts = Prompts(np.random.default_rng(seed).permutation(pool), workload)
-    batch, lengths = prompts.next()
     with torch.inference_mode():
+        batch, lengths = Prompts(np.random.default_rng(seed).permutation(pool), workload).next()
         replies = [
             variant_named(name).prepare(weights.chatbot().to(workload.device), workload) for name in (BASELINE, CONTROL)
         ]

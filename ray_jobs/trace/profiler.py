@@ -57,8 +57,8 @@ class Traced:
 
 def trace_variant(workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64], trial: str) -> Traced:
     """Traces one variant in this process; ``pool`` are prompts (N, T), ``trial`` is written into the trace."""
-    batches = _batches(pool, workload)
-    with torch.no_grad(), torch.inference_mode():
+    with torch.inference_mode():
+        batches = _batches(pool, workload)
         reply = prepared(variant_named(variant), weights.chatbot().to(workload.device), workload)
         timer = timer_for(workload.device)
         for _ in range(WARMUP_CALLS):
@@ -96,7 +96,8 @@ def _batches(pool: NDArray[np.int64], workload: Workload) -> Iterator[tuple[Tens
     rows = np.resize(pool, (max(len(pool) // workload.batch, 1) * workload.batch, pool.shape[1]))
     prompts = torch.from_numpy(np.ascontiguousarray(rows)).to(workload.device)
     lengths = torch.full((workload.batch,), pool.shape[1])
-    return ((batch.contiguous(), lengths) for batch in itertools.cycle(torch.split(prompts, workload.batch)))
+    batches = [batch.clone() for batch in torch.split(prompts, workload.batch)]
+    return ((batch, lengths) for batch in itertools.cycle(batches))
 
 
 def _activities(workload: Workload) -> list[ProfilerActivity]:
