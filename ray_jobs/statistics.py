@@ -5,7 +5,7 @@ identical programs different), so every interval is taken over launches.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,7 @@ def log_speedups(turns: Floats, baseline: int) -> Floats:
     return ratios
 
 
-def speedup(logs: Sequence[float]) -> Interval | None:
+def speedup(logs: Sequence[float], confidence: float = NOMINAL) -> Interval | None:
     """The speedup over launches, exp(mean r), with its Student-t interval; None for fewer than two launches.
 
     Made with ``NOMINAL`` confidence, it holds ``CONFIDENCE`` under the rule for stopping. Launches without a value
@@ -79,8 +79,51 @@ def speedup(logs: Sequence[float]) -> Interval | None:
         return None
     mean = float(np.mean(logs))
     error = float(np.std(logs, ddof=1)) / math.sqrt(n)
-    reach = quantile(n - 1, NOMINAL) * error
+    reach = quantile(n - 1, confidence) * error
     return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+
+
+@dataclass(frozen=True)
+class Best:
+    """The fastest of several programs that took turns with each other."""
+
+    name: str
+    rivals: tuple[str, ...]  # not told apart from it
+
+
+def paired(turns: Sequence[Mapping[str, Floats]], one: str, other: str, confidence: float = NOMINAL) -> Interval | None:
+    """How many times as fast ``one`` is as ``other``, over the launches that have both.
+
+    Args:
+        turns: of each launch and program, (rounds,) the median of its turn in ns; NaN where it had none.
+    """
+    both = [np.stack([launch[other], launch[one]], axis=1) for launch in turns if one in launch and other in launch]
+    return speedup([float(log_speedups(pair, 0)[1]) for pair in both], confidence)
+
+
+def best_of(turns: Sequence[Mapping[str, Floats]], baseline: str, eligible: Collection[str]) -> Best | None:
+    """The one of ``eligible`` with the greatest speedup; None where none is faster than the baseline beyond doubt.
+
+    Which one leads is chosen by the same data, and the one that leads of many identical programs has had luck. So every
+    pair that could have been compared counts, the baseline's too: each interval is made with one k(k-1)/2-th of the
+    error, so that all of them hold at once whatever was chosen (Bonferroni; Dunn 1961, Multiple comparisons among
+    means, https://doi.org/10.2307/2282330). Comparing the leader with the k-1 others alone would not do.
+
+    Args:
+        turns: as in ``paired``, of everything that is to be told apart, whether eligible or not.
+    """
+    names = list(dict.fromkeys(name for launch in turns for name in launch))
+    confidence = 1 - (1 - NOMINAL) / max(1, math.comb(len(names), 2))
+
+    def ahead(one: str, other: str) -> bool:
+        interval = paired(turns, one, other, confidence)
+        return interval is not None and interval.low > 1
+
+    found = [(paired(turns, name, baseline), name) for name in names if name in eligible and ahead(name, baseline)]
+    if not found:
+        return None
+    _, first = max(found, key=lambda each: each[0].value if each[0] else 0.0)
+    return Best(first, tuple(name for name in names if name != first and not ahead(first, name)))
 
 
 def trend(turns: Sequence[Floats], variant: int, baseline: int) -> Interval | None:

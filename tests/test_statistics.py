@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 
 from ray_jobs.statistics import (
     NOMINAL,
+    Best,
+    Floats,
     Interval,
+    best_of,
     least_samples,
     log_speedups,
     median_interval,
+    paired,
     percentile,
     precise_enough,
     speedup,
@@ -92,6 +96,90 @@ def test_launches_without_a_value_are_left_out() -> None:
     logs = [0.1, math.nan, 0.2, 0.15, math.nan]
     assert speedup(logs) == speedup([0.1, 0.2, 0.15])
     assert speedup([0.1, math.nan]) is None
+
+
+# The best of many
+
+
+def side_by_side(speeds: dict[str, float], rng: np.random.Generator, launches: int = 10) -> list[dict[str, Floats]]:
+    """Turns of programs so many times as fast as one of 10 ms: luck of each launch and program, jitter, and spikes.
+
+    The machine's own speed changes from round to round, for all alike.
+    """
+    shape = (launches, len(speeds), 6)
+    walls = 1e7 / np.array(list(speeds.values()))[:, None] * np.exp(0.05 * rng.standard_normal(shape))
+    walls *= np.exp(0.01 * rng.standard_normal((*shape[:2], 1)) + 0.1 * rng.standard_normal((launches, 1, 6)))
+    walls[rng.random(shape) < 0.02] *= 3
+    return [dict(zip(speeds, launch, strict=True)) for launch in walls]
+
+
+def test_of_identical_programs_none_is_told_apart_more_often_than_once_in_20() -> None:
+    """The eight share a slower baseline, so that one of them always leads; comparing it uncorrected is often wrong."""
+    trials, names = 800, "abcdefgh"
+    rng, wrong, naive = np.random.default_rng(26), 0, 0
+    for _ in range(trials):
+        turns = side_by_side({"eager": 1.0, **dict.fromkeys(names, 1.5)}, rng)
+        best = best_of(turns, "eager", names)
+        assert best is not None
+        wrong += set(best.rivals) != set(names) - {best.name}
+        naive += any(known(paired(turns, best.name, name)).low > 1 for name in names if name != best.name)
+    slack = 3 * math.sqrt(0.05 * 0.95 / trials)
+    assert wrong / trials <= 0.05 + slack
+    assert naive / trials > 0.15, "the correction is needed"
+
+
+def test_of_programs_as_fast_as_the_baseline_none_is_named_more_often_than_once_in_20() -> None:
+    trials, names = 800, "abcdefgh"
+    rng = np.random.default_rng(27)
+    found = [best_of(side_by_side(dict.fromkeys(["eager", *names], 1.0), rng), "eager", names) for _ in range(trials)]
+    named = plain.fmean(best is not None for best in found)
+    assert named <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def test_a_really_faster_program_is_named_alone() -> None:
+    rng = np.random.default_rng(28)
+    speeds = {"eager": 1.0, **dict.fromkeys("abcdefgh", 1.5), "d": 1.7}
+    assert {best_of(side_by_side(speeds, rng), "eager", "abcdefgh") for _ in range(50)} == {Best("d", ())}
+
+
+def test_only_the_eligible_are_named_and_the_others_are_still_compared() -> None:
+    turns = side_by_side({"eager": 1.0, "a": 1.5, "b": 1.5, "slow": 1.1}, np.random.default_rng(29))
+    assert best_of(turns, "eager", ["a"]) == Best("a", ("b",))
+    assert best_of(turns, "eager", ["slow"]) == Best("slow", ("a", "b"))
+    assert best_of(turns, "eager", []) is None
+    assert best_of([], "eager", ["a"]) is None
+
+
+def test_one_that_shares_no_two_launches_with_the_best_is_not_told_apart() -> None:
+    rng = np.random.default_rng(30)
+    first, *rest = side_by_side({"eager": 1.0, "a": 1.5, "b": 1.1}, rng)
+    without_b = [{name: turns for name, turns in launch.items() if name != "b"} for launch in rest]
+    assert best_of([first, *rest], "eager", "ab") == Best("a", ())
+    assert best_of([first, *without_b], "eager", "ab") == Best("a", ("b",))
+    assert paired([first], "a", "eager") is None
+
+
+@given(st.integers(0, 2**32), st.floats(0.5, 2), st.floats(0.5, 2), st.floats(0.9, 0.999))
+def test_a_pair_turned_round_is_the_reciprocal_and_is_what_the_rows_have(
+    seed: int, a: float, b: float, confidence: float
+) -> None:
+    turns = side_by_side({"a": a, "b": b}, np.random.default_rng(seed))
+    there, back = known(paired(turns, "a", "b", confidence)), reciprocal(known(paired(turns, "b", "a", confidence)))
+    assert [back.value, back.low, back.high] == pytest.approx([there.value, there.low, there.high], rel=1e-9)
+    stacked = [np.stack([launch["a"], launch["b"]], axis=1) for launch in turns]
+    assert paired(turns, "a", "b") == speedup([float(log_speedups(each, 1)[0]) for each in stacked])
+
+
+@given(st.integers(0, 2**32), st.integers(0, 9))
+def test_a_wider_family_never_tells_more_apart(seed: int, more: int) -> None:
+    rng = np.random.default_rng(seed)
+    turns = side_by_side({"eager": 1.0, "a": 1.06, "b": 1.04, **dict.fromkeys(map(str, range(more)), 0.5)}, rng)
+    few = best_of([{name: launch[name] for name in ("eager", "a", "b")} for launch in turns], "eager", "ab")
+    many = best_of(turns, "eager", "ab")
+    if many is not None:
+        assert few is not None
+        assert few.name == many.name
+        assert set(few.rivals) <= set(many.rivals)
 
 
 # Trends

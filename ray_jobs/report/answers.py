@@ -1,13 +1,14 @@
 """What a run found out, in sentences: which is fastest, by how much, how sure, same replies or not, what went wrong."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from chatbot.variants import CONTROL
 from ray_jobs import words
-from ray_jobs.report.view import RunView
+from ray_jobs.report.view import Fastest, RunView
 from ray_jobs.rows import DONE, FAILED, SKIPPED, Row
 
 SIZES = ("model", "batch", "prompt_tokens", "reply_tokens", "threads")
@@ -85,12 +86,6 @@ def _unfinished(row: Row) -> str:
     return "" if row.status == DONE else f"; the trial {row.status}: {row.reason}"
 
 
-def fastest(rows: Sequence[Row]) -> Row | None:
-    """The variant that is faster beyond doubt, the one with the greatest speedup of several."""
-    faster = [row for row in rows if row.verdict == "faster" and row.variant != CONTROL and row.speedup]
-    return max(faster, key=lambda row: row.speedup or 0.0, default=None)
-
-
 def compared(rows: Sequence[Row]) -> list[Row]:
     """Those that the run is about: neither the baseline nor its control."""
     return [row for row in rows if row.variant not in (row.baseline, CONTROL)]
@@ -113,7 +108,9 @@ def _told_of(run: RunView) -> list[str]:
     if not measured:
         return _nothing(run)
     if len(measured) == 1:
-        found = sorted(compared(measured[0]), key=lambda row: (row.verdict != "faster", -(row.speedup or 0.0)))
+        found = sorted(
+            compared(measured[0]), key=lambda row: (row.verdict != "faster", not row.exact, -(row.speedup or 0.0))
+        )
         told = [sentence(row, run.margin) for row in found]
     else:
         told = _summaries([row for rows in measured for row in compared(rows)])
@@ -203,24 +200,66 @@ def _replies_of(rows: Sequence[Row]) -> str:
 def _facts(runs: Sequence[RunView]) -> tuple[Fact, ...]:
     rows = [row for run in runs for row in run.rows]
     trials = [found for run in runs for found in run.trials.values()]
-    return (_fastest_fact(trials), _sure_fact(rows, runs), _control_fact(rows), _trouble_fact(rows, trials))
+    known = (_fastest_fact(runs), *_approximate_fact(runs))
+    return (*known, _sure_fact(rows, runs), _control_fact(rows), _trouble_fact(rows, trials))
 
 
-def _fastest_fact(trials: Sequence[Sequence[Row]]) -> Fact:
-    found = [best for rows in trials if (best := fastest(rows)) is not None]
-    measured = sum(any(row.verdict for row in compared(rows)) for rows in trials)
+def _fastest_fact(runs: Sequence[RunView]) -> Fact:
+    question = "Fastest with the same replies"
+    found = _first_of(question, runs, exact=True)
+    if found is not None:
+        return found
+    alone = any(row.exact and row.verdict == "faster" for run in runs for row in compared(run.rows))
+    picked = ", once it is picked as the best of several" if alone else ""
+    return Fact(question, "no variant beyond doubt", f"none is faster than its baseline with confidence{picked}")
+
+
+def _approximate_fact(runs: Sequence[RunView]) -> list[Fact]:
+    fact = _first_of("Fastest approximate one", runs, exact=False)
+    return [] if fact is None else [fact]
+
+
+def _first_of(question: str, runs: Sequence[RunView], exact: bool) -> Fact | None:
+    """Of one trial its fastest variant, of several the one that is most often among the fastest."""
+    found = [best for run in runs for trial in run.trials if (best := run.fastest(trial, exact)) is not None]
     if not found:
-        return Fact("Fastest", "no variant beyond doubt", "none is faster than its baseline with confidence")
-    names = [row.variant for row in found]
-    winner = max(dict.fromkeys(names), key=names.count)
-    if measured == 1:
-        base = next(row for rows in trials if found[0] in rows for row in rows)
-        return Fact(
-            "Fastest",
-            _short(winner, 40),
-            f"{words.digits(found[0].p50_ms)} ms, {base.variant} {words.digits(base.p50_ms)} ms",
-        )
-    return Fact("Fastest", _short(winner, 40), f"in {names.count(winner)} of {measured} measured trials")
+        return None
+    measured = [rows for run in runs for rows in run.trials.values() if any(row.verdict for row in compared(rows))]
+    if len(measured) > 1:
+        return _most_often(question, found, len(measured))
+    best, base = found[0], next(row for row in measured[0] if row.variant == row.baseline)
+    told = [f"{words.digits(best.row.p50_ms)} ms, {base.variant} {words.digits(base.p50_ms)} ms"]
+    if best.row.identical_replies != 1:
+        told.append(_replies(best.row) + (", the others tied" if exact and best.row.identical_replies else ""))
+    if best.rivals is None:
+        told.append("not compared with the others")
+    others = not_told_apart(best)
+    return Fact(question, _short(best.row.variant, 40) + (f" ({others})" if others else ""), "; ".join(told))
+
+
+def _most_often(question: str, found: Sequence[Fastest], measured: int) -> Fact:
+    leading = Counter(name for best in found for name in (best.row.variant, *(best.rivals or ())))
+    firsts = Counter(best.row.variant for best in found)
+    winner = max(firsts, key=lambda name: (leading[name], firsts[name]))
+    mine = [best for best in found if winner in (best.row.variant, *(best.rivals or ()))]
+    shared, unknown = sum(bool(best.rivals) for best in mine), sum(best.rivals is None for best in mine)
+    told = f"in {len(mine)} of {measured} measured trials"
+    told += f", not told apart from others in {shared}" if shared else ""
+    told += f", not compared with the others in {unknown}" if unknown else ""
+    rows = [best.row for best in mine if best.row.variant == winner]
+    replies = "" if all(row.identical_replies == 1 for row in rows) else f"; {_replies_of(rows)}"
+    return Fact(question, _short(winner, 40), told + replies)
+
+
+def not_told_apart(best: Fastest) -> str:
+    """Which others may be as fast, in words; empty where there is none."""
+    if not best.rivals:
+        return ""
+    names = [_short(name, 40) for name in best.rivals[:MOST_REASONS]]
+    if more := len(best.rivals) - len(names):
+        names.append(words.counted(more, "other"))
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{listed} {'is' if len(names) == 1 else 'are'} not told apart"
 
 
 def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:

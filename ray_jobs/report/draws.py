@@ -1,6 +1,6 @@
 """What the charts of one trial are drawn from: samples of all launches, on one clock, a dot per turn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,7 @@ class TrialDraws:
     launches: tuple[LaunchSpan, ...]
     variants: tuple[VariantDraws, ...]
     on_one_clock: bool  # else launches stand one after the other, without the time between them
+    turns: tuple[Mapping[str, Floats], ...]  # of each launch, every variant's turns in ns, by the round they share
 
 
 def trial_draws(launches: Sequence[LaunchResult]) -> TrialDraws:
@@ -54,7 +55,8 @@ def trial_draws(launches: Sequence[LaunchResult]) -> TrialDraws:
         starts = [0.0, *map(float, np.cumsum(ends)[:-1])]
     spans = [_span(*each) for each in zip(launches, starts, ends, strict=True)]
     names = dict.fromkeys(name for launch in launches for name in launch.variants)
-    return TrialDraws(tuple(spans), tuple(_variant(name, launches, starts) for name in names), timed)
+    turns = tuple(dict(zip(launch.variants, launch.turn_medians.T, strict=True)) for launch in launches)
+    return TrialDraws(tuple(spans), tuple(_variant(name, launches, starts) for name in names), timed, turns)
 
 
 def _last_s(launch: LaunchResult) -> float:

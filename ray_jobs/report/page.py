@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from ray_jobs import words
 from ray_jobs.classes import HardwareClass
 from ray_jobs.report import charts
-from ray_jobs.report.answers import SIZES, answers, compared, fastest, sentence
+from ray_jobs.report.answers import SIZES, answers, compared, not_told_apart, sentence
 from ray_jobs.report.charts import Chart, Named
 from ray_jobs.report.heat import anchor, matrix
 from ray_jobs.report.start import Start, starts
@@ -128,11 +128,13 @@ def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
     invalid = {row.variant for row in rows if row.verdict == "invalid"}
     if draws is not None:  # what is not what its label says has no latency
         draws = replace(draws, variants=tuple(one for one in draws.variants if one.variant not in invalid))
-    best = fastest(rows) or next(iter(compared(rows)), rows[0])
+    best = run.fastest(trial, exact=True) or run.fastest(trial, exact=False)
+    row = best.row if best else next(iter(compared(rows)), rows[0])
+    others = not_told_apart(best) if best else ""
     return TrialPart(
         name,
         words.title(rows[0]),
-        sentence(best, run.margin),
+        sentence(row, run.margin) + (f" {others} from it." if others else ""),
         rows,
         tuple(run.bound_why.get((trial, row.variant)) for row in rows),
         tuple(words.notes(rows)),

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from chatbot.errors import UsageError
+from chatbot.variants import CONTROL
+from ray_jobs import statistics
 from ray_jobs.classes import HardwareClass, classes_of
 from ray_jobs.directory import RunDirectory
 from ray_jobs.report.draws import TrialDraws, trial_draws
@@ -27,6 +29,14 @@ class Trace:
     trial_id: str
     variant: str
     kind: str
+
+
+@dataclass(frozen=True)
+class Fastest:
+    """The fastest exact or the fastest approximate variant of a trial."""
+
+    row: Row
+    rivals: tuple[str, ...] | None  # not told apart from it; None: samples were not read, so it was not compared
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,25 @@ class RunView:
         for row in self.rows:
             found.setdefault(row.trial_id, []).append(row)
         return {name: tuple(rows) for name, rows in found.items()}
+
+    def fastest(self, trial: str, exact: bool) -> Fastest | None:
+        """The variant of its kind with the greatest speedup among those faster than the baseline beyond doubt.
+
+        The control never competes, nor does an invalid variant.
+        """
+        rows = [row for row in self.trials[trial] if row.exact == exact and row.variant not in (row.baseline, CONTROL)]
+        rows = [row for row in rows if row.speedup is not None and row.verdict != "invalid"]
+        faster = {row.variant: row for row in rows if row.verdict == "faster"}
+        if not faster:
+            return None
+        if trial not in self.draws:
+            row = max(faster.values(), key=lambda row: row.speedup or 0.0)
+            return Fastest(row, () if len(rows) == 1 else None)
+        base = rows[0].baseline
+        names = {base, *(row.variant for row in rows)}
+        turns = [{n: ns for n, ns in launch.items() if n in names} for launch in self.draws[trial].turns]
+        best = statistics.best_of(turns, base, faster)
+        return None if best is None else Fastest(faster[best.name], best.rivals)
 
 
 def load(directory: RunDirectory, most_drawn: int = MOST_DRAWN) -> RunView:
