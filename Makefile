@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
 export WANDB_ERROR_REPORTING ?= false
 
-.PHONY: matrix plan seed audit sweep trace chat train cpp test test-all test-cluster test-s3 test-gpu check lock clean
+.PHONY: matrix plan seed audit sweep trace chat train cpp test test-all test-cluster cluster-table test-s3 test-gpu check lock clean
 
 matrix: .venv/installed          ## measure the shipped chatbot on this machine and print the latency matrix
 	$(BIN)/python -m ray_jobs matrix $(ARGS)
@@ -47,6 +47,9 @@ test-all: check                  ## the slow tests too
 test-cluster: .venv/installed    ## every fault of a cluster, on real Ray processes (twenty minutes; needs root and iproute2)
 	$(BIN)/python -m pytest -m 'not gpu' tests/cluster $(ARGS)
 
+cluster-table: .venv/installed   ## those faults once more, into the table of docs/cluster.md
+	PYTHONPATH=tests/cluster $(BIN)/python -m breakage --page docs/cluster.md $(ARGS)
+
 test-s3: .venv/installed         ## results in an object store: fetches moto's S3 server first (85 MB)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[s3]'
 	$(BIN)/python -m pytest -m 'not gpu' tests/test_s3.py $(ARGS)
@@ -54,8 +57,8 @@ test-s3: .venv/installed         ## results in an object store: fetches moto's S
 test-gpu:                        ## the tests of a GPU, with whatever PyTorch is installed; they need pytest beside it
 	$(PYTHON) -m pytest -m gpu -p no:cacheprovider tests/gpu $(ARGS)
 
-check: .venv/installed           ## ruff and mypy
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+check: .venv/installed           ## ruff, mypy and the import contracts
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 lock:                            ## write requirements.lock anew from pyproject.toml
 	rm -rf .venv && $(PYTHON) -m venv .venv && $(BIN)/pip install torch==2.13.0 && $(BIN)/pip install 'setuptools>=77' -e '.[dev,sweep]'

@@ -30,19 +30,20 @@ import nulls  # (tests/, which is not a package)
 from launches import made_launch
 
 from chatbot.variants import BASELINE, CONTROL
-from ray_jobs import matrix, provenance
+from ray_jobs import provenance
 from ray_jobs.cluster.events import Event, Job, LaunchDone, MemoryKnown, RowsKnown, Station, TrialBegun, TrialEnded
 from ray_jobs.cluster.schedule import Schedule
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
-from ray_jobs.directory import RunDirectory
-from ray_jobs.launch import Committed
-from ray_jobs.records import LaunchResult
-from ray_jobs.rows import DONE, rows_of
-from ray_jobs.samples import to_table
+from ray_jobs.driver import run
+from ray_jobs.driver.trials import place
+from ray_jobs.matrix.rows import DONE, rows_of
+from ray_jobs.measure.result import LaunchResult
+from ray_jobs.process.trial import Committed
+from ray_jobs.report.terminal import Reporter
+from ray_jobs.results.samples import to_table
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec, read_spec
-from ray_jobs.terminal import Reporter
-from ray_jobs.trials import place
 from ray_jobs.wandb_sink.sink import WandbSink
 
 VARIANTS = (BASELINE, CONTROL, "torchscript")
@@ -168,14 +169,14 @@ def _run(spec: Spec, places: list[Station], events: Callable[[Iterable[Job]], Ge
         named = RunDirectory.named(folder, "scale")
         directory = TimedDirectory(named._fs, named._path, named.shown)
         with directory.created():
-            this = matrix.Run("scale", spec, directory, WandbSink("off", directory), {}, datetime.now(UTC).isoformat())
+            this = run.Run("scale", spec, directory, WandbSink("off", directory), {}, datetime.now(UTC).isoformat())
             before, start, all_threads = _memory_mb(), time.thread_time(), time.process_time()
             this.trials = place(spec, "scale", nulls.inputs(spec), {"cpu": places}, 60.0)
             jobs = (trial.job for trial in this.trials.values() if trial.job is not None)
             with closing(events(jobs)) as said:
-                matrix.take_in(this, said, Silent(1.0, 0.01))
+                run.take_in(this, said, Silent(1.0, 0.01))
             rows = [row for trial in this.trials.values() for row in trial.rows]
-            matrix.write_matrix(directory, rows, spec.margin)
+            run.write_matrix(directory, rows, spec.margin)
             spent, process = time.thread_time() - start, time.process_time() - all_threads
         written = len(directory.sample_files())
     _require_done(this)
@@ -193,7 +194,7 @@ def _run(spec: Spec, places: list[Station], events: Callable[[Iterable[Job]], Ge
     )
 
 
-def _require_done(this: matrix.Run) -> None:
+def _require_done(this: run.Run) -> None:
     """A trial that failed would have cost nothing."""
     failed = [trial.reason for trial in this.trials.values() if trial.status != DONE]
     if failed:

@@ -91,14 +91,23 @@ class Best:
     rivals: tuple[str, ...]  # not told apart from it
 
 
-def paired(turns: Sequence[Mapping[str, Floats]], one: str, other: str, confidence: float = NOMINAL) -> Interval | None:
-    """How many times as fast ``one`` is as ``other``, over the launches that have both.
+def paired(
+    turns: Sequence[Mapping[str, Floats]], other: str, confidence: float = NOMINAL
+) -> dict[str, Interval | None]:
+    """How many times as fast each program is as ``other``, over the launches that have both.
 
     Args:
         turns: of each launch and program, (rounds,) the median of its turn in ns; NaN where it had none.
+        other: the program that the others are held against.
+        confidence: of each interval by itself.
     """
-    both = [np.stack([launch[other], launch[one]], axis=1) for launch in turns if one in launch and other in launch]
-    return speedup([float(log_speedups(pair, 0)[1]) for pair in both], confidence)
+    logs: dict[str, list[float]] = {name: [] for launch in turns for name in launch}
+    for launch in turns:
+        if other in launch:
+            found = log_speedups(np.stack(list(launch.values()), axis=1), list(launch).index(other))
+            for name, log in zip(launch, found, strict=True):
+                logs[name].append(float(log))
+    return {name: speedup(mine, confidence) for name, mine in logs.items()}
 
 
 def best_of(turns: Sequence[Mapping[str, Floats]], baseline: str, eligible: Collection[str]) -> Best | None:
@@ -107,23 +116,22 @@ def best_of(turns: Sequence[Mapping[str, Floats]], baseline: str, eligible: Coll
     Which one leads is chosen by the same data, and the one that leads of many identical programs has had luck. So every
     pair that could have been compared counts, the baseline's too: each interval is made with one k(k-1)/2-th of the
     error, so that all of them hold at once whatever was chosen (Bonferroni; Dunn 1961, Multiple comparisons among
-    means, https://doi.org/10.2307/2282330). Comparing the leader with the k-1 others alone would not do.
+    means, https://doi.org/10.2307/2282330). To count only the leader's k-1 comparisons would be too few.
 
     Args:
         turns: as in ``paired``, of everything that is to be told apart, whether eligible or not.
+        baseline: which of them that is.
+        eligible: those that may be named.
     """
-    names = list(dict.fromkeys(name for launch in turns for name in launch))
-    confidence = 1 - (1 - NOMINAL) / max(1, math.comb(len(names), 2))
-
-    def ahead(one: str, other: str) -> bool:
-        interval = paired(turns, one, other, confidence)
-        return interval is not None and interval.low > 1
-
-    found = [(paired(turns, name, baseline), name) for name in names if name in eligible and ahead(name, baseline)]
-    if not found:
+    pairs = math.comb(len({name for launch in turns for name in launch}), 2)
+    confidence = 1 - (1 - NOMINAL) / max(1, pairs)
+    speedups = paired(turns, baseline, confidence)
+    faster = {name: i.value for name, i in speedups.items() if name in eligible and i is not None and i.low > 1}
+    if not faster:
         return None
-    _, first = max(found, key=lambda each: each[0].value if each[0] else 0.0)
-    return Best(first, tuple(name for name in names if name != first and not ahead(first, name)))
+    first = max(faster, key=faster.__getitem__)
+    others = paired(turns, first, confidence)
+    return Best(first, tuple(name for name, i in others.items() if name != first and (i is None or i.high >= 1)))
 
 
 def trend(turns: Sequence[Floats], variant: int, baseline: int) -> Interval | None:

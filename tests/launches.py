@@ -13,8 +13,8 @@ from torch import Tensor
 from chatbot.model import PRESETS, Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Prepare, Reply, Workload
 from chatbot.vocabulary import EOS, FIRST_WORD
-from ray_jobs.interference import COLUMNS, Interference
-from ray_jobs.records import REFRESH, TIMED, WARMUP, Launch, LaunchResult, Samples, VariantFacts
+from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Launch, LaunchResult, Samples, VariantFacts
+from ray_jobs.measure.watch import COLUMNS, Interference
 
 ALL = (BASELINE, CONTROL, "torchscript")
 WORKLOAD = Workload(batch=1, prompt_tokens=4, reply_tokens=5)

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from launches import made_launch
 
-from ray_jobs import launch as launching
-from ray_jobs import lease, measure
-from ray_jobs.launch import Memory, Outcome, Trial
-from ray_jobs.measure import Alone
-from ray_jobs.records import Launch, LaunchResult, Weights
+from ray_jobs.driver.trials import Inputs
+from ray_jobs.measure import launch as measure
+from ray_jobs.measure.launch import Alone
+from ray_jobs.measure.result import Launch, LaunchResult, Weights
+from ray_jobs.process import lease
+from ray_jobs.process import trial as launching
+from ray_jobs.process.trial import Memory, Outcome, Trial
 from ray_jobs.spec import Spec, read_spec
-from ray_jobs.trials import Inputs
 
 TESTS = Path(__file__).resolve().parent
 # Environment variables of the workers.
@@ -120,8 +121,8 @@ def tell(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     from ray_jobs.cluster.events import LaunchDone, RowsKnown
     from ray_jobs.cluster.stations import find_stations
     from ray_jobs.cluster.tasks import measure as measure_all
-    from ray_jobs.samples import to_result
-    from ray_jobs.trials import place
+    from ray_jobs.driver.trials import place
+    from ray_jobs.results.samples import to_result
 
     spec = read_spec(None, asked["spec"])
     with cluster(asked["raylets"], **asked["resources"]):

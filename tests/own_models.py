@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from chatbot.model import Chatbot
 from chatbot.variants import Reply, UnavailableError, Variant, Workload
-from ray_jobs.own import OwnModel
+from ray_jobs.measure.custom_model import OwnModel
 
 
 class Pair(nn.Module):

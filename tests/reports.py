@@ -11,14 +11,14 @@ import pytest
 from launches import enter, made_launch, stolen
 
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
-from ray_jobs.classes import classes_of
-from ray_jobs.directory import RunDirectory
-from ray_jobs.matrix import write_matrix
-from ray_jobs.records import LaunchResult, VariantFacts
-from ray_jobs.report.draws import trial_draws
+from ray_jobs.driver.run import write_matrix
+from ray_jobs.matrix.hardware import classes_of
+from ray_jobs.matrix.rows import Row, TrialInfo, rows_of
+from ray_jobs.measure.result import LaunchResult, VariantFacts
+from ray_jobs.report.series import trial_draws
 from ray_jobs.report.view import RunView
-from ray_jobs.rows import Row, TrialInfo, rows_of
-from ray_jobs.samples import to_table
+from ray_jobs.results.samples import to_table
+from ray_jobs.results.store import RunDirectory
 
 MARGIN = 0.02
 NEEDED = {"device": ["cpu"], "precision": 0.01, "margin": MARGIN, "budget": 5.0, "seed": 0}

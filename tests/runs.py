@@ -6,13 +6,13 @@ from typing import Any
 from launches import WORKLOAD
 
 from chatbot.variants import Workload
-from ray_jobs.directory import RunDirectory
-from ray_jobs.matrix import write_matrix
-from ray_jobs.records import LaunchResult
-from ray_jobs.rows import Row, TrialInfo, rows_of
-from ray_jobs.samples import to_table
+from ray_jobs.driver.run import write_matrix
+from ray_jobs.driver.trials import TrialState, trial_id
+from ray_jobs.matrix.rows import Row, TrialInfo, rows_of
+from ray_jobs.measure.result import LaunchResult
+from ray_jobs.results.samples import to_table
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import read_spec
-from ray_jobs.trials import TrialState, trial_id
 
 STARTED = "2026-11-23T12:00:00+00:00"
 IDENTITY = {"spec": "s", "model": "m", "prompts": "p", "code": "c"}

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from chatbot.variants import BASELINE, CONTROL, Reply, Workload
-from ray_jobs import orders
-from ray_jobs.interference import Counters
-from ray_jobs.launch import Failure, Trial, launches
-from ray_jobs.orders import Orders
-from ray_jobs.records import Launch, LaunchResult, VariantFacts, Weights
-from ray_jobs.rounds import Log, Prompts, run_rounds
-from ray_jobs.rows import DONE, Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import DONE, Row, TrialInfo, rows_of
+from ray_jobs.measure import orders
+from ray_jobs.measure.orders import Orders
+from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, Weights
+from ray_jobs.measure.rounds import Log, Prompts, run_rounds
+from ray_jobs.measure.timing import Reading
+from ray_jobs.measure.watch import Counters
+from ray_jobs.process.trial import Failure, Trial, launches
 from ray_jobs.statistics import Interval, speedup
-from ray_jobs.timing import Reading
 
 PAIR = (BASELINE, CONTROL)
 WORKLOAD = Workload(batch=1, prompt_tokens=2, reply_tokens=1, model="tiny")

@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 from chatbot.checkpoint import Trained
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
-from ray_jobs import measure
 from ray_jobs.audit import page
-from ray_jobs.audit.commands import _worst
 from ray_jobs.audit.cost import Cost, null_sample, processes
 from ray_jobs.audit.load import timetable
-from ray_jobs.audit.plants import DELAYED, named
+from ray_jobs.audit.mistakes import DELAYED, named
 from ray_jobs.audit.rates import (
     BROKEN,
     EXIT,
@@ -35,7 +33,9 @@ from ray_jobs.audit.rates import (
     false_verdicts,
     share,
 )
-from ray_jobs.records import Launch, LaunchResult, Weights
+from ray_jobs.cli.audit import _worst
+from ray_jobs.measure import launch as measure
+from ray_jobs.measure.result import Launch, LaunchResult, Weights
 
 pytestmark = pytest.mark.alone
 

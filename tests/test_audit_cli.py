@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import Done, ray_folder, run, start  # noqa: F401 (a fixture of this module)
 
-from ray_jobs.audit.faults import FAULTS
+from ray_jobs.audit.detection import FAULTS
 from ray_jobs.statistics import speedup
 
 pytestmark = pytest.mark.alone

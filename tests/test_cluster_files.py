@@ -276,7 +276,7 @@ def misuse(command: Any, words: list[str]) -> Iterator[str]:
 
 
 def our_cli() -> Any:
-    from ray_jobs.__main__ import app
+    from ray_jobs.cli.app import app
 
     return typer.main.get_command(app)
 

@@ -9,12 +9,12 @@ from launches import made_launch
 
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload
-from ray_jobs.compact import COMPACT_FILE, compact
-from ray_jobs.directory import RunDirectory
-from ray_jobs.matrix import write_matrix
-from ray_jobs.roofline import Limit
-from ray_jobs.rows import TrialInfo, rows_of
-from ray_jobs.samples import to_table
+from ray_jobs.driver.run import write_matrix
+from ray_jobs.matrix.rows import TrialInfo, rows_of
+from ray_jobs.measure.roofline import Limit
+from ray_jobs.report.compact import COMPACT_FILE, compact
+from ray_jobs.results.samples import to_table
+from ray_jobs.results.store import RunDirectory
 
 HOST = "secret-box"
 TRIALS = {f"cpu-b1@{HOST}": f"{HOST}:cpu", f"cpu-b1@{HOST}#2": f"{HOST}#2:cpu"}

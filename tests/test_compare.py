@@ -23,14 +23,15 @@ from typer.testing import CliRunner
 
 from chatbot.errors import UsageError
 from chatbot.variants import CONTROL
-from ray_jobs.__main__ import app
-from ray_jobs.compare import commands, gate
-from ray_jobs.compare.cells import ROWS, SAMPLES, Cell, Estimate, cells_of, match
+from ray_jobs.cli import compare as commands
+from ray_jobs.cli.app import app
+from ray_jobs.compare import gate
 from ray_jobs.compare.gate import Exit
-from ray_jobs.directory import RunDirectory
-from ray_jobs.records import LaunchResult, VariantFacts
-from ray_jobs.rows import Row, TrialInfo, rows_of
-from ray_jobs.runs import FinishedRun
+from ray_jobs.compare.match import ROWS, SAMPLES, Cell, Estimate, cells_of, match
+from ray_jobs.matrix.rows import Row, TrialInfo, rows_of
+from ray_jobs.measure.result import LaunchResult, VariantFacts
+from ray_jobs.results.run import FinishedRun
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.statistics import NOMINAL, quantile, speedup
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,5 +1,8 @@
 """Which compiled libraries a launch takes from the cache: those made of the same sources, settings and machine."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +75,20 @@ def test_inductor_compiles_for_the_workloads_threads_whatever_this_process_has()
 
         assert parallel_num_threads() == 3
     assert config.cpp.threads != 3
+
+
+def test_inductor_keeps_what_it_compiles_in_a_folder_of_ours(tmp_path: Path) -> None:
+    program = (
+        "import os; from chatbot.variants import Workload, inductor\n"
+        "for _ in range(2):\n"
+        "    with inductor.compiling(Workload()):\n"
+        "        from torch._inductor.runtime.cache_dir_utils import cache_dir; print(cache_dir())\n"
+        "print(inductor.FOLDER in os.environ)"
+    )
+    env = {name: value for name, value in os.environ.items() if name != inductor.FOLDER}
+    env[inductor.CACHE] = str(tmp_path)
+    said = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [str(tmp_path / f"inductor-{inductor.machine()}")] * 2 + ["False"]
 
 
 def test_a_library_built_for_other_threads_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

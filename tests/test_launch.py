@@ -1,283 +1,725 @@
-"""Fresh pinned processes: what a launch is, how it is lost, and that nothing stays behind."""
+"""One launch in this process: what is asked of whom and when, and what becomes of variants that misbehave."""
 
+import dataclasses
+import functools
+import itertools
+import json
 import os
-import signal
+import resource
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from launches import ALL, WORKLOAD, altered, enter, first_token_changed, prompts, tiny, watching
+from torch import Tensor
 
-from chatbot.model import PRESETS
-from chatbot.variants import BASELINE, CONTROL, Workload
-from chatbot.vocabulary import EOS
-from ray_jobs import launch
-from ray_jobs.checks import LEAST_COMPARED
-from ray_jobs.forkserver import LaunchServer, Loss, Request, TrialError
-from ray_jobs.launch import ATTEMPTS, Alive, Committed, Failure, Limits, Memory, Outcome, Trial, choose_cores, run_trial
-from ray_jobs.records import TIMED, WARMUP, Launch, LaunchResult, Samples, Weights
-from ray_jobs.roofline import Speeds, limits_of
+from chatbot import checkpoint
+from chatbot.model import Chatbot
+from chatbot.variants import BASELINE, CONTROL, VARIANTS, Reply, UnavailableError, Workload, torchscript
+from chatbot.vocabulary import Vocabulary
+from ray_jobs.measure import launch as measure
+from ray_jobs.measure.orders import building_order, up_to_multiple
+from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Launch, LaunchResult, VariantFacts, Weights
+from ray_jobs.measure.rounds import CALLS, MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS, Prompts, size
+from ray_jobs.measure.timing import CpuTimer, Reading, timer_for
 
-pytestmark = pytest.mark.alone
-
-WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
-NAMES = (BASELINE, CONTROL, "torchscript")
-CORES = choose_cores(sorted(os.sched_getaffinity(0)), 1)
-
-
-def prompts(count: int = 1000) -> NDArray[np.int64]:
-    pool = np.random.default_rng(0).integers(3, 50, (count, 4))
-    pool[:, -1] = EOS
-    return pool
+TINY = Weights(preset="tiny")
+SHORT = Launch(index=1, seed=7, rounds=6, calls=3)
+SIZES = st.dictionaries(st.text(max_size=3), st.floats(1e3, 1e11), min_size=2, max_size=8)
 
 
-def request(weights: Weights | None = None, timeout_s: float = 60.0, index: int = 0) -> Request:
-    asked = Launch(index, seed=1, rounds=3, calls=2)
-    return Request(partial(launch._launch, trial(weights), asked, CORES), CORES, 1, timeout_s)
+@pytest.fixture(autouse=True)
+def gradients_restored() -> Iterator[None]:
+    """A launch turns them off for its whole process."""
+    yield
+    torch.set_grad_enabled(True)
 
 
-def trial(weights: Weights | None = None, budget_s: float = 1.0, timeout_s: float = 60.0) -> Trial:
-    return Trial("t", WORKLOAD, NAMES, weights or Weights(preset="tiny"), prompts(), 1, 0.01, budget_s, timeout_s)
+def run(
+    variants: tuple[str, ...] = ALL, launch: Launch = SHORT, workload: Workload = WORKLOAD, pool: int = 200
+) -> LaunchResult:
+    return measure.measure(workload, variants, TINY, prompts(pool), launch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A launch, and the prompts of each call of each variant in order; the last call is the check after the rounds."""
+
+    result: LaunchResult
+    asked: Mapping[str, list[bytes]]
+    order: list[str]
+
+    def warm_ups(self, name: str) -> int:
+        """How many calls the variant had before the rounds."""
+        samples = self.result.samples
+        return int(((samples.phase == WARMUP) & (samples.variant == ALL.index(name))).sum())
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one prompt a call", "two prompts a call"])
+def watched(request: pytest.FixtureRequest) -> Watched:
+    """A launch of every entry of the table, each watched."""
+    asked: dict[str, list[bytes]] = {name: [] for name in ALL}
+    order: list[str] = []
+
+    def saw(name: str, batch: Tensor) -> None:
+        asked[name].append(batch.numpy().tobytes())
+        order.append(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ALL:
+            enter(patch, name, watching(name, saw), like=name)
+        workload = dataclasses.replace(WORKLOAD, batch=request.param)
+        return Watched(run(workload=workload), asked, order)
+
+
+def columns(result: LaunchResult, *names: str) -> list[tuple[int, ...]]:
+    """The samples' rows, of these columns."""
+    return list(zip(*(getattr(result.samples, name).tolist() for name in names), strict=True))
+
+
+# What is asked of whom and when
+
+
+def test_every_variant_has_every_call_of_every_round_once(watched: Watched) -> None:
+    rows = columns(watched.result, "variant", "phase", "round", "call")
+    expected = {(v, WARMUP, -1, call) for v, name in enumerate(ALL) for call in range(watched.warm_ups(name))}
+    for v, r in np.ndindex(3, 6):
+        expected |= {(v, REFRESH, r, 0), *((v, TIMED, r, call) for call in (1, 2, 3))}
+    assert len(rows) == len(set(rows))
+    assert set(rows) == expected
+
+
+def test_every_call_that_was_made_is_a_sample_and_no_other(watched: Watched) -> None:
+    names = [ALL[v] for (v,) in columns(watched.result, "variant")]
+    assert names == watched.order[: len(names)]
+    assert sorted(watched.order[len(names) :]) == sorted(ALL), "one more of each, to look at how it works"
+
+
+def test_each_variant_is_warmed_with_no_fewer_and_no_more_calls_than_stated(watched: Watched) -> None:
+    assert all(WARMUP_CALLS <= watched.warm_ups(name) <= MOST_WARMUP_CALLS for name in ALL)
+
+
+def test_each_variant_stands_equally_often_in_each_place_of_the_rounds(watched: Watched) -> None:
+    turns = {(v, r, p) for v, phase, r, p in columns(watched.result, "variant", "phase", "round", "position") if phase}
+    assert Counter((v, p) for v, _, p in turns) == dict.fromkeys(np.ndindex(3, 3), 2)
+
+
+def test_a_variants_turn_is_not_interrupted(watched: Watched) -> None:
+    in_rounds = [row for row in columns(watched.result, "phase", "round", "position", "call") if row[0] != WARMUP]
+    assert [row[1:] for row in in_rounds] == [(r, p, c) for r, p, c in np.ndindex(6, 3, 4)]
+
+
+def test_all_variants_get_the_same_prompts_in_the_same_round(watched: Watched) -> None:
+    assert watched.asked[BASELINE][-25:] == watched.asked[CONTROL][-25:] == watched.asked["torchscript"][-25:]
+
+
+def test_all_variants_are_warmed_with_the_same_prompts(watched: Watched) -> None:
+    warmed = sorted((watched.asked[name][: watched.warm_ups(name)] for name in ALL), key=len)
+    assert all(calls == warmed[-1][: len(calls)] for calls in warmed)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_prompt_is_asked_twice_of_a_variant_while_it_is_timed(name: str, watched: Watched) -> None:
+    width = 4 * 8  # bytes of a prompt
+    *batches, check = watched.asked[name]
+    each = [batch[i : i + width] for batch in batches for i in range(0, len(batch), width)]
+    assert len(batches) == watched.warm_ups(name) + 6 * 4
+    assert len(each) == len(set(each))
+    assert check == batches[-1]
+
+
+def test_samples_start_one_after_the_other_has_ended(watched: Watched) -> None:
+    starts, walls = watched.result.samples.start_ns, watched.result.samples.wall_ns
+    assert starts[0] == 0
+    assert (walls > 0).all()
+    assert (starts[1:] >= starts[:-1] + walls[:-1]).all()
+
+
+def test_a_cpu_has_no_device_time_but_cpu_time(watched: Watched) -> None:
+    samples = watched.result.samples
+    assert (samples.device_ns == -1).all()
+    assert (samples.cpu_ns > 0).all()
+    assert (samples.involuntary_switches >= 0).all()
+
+
+def test_variants_are_built_and_warmed_in_the_launchs_building_order(watched: Watched) -> None:
+    built = tuple(ALL[i] for i in building_order(3, SHORT.index, SHORT.seed))
+    assert watched.result.built == built
+    warmed = [(ALL[v], p) for v, phase, p in columns(watched.result, "variant", "phase", "position") if phase == WARMUP]
+    assert list(dict.fromkeys(warmed)) == [(name, place) for place, name in enumerate(built)]
+
+
+def test_sound_variants_are_neither_failed_nor_invalid(watched: Watched) -> None:
+    batch = len(watched.asked[BASELINE][0]) // 32
+    assert watched.result.facts.keys() == set(ALL)
+    for name, facts in watched.result.facts.items():
+        assert (facts.failed, facts.invalid) == (None, None)
+        assert facts.kind == VARIANTS[name].kind
+        assert facts.replies == facts.identical == 6 * 3 * batch
+        assert facts.prepare_s is not None
+        assert facts.prepare_s > 0
+
+
+def test_the_machine_is_watched_in_every_round(watched: Watched) -> None:
+    told = watched.result.interference
+    assert told is not None
+    assert (told.round_ns > 0).all()
+    assert len(told.round_ns) == len(watched.result.kept_rounds) == 6
+    samples = watched.result.samples
+    for number, lasted in enumerate(told.round_ns.tolist()):
+        assert lasted >= samples.wall_ns[samples.round == number].sum()
+
+
+def test_the_sentinel_runs_before_and_after(watched: Watched) -> None:
+    before, after = watched.result.sentinel_ns
+    assert min(before, after) > 0
+
+
+def test_slow_calls_of_the_warm_up_are_among_its_calls(watched: Watched) -> None:
+    for name, facts in watched.result.facts.items():
+        assert facts.settled == (facts.warmup_calls is not None)
+        assert facts.warmup_calls is None or 0 <= facts.warmup_calls < watched.warm_ups(name)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[LaunchServer]:
-    with LaunchServer(WORKLOAD) as running:
-        yield running
+def traces() -> Mapping[str, list[tuple[str, bytes]]]:
+    """Who was asked what, call by call, in launches that differ."""
+    launches = {
+        "first": SHORT,
+        "again": dataclasses.replace(SHORT, attempt=2),
+        "next": dataclasses.replace(SHORT, index=2),
+        "seed": dataclasses.replace(SHORT, seed=8),
+    }
+    found: dict[str, list[tuple[str, bytes]]] = {label: [] for label in launches}
+    for label, launch in launches.items():
+        with pytest.MonkeyPatch.context() as patch:
+            for name in (BASELINE, CONTROL):
+                saw = functools.partial(lambda trace, n, b: trace.append((n, b.numpy().tobytes())), found[label])
+                enter(patch, name, watching(name, saw), like=name)
+            run((BASELINE, CONTROL), launch)
+    return found
 
 
-@pytest.fixture
-def endless(tmp_path: Path) -> Weights:
-    """Weights that are never done being read: a launch that hangs."""
-    path = tmp_path / "endless.pt"
-    os.mkfifo(path)
-    return Weights(path=str(path))
+def in_rounds(trace: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Without the warm-up, whose length is the machine's, and the check of each of two variants at the end."""
+    return trace[-(6 * 4 * 2) - 2 : -2]
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def test_a_lost_launch_orders_the_same_again(traces: Mapping[str, list[tuple[str, bytes]]]) -> None:
+    again, first = ([name for name, _ in in_rounds(traces[label])] for label in ("again", "first"))
+    assert again == first
 
 
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+class Scripted(CpuTimer):
+    """Calls that take these ns, then 1000 each."""
+
+    def __init__(self, walls_ns: list[int]) -> None:
+        super().__init__()
+        object.__setattr__(self, "walls_ns", iter(walls_ns))
+
+    def call(self, reply: Reply, batch: Tensor, lengths: Tensor) -> tuple[Tensor, Reading]:
+        tokens, reading = super().call(reply, batch, lengths)
+        return tokens, reading._replace(wall_ns=next(self.walls_ns, 1000))  # type: ignore[attr-defined]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+def test_a_lost_launch_asks_the_same_again_however_long_its_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[int, list[tuple[str, bytes]]] = {}
+    for warm_up in (6, 12):
+        falling = [10**9 // 2**i for i in range(warm_up)]
+        monkeypatch.setattr(measure, "timer_for", functools.partial(lambda walls, _: Scripted(walls), falling))
+        asked[warm_up] = []
+        saw = functools.partial(lambda trace, n, b: trace.append((n, b.numpy().tobytes())), asked[warm_up])
+        with pytest.MonkeyPatch.context() as patch:
+            for name in (BASELINE, CONTROL):
+                enter(patch, name, watching(name, saw), like=name)
+            run((BASELINE, CONTROL))
+    assert len(asked[6]) < len(asked[12])
+    assert in_rounds(asked[6]) == in_rounds(asked[12])
 
 
-def success(outcome: object) -> LaunchResult:
-    assert isinstance(outcome, LaunchResult), outcome
-    return outcome
-
-
-def test_launches_are_fresh_processes_pinned_to_the_asked_cores(server: LaunchServer) -> None:
-    first, second = success(server.run(request())), success(server.run(request(index=1)))
-    assert first.machine["pid"] != second.machine["pid"]
-    assert os.getpid() not in (first.machine["pid"], second.machine["pid"])
-    for result in (first, second):
-        assert tuple(result.machine["cores"]) == CORES
-        assert result.machine["threads"] == 1
-        assert result.rounds == 3
-
-
-LOOP = """
-import os, statistics, sys, time, torch
-os.sched_setaffinity(0, {int(sys.argv[1])})
-torch.set_num_threads(1)
-from chatbot.model import PRESETS, Chatbot
-search = Chatbot.random(PRESETS["tiny"]).search()
-prompts, lengths, times = torch.tensor([[5, 6, 7, 2]]), torch.tensor([4]), []
-with torch.inference_mode():
-    for _ in range(300):
-        start = time.perf_counter()
-        search(prompts, lengths, 3)
-        times.append(time.perf_counter() - start)
-print(statistics.median(times[100:]) * 1e9)
-"""
-
-
-def median_ns(samples: Samples) -> float:
-    """Of the baseline's timed replies."""
-    return float(np.median(samples.wall_ns[(samples.phase == TIMED) & (samples.variant == NAMES.index(BASELINE))]))
-
-
-def test_a_launch_agrees_with_a_loop_written_by_hand(server: LaunchServer) -> None:
-    """Within a factor of two, and each at its best of five by turns: the machine's speed changes between processes."""
-    command = [sys.executable, "-c", LOOP, str(CORES[0])]
-    turns = [
-        (
-            median_ns(success(server.run(request())).samples),
-            float(subprocess.run(command, capture_output=True, text=True, check=True).stdout),
-        )
-        for _ in range(5)
-    ]
-    measured, by_hand = map(min, zip(*turns, strict=True))
-    assert 0.5 < measured / by_hand < 2
-
-
-def test_the_same_launch_asks_the_same_prompts_in_the_same_order(server: LaunchServer) -> None:
-    first, again = success(server.run(request())), success(server.run(request()))
-    other = success(server.run(request(index=1)))
-    assert first.built == again.built
-    turns = [result.samples.variant[result.samples.phase != WARMUP].tolist() for result in (first, again)]
-    assert turns[0] == turns[1]
-    assert first.built != other.built
-
-
-def test_a_launch_that_raises_is_a_failure_with_a_line(server: LaunchServer, tmp_path: Path) -> None:
-    outcome = server.run(request(Weights(path=str(tmp_path / "nowhere.pt"))))
-    assert isinstance(outcome, Loss)
-    assert "nowhere.pt" in outcome.reason
-    assert "\n" not in outcome.reason
-
-
-def test_a_launch_that_hangs_is_ended_at_its_deadline(server: LaunchServer, endless: Weights) -> None:
-    outcome = server.run(request(endless, timeout_s=1.0))
-    assert isinstance(outcome, Loss)
-    assert "did not finish in its time" in outcome.reason
-    assert children(server.pid) == []
-    assert isinstance(server.run(request()), LaunchResult), "the server goes on"
-
-
-def test_a_killed_launch_is_named_by_its_signal(server: LaunchServer, endless: Weights) -> None:
-    def kill() -> None:
-        wait_until(lambda: bool(children(server.pid)))
-        os.kill(children(server.pid)[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    outcome = server.run(request(endless))
-    killer.join()
-    assert isinstance(outcome, Loss)
-    assert "SIGKILL" in outcome.reason
-
-
-def ask_and_be_refused(server: LaunchServer, asked: Request) -> None:
-    with pytest.raises(TrialError, match="the launch server died"):
-        server.run(asked)
-
-
-def test_closing_the_server_ends_the_launch_in_progress(endless: Weights) -> None:
-    with LaunchServer(WORKLOAD) as server:
-        asking = threading.Thread(target=ask_and_be_refused, args=(server, request(endless)))
-        asking.start()
-        wait_until(lambda: bool(children(server.pid)))
-        pids = [server.pid, *children(server.pid)]
-        os.kill(server.pid, signal.SIGKILL)
-        asking.join()
-    wait_until(lambda: all(gone(pid) for pid in pids))
-
-
-CALLER = """
-import os, sys
-from test_launch import request, WORKLOAD
-from ray_jobs.launch import LaunchServer
-from ray_jobs.records import Weights
-with LaunchServer(WORKLOAD) as server:
-    print(server.pid, flush=True)
-    server.run(request(Weights(path=sys.argv[1])))
-"""
-
-
-def test_nothing_survives_a_caller_that_is_killed(endless: Weights) -> None:
-    caller = subprocess.Popen(
-        [sys.executable, "-c", CALLER, str(endless.path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    assert caller.stdout is not None
-    server_pid = int(caller.stdout.readline())
-    wait_until(lambda: bool(children(server_pid)))
-    pids = [server_pid, *children(server_pid)]
-    caller.kill()
-    caller.wait()
-    caller.stdout.close()
-    wait_until(lambda: all(gone(pid) for pid in pids))
-
-
-def test_a_trial_runs_whole_blocks_and_then_the_memory_and_limit_of_each_variant(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("other", ["next", "seed"])
+def test_launches_differ_in_their_prompts_and_in_their_orders(
+    other: str, traces: Mapping[str, list[tuple[str, bytes]]]
 ) -> None:
-    monkeypatch.setattr(launch, "_speeds", {})
-    *launches, memory, limits = (outcome for outcome in run_trial(trial()) if not isinstance(outcome, Alive))
-    results = [success(outcome) for outcome in launches]
-    assert [result.launch.index for result in results] == list(range(len(results)))
-    assert len(results) == 12, "three variants: the least whole blocks of ten launches; the budget is long over"
-    for place in range(3):
-        assert sorted(result.built[place] for result in results) == sorted(NAMES * 4)
-    assert isinstance(memory, Memory)
-    assert set(memory.peak_mb) == set(NAMES)
-    assert isinstance(limits, Limits)
-    assert set(limits.of) == set(NAMES)
-    assert launch._speeds == {(CORES, ()): limits.speeds}, "later trials of this process need not measure them again"
-    assert len({result.machine["pid"] for result in results}) == len(results)
+    for part in (0, 1):
+        assert [call[part] for call in in_rounds(traces[other])] != [call[part] for call in in_rounds(traces["first"])]
 
 
-def test_speeds_that_are_known_are_not_measured_again(server: LaunchServer) -> None:
-    known = Speeds(((1, 20.0),), {"float32": 100.0})
-    limits = server.run(replace(request(), work=partial(launch._limits, trial(), known)))
-    assert limits.speeds == known
-    assert limits.of == limits_of(PRESETS["tiny"], WORKLOAD, NAMES, known)
+def test_speedups_are_of_every_valid_variant_but_the_baseline(watched: Watched) -> None:
+    assert watched.result.log_speedups().keys() == {CONTROL, "torchscript"}
 
 
-def test_a_trial_that_leaves_memory_out_leaves_the_limit_out_too() -> None:
-    done = tuple(Committed(i, 3, 2, {}, 1.0) for i in range(12))
-    with_both, without = (
-        [type(one) for one in run_trial(replace(trial(), committed=done, memory=asked)) if not isinstance(one, Alive)]
-        for asked in (True, False)
+def test_a_launch_without_a_size_finds_one_that_lasts_the_asked_seconds() -> None:
+    brief = run((BASELINE, CONTROL), Launch(0, seed=7, seconds=1e-9))
+    assert brief.rounds == 2  # one square, as short as it gets
+    ample = run(
+        (BASELINE, CONTROL), Launch(0, seed=7, seconds=60.0), pool=ROUNDS * (1 + MOST_CALLS) + MOST_WARMUP_CALLS
     )
-    assert with_both == [Memory, Limits]
-    assert without == []
+    assert ample.rounds == ROUNDS
+    assert CALLS <= ample.calls <= MOST_CALLS
 
 
-def test_an_approximate_variant_is_compared_on_distinct_prompts_after_the_launches() -> None:
-    asked = replace(trial(), variants=(BASELINE, CONTROL, "bf16"))
-    memory = next(outcome for outcome in run_trial(asked) if isinstance(outcome, Memory))
-    assert set(memory.compared) == {"bf16"}, "exact ones are held to their promise in every launch"
-    assert memory.compared["bf16"].replies == LEAST_COMPARED
-    assert 0 < memory.compared["bf16"].identical <= LEAST_COMPARED
+def test_a_launch_has_no_more_rounds_than_it_has_prompts_for() -> None:
+    pool = MOST_WARMUP_CALLS + 9 * 4
+    result = run((BASELINE, CONTROL), dataclasses.replace(SHORT, rounds=20), pool=pool)
+    set_aside = max(WARMUP_CALLS, pool // 4)
+    assert result.rounds == (pool - set_aside) // 4 // 2 * 2 < 20
 
 
-def test_a_trial_gives_up_after_its_attempts(tmp_path: Path) -> None:
-    outcomes: list[Outcome] = []
+def test_a_launch_runs_without_gradients() -> None:
+    modes: list[tuple[bool, bool]] = []
 
-    def take_all() -> None:
-        for outcome in run_trial(trial(Weights(path=str(tmp_path / "nowhere.pt")))):
-            outcomes.append(outcome)
+    def saw(_: str, __: Tensor) -> None:
+        modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
 
-    with pytest.raises(TrialError, match=rf"launch 0 failed {ATTEMPTS} times, last: .*nowhere\.pt"):
-        take_all()
-    failures = [outcome.launch for outcome in outcomes if isinstance(outcome, Failure)]
-    assert [(lost.index, lost.attempt) for lost in failures] == [(0, 1), (0, 2), (0, 3)]
-
-
-def test_cores_are_the_last_ones_so_that_the_first_is_left_to_others() -> None:
-    assert choose_cores([3, 1, 2], 1) == (3,)
-    assert choose_cores([0, 1], 2) == (0, 1)
-    with pytest.raises(TrialError, match="3 threads asked for, but the station has 2 cores"):
-        choose_cores([0, 1], 3)
+    with pytest.MonkeyPatch.context() as patch:
+        enter(patch, BASELINE, watching(BASELINE, saw), like=BASELINE)
+        run((BASELINE, CONTROL))
+    assert set(modes) == {(False, True)}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees a CUDA device")
-def test_a_gpu_that_pytorch_does_not_see_fails_the_trial_at_once_in_one_line() -> None:
-    on_gpu = replace(trial(), workload=replace(WORKLOAD, device="cuda"))
-    with pytest.raises(
-        TrialError, match=r"^PyTorch \S+ sees no CUDA device here \(install .*, or leave --device cuda out\)$"
-    ):
-        list(run_trial(on_gpu))
+COMPILATIONS = """
+import json, sys, torch
+import numpy as np
+from torch._dynamo.utils import counters  # not public; the only place that counts what Dynamo compiled
+from chatbot.variants import Workload
+from ray_jobs import measure
+from ray_jobs.records import Launch, Weights
+torch.set_num_threads(1)
+weights, pool, variants, stop = json.loads(sys.stdin.read())
+counts = {}
+def counting(name):
+    work = getattr(measure, name)
+    def counted(*args):
+        before = counters["stats"]["unique_graphs"]
+        try:
+            return work(*args)
+        finally:
+            counts[name] = counters["stats"]["unique_graphs"] - before
+    setattr(measure, name, counted)
+for name in ("_prepare_all", "warm_up", "run_rounds"):
+    counting(name)
+workload = Workload(prompt_tokens=4, reply_tokens=5, stop_at_eos=stop, model=weights.get("factory") or "tiny")
+launch = Launch(index=1, seed=7, rounds=len(variants), calls=3)
+found = measure.measure(workload, variants, Weights(**weights), np.array(pool), launch)
+print(json.dumps([counts, {name: facts.failed or facts.skipped for name, facts in found.facts.items()}]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("weights", "compiled", "stop"),
+    [
+        ({"preset": "tiny"}, ("compile", "export-aoti"), False),
+        ({"preset": "tiny"}, ("compile",), True),
+        ({"factory": "own_models:kept"}, ("compile",), False),
+    ],
+    ids=["chatbot", "chatbot that stops", "own model"],
+)
+def test_nothing_is_compiled_once_the_variants_are_prepared(
+    weights: dict[str, str], compiled: tuple[str, ...], stop: bool
+) -> None:
+    given = json.dumps([weights, prompts(80).tolist(), (BASELINE, CONTROL, *compiled), stop])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", COMPILATIONS]
+    done = subprocess.run(command, input=given, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    counts, reasons = json.loads(done.stdout.splitlines()[-1])
+    if reasons["compile"] is not None:
+        pytest.skip(reasons["compile"])
+    assert {reasons[name] for name in (BASELINE, CONTROL, *compiled)} == {None}
+    assert counts["_prepare_all"] > 0
+    assert (counts["warm_up"], counts["run_rounds"]) == (0, 0)
+
+
+def test_each_variant_has_a_copy_of_the_weights_of_its_own() -> None:
+    seen: list[Chatbot] = []
+    prepare_eager = VARIANTS[BASELINE].prepare
+
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        seen.append(chatbot)
+        return prepare_eager(chatbot, workload)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (BASELINE, CONTROL):
+            enter(patch, name, prepare, like=name)
+        run((BASELINE, CONTROL))
+    addresses = [{p.data_ptr() for part in (bot.encoder, bot.decoder) for p in part.parameters()} for bot in seen]
+    assert len(seen) == 2
+    assert addresses[0].isdisjoint(addresses[1])
+    assert all(bot.encoder.embedding is bot.decoder.embedding for bot in seen)
+
+
+def test_weights_come_from_a_checkpoint_or_a_preset(tmp_path: Path) -> None:
+    words = Vocabulary(tuple(f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(47)))
+    bot = Chatbot.random(tiny().config, seed=3)
+    checkpoint.save(checkpoint.Trained("toy", bot, words), tmp_path / "toy.pt")
+    loaded = Weights(path=str(tmp_path / "toy.pt")).chatbot()
+    assert all(torch.equal(a, b) for a, b in zip(loaded.encoder.parameters(), bot.encoder.parameters(), strict=True))
+    assert loaded.encoder is not Weights(path=str(tmp_path / "toy.pt")).chatbot().encoder
+    assert torch.equal(TINY.chatbot().decoder.out.weight, tiny().decoder.out.weight)
+
+
+# Variants that misbehave
+
+
+def raising(message: str, after: int | None = None) -> Any:
+    """A variant that can't be prepared or, where ``after`` is given, not answer after so many calls."""
+
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        reply = torchscript.prepare(chatbot, workload)
+        calls = 0
+        if after is None:
+            raise NotImplementedError(message)
+
+        def fails(batch: Tensor, lengths: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls > after:
+                raise NotImplementedError(message)
+            return reply(batch, lengths)
+
+        return fails
+
+    return prepare
+
+
+def facts_of_a(prepare: Any, patch: pytest.MonkeyPatch, **entry: Any) -> tuple[VariantFacts, LaunchResult]:
+    """What a launch says of a variant like TorchScript between baseline and control; those must be sound."""
+    enter(patch, "odd", prepare, **entry)
+    result = run((BASELINE, "odd", CONTROL))
+    for name in (BASELINE, CONTROL):
+        assert (result.facts[name].failed, result.facts[name].invalid) == (None, None)
+    assert "odd" not in result.log_speedups()
+    timed = [(v, r, c) for v, phase, r, c in columns(result, "variant", "phase", "round", "call") if phase]
+    assert {row for row in timed if row[0] != 1} == {(v, r, c) for v in (0, 2) for r in range(6) for c in range(4)}
+    return result.facts["odd"], result
+
+
+def test_a_variant_that_cant_be_prepared_has_failed_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, result = facts_of_a(raising("no such\nkernel"), monkeypatch)
+    assert facts.failed == "could not be prepared: NotImplementedError: no such"
+    assert not (result.samples.variant == 1).any()
+
+
+def test_a_variant_that_lacks_something_is_skipped_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        raise UnavailableError("no C++ compiler; install g++")
+
+    facts, result = facts_of_a(prepare, monkeypatch)
+    assert (facts.skipped, facts.failed) == ("no C++ compiler; install g++", None)
+    assert not (result.samples.variant == 1).any()
+
+
+def test_a_variant_that_cant_answer_has_failed_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, result = facts_of_a(raising("no such kernel", after=0), monkeypatch)
+    assert facts.failed == "could not answer: NotImplementedError: no such kernel"
+    assert not (result.samples.variant == 1).any()
+
+
+def test_a_variant_that_fails_in_its_warm_up_has_no_timed_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, result = facts_of_a(raising("too hot", after=2), monkeypatch)
+    assert facts.failed == "could not answer: NotImplementedError: too hot"
+    assert set(result.samples.phase[result.samples.variant == 1].tolist()) <= {WARMUP}
+
+
+def test_places_are_balanced_among_those_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, result = facts_of_a(raising("gone"), monkeypatch)
+    turns = {(v, r, p) for v, phase, r, p in columns(result, "variant", "phase", "round", "position") if phase}
+    assert Counter((v, p) for v, _, p in turns) == dict.fromkeys([(0, 0), (0, 1), (2, 0), (2, 1)], 3)
+
+
+@pytest.mark.parametrize(("after", "where"), [(None, "could not be prepared"), (0, "could not answer")])
+def test_without_its_baseline_a_launch_stops(after: int | None, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    enter(monkeypatch, BASELINE, raising("no memory", after), like=BASELINE)
+    with pytest.raises(RuntimeError, match=f"^the baseline eager {where}: NotImplementedError: no memory$"):
+        run((BASELINE, CONTROL))
+
+
+def test_a_variant_that_answers_differently_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, _ = facts_of_a(altered("torchscript", first_token_changed), monkeypatch)
+    assert facts.invalid == "it promises the baseline's replies but one differs at step 1"
+    assert facts.failed is None
+
+
+def test_an_approximate_variant_may_answer_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+
+    def now_and_then(tokens: Tensor) -> Tensor:
+        return tokens if next(calls) % 3 else first_token_changed(tokens)
+
+    enter(monkeypatch, "nearly", altered("torchscript", now_and_then), exact=False)
+    result = run((BASELINE, "nearly", CONTROL))
+    facts = result.facts["nearly"]
+    assert (facts.invalid, facts.replies) == (None, 18)
+    assert 9 <= facts.identical < 18
+    assert result.log_speedups().keys() == {"nearly", CONTROL}
+
+
+def test_an_approximate_variant_that_always_answers_differently_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, _ = facts_of_a(altered("torchscript", first_token_changed), monkeypatch, exact=False)
+    assert facts.invalid == "only 0 of its 18 replies are the baseline's"
+    assert (facts.replies, facts.identical) == (18, 0)
+
+
+def test_a_variant_that_says_less_than_was_asked_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, _ = facts_of_a(altered("torchscript", lambda tokens: tokens[:, :-1]), monkeypatch)
+    assert facts.invalid == "a reply has shape (1, 4) instead of (1, 5)"
+
+
+def test_a_variant_that_answers_with_unknown_tokens_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, _ = facts_of_a(altered("torchscript", lambda tokens: tokens + 1000), monkeypatch)
+    assert facts.invalid is not None
+
+
+def test_a_variant_that_runs_something_else_than_its_label_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, _ = facts_of_a(torchscript.prepare, monkeypatch, kind="eager")
+    assert facts.invalid == "it is labelled eager but runs torchscript"
+    assert facts.kind == "torchscript"
+
+
+def test_a_variant_that_hands_out_the_baselines_program_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    enter(monkeypatch, "alias", VARIANTS[BASELINE].prepare, like=BASELINE)
+    result = run((BASELINE, CONTROL, "alias"))
+    assert result.facts["alias"].invalid is not None
+    assert result.facts["alias"].invalid.startswith("it is the same program as eager")
+
+
+def test_a_variant_that_spoils_its_prompts_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not turn the prompts into ones that are easy for those that come after it."""
+    seen: list[bytes] = []
+
+    def saw(_: str, batch: Tensor) -> None:
+        seen.append(batch.numpy().tobytes())
+
+    def spoil(_: str, batch: Tensor) -> None:
+        batch.fill_(5)
+
+    for name in (BASELINE, CONTROL):
+        enter(monkeypatch, name, watching(name, saw), like=name)
+    enter(monkeypatch, "spoiler", watching("torchscript", spoil))
+    facts = run((BASELINE, CONTROL, "spoiler")).facts["spoiler"]
+    assert facts.invalid is not None or set(seen) <= {row.tobytes() for row in prompts(200)}
+
+
+def test_a_variant_that_fills_its_answers_in_later_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        reply = torchscript.prepare(chatbot, workload)
+        owed: list[tuple[Tensor, Tensor]] = []
+
+        def later(batch: Tensor, lengths: Tensor) -> Tensor:
+            for answer, said in owed:
+                answer.copy_(said)
+            tokens = reply(batch, lengths)
+            owed[:] = [(torch.zeros_like(tokens), tokens)]
+            return owed[0][0]
+
+        return later
+
+    facts, _ = facts_of_a(prepare, monkeypatch)
+    assert facts.invalid == "it promises the baseline's replies but one differs at step 1"
+
+
+def test_a_variant_that_handles_text_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spell(tokens: Tensor) -> Tensor:
+        "_".join(["a", "b"])
+        return tokens
+
+    facts, _ = facts_of_a(altered("torchscript", spell), monkeypatch)
+    assert facts.invalid == "it handles text inside the timed call: str.join"
+
+
+def test_a_variant_that_never_settles_is_valid_but_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    falling = [2 ** (60 - i) for i in range(MOST_WARMUP_CALLS)]
+    monkeypatch.setattr(measure, "timer_for", lambda _: Scripted(falling))
+    result = run((BASELINE, CONTROL))
+    first, second = (result.facts[name] for name in result.built)
+    assert (first.settled, first.warmup_calls, first.failed, first.invalid) == (False, None, None, None)
+    assert (second.settled, second.warmup_calls) == (True, 0)
+
+
+# The timed region
+
+
+def test_the_clock_is_read_twice_and_only_the_reply_stands_between() -> None:
+    """Every call, of Python or C, between the two readings is counted."""
+    ran: list[str] = []
+
+    def clock() -> int:
+        return 7
+
+    def reply(batch: Tensor, lengths: Tensor) -> Tensor:
+        return batch
+
+    def profile(frame: FrameType, event: str, arg: Any) -> None:
+        if event in ("call", "c_call"):
+            ran.append(frame.f_code.co_name if event == "call" else arg.__name__)
+
+    timer, batch = CpuTimer(clock), torch.zeros(1)
+    sys.setprofile(profile)
+    try:
+        timer.call(reply, batch, batch)
+    finally:
+        sys.setprofile(None)
+    first, last = ran.index("clock"), len(ran) - 1 - ran[::-1].index("clock")
+    assert ran[first : last + 1] == ["clock", "reply", "clock"]
+
+
+def test_a_reading_is_what_the_clock_said_around_the_reply() -> None:
+    said: list[str] = []
+    times = iter([1000, 1250])
+
+    def clock() -> int:
+        said.append("clock")
+        return next(times)
+
+    def reply(batch: Tensor, lengths: Tensor) -> Tensor:
+        said.append("reply")
+        return batch + lengths
+
+    tokens, reading = CpuTimer(clock).call(reply, torch.tensor([1]), torch.tensor([2]))
+    assert said == ["clock", "reply", "clock"]
+    assert tokens.tolist() == [3]
+    assert (reading.start_ns, reading.wall_ns, reading.device_ns) == (1000, 250, None)
+
+
+def test_a_reading_counts_the_cpu_time_of_the_reply() -> None:
+    def busy(batch: Tensor, lengths: Tensor) -> Tensor:
+        return torch.tensor(sum(range(300_000)))
+
+    timer, nothing = CpuTimer(), torch.zeros(1)
+    _, idle = timer.call(lambda batch, lengths: batch, nothing, nothing)
+    _, worked = timer.call(busy, nothing, nothing)
+    assert worked.cpu_ns > 10 * idle.cpu_ns
+    assert worked.involuntary_switches >= 0
+
+
+def test_a_cpu_has_the_timer_without_synchronisation() -> None:
+    assert timer_for("cpu") == CpuTimer()
+
+
+# Sizes and prompts
+
+
+@given(SIZES, st.floats(0.1, 70.0))
+def test_a_launchs_size_is_as_many_whole_squares_as_fit_its_seconds(
+    typical: dict[str, float], affordable: float
+) -> None:
+    n = len(typical)
+    calls = size(typical, 1.0, n)[1]
+    round_s = sum(typical.values()) * (1 + calls) / 1e9
+    assume(abs(affordable - round(affordable)) > 1e-6)
+    rounds, again = size(typical, affordable * round_s, n)
+    assert again == calls
+    assert CALLS <= calls <= MOST_CALLS
+    assert rounds == max(n, min(up_to_multiple(ROUNDS, n), int(affordable) // n * n))
+
+
+@given(SIZES, st.floats(0.01, 1.0))
+def test_faster_variants_get_no_fewer_calls(typical: dict[str, float], share: float) -> None:
+    faster = {name: ns * share for name, ns in typical.items()}
+    assert size(faster, 1.0, len(typical))[1] >= size(typical, 1.0, len(typical))[1]
+
+
+@pytest.mark.parametrize(
+    ("typical_ns", "calls"),
+    [(TURN_NS, CALLS), (TURN_NS / 5, 5), (TURN_NS / MOST_CALLS, MOST_CALLS), (TURN_NS / 1000, MOST_CALLS)],
+)
+def test_the_fastest_variants_turn_decides_the_calls(typical_ns: float, calls: int) -> None:
+    assert size({"fast": typical_ns, "slow": 100 * TURN_NS}, 1.0, 2)[1] == calls
+
+
+@given(st.integers(1, 40), st.integers(1, 5))
+def test_prompts_are_never_given_twice_and_come_to_an_end(count: int, batch: int) -> None:
+    workload = dataclasses.replace(WORKLOAD, batch=batch)
+    if count < batch:
+        with pytest.raises(ValueError, match=f"{count} prompts do not make a batch of {batch}"):
+            Prompts(prompts(count), workload)
+        return
+    source = Prompts(prompts(count), workload)
+    given_out: list[tuple[int, ...]] = []
+    for _ in range(count // batch):
+        asked, lengths = source.next()
+        assert asked.shape == (batch, 4)
+        assert lengths.tolist() == [4] * batch
+        given_out += map(tuple, asked.tolist())
+    assert len(set(given_out)) == len(given_out)
+    assert set(given_out) <= set(map(tuple, prompts(count).tolist()))
+    with pytest.raises(IndexError):
+        source.next()
+
+
+@given(st.integers(0, 100), st.integers(1, 40), st.integers(1, 9), st.integers(1, 5))
+def test_most_rounds_are_whole_squares_that_the_prompts_suffice_for(
+    left: int, wanted: int, calls: int, variants: int
+) -> None:
+    source = Prompts(prompts(left + 2), WORKLOAD)
+    source.next(), source.next()
+    square = variants * (1 + calls)
+    if left < square:
+        with pytest.raises(ValueError, match="do not suffice"):
+            source.most_rounds(wanted, calls, variants)
+    else:
+        assert source.most_rounds(wanted, calls, variants) == min(wanted, left // square * variants)
+
+
+def test_asked_are_the_timed_batches_of_the_last_rounds() -> None:
+    source = Prompts(prompts(40), WORKLOAD)
+    source.next()
+    rounds = [[source.next()[0] for _ in range(4)] for _ in range(3)]
+    timed = [batch.tolist() for batches in rounds for batch in batches[1:]]
+    assert [batch.tolist() for batch in source.asked(calls=3, rounds=3)] == timed
+
+
+# Memory
+
+
+def resident(field: str) -> int:
+    """Bytes, as the kernel says: VmRSS now, VmHWM at most."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
+
+
+def test_peak_memory_is_of_this_process() -> None:
+    before = resident("VmHWM") / 1e6
+    peak = measure.measure_alone(WORKLOAD, BASELINE, TINY, prompts(20)).peak_mb
+    assert before <= peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 * 1.01
+
+
+def test_peak_memory_shows_what_a_variant_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resident("VmHWM")
+    hungry = before - resident("VmRSS") + 200_000_000
+
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        torch.ones(hungry, dtype=torch.uint8)  # gone again at once, but it was there
+        return torchscript.prepare(chatbot, workload)
+
+    enter(monkeypatch, "hungry", prepare)
+    peak = measure.measure_alone(WORKLOAD, "hungry", TINY, prompts(20)).peak_mb
+    assert peak - before / 1e6 == pytest.approx(200, abs=60)
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, None), (5, 6), (6, 6), (1000, 20)])
+def test_a_variant_alone_answers_whole_batches_of_the_first_prompts(asked: int, given: int | None) -> None:
+    workload = dataclasses.replace(WORKLOAD, batch=2)
+    alone = measure.measure_alone(workload, BASELINE, TINY, prompts(20), compared=asked)
+    if given is None:
+        assert alone.tokens is None
+        return
+    expected = tiny().search()(torch.from_numpy(prompts(20)[:given]), torch.full((given,), 4), 5)[0]
+    assert alone.tokens is not None
+    assert alone.tokens.tolist() == expected.tolist()
+
+
+def test_machine_facts_are_of_this_process() -> None:
+    facts = measure.machine_facts()
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["torch"] == torch.__version__
+    assert facts["cores"]

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatbot.errors import UsageError
-from ray_jobs import lease
-from ray_jobs.lease import Lease, LeaseError, describe, holder_of, names_of, wait_for
+from ray_jobs.process import lease
+from ray_jobs.process.lease import Lease, LeaseError, describe, holder_of, names_of, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = ("core-0", "core-1", "core-2", "core-3")

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from commands import Done, environment, ray_folder  # noqa: F401 (a fixture of this module)
 
-from ray_jobs.__main__ import main
-from ray_jobs.rows import COLUMNS
+from ray_jobs.cli.app import main
+from ray_jobs.matrix.rows import COLUMNS
 
 pytestmark = pytest.mark.alone
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.orders import Orders, building_order, random_pair, round_orders, up_to_multiple, williams_square
+from ray_jobs.measure.orders import Orders, building_order, random_pair, round_orders, up_to_multiple, williams_square
 
 SIZES = st.integers(1, 12)
 SEEDS = st.integers(0, 2**32)

@@ -22,22 +22,22 @@ from typer.testing import CliRunner
 
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload
-from ray_jobs import words
-from ray_jobs.__main__ import app
-from ray_jobs.compact import compact
-from ray_jobs.directory import RunDirectory
-from ray_jobs.records import VariantFacts
+from ray_jobs.cli.app import app
+from ray_jobs.matrix.rows import COLUMNS, Row
+from ray_jobs.measure.result import VariantFacts
+from ray_jobs.report import text as words
 from ray_jobs.report import write
-from ray_jobs.report.answers import answers, sentence
-from ray_jobs.report.draws import trial_draws
-from ray_jobs.report.heat import matrix, step
+from ray_jobs.report.cold_start import break_even, starts
+from ray_jobs.report.compact import compact
+from ray_jobs.report.heatmap import matrix, step
 from ray_jobs.report.page import page, spec_toml
 from ray_jobs.report.scales import WIDTH, Scale
-from ray_jobs.report.start import break_even, starts
+from ray_jobs.report.series import trial_draws
+from ray_jobs.report.summary import answers, sentence
 from ray_jobs.report.tables import as_csv, as_json, markdown
 from ray_jobs.report.view import RunView, load
 from ray_jobs.report.write import draw, draw_or_say
-from ray_jobs.rows import COLUMNS, Row
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import read_spec
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"

@@ -12,7 +12,7 @@ from browser import BROWSER, Browser
 from reports import HOSTILE, LONG, TROUBLED, Case, made_view, many_rows
 from typer.testing import CliRunner
 
-from ray_jobs.__main__ import app
+from ray_jobs.cli.app import app
 from ray_jobs.report.page import page
 
 pytestmark = pytest.mark.skipif(

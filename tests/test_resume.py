@@ -19,7 +19,6 @@ import pytest
 from launches import made_launch, prompts
 
 from chatbot.errors import UsageError
-from ray_jobs import lease, matrix
 from ray_jobs.cluster.events import (
     Event,
     Job,
@@ -34,17 +33,19 @@ from ray_jobs.cluster.events import (
     TrialStarted,
     WorkerLost,
 )
-from ray_jobs.compact import compact
-from ray_jobs.directory import RunDirectory
-from ray_jobs.launch import Committed, Failure, Limits, Trial, launches
-from ray_jobs.records import Launch, LaunchResult, Weights
-from ray_jobs.resume import PARTS, Earlier
-from ray_jobs.roofline import Limit, Speeds
-from ray_jobs.rows import DONE, rows_of
-from ray_jobs.samples import to_table
+from ray_jobs.driver import run
+from ray_jobs.driver.resume import PARTS, Earlier
+from ray_jobs.driver.trials import Inputs
+from ray_jobs.matrix.rows import DONE, rows_of
+from ray_jobs.measure.result import Launch, LaunchResult, Weights
+from ray_jobs.measure.roofline import Limit, Speeds
+from ray_jobs.process import lease
+from ray_jobs.process.trial import Committed, Failure, Limits, Trial, launches
+from ray_jobs.report.compact import compact
+from ray_jobs.report.terminal import Reporter
+from ray_jobs.results.samples import to_table
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec, read_spec
-from ray_jobs.terminal import Reporter
-from ray_jobs.trials import Inputs
 from ray_jobs.wandb_sink.sink import WandbSink
 
 PACKAGES = {"torch": "2.13.0", "numpy": "2.4.6", "ray": "2.60.0"}
@@ -134,10 +135,10 @@ def made_up(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     inputs = Inputs(Weights(preset="tiny"), None, {8: prompts(50)})
     monkeypatch.setenv(lease.FOLDER, str(tmp_path_factory.mktemp("locks")))
     monkeypatch.setattr(Inputs, "of", lambda spec: inputs)
-    monkeypatch.setattr(matrix, "connected", lambda address: nullcontext())
-    monkeypatch.setattr(matrix, "wait_for", lambda *_: None)
+    monkeypatch.setattr(run, "connected", lambda address: nullcontext())
+    monkeypatch.setattr(run, "wait_for", lambda *_: None)
     monkeypatch.setattr("ray_jobs.provenance.driver_facts", dict)
-    monkeypatch.setattr("ray_jobs.launch.LEAST_LAUNCHES", LEAST)
+    monkeypatch.setattr("ray_jobs.process.trial.LEAST_LAUNCHES", LEAST)
 
 
 Rows = list[dict[str, Any]]
@@ -155,11 +156,11 @@ def resume(place: Path, cluster: Cluster) -> Path:
 
 def go(directory: RunDirectory, cluster: Cluster, spec: Spec, earlier: Earlier | None) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrix, "find_stations", cluster.find)
-        patch.setattr(matrix, "measure", cluster.measure)
-        arguments = (matrix.Where("local"), WandbSink("off", directory), Reporter(1.0, 0.01), earlier)
+        patch.setattr(run, "find_stations", cluster.find)
+        patch.setattr(run, "measure", cluster.measure)
+        arguments = (run.Where("local"), WandbSink("off", directory), Reporter(1.0, 0.01), earlier)
         try:
-            matrix.run(spec, "r1", directory, *arguments)
+            run.run(spec, "r1", directory, *arguments)
         except Cut:
             assert cluster.cut_after is not None
         else:
@@ -200,10 +201,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(lease.FOLDER, str(root / "locks"))
         patch.setattr(Inputs, "of", lambda spec: Inputs(Weights(preset="tiny"), None, {8: prompts(50)}))
-        patch.setattr(matrix, "connected", lambda address: nullcontext())
-        patch.setattr(matrix, "wait_for", lambda *_: None)
+        patch.setattr(run, "connected", lambda address: nullcontext())
+        patch.setattr(run, "wait_for", lambda *_: None)
         patch.setattr("ray_jobs.provenance.driver_facts", dict)
-        patch.setattr("ray_jobs.launch.LEAST_LAUNCHES", LEAST)
+        patch.setattr("ray_jobs.process.trial.LEAST_LAUNCHES", LEAST)
         yield start(root, Cluster())
 
 
@@ -241,14 +242,14 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
     """Killed: run.json is left as it was when the measurement began."""
     with monkeypatch.context() as patch:
         if killed:
-            written: list[matrix.Run] = []
+            written: list[run.Run] = []
 
-            def once(this: matrix.Run, write: Callable[[matrix.Run], None] = matrix.write_run) -> None:
+            def once(this: run.Run, write: Callable[[run.Run], None] = run.write_run) -> None:
                 if not written:
                     write(this)
                 written.append(this)
 
-            patch.setattr(matrix, "write_run", once)
+            patch.setattr(run, "write_run", once)
         place = start(tmp_path, Cluster(cut_after=after))
     assert not (place / "matrix.json").exists()
     begun = told(place)["started"]

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from chatbot.model import ATTENTIONS, PRESETS, Chatbot, Config
 from chatbot.variants import BASELINE, VARIANTS, Workload
 from chatbot.vocabulary import EOS, FIRST_WORD
-from ray_jobs.roofline import (
+from ray_jobs.measure.roofline import (
     BROKEN,
     COMPUTE,
     DISTURBED,

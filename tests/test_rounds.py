@@ -14,9 +14,8 @@ from launches import WORKLOAD, prompts
 from torch import Tensor
 
 from chatbot.variants import Reply
-from ray_jobs.interference import Counters
-from ray_jobs.records import REFRESH, TIMED, WARMUP
-from ray_jobs.rounds import (
+from ray_jobs.measure.result import REFRESH, TIMED, WARMUP
+from ray_jobs.measure.rounds import (
     MOST_WARMUP_CALLS,
     WARMUP_CALLS,
     Answers,
@@ -28,7 +27,8 @@ from ray_jobs.rounds import (
     slow_calls,
     warm_up,
 )
-from ray_jobs.timing import CpuTimer, Reading
+from ray_jobs.measure.timing import CpuTimer, Reading
+from ray_jobs.measure.watch import Counters
 
 WALLS = st.lists(st.integers(1, 10**9), min_size=MOST_WARMUP_CALLS, max_size=MOST_WARMUP_CALLS)
 

@@ -12,10 +12,10 @@ from launches import ALL, WORKLOAD, made_launch, stolen
 from numpy.typing import ArrayLike
 
 from chatbot.variants import BASELINE, CONTROL, VARIANTS
-from ray_jobs.checks import Comparison
-from ray_jobs.records import LaunchResult, VariantFacts
-from ray_jobs.roofline import DISTURBED, Limit
-from ray_jobs.rows import COLUMNS, DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import COLUMNS, DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
+from ray_jobs.measure.replies import Comparison
+from ray_jobs.measure.result import LaunchResult, VariantFacts
+from ray_jobs.measure.roofline import DISTURBED, Limit
 from ray_jobs.statistics import NOMINAL
 
 TRIAL = TrialInfo("run-1", "trial-1", WORKLOAD, ALL, precision=0.01, margin=0.02)

@@ -21,10 +21,10 @@ import pytest
 from commands import ray_folder  # noqa: F401 (a fixture of this module)
 from launches import made_launch
 
-from ray_jobs.__main__ import main
-from ray_jobs.directory import RunDirectory
-from ray_jobs.resume import Earlier
-from ray_jobs.samples import to_table
+from ray_jobs.cli.app import main
+from ray_jobs.driver.resume import Earlier
+from ray_jobs.results.samples import to_table
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import read_spec
 
 BUCKET = "bucket"

@@ -19,13 +19,13 @@ from launches import ALL, WORKLOAD, made_launch, stolen
 from pyarrow import fs
 
 from chatbot.errors import UsageError
-from ray_jobs.compact import COMPACT_FILE, compact
-from ray_jobs.directory import RunDirectory, open_root
-from ray_jobs.interference import COLUMNS as WATCHED
-from ray_jobs.interference import Interference
-from ray_jobs.records import Launch, LaunchResult, Samples, VariantFacts
-from ray_jobs.rows import TrialInfo, rows_of
-from ray_jobs.samples import SCHEMA, rows_table, to_result, to_table
+from ray_jobs.matrix.rows import TrialInfo, rows_of
+from ray_jobs.measure.result import Launch, LaunchResult, Samples, VariantFacts
+from ray_jobs.measure.watch import COLUMNS as WATCHED
+from ray_jobs.measure.watch import Interference
+from ray_jobs.report.compact import COMPACT_FILE, compact
+from ray_jobs.results.samples import SCHEMA, rows_table, to_result, to_table
+from ray_jobs.results.store import RunDirectory, open_root
 
 # As DESIGN.md lists them, in its order.
 ROW_COLUMNS = (

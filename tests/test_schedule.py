@@ -28,11 +28,11 @@ from ray_jobs.cluster.events import (
     WorkerLost,
 )
 from ray_jobs.cluster.schedule import ATTEMPTS, PENDING_S, POLL_S, SILENCE_S, ClusterLostError, Schedule
-from ray_jobs.forkserver import GRACE_S
-from ray_jobs.launch import Committed, Failure, Limits, Trial
-from ray_jobs.records import Launch, Weights
-from ray_jobs.roofline import Speeds
-from ray_jobs.rows import TrialInfo
+from ray_jobs.matrix.rows import TrialInfo
+from ray_jobs.measure.result import Launch, Weights
+from ray_jobs.measure.roofline import Speeds
+from ray_jobs.process.server import GRACE_S
+from ray_jobs.process.trial import Committed, Failure, Limits, Trial
 
 LAUNCH_TIMEOUT_S = 60.0
 PATIENCE_S = LAUNCH_TIMEOUT_S + GRACE_S + SILENCE_S

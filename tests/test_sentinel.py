@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_jobs import sentinel
-from ray_jobs.sentinel import REPEATS, sentinel_ns
+from ray_jobs.measure import sentinel
+from ray_jobs.measure.sentinel import REPEATS, sentinel_ns
 
 
 def ticking(walls_ns: list[int]) -> Callable[[], int]:

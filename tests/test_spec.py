@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, DEVICES, VARIANTS, Workload
+from ray_jobs.driver.trials import trial_id
 from ray_jobs.spec import Spec, read_spec
-from ray_jobs.trials import trial_id
 
 SIZES = ("batch", "prompt_tokens", "reply_tokens", "threads")
 KEYS = (

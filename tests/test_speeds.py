@@ -9,8 +9,8 @@ import torch
 
 from chatbot.model import Chatbot, Config
 from chatbot.variants import Workload
-from ray_jobs import speeds
-from ray_jobs.roofline import Speeds, limit_of
+from ray_jobs.measure import speeds
+from ray_jobs.measure.roofline import Speeds, limit_of
 
 pytestmark = pytest.mark.alone
 

@@ -12,7 +12,7 @@ from ray_jobs.cluster import stations
 from ray_jobs.cluster.events import Station
 from ray_jobs.cluster.stations import SAME_EVERYWHERE, choose, fault_of, find_stations
 from ray_jobs.cluster.tasks import share_of_cores
-from ray_jobs.forkserver import TrialError
+from ray_jobs.process.server import TrialError
 
 PACKAGES = {"torch": "2.13.0+cpu", "numpy": "2.4.6", "scipy": "1.18.0", "pyarrow": "26.0.1", "ray": "2.60.0"}
 HERE = {"packages": PACKAGES, "source_hash": "abc"}

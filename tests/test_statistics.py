@@ -122,7 +122,8 @@ def test_of_identical_programs_none_is_told_apart_more_often_than_once_in_20() -
         best = best_of(turns, "eager", names)
         assert best is not None
         wrong += set(best.rivals) != set(names) - {best.name}
-        naive += any(known(paired(turns, best.name, name)).low > 1 for name in names if name != best.name)
+        held = paired(turns, best.name)
+        naive += any(known(held[name]).high < 1 for name in names if name != best.name)
     slack = 3 * math.sqrt(0.05 * 0.95 / trials)
     assert wrong / trials <= 0.05 + slack
     assert naive / trials > 0.15, "the correction is needed"
@@ -156,7 +157,8 @@ def test_one_that_shares_no_two_launches_with_the_best_is_not_told_apart() -> No
     without_b = [{name: turns for name, turns in launch.items() if name != "b"} for launch in rest]
     assert best_of([first, *rest], "eager", "ab") == Best("a", ())
     assert best_of([first, *without_b], "eager", "ab") == Best("a", ("b",))
-    assert paired([first], "a", "eager") is None
+    assert paired([first], "eager")["a"] is None
+    assert paired([first, *without_b], "b")["a"] is None
 
 
 @given(st.integers(0, 2**32), st.floats(0.5, 2), st.floats(0.5, 2), st.floats(0.9, 0.999))
@@ -164,22 +166,24 @@ def test_a_pair_turned_round_is_the_reciprocal_and_is_what_the_rows_have(
     seed: int, a: float, b: float, confidence: float
 ) -> None:
     turns = side_by_side({"a": a, "b": b}, np.random.default_rng(seed))
-    there, back = known(paired(turns, "a", "b", confidence)), reciprocal(known(paired(turns, "b", "a", confidence)))
+    there = known(paired(turns, "b", confidence)["a"])
+    back = reciprocal(known(paired(turns, "a", confidence)["b"]))
     assert [back.value, back.low, back.high] == pytest.approx([there.value, there.low, there.high], rel=1e-9)
     stacked = [np.stack([launch["a"], launch["b"]], axis=1) for launch in turns]
-    assert paired(turns, "a", "b") == speedup([float(log_speedups(each, 1)[0]) for each in stacked])
+    assert paired(turns, "b")["a"] == speedup([float(log_speedups(each, 1)[0]) for each in stacked])
 
 
 @given(st.integers(0, 2**32), st.integers(0, 9))
-def test_a_wider_family_never_tells_more_apart(seed: int, more: int) -> None:
+def test_a_wider_family_never_names_more_and_never_tells_more_apart(seed: int, more: int) -> None:
     rng = np.random.default_rng(seed)
     turns = side_by_side({"eager": 1.0, "a": 1.06, "b": 1.04, **dict.fromkeys(map(str, range(more)), 0.5)}, rng)
     few = best_of([{name: launch[name] for name in ("eager", "a", "b")} for launch in turns], "eager", "ab")
     many = best_of(turns, "eager", "ab")
     if many is not None:
         assert few is not None
-        assert few.name == many.name
-        assert set(few.rivals) <= set(many.rivals)
+        # The leader may no longer be faster than the baseline beyond doubt; then another one that is takes its place.
+        assert few.name == many.name or few.name in many.rivals
+        assert few.name != many.name or set(few.rivals) <= set(many.rivals)
 
 
 # Trends

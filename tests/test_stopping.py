@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy import special
 
 from chatbot.variants import BASELINE, Workload
-from ray_jobs import orders
-from ray_jobs.forkserver import TrialError
-from ray_jobs.launch import ATTEMPTS, Committed, Failure, Trial, launches
-from ray_jobs.records import Launch, LaunchResult, Weights
-from ray_jobs.rounds import Log
+from ray_jobs.measure import orders
+from ray_jobs.measure.result import Launch, LaunchResult, Weights
+from ray_jobs.measure.rounds import Log
+from ray_jobs.process.server import TrialError
+from ray_jobs.process.trial import ATTEMPTS, Committed, Failure, Trial, launches
 from ray_jobs.statistics import CONFIDENCE, LEAST_LAUNCHES, NOMINAL, Floats, speedup
 
 PRECISION = 0.01

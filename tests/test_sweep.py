@@ -271,7 +271,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_has_a_page(
 def test_a_mistake_is_one_line_and_exit_code_2(
     arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    from ray_jobs.__main__ import main
+    from ray_jobs.cli.app import main
 
     monkeypatch.setattr("sys.argv", ["ray_jobs", "sweep", *arguments, "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from chatbot import checkpoint
 from chatbot.errors import UsageError
 from chatbot.model import PRESETS
-from ray_jobs.directory import RunDirectory
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.sweep import charts
+from ray_jobs.sweep.folder import Record, find, read_rows, state_name
 from ray_jobs.sweep.importance import LEAST_TRIALS, Importances, importances, ranks
 from ray_jobs.sweep.page import failures_by_value, page, verdict
-from ray_jobs.sweep.record import Record, find, read_rows, state_name
 from ray_jobs.sweep.rungs import Judge
 from ray_jobs.sweep.space import DEFAULT, Space
 from ray_jobs.sweep.spec import SweepSpec, make_spec

@@ -9,9 +9,9 @@ import wandb
 
 from chatbot.checkpoint import load
 from chatbot.errors import UsageError
-from ray_jobs.directory import RunDirectory
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.sweep import agent
-from ray_jobs.sweep.record import Record
+from ray_jobs.sweep.folder import Record
 from ray_jobs.sweep.sink import SweepSink
 from ray_jobs.sweep.spec import make_spec
 from ray_jobs.sweep.table import DONE, FAILED, Validation, row_of

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from launches import ALL, WORKLOAD, made_launch
 from rich.console import Console
 
-from ray_jobs import terminal
 from ray_jobs.cluster.events import (
     Event,
     LaunchDone,
@@ -24,12 +23,13 @@ from ray_jobs.cluster.events import (
     TrialWaiting,
     WorkerLost,
 )
-from ray_jobs.launch import Committed, Failure, Limits
-from ray_jobs.records import Launch
-from ray_jobs.roofline import Limit, Speeds
-from ray_jobs.rows import DONE, Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import DONE, Row, TrialInfo, rows_of
+from ray_jobs.measure.result import Launch
+from ray_jobs.measure.roofline import Limit, Speeds
+from ray_jobs.process.trial import Committed, Failure, Limits
+from ray_jobs.report import terminal
+from ray_jobs.report.terminal import PLAIN_EVERY_S, Reporter, print_matrix, time_left
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval
-from ray_jobs.terminal import PLAIN_EVERY_S, Reporter, print_matrix, time_left
 
 TABLE = pa.table({})
 LIMIT = Limit(ms=8.0, memory_ms=8.0, compute_ms=2.0, moved_mb=400.0, gflop=0.2, int8_share=0.25)

@@ -13,12 +13,12 @@ from torch.profiler import profile
 
 from chatbot.variants import VARIANTS, Reply
 from ray_jobs.cluster import events
-from ray_jobs.launch import Committed
-from ray_jobs.moments import Moments
+from ray_jobs.cluster.times import Moments
+from ray_jobs.process.profile.phases import ENCODE, REPLY, named, networks, phase_names
+from ray_jobs.process.profile.profiler import Operator, Traced
+from ray_jobs.process.profile.shares import Shares, kind_of, merged, overlap, shares_of
+from ray_jobs.process.trial import Committed
 from ray_jobs.trace.operators import BETWEEN, disturbed, side_by_side, variant_rows
-from ray_jobs.trace.phases import ENCODE, REPLY, named, networks, phase_names
-from ray_jobs.trace.profiler import Operator, Traced
-from ray_jobs.trace.shares import Shares, kind_of, merged, overlap, shares_of
 from ray_jobs.trace.timeline import timeline
 
 BATCH = torch.from_numpy(prompts(1)), torch.tensor([4])

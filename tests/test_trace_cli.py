@@ -17,7 +17,7 @@ from traces import NODE, slices
 from chatbot import checkpoint, corpus
 from chatbot.prompts import prompt_pool
 from chatbot.variants import VARIANTS, Workload
-from ray_jobs.trace.profiler import REPLIES
+from ray_jobs.process.profile.profiler import REPLIES
 
 pytestmark = pytest.mark.alone
 
@@ -235,7 +235,7 @@ def test_what_makes_no_sense_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ray_jobs.__main__ import main
+    from ray_jobs.cli.app import main
 
     monkeypatch.chdir(home)
     monkeypatch.setattr("sys.argv", ["ray_jobs", "trace", *arguments])

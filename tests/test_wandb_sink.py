@@ -26,11 +26,11 @@ from runs import finished_run, info_of
 from wandb_server import Server, StoredArtifact, serving
 
 from chatbot.errors import UsageError
-from ray_jobs.__main__ import app
-from ray_jobs.compact import compact
-from ray_jobs.directory import RunDirectory
-from ray_jobs.rows import COLUMNS, Row, TrialInfo, rows_of
-from ray_jobs.runs import FinishedRun
+from ray_jobs.cli.app import app
+from ray_jobs.matrix.rows import COLUMNS, Row, TrialInfo, rows_of
+from ray_jobs.report.compact import compact
+from ray_jobs.results.run import FinishedRun
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.wandb_sink import content
 from ray_jobs.wandb_sink.content import Head, distributions_of, files_of, speedups_of, summary_of
 from ray_jobs.wandb_sink.sink import PATIENCE_S, WandbSink, resolve_mode
@@ -564,7 +564,7 @@ def test_the_run_itself_is_as_it_was(silence: str, unanswered: dict[str, Told], 
 
 def test_a_driver_that_dies_takes_the_client_along(tmp_path: Path) -> None:
     program = (
-        "import sys; from ray_jobs.directory import RunDirectory; from ray_jobs.wandb_sink.sink import WandbSink; "
+        "import sys; from ray_jobs.results.store import RunDirectory; from ray_jobs.wandb_sink.sink import WandbSink; "
         "WandbSink('online', RunDirectory.existing(sys.argv[1]), 300).finish()"
     )
     with serving("stall") as server, tempfile.TemporaryDirectory(prefix="w", dir="/tmp") as scratch:

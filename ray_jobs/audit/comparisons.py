@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from chatbot.variants import BASELINE, CONTROL
-from ray_jobs.audit import peers
+from ray_jobs.audit import alternatives
 from ray_jobs.audit.load import background_load
-from ray_jobs.audit.plants import DELAYED
+from ray_jobs.audit.mistakes import DELAYED
 from ray_jobs.audit.rates import Comparison
-from ray_jobs.audit.stand import Measured, Stand
-from ray_jobs.forkserver import LaunchServer
-from ray_jobs.records import TIMED
-from ray_jobs.rows import Row
+from ray_jobs.audit.station import Measured, Stand
+from ray_jobs.matrix.rows import Row
+from ray_jobs.measure.result import TIMED
+from ray_jobs.process.server import LaunchServer
 
 MOST = 1000  # comparisons, so that no two --seed share a trial's seed
 
@@ -58,12 +58,14 @@ def compare(stand: Stand, plan: Plan) -> Iterator[tuple[Comparison, Measured]]:
             asked = {}
             if plan.with_peers:
                 pool = stand.inputs.prompts[workload.prompt_tokens]
-                for name in peers.PEERS:
-                    asked[name] = peers.ask(server, name, stand.cores, workload, stand.inputs.weights, pool, seed)
+                for name in alternatives.PEERS:
+                    asked[name] = alternatives.ask(
+                        server, name, stand.cores, workload, stand.inputs.weights, pool, seed
+                    )
             yield _comparison(number, plan, state, asked), state
 
 
-def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, peers.PeerResult]) -> Comparison:
+def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alternatives.PeerResult]) -> Comparison:
     rows = {row.variant: row for row in state.rows}
     row, baseline = rows[plan.variant], rows[BASELINE]
     launches = state.launches

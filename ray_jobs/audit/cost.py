@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from chatbot.variants import BASELINE, CONTROL, Workload
-from ray_jobs.audit.stand import Stand
+from ray_jobs.audit.station import Stand
 from ray_jobs.cluster.events import Event, LaunchDone
-from ray_jobs.forkserver import LaunchServer, Loss, Request
-from ray_jobs.interference import watch_for
-from ray_jobs.records import TIMED
-from ray_jobs.rounds import CALLS, Log, Prompts, run_rounds
-from ray_jobs.timing import CpuTimer
+from ray_jobs.measure.result import TIMED
+from ray_jobs.measure.rounds import CALLS, Log, Prompts, run_rounds
+from ray_jobs.measure.timing import CpuTimer
+from ray_jobs.measure.watch import watch_for
+from ray_jobs.process.server import LaunchServer, Loss, Request
 
 LEAST_TIMED_SHARE = 0.5
 MOST_SAMPLE_US = 5.0
@@ -110,7 +110,7 @@ def processes() -> dict[int, tuple[str, float]]:
             continue
         pid = int(path.name)
         parents[pid], spent[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / TICKS
-        if b"ray_jobs.forkserver" in command.split(b"\0"):
+        if b"ray_jobs.process.server" in command.split(b"\0"):
             serves.add(pid)
     servers = {pid for pid in serves if parents[pid] not in serves}
     found: dict[int, tuple[str, float]] = {}

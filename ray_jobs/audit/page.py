@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_jobs.audit.cost import LEAST_TIMED_SHARE, MOST_OWN_CORES, MOST_SAMPLE_US
-from ray_jobs.audit.faults import IMPOSSIBLE
+from ray_jobs.audit.detection import IMPOSSIBLE
 from ray_jobs.audit.rates import CLAIMED, LEAST_FOUND, MOST_BIAS, MOST_FALSE
 
 EVERY_S = 30.0  # between lines of progress

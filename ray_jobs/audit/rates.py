@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from ray_jobs.audit.peers import PEERS
-from ray_jobs.rows import DONE
+from ray_jobs.audit.alternatives import PEERS
+from ray_jobs.matrix.rows import DONE
 from ray_jobs.statistics import CONFIDENCE, Interval, verdict
 
 CLAIMED = 0.05  # share of intervals that miss the truth

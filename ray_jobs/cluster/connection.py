@@ -16,7 +16,7 @@ from ray.autoscaler import sdk as autoscaler
 
 from chatbot.errors import UsageError
 from ray_jobs.cluster.schedule import ClusterLostError
-from ray_jobs.records import one_line
+from ray_jobs.measure.result import one_line
 
 CONNECT_TIMEOUT_S = 10.0
 POLL_S = 1.0

@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_jobs.checks import Comparison
-from ray_jobs.launch import Committed, Failure, Limits, Trial
-from ray_jobs.rows import Row, TrialInfo
-from ray_jobs.trace.profiler import Traced
+from ray_jobs.matrix.rows import Row, TrialInfo
+from ray_jobs.measure.replies import Comparison
+from ray_jobs.process.profile.profiler import Traced
+from ray_jobs.process.trial import Committed, Failure, Limits, Trial
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 from chatbot.errors import UsageError
 from ray_jobs.cluster.connection import IN_A_JOB
-from ray_jobs.directory import RunDirectory
-from ray_jobs.records import one_line
+from ray_jobs.measure.result import one_line
+from ray_jobs.results.store import RunDirectory
 
 JOB_OUT = "~/latency-matrix-results"  # a job's working directory is taken away when Ray needs the room
 POLL_S = 0.5

@@ -19,8 +19,8 @@ from ray_jobs.cluster.events import (
     TrialWaiting,
     WorkerLost,
 )
-from ray_jobs.forkserver import GRACE_S
-from ray_jobs.launch import Committed
+from ray_jobs.process.server import GRACE_S
+from ray_jobs.process.trial import Committed
 
 ATTEMPTS = 3  # of a trial whose worker is lost, all on the same station
 SILENCE_S = 60.0  # beyond a launch's own deadline, after which a trial that says nothing is ended

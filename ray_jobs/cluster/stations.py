@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_jobs import provenance
 from ray_jobs.cluster.events import Station
-from ray_jobs.records import one_line
+from ray_jobs.measure.result import one_line
 
 PROBE_TIMEOUT_S = 60.0
 SAME_EVERYWHERE = ("torch", "numpy", "scipy", "pyarrow")  # what a launch computes with, or is sent home with

@@ -13,7 +13,6 @@ import ray
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_jobs import launch, lease, samples
 from ray_jobs.cluster.events import (
     Event,
     Job,
@@ -28,14 +27,17 @@ from ray_jobs.cluster.events import (
     TrialWaiting,
     WorkerLost,
 )
-from ray_jobs.cluster.knock import Watchman
+from ray_jobs.cluster.reachability import Watchman
 from ray_jobs.cluster.schedule import ClusterLostError, Schedule
-from ray_jobs.forkserver import TrialError
-from ray_jobs.records import LaunchResult, Weights, one_line
-from ray_jobs.roofline import Limit
-from ray_jobs.rows import DONE, TrialInfo, rows_of
-from ray_jobs.trace.launches import run_traces
-from ray_jobs.trace.profiler import Traced
+from ray_jobs.matrix.rows import DONE, TrialInfo, rows_of
+from ray_jobs.measure.result import LaunchResult, Weights, one_line
+from ray_jobs.measure.roofline import Limit
+from ray_jobs.process import lease
+from ray_jobs.process import trial as launch
+from ray_jobs.process.profile.launches import run_traces
+from ray_jobs.process.profile.profiler import Traced
+from ray_jobs.process.server import TrialError
+from ray_jobs.results import samples
 
 FETCH_TIMEOUT_S = 30.0  # for what a ready task yielded: its node may be out of reach by then
 NAMESPACE = b"latency-matrix"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from chatbot.variants import CONTROL
-from ray_jobs.compare.cells import Cell, Estimate, Matched
-from ray_jobs.rows import FAILED
+from ray_jobs.compare.match import Cell, Estimate, Matched
+from ray_jobs.matrix.rows import FAILED
 from ray_jobs.statistics import NOMINAL, Interval, quantile
 
 SLOWER, FASTER, SAME, NOT_SLOWER, UNKNOWN = "slower", "faster", "same", "not slower", "can't tell"

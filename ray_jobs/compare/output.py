@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_jobs import words
-from ray_jobs.compare.cells import Cell
 from ray_jobs.compare.gate import BROKEN, FASTER, SLOWER, UNKNOWN, BaselineChange, Change, Comparison, Exit
-from ray_jobs.runs import FinishedRun
+from ray_jobs.compare.match import Cell
+from ray_jobs.report import text as words
+from ray_jobs.results.run import FinishedRun
 from ray_jobs.statistics import Interval
 
 FORMATS = ("text", "markdown", "json")

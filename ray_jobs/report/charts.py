@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from ray_jobs import words
-from ray_jobs.classes import HardwareClass
-from ray_jobs.report.draws import LaunchSpan, TrialDraws, VariantDraws
+from ray_jobs.matrix.hardware import HardwareClass
+from ray_jobs.matrix.rows import Row
+from ray_jobs.report import text as words
 from ray_jobs.report.scales import WIDTH, Scale
-from ray_jobs.rows import Row
+from ray_jobs.report.series import LaunchSpan, TrialDraws, VariantDraws
 from ray_jobs.statistics import Floats
 
 Named = tuple[str, str, Row | HardwareClass]  # a name, a second one, and whose speedup it is

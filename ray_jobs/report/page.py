@@ -12,15 +12,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ray_jobs import words
-from ray_jobs.classes import HardwareClass
+from ray_jobs.matrix.hardware import HardwareClass
+from ray_jobs.matrix.rows import Row
 from ray_jobs.report import charts
-from ray_jobs.report.answers import SIZES, answers, compared, not_told_apart, sentence
+from ray_jobs.report import text as words
 from ray_jobs.report.charts import Chart, Named
-from ray_jobs.report.heat import anchor, matrix
-from ray_jobs.report.start import Start, starts
+from ray_jobs.report.cold_start import Start, starts
+from ray_jobs.report.heatmap import anchor, matrix
+from ray_jobs.report.summary import SIZES, answers, compared, not_told_apart, sentence
 from ray_jobs.report.view import RunView
-from ray_jobs.rows import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_TOLD = 500  # trials of a page

@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 from pydantic_core import to_json
 
-from ray_jobs import words
-from ray_jobs.report.answers import answers
+from ray_jobs.matrix.rows import COLUMNS, SKIPPED, Row
+from ray_jobs.report import text as words
 from ray_jobs.report.page import page
+from ray_jobs.report.summary import answers
 from ray_jobs.report.view import RunView
-from ray_jobs.rows import COLUMNS, SKIPPED, Row
 
 HEAD = ("variant", "p50 ms (95%)", "speedup (95%)", "verdict", "replies same")
 SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|#"})

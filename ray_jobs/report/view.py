@@ -10,10 +10,10 @@ from urllib.parse import quote
 from chatbot.errors import UsageError
 from chatbot.variants import CONTROL
 from ray_jobs import statistics
-from ray_jobs.classes import HardwareClass, classes_of
-from ray_jobs.directory import RunDirectory
-from ray_jobs.report.draws import TrialDraws, trial_draws
-from ray_jobs.rows import Row
+from ray_jobs.matrix.hardware import HardwareClass, classes_of
+from ray_jobs.matrix.rows import Row
+from ray_jobs.report.series import TrialDraws, trial_draws
+from ray_jobs.results.store import RunDirectory
 
 MOST_DRAWN = 100  # trials with charts of their samples
 MARGIN = 0.02  # of a run that does not say

@@ -2,10 +2,10 @@
 
 import sys
 
-from ray_jobs.directory import RunDirectory
-from ray_jobs.records import one_line
+from ray_jobs.measure.result import one_line
 from ray_jobs.report.page import page
 from ray_jobs.report.view import load
+from ray_jobs.results.store import RunDirectory
 
 FILE = "report.html"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from ray_jobs.records import one_line
-from ray_jobs.sweep.record import BEST, Record
+from ray_jobs.measure.result import one_line
+from ray_jobs.sweep.folder import BEST, Record
 from ray_jobs.sweep.spec import Trial
 from ray_jobs.sweep.table import TrialRow, Validation, best_of, flat
 from ray_jobs.wandb_sink.client import PROJECT

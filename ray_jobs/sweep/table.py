@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_jobs.samples import schema_of
+from ray_jobs.results.samples import schema_of
 from ray_jobs.sweep.space import KINDS, Value
 from ray_jobs.sweep.spec import Trial
 

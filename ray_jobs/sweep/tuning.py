@@ -11,8 +11,8 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chatbot.errors import UsageError
-from ray_jobs.directory import StoreError
-from ray_jobs.sweep.record import Record
+from ray_jobs.results.store import StoreError
+from ray_jobs.sweep.folder import Record
 from ray_jobs.sweep.rungs import Judge
 from ray_jobs.sweep.spec import SweepSpec, Trial
 from ray_jobs.sweep.table import DONE, FAILED, STOPPED, TrialRow, Validation, row_of

@@ -23,7 +23,7 @@ from chatbot import training
 from chatbot.corpus import Pair
 from chatbot.errors import UsageError
 from chatbot.vocabulary import Vocabulary
-from ray_jobs.records import one_line
+from ray_jobs.measure.result import one_line
 from ray_jobs.sweep.spec import Trial
 from ray_jobs.sweep.table import Validation
 

@@ -11,23 +11,23 @@ import pyarrow as pa
 import typer
 
 from chatbot.errors import UsageError
-from ray_jobs import matrix
 from ray_jobs.cluster import events
 from ray_jobs.cluster.connection import connected, wait_for
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
-from ray_jobs.directory import RunDirectory
-from ray_jobs.matrix import Where
-from ray_jobs.resume import TRACES, Earlier
-from ray_jobs.rows import DONE, FAILED, TrialInfo
-from ray_jobs.samples import schema_of
+from ray_jobs.driver import run as matrix
+from ray_jobs.driver.resume import TRACES, Earlier
+from ray_jobs.driver.run import Where
+from ray_jobs.driver.trials import Inputs, TrialState, place
+from ray_jobs.matrix.rows import DONE, FAILED, TrialInfo
+from ray_jobs.process.profile.launches import traced_variants
+from ray_jobs.process.profile.profiler import Traced, zipped
+from ray_jobs.results.samples import schema_of
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec
 from ray_jobs.trace import page
-from ray_jobs.trace.launches import traced_variants
 from ray_jobs.trace.operators import OperatorRow, VariantRow, operator_rows, variant_rows
-from ray_jobs.trace.profiler import Traced, zipped
 from ray_jobs.trace.timeline import timeline
-from ray_jobs.trials import Inputs, TrialState, place
 from ray_jobs.wandb_sink.sink import WandbSink
 
 FOLDER = "traces"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from chatbot.variants import BASELINE
-from ray_jobs.trace.profiler import Operator, Traced
-from ray_jobs.trace.shares import INTERPRETER, Shares
+from ray_jobs.process.profile.profiler import Operator, Traced
+from ray_jobs.process.profile.shares import INTERPRETER, Shares
 
 WHOLE = 0.02  # of the baseline's reply: a difference below it is not explained
 DISTURBED = 2.0  # times as long as before tracing: more than a profiler costs

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from chatbot.variants import BASELINE
+from ray_jobs.process.profile.profiler import Traced
+from ray_jobs.process.profile.shares import DISPATCH, KERNEL
 from ray_jobs.trace.operators import Pair, VariantRow, disturbed, side_by_side
-from ray_jobs.trace.profiler import Traced
-from ray_jobs.trace.shares import DISPATCH, KERNEL
 
 MOST_LINES = 12  # of operators
 KIND = {KERNEL: KERNEL, DISPATCH: DISPATCH}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ray_jobs.moments import ENDED, LAUNCH, LAUNCH_BEGAN, LOST, MEMORY, STARTED, TRACE, WAITING, WORKER_LOST
+from ray_jobs.cluster.times import ENDED, LAUNCH, LAUNCH_BEGAN, LOST, MEMORY, STARTED, TRACE, WAITING, WORKER_LOST
 
 CLUSTER = 1  # the process that all rows belong to
 COLOURS = {"done": "good", "failed": "terrible"}  # chrome://tracing's names; Perfetto has its own

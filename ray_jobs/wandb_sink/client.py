@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from ray_jobs.directory import RunDirectory
-from ray_jobs.records import one_line
-from ray_jobs.rows import COLUMNS
-from ray_jobs.runs import FinishedRun
+from ray_jobs.matrix.rows import COLUMNS
+from ray_jobs.measure.result import one_line
+from ray_jobs.results.run import FinishedRun
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.wandb_sink.content import Head, cells_of, distributions_of, files_of, speedups_of, summary_of
 
 PROJECT = "latency-matrix"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_jobs.directory import RunDirectory
-from ray_jobs.rows import DONE, Row
-from ray_jobs.runs import FinishedRun
+from ray_jobs.matrix.rows import DONE, Row
+from ray_jobs.results.run import FinishedRun
+from ray_jobs.results.store import RunDirectory
 
 SUMMARY = ("p50_ms", "speedup", "speedup_low", "speedup_high", "verdict")
 MOST_DISTRIBUTIONS = 200  # cells; more histograms than that nobody looks at

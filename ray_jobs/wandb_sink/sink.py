@@ -20,8 +20,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 from chatbot.errors import one_of
-from ray_jobs.directory import RunDirectory
-from ray_jobs.rows import Row
+from ray_jobs.matrix.rows import Row
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.wandb_sink.content import summary_of
 
 MODES = ("auto", "online", "offline", "off")

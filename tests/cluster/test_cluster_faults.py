@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from ray_jobs.audit.breakage.bench import NOTHING, Bench, Fault
-from ray_jobs.audit.breakage.table import FAULTS, inject
-from ray_jobs.audit.testbed import Testbed, can_partition
+from breakage.bench import NOTHING, Bench, Fault
+from breakage.table import FAULTS, inject
+from testbed import Testbed, can_partition
 
 QUICK = ("a worker is killed",)  # the others under make test-cluster: all take ten minutes
 WITHOUT = can_partition()

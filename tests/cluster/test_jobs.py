@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from ray_jobs.audit.breakage.bench import NOTHING, Bench
-from ray_jobs.audit.breakage.jobs import ask, fetch, submit
-from ray_jobs.audit.testbed import Testbed, can_partition
+from breakage.bench import NOTHING, Bench
+from breakage.jobs import ask, fetch, submit
+from testbed import Testbed, can_partition
 
 WITHOUT = can_partition()
 
@@ -49,7 +48,7 @@ def test_a_job_that_succeeds_comes_home_whole(bench: Bench) -> None:
 
 
 def test_a_trial_that_fails_fails_the_job(bench: Bench) -> None:
-    plant = ("--variants", "ray_jobs.audit.plants:HANGS", "--launch-timeout", "1", "--stations", "zone=a")
+    plant = ("--variants", "ray_jobs.audit.mistakes:HANGS", "--launch-timeout", "1", "--stations", "zone=a")
     out = bench.bed.folder / "on-the-head"
     submitted = submit(bench, "bad", [*bench.model, "--out", out, "--budget", "1", *plant], wait=True)
     assert "failed 3 times" in submitted.said, submitted.said

@@ -9,10 +9,10 @@ from torch import Tensor
 from chatbot.model import PRESETS, Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Prepare, Reply, Variant, Workload, eager
 from chatbot.vocabulary import EOS, FIRST_WORD
-from ray_jobs import measure
-from ray_jobs.interference import ABSENT
-from ray_jobs.records import TIMED, Launch, LaunchResult, Weights
-from ray_jobs.timing import CudaTimer
+from ray_jobs.measure import launch as measure
+from ray_jobs.measure.result import TIMED, Launch, LaunchResult, Weights
+from ray_jobs.measure.timing import CudaTimer
+from ray_jobs.measure.watch import ABSENT
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,9 +5,9 @@ import torch
 
 from chatbot.model import PRESETS, Chatbot
 from chatbot.variants import Workload, eager
-from ray_jobs.roofline import Speeds, limit_of
-from ray_jobs.speeds import SIZES, measure_speeds
-from ray_jobs.timing import CudaTimer
+from ray_jobs.measure.roofline import Speeds, limit_of
+from ray_jobs.measure.speeds import SIZES, measure_speeds
+from ray_jobs.measure.timing import CudaTimer
 
 pytestmark = [
     pytest.mark.gpu,

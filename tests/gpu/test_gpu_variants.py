@@ -11,10 +11,10 @@ from torch import Tensor
 from chatbot.model import Chatbot, Config
 from chatbot.variants import VARIANTS, Reply, UnavailableError, Workload, prepared, torchscript
 from chatbot.vocabulary import EOS, FIRST_WORD, PAD
-from ray_jobs import measure
-from ray_jobs.checks import label_fault, probe_fault, program_of
-from ray_jobs.records import Weights
-from ray_jobs.timing import CudaTimer
+from ray_jobs.measure import launch
+from ray_jobs.measure.replies import label_fault, probe_fault, program_of
+from ray_jobs.measure.result import Weights
+from ray_jobs.measure.timing import CudaTimer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -153,7 +153,7 @@ def test_peak_memory_holds_the_weights_and_is_of_the_gpu() -> None:
     pool: NDArray[np.int64] = np.random.default_rng(0).integers(FIRST_WORD, words, (100, 6))
     workload = Workload(device="cuda", prompt_tokens=6, reply_tokens=3, model="tiny")
     torch.cuda.reset_peak_memory_stats()
-    alone = measure.measure_alone(workload, "eager", Weights(preset="tiny"), pool, compared=10)
+    alone = launch.measure_alone(workload, "eager", Weights(preset="tiny"), pool, compared=10)
     assert 0 < alone.peak_mb < 1000
     assert alone.tokens is not None
     assert alone.tokens.shape == (10, 3)

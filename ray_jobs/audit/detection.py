@@ -1,0 +1,161 @@
+"""Planted mistakes: each runs through the pipeline of the matrix, and something there must name it."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from chatbot.variants import BASELINE, CONTROL
+from ray_jobs.audit.comparisons import MOST
+from ray_jobs.audit.load import background_load
+from ray_jobs.audit.mistakes import named
+from ray_jobs.audit.station import Measured, Stand
+from ray_jobs.cluster.events import Event, LaunchDone
+from ray_jobs.matrix.rows import DONE
+from ray_jobs.measure.result import TIMED, LaunchResult
+from ray_jobs.measure.watch import disturbed
+from ray_jobs.statistics import LEAST_LAUNCHES
+
+IMPOSSIBLE = "impossible by construction"
+NOTHING_LIKE = 1.5  # a speedup below it is nothing like that of a memory, which would be hundreds
+HALF_WAY = LEAST_LAUNCHES // 2
+BUSY = 0.9  # of each core, from half-way on
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mistake, what it is planted as, and who is to catch it."""
+
+    name: str
+    variants: tuple[str, ...]
+    judge: Callable[[Measured], str | None]  # what caught it; None: nothing did
+    half_way: bool = False  # a background process starts in the middle
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a planted mistake."""
+
+    fault: str
+    caught: bool
+    by: str
+
+
+def _invalid(plant: str, words: str) -> Callable[[Measured], str | None]:
+    """Caught where the plant's row is invalid for a reason with these words, and shows no speedup."""
+
+    def judge(state: Measured) -> str | None:
+        row = next(row for row in state.rows if row.variant == plant)
+        if row.verdict != "invalid" or row.speedup is not None or words not in (row.reason or ""):
+            return None
+        return f"invalid: {row.reason}"
+
+    return judge
+
+
+def _planted(name: str, plant: str, words: str, beside: tuple[str, ...] = ()) -> Fault:
+    return Fault(name, (*beside, named(plant)), _invalid(named(plant), words))
+
+
+def _nothing_gained(state: Measured) -> str | None:
+    """A memory of prompts can't help where no prompt is asked twice of a variant."""
+    row = next(row for row in state.rows if row.variant == named("MEMORY"))
+    if row.status != DONE or row.verdict == "invalid" or row.speedup is None or row.speedup > NOTHING_LIKE:
+        return None
+    return f"{IMPOSSIBLE}: no prompt is asked twice of a variant in a launch (speedup {row.speedup:.3f}, {row.verdict})"
+
+
+def _balanced(state: Measured) -> str | None:
+    """Every variant stands equally often in each place of the rounds, and of the building order."""
+    if state.status != DONE or not state.launches:
+        return None
+    names = state.launches[0].variants
+    if not all(_places_balanced(launch) for launch in state.launches):
+        return None
+    built = np.array([[launch.built.index(name) for name in names] for launch in state.launches])
+    whole = len(built) // len(names) * len(names)
+    counts = {tuple(np.bincount(column, minlength=len(names))) for column in built[:whole].T}
+    if counts != {(whole // len(names),) * len(names)}:
+        return None
+    return f"{IMPOSSIBLE}: each variant had each place of the rounds equally often, in each of {len(built)} launches"
+
+
+def _places_balanced(launch: LaunchResult) -> bool:
+    samples = launch.samples
+    first = (samples.phase == TIMED) & (samples.call == 1)
+    places = range(len(launch.variants))
+    counts = {int(((samples.variant == v) & (samples.position == p) & first).sum()) for v in places for p in places}
+    return counts == {launch.rounds // len(launch.variants)}
+
+
+def _noticed(state: Measured) -> str | None:
+    """Every row warns of it, and it is in the rounds after its start that the counters saw it."""
+    rows = state.rows
+    said = [text for row in rows for text in row.warnings if "another process used" in text or "waited" in text]
+    shares = [disturbed(w) / len(w.round_ns) for w in (launch.interference for launch in state.launches) if w]
+    before, after = shares[: HALF_WAY - 1], shares[HALF_WAY + 1 :]
+    if state.status != DONE or len(said) < len(rows) or not before or not after:
+        return None
+    if np.mean(after) < np.mean(before) + 0.5:
+        return None
+    return f"{rows[0].discarded_rounds} rounds discarded, and a warning: {said[0]}"
+
+
+def _run_again(state: Measured) -> str | None:
+    """Every launch was killed on its first attempt, is recorded as lost, was run again, and counts once."""
+    indices = [launch.launch.index for launch in state.launches]
+    killed = [record["launch"] for record in state.lost if record["attempt"] == 1 and "SIGKILL" in record["reason"]]
+    if state.status != DONE or not indices or killed != indices or indices != list(range(len(indices))):
+        return None
+    return f"{len(killed)} launches lost ({state.lost[0]['reason']}), each run again in its place and counted once"
+
+
+FAULTS = (
+    _planted("the same program timed under two names", "SAME_PROGRAM", "the same program", beside=("torchscript",)),
+    _planted("a variant left on another device", "ANOTHER_DEVICE", "holds weights on"),
+    _planted("a missing synchronisation", "NOT_SYNCHRONISED", "promises the baseline's replies"),
+    _planted("an answer that was never computed (meta tensors)", "NEVER_COMPUTED", "replies are on meta"),
+    _planted("a remembered reply", "SAME_REPLY", "promises the baseline's replies"),
+    Fault("a memory of prompts", (named("MEMORY"),), _nothing_gained),
+    _planted("a shorter answer", "HALF", "shape"),
+    _planted("stopping at the end of the sentence", "STOPS", "stops at the end of the sentence"),
+    _planted("computing nothing", "NOTHING", "promises the baseline's replies"),
+    _planted("dropout left on", "DROPOUT", "training mode"),
+    _planted("gradients left on", "GRADIENTS", "records gradients"),
+    Fault("always run second with a warm cache", (CONTROL,), _balanced),
+    Fault("a background process that starts half-way", (CONTROL,), _noticed, half_way=True),
+    _planted("tokenising inside the timed call", "TOKENISES", "handles text"),
+    Fault("a launch that dies half-way", (named("DIES"),), _run_again),
+)
+
+
+def plant(stand: Stand, fault: Fault, number: int) -> Verdict:
+    """Runs one planted mistake."""
+    done: list[Event] = []
+    with ExitStack() as stack:
+
+        def watch(event: Event) -> None:
+            if isinstance(event, LaunchDone):
+                done.append(event)
+                if fault.half_way and len(done) == HALF_WAY:
+                    stack.enter_context(background_load(stand.spec.seed, sorted(os.sched_getaffinity(0)), BUSY))
+
+        state = stand.run(
+            f"fault-{number:02d}", (BASELINE, *fault.variants), stand.spec.seed * MOST + number, watch=watch
+        )
+    by = fault.judge(state)
+    return Verdict(fault.name, by is not None, by or _uncaught(state))
+
+
+def _uncaught(state: Measured) -> str:
+    if state.status != DONE:
+        return f"the trial failed: {state.reason}"
+    seen = ", ".join(f"{row.variant} {row.verdict or row.status}: {row.reason or row.speedup}" for row in state.rows)
+    return f"nothing; {seen}"
+
+
+def promise(verdicts: Sequence[Verdict]) -> bool:
+    """Whether every planted mistake was caught."""
+    return all(verdict.caught for verdict in verdicts)

@@ -1,0 +1,220 @@
+"""Variants that are wrong on purpose, and variants that are slower by a known share.
+
+They are named ``ray_jobs.audit.mistakes:NAME``, and are measured by the same pipeline as any other.
+"""
+
+import copy
+import os
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from chatbot.model import Chatbot
+from chatbot.variants import BASELINE, Prepare, Reply, Variant, Workload, eager, torchscript
+from chatbot.vocabulary import EOS, PAD
+
+ASYNCHRONOUS_S = 0.02  # how long after its return the asynchronous stand-in fills in its answer
+CALLS_BEFORE_DEATH = 10  # beyond the least warm-up, before the last of the fewest rounds
+
+
+def named(plant: str) -> str:
+    """The variant's name on a command line or in a spec."""
+    return f"{__name__}:{plant}"
+
+
+def _planted(prepare: Prepare, summary: str, kind: str = "eager", control_of: str | None = BASELINE) -> Variant:
+    """Declared to run the baseline's networks, so that nothing but the planted mistake can be found."""
+    return Variant("planted", summary, prepare, exact=True, kind=kind, control_of=control_of)
+
+
+def _delayed(percent: float) -> Variant:
+    """Each call lasts ``percent`` longer than the eager call within it: the true speedup is 1 / (1 + percent)."""
+
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        inner, clock = eager.prepare(chatbot, workload), time.perf_counter_ns
+
+        def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+            start = clock()
+            tokens = inner(prompts, lengths)
+            stop = clock()
+            until = stop + round((stop - start) * percent / 100)
+            while clock() < until:
+                pass
+            return tokens
+
+        return reply
+
+    return _planted(prepare, f"eager, {percent:g}% slower")
+
+
+DELAYED_1, DELAYED_2, DELAYED_5 = _delayed(1), _delayed(2), _delayed(5)
+DELAYED = {1: named("DELAYED_1"), 2: named("DELAYED_2"), 5: named("DELAYED_5")}
+
+
+def _on_another_device(chatbot: Chatbot, workload: Workload) -> Reply:
+    inner, left = eager.prepare(chatbot, workload), copy.deepcopy(chatbot.encoder).to("meta")
+
+    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+        return inner(prompts, lengths) if left is not None else prompts
+
+    return reply
+
+
+def _not_synchronised(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Returns at once; the answer is filled in later, as a GPU's would be."""
+    inner = eager.prepare(chatbot, workload)
+
+    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+        answer = torch.zeros((workload.batch, workload.reply_tokens), dtype=torch.long)
+
+        def work() -> None:
+            time.sleep(ASYNCHRONOUS_S)
+            with torch.inference_mode():  # which each thread enters for itself
+                answer.copy_(inner(prompts, lengths))
+
+        threading.Thread(target=work, daemon=True).start()
+        return answer
+
+    return reply
+
+
+def _never_computed(chatbot: Chatbot, workload: Workload) -> Reply:
+    inner = eager.prepare(chatbot, workload)
+    return lambda prompts, lengths: inner(prompts, lengths).to("meta")
+
+
+def _same_reply(chatbot: Chatbot, workload: Workload) -> Reply:
+    """The first answer, for ever."""
+    inner = eager.prepare(chatbot, workload)
+    remembered: list[Tensor] = []
+
+    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+        if not remembered:
+            remembered.append(inner(prompts, lengths))
+        return remembered[0]
+
+    return reply
+
+
+def _memory_of_prompts(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Answers a prompt that it has seen from memory."""
+    inner = eager.prepare(chatbot, workload)
+    seen: dict[tuple[int, ...], Tensor] = {}
+
+    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+        key = tuple(prompts.flatten().tolist())
+        if key not in seen:
+            seen[key] = inner(prompts, lengths)
+        return seen[key]
+
+    return reply
+
+
+def _half_as_long(chatbot: Chatbot, workload: Workload) -> Reply:
+    search, steps = chatbot.search(), max(1, workload.reply_tokens // 2)
+
+    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+        tokens: Tensor = search(prompts, lengths, steps)[0]
+        return tokens
+
+    return reply
+
+
+def _stops_at_the_end(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Nothing after the first EOS, filled up to the asked length."""
+    inner = eager.prepare(chatbot, workload)
+
+    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+        tokens = inner(prompts, lengths)
+        ended = (tokens == EOS).cumsum(1) - (tokens == EOS).long() > 0
+        return tokens.masked_fill(ended, PAD)
+
+    return reply
+
+
+def _computes_nothing(chatbot: Chatbot, workload: Workload) -> Reply:
+    search, answer = chatbot.search(), torch.zeros((workload.batch, workload.reply_tokens), dtype=torch.long)
+    return lambda prompts, lengths: answer if search is not None else prompts
+
+
+def _dropout_on(chatbot: Chatbot, workload: Workload) -> Reply:
+    chatbot.encoder.train()
+    chatbot.decoder.train()
+    search, steps = chatbot.search(), workload.reply_tokens
+    search.train()
+
+    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+        tokens: Tensor = search(prompts, lengths, steps)[0]
+        return tokens
+
+    return reply
+
+
+def _gradients_on(chatbot: Chatbot, workload: Workload) -> Reply:
+    with torch.inference_mode(False), torch.no_grad():
+        own = Chatbot.random(chatbot.config)  # its parameters can take part in a backward pass
+        for ours, theirs in ((own.encoder, chatbot.encoder), (own.decoder, chatbot.decoder)):
+            ours.load_state_dict(theirs.state_dict())
+    inner = eager.prepare(own, workload)
+
+    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            return inner(prompts.clone(), lengths.clone())
+
+    return reply
+
+
+def _tokenises(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Makes its prompt from words within the call, as the original did."""
+    inner = eager.prepare(chatbot, workload)
+
+    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+        text = [" ".join(str(word) for word in row) for row in prompts.tolist()]
+        return inner(torch.tensor([[int(word) for word in row.split(" ")] for row in text]), lengths)
+
+    return reply
+
+
+def _hangs(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Loops for ever, in its preparation."""
+    while True:
+        time.sleep(3600)
+
+
+def _dies(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Ends its process in the midst of the rounds, on the first attempt of every launch."""
+    inner = eager.prepare(chatbot, workload)
+    mark = Path(tempfile.gettempdir()) / f"latency-matrix-{os.getppid()}"  # the server's, which outlives the launch
+    first, calls = not mark.exists(), [0]
+    if not first:
+        mark.unlink()
+
+    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+        calls[0] += 1
+        if first and calls[0] > CALLS_BEFORE_DEATH:
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(prompts, lengths)
+
+    return reply
+
+
+SAME_PROGRAM = _planted(torchscript.prepare, "torchscript under another name", kind="torchscript", control_of=None)
+ANOTHER_DEVICE = _planted(_on_another_device, "weights left on another device")
+NOT_SYNCHRONISED = _planted(_not_synchronised, "returns before it has answered")
+NEVER_COMPUTED = _planted(_never_computed, "answers with a tensor that holds nothing")
+SAME_REPLY = _planted(_same_reply, "its first reply for ever")
+MEMORY = _planted(_memory_of_prompts, "remembers prompts")
+HALF = _planted(_half_as_long, "half of the reply")
+STOPS = _planted(_stops_at_the_end, "stops at the end of the sentence")
+NOTHING = _planted(_computes_nothing, "computes nothing")
+DROPOUT = _planted(_dropout_on, "dropout on")
+GRADIENTS = _planted(_gradients_on, "gradients on")
+TOKENISES = _planted(_tokenises, "text within the call")
+DIES = _planted(_dies, "its process is killed half-way")
+HANGS = _planted(_hangs, "never answers")

@@ -1,0 +1,100 @@
+"""One station of a local Ray, on which the audit runs trials through the same pipeline as the matrix."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from chatbot.errors import UsageError
+from chatbot.variants import BASELINE, CONTROL
+from ray_jobs.cluster.connection import connected
+from ray_jobs.cluster.events import Event
+from ray_jobs.cluster.stations import find_stations
+from ray_jobs.cluster.tasks import measure
+from ray_jobs.driver.trials import Inputs, Kept, TrialState, place
+from ray_jobs.measure.result import LaunchResult
+from ray_jobs.process.trial import choose_cores
+from ray_jobs.provenance import driver_facts
+from ray_jobs.spec import Spec, read_spec
+
+BUSY_WAIT_S = 600.0  # for a station that somebody else holds
+
+
+@dataclass
+class Measured(TrialState):
+    """A trial with its launches."""
+
+    launches: list[LaunchResult] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stand:
+    """A station and what its trials read."""
+
+    spec: Spec
+    run_id: str
+    inputs: Inputs
+    template: TrialState
+
+    @property
+    def cores(self) -> tuple[int, ...]:
+        """Those that launches are pinned to, as the station chooses them."""
+        return choose_cores(sorted(os.sched_getaffinity(0)), self.template.info.workload.threads)
+
+    def environment(self) -> dict[str, Any]:
+        """The program and the machine."""
+        assert self.template.job is not None
+        return {
+            "driver": driver_facts(),
+            "station": {name: fact for name, fact in self.template.job.station.facts.items() if name != "host"},
+        }
+
+    def run(
+        self,
+        trial_id: str,
+        variants: Sequence[str],
+        seed: int,
+        memory: bool = False,
+        watch: Callable[[Event], None] | None = None,
+    ) -> Measured:
+        """One trial, from beginning to end; ``watch`` sees what happens as it happens."""
+        names = tuple(dict.fromkeys([BASELINE, *variants]))
+        job = self.template.job
+        assert job is not None
+        trial = replace(job.trial, id=trial_id, variants=names, seed=seed, memory=memory)
+        info = replace(self.template.info, trial_id=trial_id, variants=names)
+        state = Measured(info)
+        kept = Kept()
+        started = time.monotonic()
+        with closing(measure([replace(job, trial=trial, info=info)])) as events:
+            for event in events:
+                state.take(event, kept)
+                if watch is not None:
+                    watch(event)
+        state.seconds = time.monotonic() - started
+        state.launches = kept.launches(trial_id, ())
+        return state
+
+
+@contextmanager
+def stand(spec: Spec, run_id: str) -> Iterator[Stand]:
+    """Starts Ray on this machine and takes its station.
+
+    Raises:
+        UsageError: the model or the corpus can't be used, or the machine has too few cores.
+    """
+    inputs = Inputs.of(spec)
+    with connected("local"):
+        stations = find_stations(spec.device, by_device=False, cores_per_gpu=None)
+        template = next(iter(place(spec, run_id, inputs, stations, BUSY_WAIT_S).values()))
+        if template.job is None:
+            raise UsageError(f"nothing to audit on: {template.reason}")
+        yield Stand(spec, run_id, inputs, template)
+
+
+def audit_spec(model: str, budget: float, precision: float, margin: float, seed: int) -> Spec:
+    """The spec of the audit's trials; the same defaults as the matrix for what it does not name."""
+    flags = {"variants": CONTROL, "model": model, "budget": budget, "precision": precision, "margin": margin}
+    return read_spec(None, {**flags, "seed": seed})

@@ -1,0 +1,80 @@
+"""``python -m ray_jobs compare``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chatbot.errors import UsageError, one_of
+from ray_jobs.compare.gate import compare as compare_cells
+from ray_jobs.compare.match import cells_of, match
+from ray_jobs.compare.output import FORMATS, Page, notes_of
+from ray_jobs.results.run import FinishedRun
+
+MARGIN = 0.02  # without a gate, as in a spec
+INCOMPARABLE = {"model": "the model's weights", "prompts": "the prompts"}
+
+
+def compare(
+    base: Annotated[str, typer.Argument(help="The directory of the run before: a folder or any pyarrow.fs URI.")],
+    new: Annotated[str, typer.Argument(help="That of the run after.")],
+    gate: Annotated[str | None, typer.Option(help="Too slow is more than that: 3% or 0.03.", metavar="SHARE")] = None,
+    form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = "text",
+    out: Annotated[Path | None, typer.Option(help="Write there instead of to the terminal.")] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also where the models or the prompts are not the same.")
+    ] = False,
+) -> None:
+    """Hold one run against another, by their speedups over the baseline.
+
+    Exits 0, or 2 on unusable arguments. With --gate 0 when every variant is within it, 1 when one is slower beyond
+    doubt, invalid, failed or answers otherwise than before, 3 when it can't tell.
+    """
+    if form not in FORMATS:
+        raise one_of("format", form, FORMATS)
+    limit = None if gate is None else share(gate)
+    before, after = FinishedRun.of(base), FinishedRun.of(new)
+    if not anyway:
+        refuse(before, after)
+    margin = limit if limit is not None else float(after.run.get("spec", {}).get("margin", MARGIN))
+    cells = cells_of(after)
+    comparison = compare_cells(match(cells_of(before), cells), cells, margin)
+    notes = dict.fromkeys(notes_of(before, after, comparison))
+    write(Page(before, after, comparison, limit, margin, tuple(notes)).render(form), out)
+    raise typer.Exit(0 if limit is None else int(comparison.exit))
+
+
+def share(text: str) -> float:
+    """``3%`` or ``0.03``. Raises UsageError."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < 1:
+        raise UsageError(f"--gate {text!r} is not a share: give 3% or 0.03")
+    return value
+
+
+def refuse(base: FinishedRun, new: FinishedRun) -> None:
+    """Raises UsageError where a speedup of one run says nothing about the other's.
+
+    How much a variant gains depends on the sizes of the model, and on how long its replies are.
+    """
+    first, second = base.run.get("identity") or {}, new.run.get("identity") or {}
+    changed = [text for part, text in INCOMPARABLE.items() if first.get(part) != second.get(part)]
+    if not (first and second):  # a run from before that was kept says no more than the model's name
+        names = [str(run.run.get("spec", {}).get("model")) for run in (base, new)]
+        changed = [] if names[0] == names[1] else [f"the models ({names[0]}, {names[1]})"]
+    if changed:
+        raise UsageError(f"{new.id} can't be compared with {base.id}: {' and '.join(changed)} differ; or say --anyway")
+
+
+def write(content: str, out: Path | None) -> None:
+    """To a file or the terminal. Raises UsageError."""
+    if out is None:
+        typer.echo(content)
+        return
+    try:
+        out.write_text(content + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--out {out} can't be written: {error.strerror}") from None

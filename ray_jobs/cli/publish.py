@@ -1,0 +1,31 @@
+"""``python -m ray_jobs publish``."""
+
+from typing import Annotated
+
+import typer
+
+from chatbot.errors import UsageError
+from ray_jobs.results.run import FinishedRun
+from ray_jobs.wandb_sink.sink import WandbSink, resolve_mode
+
+MODES = "auto, online or offline"
+
+
+def publish(
+    run: Annotated[str, typer.Argument(help="The directory of a finished run: a folder or any pyarrow.fs URI.")],
+    wandb: Annotated[str, typer.Option(help=f"{MODES}.")] = "auto",
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 600.0,
+) -> None:
+    """Send a run to W&B from its directory alone, as often as you like: it replaces what was sent before.
+
+    Exits 0 when W&B has all of it (or its offline log), 1 when not, 2 on unusable arguments.
+    """
+    mode = resolve_mode(wandb)
+    if mode == "off":
+        raise UsageError(f"--wandb {wandb} publishes nothing (WANDB_MODE counts too); choose from: {MODES}")
+    sink = WandbSink(mode, FinishedRun.of(run).directory, timeout)
+    sink.start()
+    sink.finish()
+    if sink.result:
+        typer.echo(sink.result)
+    raise typer.Exit(int(sink.failed))

@@ -1,0 +1,51 @@
+"""``python -m ray_jobs report``."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chatbot.errors import UsageError, one_of
+from ray_jobs.report.tables import FORMATS
+from ray_jobs.report.view import RunView, load
+from ray_jobs.report.write import FILE, draw
+from ray_jobs.results.store import RunDirectory
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Directories of finished runs.", metavar="RUN [RUN...]")],
+    kind: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = "html",
+    out: Annotated[
+        Path | None,
+        typer.Option(help=f"The file; without it RUN/{FILE}, of several runs {FILE} here; other formats go to stdout."),
+    ] = None,
+) -> None:
+    """Show finished runs, beside each other where there are several."""
+    if kind not in FORMATS:
+        raise one_of("format", kind, list(FORMATS))
+    directories = [RunDirectory.existing(run) for run in runs]
+    views = [load(directory) for directory in directories]
+    if kind == "html" and out is None and len(runs) == 1:
+        draw(directories[0])
+        typer.echo(f"{directories[0].shown}: {FILE}")
+        return
+    place = out or (Path(FILE) if kind == "html" else None)
+    if place is None:
+        typer.echo(FORMATS[kind](views), nl=False)
+        return
+    text = FORMATS[kind]([_seen_from(place, *each) for each in zip(directories, views, strict=True)])
+    try:
+        place.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{place} can't be written: {error.strerror}") from None
+    typer.echo(place)
+
+
+def _seen_from(place: Path, directory: RunDirectory, view: RunView) -> RunView:
+    """With links that lead from ``place`` to the run; without them where the run is not on this machine."""
+    if directory.local_path is None:
+        return replace(view, traces=())
+    way = os.path.relpath(directory.local_path, place.parent)
+    return replace(view, traces=tuple(replace(trace, href=f"{way}/{trace.href}") for trace in view.traces))

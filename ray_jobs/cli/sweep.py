@@ -1,0 +1,230 @@
+"""``python -m ray_jobs sweep`` and ``sweep-trial``."""
+
+import importlib.util
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from chatbot import corpus
+from chatbot.errors import UsageError
+from chatbot.model import PRESETS
+from chatbot.vocabulary import Vocabulary
+from ray_jobs.results.store import RunDirectory, StoreError
+from ray_jobs.sweep.data import load_data
+from ray_jobs.sweep.space import read_space
+from ray_jobs.sweep.spec import SweepSpec, Trial, make_spec
+from ray_jobs.wandb_sink.sink import MODES, resolve_mode
+
+NEEDS = {"pandas": "ray[tune]", "sklearn": "scikit-learn", "jinja2": "jinja2"}  # what the extra installs
+INTERRUPTED, TERMINATED = 130, 143
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command("sweep")
+def sweep(
+    space: Annotated[
+        Path | None, typer.Option(help="A TOML file of hyperparameters. [default: the original's five]")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Draws from the space, all different. [default: 16]")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Most of a trial. [default: 4000]")] = None,
+    validate_every: Annotated[int | None, typer.Option(help="Iterations. [default: 200]")] = None,
+    patience: Annotated[
+        str | None, typer.Option(help="Validations without a better loss that end a trial, or none. [default: 5]")
+    ] = None,
+    asha: Annotated[
+        bool | None, typer.Option("--asha/--no-asha", help="Stop poor trials early. [default: asha]")
+    ] = None,
+    grace: Annotated[
+        int | None, typer.Option(help="Iterations before a trial may be stopped. [default: a ninth]")
+    ] = None,
+    reduction: Annotated[float | None, typer.Option(help="One trial in N goes on beyond a rung. [default: 3]")] = None,
+    size: Annotated[str | None, typer.Option(help=f"Preset: {', '.join(PRESETS)}. [default: small]")] = None,
+    corpus_source: Annotated[
+        str | None, typer.Option("--corpus", help="chitchat, a .tsv, or a Cornell path. [default: chitchat]")
+    ] = None,
+    min_count: Annotated[int | None, typer.Option(help="Pairs with a rarer word are dropped. [default: 3]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws and of every trial. [default: 0]")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Of the held-out pairs. [default: 0]")] = None,
+    cpus: Annotated[int | None, typer.Option(help="A trial. [default: 1]")] = None,
+    gpus: Annotated[float | None, typer.Option(help="A trial; 0.25: four share one. [default: 0]")] = None,
+    concurrent: Annotated[
+        int | None, typer.Option(help="Trials at a time; 1 makes the sweep repeatable. [default: as many as fit]")
+    ] = None,
+    half: Annotated[bool | None, typer.Option("--half", help="Store the best weights in 16 bits.")] = None,
+    out: Annotated[str, typer.Option(help="The results root: a folder or any pyarrow.fs URI.")] = "results",
+    run_id: Annotated[str | None, typer.Option(help="The sweep's folder in it; a new one by default.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the trials' settings; run nothing.")] = False,
+    wandb: Annotated[str, typer.Option(help=f"{', '.join(MODES)}.")] = "auto",
+    address: Annotated[
+        str | None, typer.Option(help="local, auto or HOST:PORT. [default: $RAY_ADDRESS, else local]")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a sweep that was cut off: its directory, or its name in --out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
+) -> None:
+    """Search for good hyperparameters on Ray Tune, and say which of them mattered.
+
+    Exits 0 when a trial has a loss (failed trials are rows), 1 when none has, 2 on unusable arguments, 130 when
+    interrupted, 143 when terminated; --resume goes on where it was.
+    """
+    _check_extra()
+    flags = {
+        "space": None if space is None else read_space(space),
+        "trials": trials,
+        "iterations": iterations,
+        "validate_every": validate_every,
+        "patience": patience,
+        "asha": asha,
+        "grace": grace,
+        "reduction": reduction,
+        "size": size,
+        "corpus": corpus_source,
+        "min_count": min_count,
+        "seed": seed,
+        "split_seed": split_seed,
+        "cpus": cpus,
+        "gpus": gpus,
+        "concurrent": concurrent,
+        "half": half,
+    }
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    if patience == "none":
+        given["patience"] = None
+    mode = resolve_mode(wandb)
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    if resume is not None:
+        _refuse_changes(given, run_id, plan)
+        code = _go_on(resume, out, where, mode, as_json)
+    else:
+        spec = make_spec(given)
+        if plan:
+            _print_plan(spec)
+            return
+        name = run_id or f"sweep-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        code = _begin(spec, RunDirectory.named(out, name), where, mode, as_json)
+    raise typer.Exit(code)
+
+
+@app.command("sweep-trial", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sweep_trial(
+    context: typer.Context,
+    out: Annotated[str, typer.Option(help="The folder of the checkpoints.")] = "checkpoints",
+    size: Annotated[str, typer.Option(help=f"Preset: {', '.join(PRESETS)}.")] = "small",
+    corpus_source: Annotated[str, typer.Option("--corpus", help="chitchat, a .tsv, or a Cornell path.")] = "chitchat",
+    min_count: Annotated[int, typer.Option(min=1, help="Pairs with a rarer word are dropped.")] = corpus.MIN_COUNT,
+    iterations: Annotated[int, typer.Option()] = 4000,
+    validate_every: Annotated[int, typer.Option()] = 200,
+    patience: Annotated[str, typer.Option(help="Validations, or none.")] = "5",
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    wandb: Annotated[str, typer.Option(help=f"{', '.join(MODES)}.")] = "auto",
+) -> None:
+    """Train once with --HYPERPARAMETER=VALUE arguments, as `wandb agent` gives them, and tell W&B.
+
+    Judged as a trial of `sweep` is: the same loss on the same held-out pairs. Exits 1 when it diverged.
+    """
+    from ray_jobs.sweep import agent
+
+    asked = {
+        "size": size,
+        "corpus": corpus_source,
+        "min_count": min_count,
+        "iterations": iterations,
+        "validate_every": validate_every,
+        "patience": None if patience == "none" else patience,
+        "seed": seed,
+    }
+    raise typer.Exit(agent.run(agent.parse(context.args), make_spec(asked), out, device, resolve_mode(wandb)))
+
+
+def _check_extra() -> None:
+    missing = [package for module, package in NEEDS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(f"a sweep needs {' and '.join(missing)}; run: pip install 'latency-matrix[sweep]'")
+
+
+def _refuse_changes(given: Mapping[str, Any], run_id: str | None, plan: bool) -> None:
+    names = [*given, *(["run_id"] if run_id is not None else []), *(["plan"] if plan else [])]
+    if names:
+        flag = names[0].replace("_", "-")
+        raise UsageError(f"a resumed sweep keeps what it was asked: leave out --{flag}, or start a new sweep")
+
+
+def _print_plan(spec: SweepSpec) -> None:
+    from ray_jobs.sweep.charts import settings_of
+
+    for trial in spec.plan(len(load_data(spec)[1])):
+        typer.echo(f"trial {trial.number}: {settings_of(trial.settings)}; seed {trial.options.seed}")
+    rungs = f"stopped early from {spec.grace_iterations:,} iterations on" if spec.asha else "none stopped early"
+    typer.echo(f"{spec.trials} trials of at most {spec.iterations:,} iterations, {rungs}; nothing was run")
+
+
+def _begin(spec: SweepSpec, directory: RunDirectory, address: str, mode: str, as_json: bool) -> int:
+    from ray_jobs.sweep.folder import Record, data_digest
+
+    pairs, words = load_data(spec)
+    trials = spec.plan(len(words))
+    with directory.created(samples=False):
+        record = Record(directory, spec, data_digest(pairs))
+        return _run(record, trials, pairs, words, address, mode, as_json)
+
+
+def _go_on(place: str, root: str, address: str, mode: str, as_json: bool) -> int:
+    from ray_jobs.sweep.folder import Record, data_digest, find, read_rows
+
+    directory, sheet, spec = find(place, root)
+    pairs, words = load_data(spec)
+    trials = spec.plan(len(words))
+    with directory.reopened():
+        record = Record(directory, spec, data_digest(pairs))
+        record.restore(sheet, read_rows(directory))
+        return _run(record, trials, pairs, words, address, mode, as_json)
+
+
+def _run(
+    record: Any,
+    trials: list[Trial],
+    pairs: list[corpus.Pair],
+    words: Vocabulary,
+    address: str,
+    mode: str,
+    as_json: bool,
+) -> int:
+    from ray_jobs.cluster.connection import Terminated, connected
+    from ray_jobs.sweep import text as told
+    from ray_jobs.sweep import tuning
+    from ray_jobs.sweep.sink import SweepSink
+    from ray_jobs.sweep.worker import Data
+
+    spec: SweepSpec = record.spec
+    sink = SweepSink(mode, record)
+    reporter = told.Reporter(record, trials)
+    data = Data(tuple(pairs), words, {"corpus": spec.corpus, "min_count": spec.min_count, "sweep": record.id})
+    record.write("running")
+    try:
+        with connected(address):
+            reporter.opening(len(pairs), len(words))
+            tuning.run(record, trials, data, [reporter, sink])
+    except (KeyboardInterrupt, StoreError) as error:
+        what = "terminated" if isinstance(error, Terminated) else "interrupted"
+        what = str(error) if isinstance(error, StoreError) else what
+        again = f"python -m ray_jobs sweep --resume {record.directory.shown}"
+        typer.echo(f"ray_jobs: {what}; what was kept is safe, go on with: {again}", err=True)
+        if isinstance(error, StoreError):
+            return 1
+        record.finish("interrupted")
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    record.finish("done")
+    sink.finish()
+    reporter.closing(sink.sync_command)
+    if as_json:
+        typer.echo(json.dumps({"run_dir": record.directory.shown, **record.summary()}))
+    return int(record.best is None)

@@ -1,0 +1,41 @@
+"""``python -m ray_jobs variants``: the table of names, what each needs, and whether it can run here."""
+
+import torch
+
+from chatbot.model import PRESETS, Chatbot
+from chatbot.variants import VARIANTS, UnavailableError, Variant, Workload, prepared
+from ray_jobs.measure.result import one_line
+
+SIZE = Workload(prompt_tokens=4, reply_tokens=2, model="tiny")
+HERE = "yes"
+
+
+def available(variant: Variant) -> str:
+    """``HERE``, or why it can't run on this machine: asked of the variant itself, with the smallest model.
+
+    What would first compile for minutes is asked for its compiler alone.
+    """
+    device = "cuda" if "cpu" not in variant.devices else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device"
+    try:
+        if variant.ready is not None:
+            variant.ready(device)
+        else:
+            with torch.inference_mode():
+                prepared(variant, Chatbot.random(PRESETS["tiny"]).to(device), SIZE)
+    except UnavailableError as error:
+        return str(error)
+    except Exception as error:
+        return one_line(error)
+    return HERE
+
+
+def print_variants() -> None:
+    """Two lines for each entry of the table: its name and whether it runs here, and what it is."""
+    width = max(map(len, VARIANTS)) + 2
+    for variant in VARIANTS.values():
+        promise = "the baseline's replies" if variant.exact else "nearly the baseline's replies"
+        needs = f"; needs {', '.join(variant.needs)}" if variant.needs else ""
+        print(f"{variant.name:{width}}{available(variant)}")
+        print(f"{'':{width}}{variant.summary}; {promise}; {', '.join(variant.devices)}{needs}")

@@ -1,0 +1,78 @@
+"""How long a trial will take: from the latest run like it, else from the bytes that a reply reads."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatbot.model import Config
+from chatbot.variants import Workload, variant_named
+from ray_jobs.matrix.rows import DONE
+from ray_jobs.measure.orders import up_to_multiple
+from ray_jobs.measure.replies import LEAST_COMPARED
+from ray_jobs.measure.roofline import PRECISIONS, moved_bytes, phases_of
+from ray_jobs.measure.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS
+from ray_jobs.spec import Spec
+from ray_jobs.statistics import LEAST_LAUNCHES
+
+BYTES_PER_S = 10e9  # what one thread's fp32 matrix-vector products read from memory
+OVERHEAD_S = 150e-6  # of a step's small operations in Python
+LAUNCH_S = 0.8  # fork, weights, scripting and comparing replies, at small size
+START_S = 7.0  # of a trial: a worker and a fork server that import torch, and the launches for memory and limit
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that a trial takes at least, and at most (the budget ends it), and where that is from."""
+
+    least_s: float
+    most_s: float
+    source: str
+
+
+def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Estimate:
+    """The time of one trial of a spec."""
+    known = _latest(spec, workload, root)
+    if known is not None:
+        seconds, run_id = known
+        return Estimate(seconds, seconds, f"run {run_id}")
+    reply_s = reply_seconds(config, workload)
+    present = [variant for variant in map(variant_named, spec.variants) if workload.device in variant.devices]
+    variants = len(present)
+    calls = min(MOST_CALLS, max(CALLS, int(TURN_NS / 1e9 / reply_s)))
+    round_s = variants * (1 + calls) * reply_s
+    launches = up_to_multiple(LEAST_LAUNCHES, len(spec.variants))
+    rounds = min(up_to_multiple(ROUNDS, variants), int(0.9 * spec.budget / launches / round_s) // variants * variants)
+    prepare_s = sum(variant.prepare_s for variant in present)
+    launch_s = LAUNCH_S + prepare_s + variants * WARMUP_CALLS * reply_s + max(variants, rounds) * round_s
+    approximate = sum(not variant.exact for variant in present)
+    asked = LEAST_COMPARED / workload.batch * (1 + approximate) if approximate else 0
+    alone_s = START_S + prepare_s + asked * reply_s
+    least = alone_s + launches * launch_s
+    return Estimate(least, max(least, spec.budget + alone_s), "estimated from the bytes read")
+
+
+def reply_seconds(config: Config, workload: Workload) -> float:
+    """Roughly how long an eager reply takes: weights read once a step, and each step's overhead."""
+    read = moved_bytes(phases_of(config, workload, PRECISIONS["float32"]))
+    steps = workload.prompt_tokens + workload.reply_tokens
+    # A batch reads the weights once for all; its arithmetic shows from a few prompts on.
+    return read / BYTES_PER_S / workload.threads * max(1.0, workload.batch / 16) + steps * OVERHEAD_S
+
+
+def _latest(spec: Spec, workload: Workload, root: str) -> tuple[float, str] | None:
+    """(mean seconds of its trials like this one, run id) of the newest local run with the same demands."""
+    if "://" in root or not Path(root).is_dir():
+        return None
+    asked = spec.model_dump(mode="json")
+    for path in sorted(Path(root).glob("*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True):
+        try:
+            run = json.loads(path.read_text())
+            same = all(run["spec"][key] == asked[key] for key in ("variants", "precision", "budget"))
+            done = [trial for trial in run["trials"].values() if trial["status"] == DONE]
+            trials = [trial for trial in done if Workload(**trial["workload"]) == workload]
+            like = [trial["seconds"] for trial in trials if trial["seconds"]]
+            if same and like:
+                return sum(like) / len(like), run["run_id"]
+        except (ValueError, KeyError, TypeError, OSError):
+            continue
+    return None

@@ -1,0 +1,143 @@
+"""Going on with a run that was cut off, from the launches that were committed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from chatbot.errors import UsageError
+from chatbot.variants import Workload
+from ray_jobs.cluster.times import Moments
+from ray_jobs.driver.trials import Store, TrialState
+from ray_jobs.matrix.rows import DONE, FAILED, SKIPPED, TrialInfo
+from ray_jobs.measure.replies import Comparison
+from ray_jobs.measure.roofline import Limit, Speeds
+from ray_jobs.process.trial import Committed
+from ray_jobs.results.samples import to_result
+from ray_jobs.results.store import RunDirectory, below
+from ray_jobs.spec import Spec, spec_of
+
+PARTS = {
+    "code": "the sources of this program",
+    "model": "the model's weights",
+    "prompts": "the corpus or the vocabulary",
+    "spec": "the spec",
+}
+TRACES = "traces"  # the purpose of a run that times nothing
+PLACE = ("station", "host", "device_name", "hardware")  # of a trial
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A run as it was left."""
+
+    directory: RunDirectory
+    run: Mapping[str, Any]  # run.json
+    spec: Spec
+
+    @classmethod
+    def of(cls, place: str, root: str) -> "Earlier":
+        """The run at a place, or of that name in the results root. Raises UsageError."""
+        try:
+            directory = RunDirectory.existing(place)
+        except UsageError as error:
+            if "/" in place:
+                raise
+            try:
+                directory = RunDirectory.existing(below(root, place))
+            except UsageError:
+                raise error from None
+        try:
+            run = json.loads(directory.read("run.json"))
+            return cls(directory, run, spec_of(run["spec"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{place} can't be resumed: its run.json says too little ({error})") from None
+
+    @property
+    def id(self) -> str:
+        return str(self.run["run_id"])
+
+    def check(self, identity: Mapping[str, str]) -> None:
+        """Raises UsageError where a launch of now would not be like those of then."""
+        if self.run.get("purpose") == TRACES:
+            raise UsageError(f"{self.directory.shown} can't be resumed: it holds traces, and nothing was timed")
+        before = self.run.get("identity") or {}
+        if not before:
+            raise UsageError(f"{self.directory.shown} can't be resumed: it is from before runs could be")
+        changed = [text for part, text in PARTS.items() if before.get(part) != identity[part]]
+        if changed:
+            raise UsageError(
+                f"{self.directory.shown} can't be resumed: {' and '.join(changed)} changed since; start a new run"
+            )
+
+    def restore(self, trials: Mapping[str, TrialState], store: Store, identity: str) -> dict[str, TrialState]:
+        """The trials of now with what is known of them: done ones are over, others go on from their launches."""
+        committed = self._committed(identity)
+        records = {name: record for name, record in self.run["trials"].items() if record["status"] != SKIPPED}
+        states = dict(trials)
+        for name, record in records.items():
+            known = committed.get(name, [])
+            state = states.get(name) or self._absent(name, record)
+            states[name] = self._restored(state, record, known, store)
+        return states
+
+    def _restored(
+        self, state: TrialState, record: Mapping[str, Any], known: list[Committed], store: Store
+    ) -> TrialState:
+        fault = state.reason or self._another(state, record)
+        state.info = replace(state.info, **{key: record[key] for key in PLACE})  # where its launches were measured
+        state.committed, state.rows = known, []
+        state.peak_mb, state.lost = dict(record["peak_memory_mb"]), list(record["lost_launches"])
+        state.limits = {name: Limit(**limit) for name, limit in record.get("limits", {}).items()}
+        if record.get("speeds"):
+            state.speeds = Speeds.of(record["speeds"])
+        state.compared = {name: Comparison(**found) for name, found in record.get("compared", {}).items()}
+        state.attempts = list(record["attempts"])
+        state.moments = Moments.of_record(record.get("moments"))
+        if record["status"] == DONE and len(known) == record["launches"]:
+            state.end(DONE, None, store, record["seconds"])
+            return state
+        state.attempts.append({"reason": record["reason"] or "the run was cut off", "launches": len(known)})
+        if state.job is None or fault is not None:
+            state.end(FAILED, f"{fault}; {len(known)} launches of an earlier attempt are kept", store)
+            return state
+        state.job = replace(state.job, trial=replace(state.job.trial, committed=tuple(known)))
+        return state
+
+    def _absent(self, name: str, record: Mapping[str, Any]) -> TrialState:
+        """A trial whose station is not in the cluster now."""
+        shared = {key: record[key] for key in PLACE}
+        spec, workload = self.spec, Workload(**record["workload"])
+        info = TrialInfo(self.id, name, workload, spec.variants, spec.precision, spec.margin, **shared)
+        return TrialState(info, reason=f"its station {info.station} is not in the cluster now")
+
+    def _another(self, state: TrialState, record: Mapping[str, Any]) -> str | None:
+        """Why launches on the station of now can't stand beside those of then."""
+        if state.job is None:
+            return "it can't be measured now"
+        then = self.run["environment"]["stations"].get(state.info.station, {})
+        now = state.job.station.facts
+        if record["hardware"] != state.info.hardware:
+            return f"its station was {record['hardware']} and is {state.info.hardware}"
+        for name, version in then.get("packages", {}).items():
+            if version != now["packages"].get(name) and name in ("torch", "numpy"):
+                return f"its station had {name} {version} and has {now['packages'].get(name)}"
+        return None
+
+    def _committed(self, identity: str) -> dict[str, list[Committed]]:
+        """Of each trial, in order. Raises UsageError at a launch of another run."""
+        found: dict[str, list[Committed]] = {}
+        for name in self.directory.sample_files():
+            trial, _, number = name.removesuffix(".parquet").rpartition(".")
+            if not trial or not number.isdecimal():
+                raise UsageError(f"{self.directory.shown} can't be resumed: samples/{name} is not one of its launches")
+            try:
+                table = self.directory.launch(trial, int(number))
+            except (pa.ArrowException, OSError):  # half a file, on a file system that can't rename: measured again
+                continue
+            if (table.schema.metadata or {}).get(b"identity", b"").decode() != identity:
+                raise UsageError(f"{self.directory.shown} can't be resumed: samples/{name} is of another run")
+            found.setdefault(trial, []).append(Committed.of(to_result(table)))
+        return found

@@ -1,0 +1,243 @@
+"""Stations of one hardware class beside each other: the class's mean, its spread, and who disagrees with it.
+
+Launches of several stations are never pooled: launches of one station share its silicon, so each station is one
+estimate with its own error, and stations differ by more than these errors (a random-effects meta-analysis). All
+estimates are natural logarithms, so that spreads are ratios. Pure functions.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+import numpy as np
+from scipy import optimize
+
+from ray_jobs.matrix.rows import DONE, Row
+from ray_jobs.statistics import CONFIDENCE, NOMINAL, Floats, quantile
+
+MEDIAN_ERROR = math.sqrt(math.pi / 2)  # of a median over that of a mean, for many normal values
+LEAST_ERROR = 1e-6  # no clock tells less; keeps the weights finite where launches came out equal
+CLASS = ("hardware", "device", "model", "batch", "prompt_tokens", "reply_tokens", "threads", "variant", "stop_at_eos")
+
+
+@dataclass(frozen=True)
+class RandomEffects:
+    """The mean of a class that the measured stations are a sample of; what one station can't tell is None."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    tau: float | None = None  # standard deviation between stations
+    heterogeneity: float | None = None  # I^2: share of the variance that the stations' own errors do not explain
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one station found, with its standard error and that error's degrees of freedom."""
+
+    station: str
+    value: float
+    error: float
+    degrees: int
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A station that is not like the others of its class."""
+
+    station: str
+    others: tuple[str, ...]
+    value: float
+    mean: float  # of the others
+    limit: float  # how far from it the station might lie by chance
+
+
+@dataclass(frozen=True)
+class HardwareClass:
+    """One variant and workload over all stations of a class. Only stations with two launches or more count."""
+
+    hardware: str
+    device: str
+    model: str
+    batch: int
+    prompt_tokens: int | None
+    reply_tokens: int | None
+    threads: int
+    variant: str
+    stations: int
+    p50_ms: float | None = None
+    p50_low_ms: float | None = None  # the limits and spreads of a single station are unknown
+    p50_high_ms: float | None = None
+    p50_spread: float | None = None  # between stations, a standard deviation as a share
+    speedup: float | None = None  # the baseline has none
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    speedup_spread: float | None = None
+    heterogeneity: float | None = None  # I^2 of the speedup
+    disagreeing: tuple[str, ...] = ()  # a sentence each
+    stop_at_eos: bool = False
+
+
+def random_effects(estimates: Sequence[float], errors: Sequence[float]) -> RandomEffects | None:
+    """The mean of stations with its 95% interval, and their spread; None of no estimates.
+
+    The variance between stations, tau^2, is Paule and Mandel's (1982, https://doi.org/10.6028/jres.087.022); the
+    interval is Hartung and Knapp's with t(k - 1) (2001, https://doi.org/10.1002/sim.791; IntHout et al. 2014,
+    https://doi.org/10.1186/1471-2288-14-25), never narrower than the plain one: their factor max(1, q) is 1 here, since
+    q = Q(tau^2) / (k - 1) is what Paule and Mandel set to 1, or is less where tau is 0. I^2 is Higgins and Thompson's
+    (2002, https://doi.org/10.1002/sim.1186). An error below ``LEAST_ERROR`` counts as that.
+    """
+    y, variances = np.asarray(estimates, dtype=np.float64), _variances(errors)
+    k = len(y)
+    if k == 0:
+        return None
+    if k == 1:
+        return RandomEffects(float(y[0]))
+    tau2 = _between(y, variances)
+    weights = 1 / (variances + tau2)
+    mean = float(np.average(y, weights=weights))
+    reach = quantile(k - 1, CONFIDENCE) / math.sqrt(weights.sum())
+    plain = _dispersion(0.0, y, variances)
+    unexplained = (plain - (k - 1)) / plain if plain > k - 1 else 0.0
+    return RandomEffects(mean, mean - reach, mean + reach, math.sqrt(tau2), unexplained)
+
+
+def _variances(errors: Sequence[float]) -> Floats:
+    return np.maximum(np.asarray(errors, dtype=np.float64), LEAST_ERROR) ** 2
+
+
+def _dispersion(tau2: float, y: Floats, variances: Floats) -> float:
+    """Q: the weighted sum of squares about the weighted mean."""
+    weights = 1 / (variances + tau2)
+    return float((weights * (y - np.average(y, weights=weights)) ** 2).sum())
+
+
+def _between(y: Floats, variances: Floats) -> float:
+    """tau^2 by Paule and Mandel: where Q(tau^2) is what it is expected to be, k - 1; 0 where it never reaches that."""
+    expected = len(y) - 1
+    if expected < 1 or _dispersion(0.0, y, variances) <= expected:  # one value's dispersion is rounding
+        return 0.0
+    # Q(t) is at most the sum of squares / t, so at twice the sample variance it is at most half of what is expected.
+    most = 2 * float(np.var(y, ddof=1))
+    root = optimize.brentq(lambda tau2: _dispersion(tau2, y, variances) - expected, 0.0, most, xtol=1e-18)
+    return float(root)
+
+
+def disagreements(estimates: Sequence[Estimate], margin: float) -> list[Disagreement]:
+    """The stations that differ from the others of their class by more than chance and by more than the margin.
+
+    Each station is held against the mean of the others (leave one out); chance gives one name or more to 5% of the
+    classes of equal stations (Bonferroni). Two stations are one comparison, told of the second.
+    """
+    count = len(estimates)
+    asked = range(count) if count > 2 else range(1, count)
+    found = []
+    for i in asked:
+        others = [*estimates[:i], *estimates[i + 1 :]]
+        one = _held_against(estimates[i], others, 1 - (1 - CONFIDENCE) / len(asked))
+        off = abs(one.value - one.mean)
+        if off > one.limit and math.expm1(off) > margin:
+            found.append(one)
+    return found
+
+
+def _held_against(one: Estimate, others: Sequence[Estimate], confidence: float) -> Disagreement:
+    """The variance of the difference adds up from parts, each with its own degrees of freedom.
+
+    Theirs together are Welch and Satterthwaite's (Satterthwaite 1946, https://doi.org/10.2307/3002019).
+    """
+    y, variances = np.array([o.value for o in others]), _variances([o.error for o in others])
+    tau2 = _between(y, variances)
+    shares = 1 / (variances + tau2) / (1 / (variances + tau2)).sum()
+    between = tau2 * (1 + (shares**2).sum())  # of this station and of the others' mean
+    parts = np.array([*_variances([one.error]), between, *(shares**2 * variances)])
+    degrees = np.array([one.degrees, max(1, len(others) - 1), *(o.degrees for o in others)])
+    total = parts.sum()
+    reach = quantile(total**2 / (parts**2 / degrees).sum(), confidence)
+    names = tuple(o.station for o in others)
+    return Disagreement(one.station, names, one.value, float(shares @ y), reach * math.sqrt(total))
+
+
+def classes_of(rows: Sequence[Row], margin: float) -> list[HardwareClass]:
+    """Every hardware class with every workload and variant that was validly measured on it, in the rows' order."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        valid = row.status == DONE and row.verdict not in (None, "invalid")
+        if valid and row.hardware is not None and _latency(row) is not None:
+            groups.setdefault(attrgetter(*CLASS)(row), []).append(row)
+    return [_class_of(sorted(group, key=lambda row: row.station or ""), margin) for group in groups.values()]
+
+
+def _class_of(rows: Sequence[Row], margin: float) -> HardwareClass:
+    latencies = [known for row in rows if (known := _latency(row)) is not None]
+    speedups = [known for row in rows if (known := _speedup(row)) is not None]
+    p50, p50_low, p50_high, p50_spread, _ = _ratios(latencies)
+    speedup, speedup_low, speedup_high, speedup_spread, heterogeneity = _ratios(speedups)
+    return HardwareClass(
+        **{name: getattr(rows[0], name) for name in CLASS},
+        stations=len(rows),
+        p50_ms=p50,
+        p50_low_ms=p50_low,
+        p50_high_ms=p50_high,
+        p50_spread=p50_spread,
+        speedup=speedup,
+        speedup_low=speedup_low,
+        speedup_high=speedup_high,
+        speedup_spread=speedup_spread,
+        heterogeneity=heterogeneity,
+        disagreeing=_sentences(rows[0], latencies, speedups, margin),
+    )
+
+
+def _latency(row: Row) -> Estimate | None:
+    """ln of p50 in ms. A median's error is that of a mean times ``MEDIAN_ERROR``."""
+    if row.station is None or row.launches is None or row.p50_ms is None or row.p50_scatter is None:
+        return None
+    error = MEDIAN_ERROR * row.p50_scatter / math.sqrt(row.launches)
+    return Estimate(row.station, math.log(row.p50_ms), error, row.launches - 1)
+
+
+def _speedup(row: Row) -> Estimate | None:
+    """ln of the speedup, with the error that ``statistics.speedup`` made its interval of."""
+    if row.station is None or row.launches is None or not row.speedup or not row.speedup_low or not row.speedup_high:
+        return None
+    reach = (math.log(row.speedup_high) - math.log(row.speedup_low)) / 2
+    return Estimate(row.station, math.log(row.speedup), reach / quantile(row.launches - 1, NOMINAL), row.launches - 1)
+
+
+def _ratios(estimates: Sequence[Estimate]) -> tuple[float | None, ...]:
+    """Mean, low, high and spread of the stations, off the log scale, and I^2."""
+    effects = random_effects([e.value for e in estimates], [e.error for e in estimates])
+    if effects is None:
+        return (None,) * 5
+    limits = [None if log is None else math.exp(log) for log in (effects.low, effects.high)]
+    spread = None if effects.tau is None else math.expm1(effects.tau)
+    return math.exp(effects.mean), *limits, spread, effects.heterogeneity
+
+
+def _sentences(row: Row, latencies: Sequence[Estimate], speedups: Sequence[Estimate], margin: float) -> tuple[str, ...]:
+    """Who disagrees with the class of this row: about latency by the baseline's rows, once for all variants."""
+    if row.variant == row.baseline:
+        return tuple(_latency_sentence(found, row) for found in disagreements(latencies, margin))
+    return tuple(_speedup_sentence(found, row) for found in disagreements(speedups, margin))
+
+
+def _latency_sentence(found: Disagreement, row: Row) -> str:
+    off = math.expm1(abs(found.value - found.mean))
+    how = f"{off:.0%} {'slower' if found.value > found.mean else 'faster'}"
+    if len(found.others) == 1:
+        return f"{found.others[0]} and {found.station} disagree: {found.station} is {how} ({row.hardware})"
+    return f"{found.station} is {how} than the other {len(found.others)} stations of its class ({row.hardware})"
+
+
+def _speedup_sentence(found: Disagreement, row: Row) -> str:
+    own, mean = math.exp(found.value), math.exp(found.mean)
+    if len(found.others) == 1:
+        both = f"{mean:.3f} on {found.others[0]}, {own:.3f} on {found.station}"
+        return f"{found.others[0]} and {found.station} disagree: {row.variant}'s speedup is {both}"
+    chance = (
+        f"{mean:.3f} (by chance {math.exp(found.mean - found.limit):.3f} to {math.exp(found.mean + found.limit):.3f})"
+    )
+    others = f"the other {len(found.others)} stations, {chance}"
+    return f"{found.station}: {row.variant}'s speedup of {own:.3f} is not that of {others}"

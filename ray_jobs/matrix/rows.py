@@ -1,0 +1,285 @@
+"""Launches -> the rows of the matrix: a latency, a speedup and a verdict for each trial and variant."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
+from ray_jobs import statistics
+from ray_jobs.measure import roofline, watch
+from ray_jobs.measure.replies import LEAST_COMPARED, Comparison
+from ray_jobs.measure.result import LaunchResult, VariantFacts
+
+DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+DRIFT = 0.1  # of the sentinel, above which a row says so
+UNSETTLED = 0.2  # of the launches
+TREND = 0.02  # within a launch
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One cell of the matrix with all that is known of it; what is unknown is None. Columns are only ever appended."""
+
+    run_id: str
+    trial_id: str
+    station: str | None
+    host: str | None
+    device: str
+    device_name: str | None
+    model: str
+    batch: int
+    prompt_tokens: int | None  # null where the model is not the chatbot
+    reply_tokens: int | None
+    threads: int
+    variant: str
+    baseline: str
+    exact: bool
+    samples: int | None = None
+    launches: int | None = None
+    discarded_rounds: int | None = None
+    p50_ms: float | None = None
+    p50_low_ms: float | None = None
+    p50_high_ms: float | None = None
+    p90_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    mean_ms: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    verdict: str | None = None  # baseline, same, faster, slower, inconclusive or invalid
+    identical_replies: float | None = None  # share
+    prepare_s: float | None = None
+    peak_memory_mb: float | None = None
+    limit_ms: float | None = None
+    of_limit: float | None = None
+    bound: str | None = None  # memory, compute or overhead
+    status: str = DONE
+    reason: str | None = None
+    warnings: tuple[str, ...] = field(default=())
+    disturbed_rounds: int | None = None  # at most half of a launch's rounds are discarded
+    warmup_calls: float | None = None  # slow ones before it settled, the median over launches
+    sentinel_ms: float | None = None  # a fixed computation beside the launches: the machine's own speed
+    sentinel_drift: float | None = None  # its time in the last half of the launches over that in the first, less 1
+    hardware: str | None = None  # the class of the station: those of one class should answer equally fast
+    p50_scatter: float | None = None  # standard deviation over launches of ln of the launch's own median
+    bound_why: str | None = None
+    moved_mb: float | None = None  # MB that a call must read, on which limit_ms rests
+    stop_at_eos: bool = False  # a call ends when each of its replies has
+    tokens_per_reply: float | None = None  # written: up to and including EOS where the workload stops there
+    per_token_ms: float | None = None  # mean latency of a call over the mean tokens of a reply
+    compared_replies: int | None = None  # that identical_replies is a share of
+    first_difference: float | None = None  # of replies that are not identical the median first differing step, from 1
+
+
+COLUMNS = tuple(f.name for f in fields(Row))
+
+
+@dataclass(frozen=True)
+class TrialInfo:
+    """What every row of a trial shares."""
+
+    run_id: str
+    trial_id: str
+    workload: Workload
+    variants: tuple[str, ...]
+    precision: float
+    margin: float
+    station: str | None = None
+    host: str | None = None
+    device_name: str | None = None
+    hardware: str | None = None
+
+
+def rows_of(
+    trial: TrialInfo,
+    status: str,
+    reason: str | None,
+    launches: Sequence[LaunchResult] = (),
+    peak_mb: Mapping[str, float] | None = None,
+    limits: Mapping[str, roofline.Limit] | None = None,
+    compared: Mapping[str, Comparison] | None = None,
+) -> list[Row]:
+    """The rows of a trial, one for each of its variants.
+
+    A failed trial keeps what its committed launches tell; its status and reason say that they are not all.
+    """
+    rows = []
+    for variant in trial.variants:
+        common = _common(trial, variant)
+        facts = [launch.facts[variant] for launch in launches if variant in launch.facts]
+        broken = next((f.failed for f in facts if f.failed), None)
+        lacking = next((f.skipped for f in facts if f.skipped), None)
+        if status != SKIPPED and broken is not None:
+            rows.append(Row(**common, status=FAILED, reason=broken))
+        elif lacking is not None:
+            rows.append(Row(**common, status=SKIPPED, reason=lacking))
+        elif not facts:
+            rows.append(Row(**common, status=status, reason=reason or "no launch was completed"))
+        else:
+            measured = _measured(trial, variant, launches, facts)
+            measured["peak_memory_mb"] = (peak_mb or {}).get(variant)
+            measured |= _identical(facts, (compared or {}).get(variant))
+            invalid = measured.pop("invalid")
+            if invalid is None:  # else it is not known what was measured
+                measured |= _limited((limits or {}).get(variant), measured, trial.workload.batch, _complaint(launches))
+                if common["exact"] is False and measured["compared_replies"] < LEAST_COMPARED:
+                    few = f"only {measured['compared_replies']} replies were compared, not {LEAST_COMPARED}"
+                    measured["warnings"] = (*measured.get("warnings", ()), few)
+            reasons = [text for text in (reason, invalid) if text]
+            rows.append(Row(**common, **measured, status=status, reason="; ".join(reasons) or None))
+    return rows
+
+
+def _common(trial: TrialInfo, variant: str) -> dict[str, Any]:
+    shared = {k: v for k, v in vars(trial).items() if k in COLUMNS}
+    return {
+        **shared,
+        **vars(trial.workload),
+        **(dict.fromkeys(("prompt_tokens", "reply_tokens")) if trial.workload.own_model else {}),
+        "variant": variant,
+        "baseline": BASELINE,
+        "exact": variant_named(variant).exact,
+    }
+
+
+def _measured(
+    trial: TrialInfo, variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]
+) -> dict[str, Any]:
+    walls = [launch.timed_ms(variant) for launch in launches]
+    pooled = np.concatenate(walls)
+    medians = [float(np.median(w)) for w in walls if len(w)]
+    middle = statistics.median_interval(medians)
+    replies = sum(f.replies for f in facts)
+    per_reply = sum(f.tokens for f in facts) / replies if replies and all(f.tokens for f in facts) else None
+    # Every launch compares replies anew: one that finds a fault is enough.
+    invalid = next((f.invalid for f in facts if f.invalid), None)
+    untrue = next((f.invalid for launch in launches if (f := launch.facts[BASELINE]).invalid), None)
+    if untrue is not None and variant != BASELINE:
+        invalid = f"there is nothing to compare with: the baseline is invalid, {untrue}"
+    prepared = [f.prepare_s for f in facts if f.prepare_s is not None]
+    warm = [f.warmup_calls for f in facts if f.warmup_calls is not None]
+    return {
+        "samples": len(pooled),
+        "launches": len(launches),
+        "p50_ms": float(np.median(medians)) if medians else None,
+        "p50_low_ms": middle.low if middle else None,
+        "p50_high_ms": middle.high if middle else None,
+        "p50_scatter": float(np.std(np.log(medians), ddof=1)) if len(medians) >= 2 else None,
+        "p90_ms": statistics.percentile(pooled, 0.90),
+        "p95_ms": statistics.percentile(pooled, 0.95),
+        "p99_ms": statistics.percentile(pooled, 0.99),
+        "mean_ms": float(pooled.mean()) if len(pooled) else None,
+        "tokens_per_reply": per_reply,
+        "per_token_ms": float(pooled.mean()) / per_reply if per_reply and len(pooled) else None,
+        "prepare_s": float(np.median(prepared)) if prepared else None,
+        "invalid": invalid,
+        "warmup_calls": float(np.median(warm)) if warm else None,
+        **_machine(launches),
+        **_compared(trial, variant, launches, facts, invalid),
+    }
+
+
+def _limited(
+    limit: roofline.Limit | None, measured: Mapping[str, Any], batch: int, complaint: str | None
+) -> dict[str, Any]:
+    """How far a variant is from its limit, and its warnings."""
+    found = roofline.columns(limit, measured["p50_ms"], batch, disturbed=complaint is not None)
+    doubt = roofline.warning(found.get("of_limit"))
+    return found | ({"warnings": (*measured["warnings"], doubt)} if doubt else {})
+
+
+def _identical(facts: Sequence[VariantFacts], alone: Comparison | None) -> dict[str, Any]:
+    """How many replies are the baseline's: of distinct prompts where they were asked apart, else of the timed ones."""
+    replies, identical = sum(f.replies for f in facts), sum(f.identical for f in facts)
+    differing = [step for f in facts for step in f.differing]
+    if alone is not None:
+        replies, identical, differing = alone.replies, alone.identical, list(alone.differing)
+    return {
+        "identical_replies": identical / replies if replies else None,
+        "compared_replies": replies,
+        "first_difference": float(np.median(differing)) + 1 if differing else None,
+    }
+
+
+def _machine(launches: Sequence[LaunchResult]) -> dict[str, Any]:
+    """What the machine did meanwhile, the same for every variant of a trial."""
+    watched = [launch for launch in launches if launch.interference is not None]
+    told: dict[str, Any] = {}
+    if watched:
+        told["discarded_rounds"] = sum(int((~launch.kept_rounds).sum()) for launch in watched)
+        told["disturbed_rounds"] = sum(watch.disturbed(w.interference) for w in watched if w.interference)
+    speeds = [float(np.mean(launch.sentinel_ns)) / 1e6 for launch in launches if launch.sentinel_ns]
+    if speeds:
+        told["sentinel_ms"] = float(np.median(speeds))
+    if len(speeds) >= 2:
+        half = len(speeds) // 2
+        told["sentinel_drift"] = float(np.median(speeds[half:]) / np.median(speeds[:half])) - 1
+    return told
+
+
+def _complaint(launches: Sequence[LaunchResult]) -> str | None:
+    return watch.complaint([launch.interference for launch in launches if launch.interference is not None])
+
+
+def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]) -> list[str]:
+    """What a reader of this row should know of the machine and of the warm-up."""
+    warnings = []
+    complaint = _complaint(launches)
+    if complaint:
+        warnings.append(complaint)
+    drift = _machine(launches).get("sentinel_drift") or 0.0
+    if abs(drift) > DRIFT:
+        word = "slower" if drift > 0 else "faster"
+        warnings.append(
+            f"the machine itself became {abs(drift):.0%} {word} meanwhile; speedups hold, latencies are mixed"
+        )
+    restless = sum(not f.settled for f in facts)
+    if restless > UNSETTLED * len(facts):
+        warnings.append(
+            f"it never settled: still getting faster as its warm-up ended, in {restless} of {len(facts)} launches"
+        )
+    columns = {
+        launch.variants: (launch.variants.index(variant), launch.variants.index(BASELINE)) for launch in launches
+    }
+    if len(columns) == 1:
+        trend = statistics.trend([launch.turn_medians for launch in launches], *next(iter(columns.values())))
+        if trend is not None and (trend.low > 1 + TREND or trend.high < 1 / (1 + TREND)):
+            word = "slower" if trend.value > 1 else "faster"
+            off = abs(trend.value - 1)
+            warnings.append(f"it never settled: the first half of a launch was {off:.0%} {word} than the second")
+    return warnings
+
+
+def _compared(
+    trial: TrialInfo,
+    variant: str,
+    launches: Sequence[LaunchResult],
+    facts: Sequence[VariantFacts],
+    invalid: str | None,
+) -> dict[str, Any]:
+    """Speedup, verdict and warnings."""
+    if invalid is not None:
+        return {"verdict": "invalid"}
+    warnings = _warnings(variant, launches, facts)
+    if variant == BASELINE:
+        return {"speedup": 1.0, "verdict": "baseline", "warnings": tuple(warnings)}
+    logs = [speedups[variant] for speedups in (launch.log_speedups() for launch in launches) if variant in speedups]
+    interval = statistics.speedup(logs)
+    verdict = statistics.verdict(interval, trial.margin)
+    if interval is None:
+        return {"verdict": verdict, "warnings": ("one launch has no interval", *warnings)}
+    if interval.half_width > trial.precision:
+        reached, asked = f"{interval.half_width:.1%}", f"{trial.precision:.1%}"
+        warnings.append(f"precision not reached: ±{reached} where ±{asked} was asked; give a larger --budget")
+    if variant == CONTROL and verdict in ("faster", "slower"):
+        warnings.append("the control differs from the baseline, which is the same program: distrust this trial")
+    return {
+        "speedup": interval.value,
+        "speedup_low": interval.low,
+        "speedup_high": interval.high,
+        "verdict": verdict,
+        "warnings": tuple(warnings),
+    }

@@ -1,0 +1,191 @@
+"""What a launch does once it is pinned: prepares every variant anew, warms each, runs its rounds, checks the replies.
+
+Needs PyTorch and NumPy only.
+"""
+
+import os
+import time
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, variant_named
+from ray_jobs.measure import orders
+from ray_jobs.measure import replies as checks
+from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, Weights, one_line
+from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, run_rounds, size, warm_up
+from ray_jobs.measure.sentinel import sentinel_ns
+from ray_jobs.measure.subject import Subject, subject_of
+from ray_jobs.measure.timing import timer_for
+from ray_jobs.measure.watch import watch_for
+
+Facts = dict[str, VariantFacts]
+
+
+@torch.inference_mode()
+def measure(
+    workload: Workload, variants: Sequence[str], weights: Weights, pool: NDArray[np.int64], launch: Launch
+) -> LaunchResult:
+    """Runs one launch in this process, all of it in inference mode.
+
+    What is compiled for tensors made in one mode is compiled again for those of another, within a timed call.
+
+    Args:
+        workload: what is asked of the variants.
+        variants: their names, the baseline among them; indices in the samples refer to this order.
+        weights: the model.
+        pool: (N, T) distinct prompts; a launch draws its own from them. A model from a factory needs none.
+        launch: which one this is.
+    """
+    rng = launch.rng()
+    own = pool[rng.permutation(len(pool))]
+    built = [variants[i] for i in orders.building_order(len(variants), launch.index, launch.seed)]
+    facts: Facts = {}
+    log = Log()
+    sentinel = sentinel_ns()
+    subject = subject_of(weights, own, workload, launch.index)
+    prompts = subject.questions
+    replies = _prepare_all(built, subject, workload, facts)
+    timer = timer_for(workload.device)
+    warm = warm_up(replies, variants, prompts, timer, log)
+    for name, found in warm.items():
+        facts[name] = replace(
+            facts[name], failed=found.failed, warmup_calls=found.calls, settled=found.calls is not None
+        )
+    replies = {name: reply for name, reply in replies.items() if facts[name].failed is None}
+    _require_baseline([variants.index(name) for name in replies], variants, facts)
+    prompts.start_rounds()
+    rounds, calls = launch.rounds, launch.calls
+    if rounds is None or calls is None:
+        typical = {name: warm[name].typical_ns for name in replies}
+        rounds, calls = size(typical, launch.seconds, len(replies))
+    rounds = prompts.most_rounds(orders.up_to_multiple(rounds, len(replies)), calls, len(replies))
+    present = [i for i, name in enumerate(variants) if name in replies]
+    turns = [[present[i] for i in row] for row in orders.round_orders(len(present), rounds, rng)]
+    ordered = [replies.get(name) for name in variants]
+    answers = run_rounds(turns, calls, ordered, prompts, timer, log, watch_for(workload.device))
+    sentinels = (sentinel, sentinel_ns())
+    for i, fault in answers.broken.items():
+        facts[variants[i]] = replace(facts[variants[i]], failed=fault)
+    _require_baseline(answers.replies, variants, facts)
+    _check_all(variants, answers.replies, subject, (calls, rounds), facts)
+    _probe_all({variants[i]: replies[variants[i]] for i in answers.replies}, prompts.last(), workload, facts)
+    return LaunchResult(
+        launch,
+        tuple(variants),
+        tuple(built),
+        rounds,
+        calls,
+        facts,
+        log.samples(),
+        interference=answers.interference,
+        sentinel_ns=sentinels,
+    )
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a process found out that had one variant to itself, untimed."""
+
+    peak_mb: float
+    tokens: NDArray[np.int64] | None = None  # (N, S): its replies to the first prompts of the pool
+
+
+@torch.inference_mode()
+def measure_alone(
+    workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64], compared: int = 0
+) -> Alone:
+    """Peak memory in MB of this process, which prepares one variant and asks it a few prompts; then its replies.
+
+    On the CPU the resident set, Python and PyTorch included; on CUDA what the allocator held. ``compared`` is of how
+    many prompts the replies are asked, whole batches of them, as far as the pool goes.
+    """
+    subject = subject_of(weights, pool, workload)
+    reply = subject.fresh()(variant_named(variant))
+    for _ in range(WARMUP_CALLS):
+        reply(*subject.questions.next())
+    if workload.device == "cuda":
+        peak_mb = torch.cuda.max_memory_allocated() / 1e6
+    else:
+        status = Path("/proc/self/status").read_text()
+        peak_mb = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    batches = Prompts(pool, workload).first(compared) if compared else []
+    tokens = [reply(batch, subject.questions.lengths).clone().cpu().numpy() for batch in batches]
+    return Alone(peak_mb, np.concatenate(tokens) if tokens else None)
+
+
+def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, facts: Facts) -> dict[str, Reply]:
+    """Prepares each variant from its own copy of the weights; what can't be, or is mislabelled, is noted."""
+    replies: dict[str, Reply] = {}
+    programs: dict[str, checks.Program] = {}
+    for name in built:
+        prepare = subject.fresh()
+        start = time.perf_counter()
+        try:
+            replies[name] = prepare(variant_named(name))
+        except UnavailableError as error:
+            facts[name] = VariantFacts(skipped=str(error))
+            continue
+        except Exception as error:
+            facts[name] = VariantFacts(failed=f"could not be prepared: {one_line(error)}")
+            continue
+        prepare_s = time.perf_counter() - start
+        programs[name] = program = checks.program_of(replies[name])
+        fault = checks.label_fault(name, program, workload)
+        facts[name] = VariantFacts(prepare_s, program.identity, program.kind, invalid=fault)
+    for name, fault in checks.same_program_faults(programs).items():
+        facts[name] = replace(facts[name], invalid=fault)
+    return replies
+
+
+def _require_baseline(left: Container[int], variants: Sequence[str], facts: Mapping[str, VariantFacts]) -> None:
+    if variants.index(BASELINE) not in left:
+        raise RuntimeError(f"the baseline {BASELINE} {facts[BASELINE].failed or facts[BASELINE].skipped}")
+
+
+def _check_all(
+    variants: Sequence[str],
+    answers: Mapping[int, list[Any]],
+    subject: Subject,
+    shape: tuple[int, int],
+    facts: Facts,
+) -> None:
+    baseline = answers[variants.index(BASELINE)]
+    for i, replies in answers.items():
+        name = variants[i]
+        check = subject.check(name, replies, baseline, shape)
+        invalid = facts[name].invalid or check.fault
+        facts[name] = replace(
+            facts[name],
+            replies=check.replies,
+            identical=check.identical,
+            tokens=check.tokens,
+            differing=check.differing,
+            invalid=invalid,
+        )
+
+
+def _probe_all(replies: Mapping[str, Reply], asked: tuple[Any, Tensor], workload: Workload, facts: Facts) -> None:
+    """One more call of each variant, after everything was timed, to look at how it works."""
+    for name, reply in replies.items():
+        fault = facts[name].invalid or checks.probe_fault(reply, *asked, facts[name].kind, text=workload.own_model)
+        facts[name] = replace(facts[name], invalid=fault)
+
+
+def machine_facts() -> dict[str, Any]:
+    """What this process ran on, as it is, not as it was asked for."""
+    return {
+        "pid": os.getpid(),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }

@@ -1,0 +1,141 @@
+"""What a launch is asked, and everything that it brings home."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chatbot import checkpoint
+from chatbot.model import PRESETS, Chatbot
+from chatbot.variants import BASELINE
+from ray_jobs import statistics
+from ray_jobs.measure import watch
+from ray_jobs.measure.watch import Interference
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a launch takes the model from.
+
+    A checkpoint's path on this machine, a preset's random weights, or the factory of a model that is not the chatbot.
+    """
+
+    path: str | None = None
+    preset: str | None = None
+    factory: str | None = None
+
+    def chatbot(self) -> Chatbot:
+        """A fresh copy on the CPU; not of a factory."""
+        if self.path is not None:
+            return checkpoint.load(Path(self.path)).chatbot
+        assert self.preset is not None
+        return Chatbot.random(PRESETS[self.preset], checkpoint.SEED)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Which launch of a trial this is, and what follows from that."""
+
+    index: int
+    seed: int  # of the trial; the orders and the prompts follow from it and the index
+    rounds: int | None = None  # None: found from the first calls, to last about ``seconds``
+    calls: int | None = None
+    seconds: float = 12.0  # for the rounds
+    attempt: int = 1
+
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.index])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One array per column, a row per call, in the order in which the calls were made."""
+
+    variant: NDArray[np.int16]  # index into the launch's variants
+    phase: NDArray[np.int8]  # index into PHASES
+    round: NDArray[np.int32]  # -1 in the warm-up
+    position: NDArray[np.int16]  # of the variant's turn in its round; in the warm-up, of its building
+    call: NDArray[np.int32]  # within the turn, 0 the untimed one
+    start_ns: NDArray[np.int64]  # since the launch's first sample
+    wall_ns: NDArray[np.int64]
+    device_ns: NDArray[np.int64]  # -1 where the device has no clock of its own
+    cpu_ns: NDArray[np.int64]
+    involuntary_switches: NDArray[np.int32]
+
+
+PHASES = ("warmup", "refresh", "timed")
+WARMUP, REFRESH, TIMED = range(3)
+
+
+@dataclass(frozen=True)
+class VariantFacts:
+    """What a launch found out about one variant."""
+
+    prepare_s: float | None = None
+    program: str | None = None  # identity of the timed program
+    kind: str | None = None
+    replies: int = 0
+    identical: int = 0
+    warmup_calls: int | None = None  # slow ones before it was settled
+    settled: bool = True  # before its warm-up ended
+    failed: str | None = None  # it could not be prepared or run
+    invalid: str | None = None  # it is not what its label says, or answers otherwise than it promises
+    skipped: str | None = None  # it can't run here: what it lacks
+    tokens: int = 0  # in all compared replies; 0 in runs from before they were counted
+    differing: tuple[int, ...] = ()  # the first step that differs, of each reply that is not identical
+
+
+@dataclass(frozen=True)
+class LaunchResult:
+    """Everything that a launch brings home."""
+
+    launch: Launch
+    variants: tuple[str, ...]
+    built: tuple[str, ...]  # in this order
+    rounds: int
+    calls: int
+    facts: Mapping[str, VariantFacts]
+    samples: Samples
+    machine: Mapping[str, Any] = field(default_factory=dict)  # what the process ran on
+    interference: Interference | None = None  # a row per round; None: of a run from before it was watched
+    sentinel_ns: tuple[int, ...] = ()  # before the first variant was built, and after the last round
+    elapsed_s: float | None = None  # of the trial when it came home, the time of earlier attempts included
+
+    @cached_property
+    def kept_rounds(self) -> NDArray[np.bool_]:
+        """(rounds,): those that the statistics rest on."""
+        if self.interference is None:
+            return np.ones(self.rounds, dtype=bool)
+        return np.asarray(watch.kept(self.interference))
+
+    @cached_property
+    def turn_medians(self) -> NDArray[np.float64]:
+        """(rounds, variants): ns; NaN where a variant had no turn or the round is discarded."""
+        timed = self.samples.phase == TIMED
+        columns = (self.samples.variant[timed], self.samples.round[timed], self.samples.wall_ns[timed])
+        turns = statistics.turn_medians(*columns, shape=(self.rounds, len(self.variants)))
+        turns[~self.kept_rounds] = np.nan
+        return turns
+
+    def log_speedups(self) -> dict[str, float]:
+        """ln(baseline / variant) of each valid variant but the baseline."""
+        logs = statistics.log_speedups(self.turn_medians, self.variants.index(BASELINE))
+        sound = [not (f.failed or f.invalid or f.skipped) for f in map(self.facts.__getitem__, self.variants)]
+        return {v: float(r) for v, r, ok in zip(self.variants, logs, sound, strict=True) if ok and v != BASELINE}
+
+    def timed_ms(self, variant: str) -> NDArray[np.float64]:
+        """The timed calls of one variant in the rounds that are kept."""
+        samples = self.samples
+        chosen = (samples.phase == TIMED) & (samples.variant == self.variants.index(variant))
+        chosen[chosen] = self.kept_rounds[samples.round[chosen]]
+        return np.asarray(samples.wall_ns[chosen] / 1e6)
+
+
+def one_line(error: BaseException) -> str:
+    """The kind and first line of an error."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

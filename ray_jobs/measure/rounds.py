@@ -1,0 +1,262 @@
+"""The timed part of a launch: prompts, warm-up and rounds, on any timer and any watch.
+
+Each round gives every variant one turn on the same prompts; a turn is one untimed call, which brings back the caches
+that the others emptied, and a few timed ones. No prompt is asked twice of a variant within a launch.
+"""
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from chatbot.variants import Reply, Workload
+from ray_jobs.measure import orders
+from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Samples, one_line
+from ray_jobs.measure.timing import Reading, Timer
+from ray_jobs.measure.watch import Counters, Interference, Watch, per_round
+
+ROUNDS = 20  # of a launch, rounded up to whole squares; fewer where a call is slow
+CALLS = 3  # timed ones of a turn; more where a call is fast
+MOST_CALLS = 9
+TURN_NS = 5_000_000  # what the timed calls of a fast variant's turn should come to
+WARMUP_CALLS = 6  # at least
+MOST_WARMUP_CALLS = 30
+WINDOW = 3  # calls, whose median is compared with that of the window before
+STEADY = 0.05  # a window that is faster by no more than this has settled
+
+
+class Log:
+    """Samples as they come; lists of plain integers, turned into arrays after the last call."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, int, int, int, int]] = []
+        self.readings: list[Reading] = []
+
+    def add(self, where: tuple[int, int, int, int, int], reading: Reading) -> None:
+        """``where``: variant, phase, round, position, call."""
+        self.rows.append(where)
+        self.readings.append(reading)
+
+    def samples(self) -> Samples:
+        """Everything so far."""
+        where = np.array(self.rows, dtype=np.int64).reshape(-1, 5).T
+        start, wall, device, cpu, switches = (
+            np.array([-1 if value is None else value for value in column], dtype=np.int64)
+            for column in (zip(*self.readings, strict=True) if self.readings else ((),) * 5)
+        )
+        return Samples(
+            variant=where[0].astype(np.int16),
+            phase=where[1].astype(np.int8),
+            round=where[2].astype(np.int32),
+            position=where[3].astype(np.int16),
+            call=where[4].astype(np.int32),
+            start_ns=start - start.min(initial=start[0] if len(start) else 0),
+            wall_ns=wall,
+            device_ns=device,
+            cpu_ns=cpu,
+            involuntary_switches=switches.astype(np.int32),
+        )
+
+
+class Questions(Protocol):
+    """What the calls of a launch are asked, each once of a variant."""
+
+    lengths: Tensor
+    for_warm_up: int  # calls at most
+
+    def start_rounds(self) -> None:
+        """Goes on behind what is set aside for the warm-up."""
+
+    def next(self) -> tuple[Any, Tensor]:
+        """The two arguments of a call. Raises IndexError when all were given."""
+
+    def last(self) -> tuple[Any, Tensor]:
+        """What ``next`` gave last."""
+
+    def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
+        """As many whole squares of rounds, up to ``rounds``, as can be asked. Raises ValueError where none can."""
+
+
+class Prompts:
+    """Batches of prompts, none given twice; the first ones are set aside for the warm-up, however long that takes."""
+
+    def __init__(self, pool: NDArray[np.int64], workload: Workload) -> None:
+        rows = len(pool) // workload.batch * workload.batch
+        if not rows:
+            raise ValueError(f"{len(pool)} prompts do not make a batch of {workload.batch}")
+        batches = torch.from_numpy(np.ascontiguousarray(pool[:rows])).to(workload.device)
+        # Each in memory of its own, as the warm-up's copies are: a part of another tensor may not be aligned.
+        self._batches = [batch.clone() for batch in torch.split(batches, workload.batch)]
+        self.lengths = torch.full((workload.batch,), pool.shape[1])
+        self._used = 0
+        self.for_warm_up = min(MOST_WARMUP_CALLS, max(WARMUP_CALLS, len(self._batches) // 4))
+
+    def start_rounds(self) -> None:
+        """Goes on behind the warm-up's batches, so that the same launch asks the same prompts again."""
+        self._used = self.for_warm_up
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """(prompts (B, T), lengths (B,)). Raises IndexError when all were given."""
+        batch = self._batches[self._used]
+        self._used += 1
+        return batch, self.lengths
+
+    def last(self) -> tuple[Tensor, Tensor]:
+        """What ``next`` gave last."""
+        return self._batches[self._used - 1], self.lengths
+
+    def first(self, count: int) -> list[Tensor]:
+        """As many batches from the pool's start as hold ``count`` prompts, all where there are fewer."""
+        return self._batches[: -(-count // len(self.lengths))]
+
+    def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
+        """As many whole squares of rounds, up to ``rounds``, as the unused prompts suffice for."""
+        possible = (len(self._batches) - self._used) // (1 + calls) // variants * variants
+        if not possible:
+            raise ValueError(
+                f"{len(self._batches)} batches of prompts do not suffice for {variants} rounds of {1 + calls} calls"
+            )
+        return min(rounds, possible)
+
+    def asked(self, calls: int, rounds: int) -> list[Tensor]:
+        """The batches of the timed calls of the last ``rounds``, in order."""
+        first = self._used - rounds * (1 + calls)
+        return [self._batches[first + r * (1 + calls) + c] for r in range(rounds) for c in range(1, 1 + calls)]
+
+
+def size(typical_ns: Mapping[str, float], seconds: float, variants: int) -> tuple[int, int]:
+    """(rounds, calls) of a launch whose rounds should last about ``seconds``, given each variant's typical call."""
+    calls = int(np.clip(TURN_NS / min(typical_ns.values()), CALLS, MOST_CALLS))
+    round_s = sum(typical_ns.values()) * (1 + calls) / 1e9
+    affordable = int(seconds / round_s) // variants * variants
+    return max(variants, min(orders.up_to_multiple(ROUNDS, variants), affordable)), calls
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What the warm-up of one variant came to."""
+
+    typical_ns: float  # the median of the last calls
+    calls: int | None = None  # slow ones before it was settled; None: it was not
+    failed: str | None = None
+
+
+def settled(walls: Sequence[float]) -> bool:
+    """Whether the last calls are no longer faster than those before them, by more than the noise."""
+    if len(walls) < max(2 * WINDOW, WARMUP_CALLS):
+        return False
+    before, last = np.median(walls[-2 * WINDOW : -WINDOW]), np.median(walls[-WINDOW:])
+    return bool(last >= before * (1 - STEADY))
+
+
+def slow_calls(walls: Sequence[float]) -> int:
+    """How many calls at the start were slower than what the variant settled to."""
+    final = float(np.median(walls[-WINDOW:]))
+    for first in range(len(walls) - WINDOW + 1):
+        if walls[first] <= 1.25 * final and np.median(walls[first : first + WINDOW]) <= 1.1 * final:
+            return first
+    return len(walls) - WINDOW + 1
+
+
+def warm_up(
+    replies: Mapping[str, Reply], variants: Sequence[str], prompts: Questions, timer: Timer, log: Log
+) -> dict[str, WarmUp]:
+    """Calls of each variant, on the same prompts, until it has settled (a profiling JIT recompiles on its second).
+
+    ``replies`` are in the order in which they were built, ``variants`` in that of the samples' indices.
+    """
+    batches: list[tuple[Any, Tensor]] = []
+    found: dict[str, WarmUp] = {}
+    for place, (name, reply) in enumerate(replies.items()):
+        walls: list[float] = []
+        try:
+            while len(walls) < prompts.for_warm_up and not settled(walls):
+                call = len(walls)
+                if call == len(batches):
+                    batches.append(prompts.next())
+                batch, lengths = batches[call]
+                own = copied(batch)
+                _, reading = timer.call(reply, own, lengths)
+                log.add((variants.index(name), WARMUP, -1, place, call), reading)
+                walls.append(reading.wall_ns)
+                if not _equal(own, batch):
+                    raise ValueError("it changes its inputs, which the other variants read after it")
+        except Exception as error:
+            found[name] = WarmUp(0.0, failed=f"could not answer: {one_line(error)}")
+            continue
+        calls = slow_calls(walls) if settled(walls) else None
+        found[name] = WarmUp(float(np.median(walls[-WINDOW:])), calls)
+    return found
+
+
+def copied(value: Any) -> Any:
+    """A tensor, or a tuple, list or dict of tensors, in memory of its own."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two structures of the same form hold the same tensors."""
+    return all(map(torch.equal, tree_leaves(one), tree_leaves(other)))
+
+
+@dataclass
+class Answers:
+    """What the rounds brought, by the variants' indices."""
+
+    replies: dict[int, list[Any]]  # the timed ones, in order
+    broken: dict[int, str] = field(default_factory=dict)  # why a variant that raised is left out
+    readings: list[Counters] = field(default_factory=list)  # before the first round, and after each
+
+    @property
+    def interference(self) -> Interference:
+        """What the machine did during each round."""
+        return per_round(self.readings)
+
+
+def run_rounds(
+    turns: Sequence[Sequence[int]],
+    calls: int,
+    replies: Sequence[Reply | None],
+    prompts: Questions,
+    timer: Timer,
+    log: Log,
+    watch: Watch,
+) -> Answers:
+    """The measurement.
+
+    A reply is copied as soon as its time is taken: what is filled in later, or overwritten by the next call, was not
+    an answer within that time.
+    """
+    answers = Answers({i: [] for i, reply in enumerate(replies) if reply is not None})
+    gc.collect()
+    gc.disable()
+    try:
+        answers.readings.append(watch.read())
+        for number, order in enumerate(turns):
+            batches = [prompts.next() for _ in range(1 + calls)]
+            for position, i in enumerate(order):
+                reply = replies[i]
+                if reply is None or i in answers.broken:
+                    continue
+                try:
+                    for call, (batch, lengths) in enumerate(batches):
+                        tokens, reading = timer.call(reply, batch, lengths)
+                        if call:
+                            answers.replies[i].append(copied(tokens))
+                        log.add((i, TIMED if call else REFRESH, number, position, call), reading)
+                except Exception as error:
+                    answers.broken[i] = f"could not answer: {one_line(error)}"
+                    del answers.replies[i]
+            gc.collect(0)
+            answers.readings.append(watch.read())
+    finally:
+        gc.enable()
+    return answers

@@ -1,0 +1,120 @@
+"""What a station can do: read bandwidth by the size of what is read again and again, and the rate of matrix products.
+
+Best of many tries: a limit rests on what the machine can do, not on what it does when it is disturbed.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ray_jobs.measure.roofline import Speeds
+
+SIZES = tuple(round(2 ** (16 + half / 2)) for half in range(25))  # 64 KiB to 256 MiB
+CALL_BYTES = 1 << 23  # that one call reads: of a small working set many times, so that starting it does not count
+READ_S = 0.02  # for each size, twice: a disturbance seldom lasts from one pass to the next
+PRODUCT_S = 0.04  # for each size and type
+WIDTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
+PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+GRAPH_READS, GRAPH_PRODUCTS = 20, 2  # calls in one CUDA graph
+
+Stopwatch = Callable[[], float]  # seconds of one call
+
+
+def measure_speeds(device: str) -> Speeds:
+    """Measures for about two seconds, with as many threads as this process has, on a device kind."""
+    with torch.inference_mode():
+        return Speeds(_read_curve(device), _product_rates(device))
+
+
+def _read_curve(device: str) -> tuple[tuple[int, float], ...]:
+    """(bytes, GB/s). A sum reads as fast as anything else in PyTorch, and nearly as fast as a loop of plain loads."""
+    memory = torch.ones(SIZES[-1] // 4, device=device)
+    reads = {size: _reader(memory, size, device) for size in SIZES}
+    best = {size: float("inf") for size in SIZES}
+    for _ in range(2):
+        for size, (watch, _) in reads.items():
+            best[size] = min(best[size], _best(watch, READ_S))
+    return tuple((size, read / best[size] / 1e9) for size, (_, read) in reads.items())
+
+
+def _reader(memory: Tensor, size: int, device: str) -> tuple[Stopwatch, int]:
+    """Reads the first ``size`` bytes, and the bytes that one call reads. Each thread has its share of them.
+
+    On CUDA each block of a repeated read would take another repetition, all at once, so there it is read once.
+    """
+    threads = torch.get_num_threads() if device == "cpu" else 1
+    repeats = max(1, CALL_BYTES // size) if device == "cpu" else 1
+    each = size // 4 // threads
+    part = memory[: threads * each].view(threads, 1, each).expand(threads, repeats, each)
+    return _stopwatch(lambda: part.sum((1, 2)), device, GRAPH_READS), 4 * part.numel()
+
+
+def _product_rates(device: str) -> dict[str, float]:
+    rates = {name: _product_rate(dtype, device) for name, dtype in PRODUCTS.items()}
+    return {name: rate for name, rate in rates.items() if rate}
+
+
+def _product_rate(dtype: torch.dtype, device: str) -> float:
+    """GFLOP/s of square products, the larger the better while one call is quick; 0 where there is none of this type."""
+    rate = 0.0
+    for width in WIDTHS:
+        flops = 2.0 * width**3
+        if rate and flops / rate / 1e9 > PRODUCT_S:
+            break
+        try:
+            seconds = _best(_stopwatch(_product(width, dtype, device), device, GRAPH_PRODUCTS), PRODUCT_S)
+        except (RuntimeError, NotImplementedError):
+            break
+        rate = max(rate, flops / seconds / 1e9)
+    return rate
+
+
+def _product(width: int, dtype: torch.dtype, device: str) -> Callable[[], Tensor]:
+    square = torch.ones((width, width), dtype=dtype, device=device)
+    if dtype == torch.int8:
+        return lambda: torch._int_mm(square, square)
+    return lambda: square @ square
+
+
+def _best(watch: Stopwatch, seconds: float) -> float:
+    """The shortest of as many calls as fit, and of two at least."""
+    end = time.perf_counter() + seconds
+    best = min(watch(), watch())
+    while time.perf_counter() < end:
+        best = min(best, watch())
+    return best
+
+
+def _stopwatch(call: Callable[[], Tensor], device: str, calls: int) -> Stopwatch:
+    return _on_cuda(call, calls) if device == "cuda" else _on_cpu(call)
+
+
+def _on_cpu(call: Callable[[], Tensor]) -> Stopwatch:
+    def watch() -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return watch
+
+
+def _on_cuda(call: Callable[[], Tensor], calls: int) -> Stopwatch:
+    """Device time of a graph of calls: no call waits for Python."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            call()
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+
+    def watch() -> float:
+        first.record()
+        graph.replay()
+        last.record()
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1e3 / calls
+
+    return watch

@@ -1,0 +1,138 @@
+"""What is measured, the chatbot or a model of somebody's own: its copies, what it is asked, which answers are right."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from chatbot.model import Chatbot
+from chatbot.variants import Reply, Variant, Workload, prepared, prepared_module, variant_named
+from ray_jobs.measure import custom_model, replies
+from ray_jobs.measure.replies import LEAST_IDENTICAL, ReplyCheck
+from ray_jobs.measure.result import Weights, one_line
+from ray_jobs.measure.rounds import MOST_WARMUP_CALLS, Prompts, Questions
+
+OF_A_LAUNCH = 100_000  # calls at most: each launch asks others
+
+
+class Subject(Protocol):
+    """What a launch needs of a model."""
+
+    questions: Questions
+
+    def fresh(self) -> Callable[[Variant], Reply]:
+        """Copies the weights; what it returns prepares a variant from them, or raises UnavailableError."""
+
+    def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
+        """Compares a variant's timed answers with the baseline's; ``shape``: timed calls of a turn, rounds."""
+
+
+class ChatbotSubject:
+    """The chatbot, asked prompts of a pool (N, T) one after the other."""
+
+    def __init__(self, weights: Weights, pool: NDArray[np.int64], workload: Workload) -> None:
+        self.workload = workload
+        self.questions: Questions = (prompts := Prompts(pool, workload))
+        self.prompts = prompts
+        self.chatbot = weights.chatbot().to(workload.device)
+
+    def fresh(self) -> Callable[[Variant], Reply]:
+        """As ``Subject.fresh``."""
+        source = self.chatbot
+        bot = Chatbot(source.config, copy.deepcopy(source.encoder), copy.deepcopy(source.decoder))
+        bot.decoder.embedding = bot.encoder.embedding  # shared, as deepcopy of each part alone would not keep it
+        return lambda variant: prepared(variant, bot, self.workload)
+
+    def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
+        """As ``Subject.check``."""
+        asked = self.prompts.asked(*shape)
+        return replies.check_replies(name, answers, baselines, asked, self.chatbot, self.workload)
+
+
+class OwnQuestions:
+    """Inputs of an own model's calls, made as they are asked for, outside of what is timed."""
+
+    def __init__(self, model: custom_model.OwnModel, workload: Workload, first: int) -> None:
+        self._model, self._workload, self._first, self._next = model, workload, first, first
+        self.lengths = torch.empty(0)
+        self.for_warm_up = MOST_WARMUP_CALLS
+
+    def start_rounds(self) -> None:
+        """As ``Prompts.start_rounds``."""
+        self._next = self._first + self.for_warm_up
+
+    def next(self) -> tuple[Any, Tensor]:
+        """(inputs, an empty tensor)."""
+        self._next += 1
+        return self.last()
+
+    def last(self) -> tuple[Any, Tensor]:
+        """What ``next`` gave last."""
+        return custom_model.inputs_of(self._model, self._next - 1, self._workload), self.lengths
+
+    def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
+        """All: inputs do not run out."""
+        return rounds
+
+
+class OwnSubject:
+    """A model of somebody's own; ``launch`` is its index, so that no two launches ask the same."""
+
+    def __init__(self, weights: Weights, workload: Workload, launch: int) -> None:
+        assert weights.factory is not None
+        self.workload, self.model = workload, custom_model.load(weights.factory)
+        self.questions: Questions = OwnQuestions(self.model, workload, launch * OF_A_LAUNCH)
+
+    def fresh(self) -> Callable[[Variant], Reply]:
+        """As ``Subject.fresh``."""
+        module = copy.deepcopy(self.model.module).to(self.workload.device)
+        example = custom_model.inputs_of(self.model, 0, self.workload)
+        return lambda variant: prepared_module(variant, module, example, self.workload)
+
+    def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
+        """As ``Subject.check``; an exact variant's answers must all be ``same``."""
+        exact, found = variant_named(name).exact, 0
+        for call, (answer, expected) in enumerate(zip(answers, baselines, strict=True)):
+            try:
+                _require_tensors(answer)
+                same = bool(self.model.same(_comparable(answer), _comparable(expected)))
+            except Exception as error:
+                return ReplyCheck(0, 0, f"its answer can't be compared with the baseline's: {one_line(error)}")
+            if exact and not same:
+                whose = "its own" if answers is baselines else "the baseline's"
+                promise = f"it promises the baseline's answers but same(answer, {whose}) is False"
+                return ReplyCheck(0, 0, f"{promise} at timed call {call + 1} of a launch")
+            found += same
+        if answers and found / len(answers) < LEAST_IDENTICAL:
+            return ReplyCheck(len(answers), found, f"only {found} of its {len(answers)} answers are the baseline's")
+        return ReplyCheck(len(answers), found, None)
+
+
+def _require_tensors(answer: object) -> None:
+    odd = [leaf for leaf in tree_leaves(answer) if not isinstance(leaf, (Tensor, bool, int, float, type(None)))]
+    if odd:
+        raise TypeError(f"a {type(odd[0]).__name__} is neither a tensor nor a tuple, list or dict of them")
+
+
+def _comparable(answer: object) -> object:
+    """On the CPU, and floating numbers in 32 bits at least: ``same`` need not know what a variant computes in."""
+
+    def plain(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        small = leaf.is_floating_point() and leaf.element_size() < 4
+        return leaf.cpu().float() if small else leaf.cpu()
+
+    return tree_map(plain, answer)
+
+
+def subject_of(weights: Weights, pool: NDArray[np.int64], workload: Workload, launch: int = 0) -> Subject:
+    """What the weights say: an own model, or the chatbot, which is asked the prompts of ``pool`` in order."""
+    if weights.factory is not None:
+        return OwnSubject(weights, workload, launch)
+    return ChatbotSubject(weights, pool, workload)

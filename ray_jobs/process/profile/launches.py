@@ -1,0 +1,29 @@
+"""The tracing launches of a trial, each a fresh pinned process of its own; a timed launch is never traced."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from chatbot.variants import variant_named
+from ray_jobs.process.profile.profiler import Traced, trace_variant
+from ray_jobs.process.server import Loss
+from ray_jobs.process.trial import Ask, Trial, Waiting, on_station
+
+
+def traced_variants(variants: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that a trace is made of: a control is its baseline's program, entered a second time."""
+    return tuple(name for name in variants if variant_named(name).control_of is None)
+
+
+def run_traces(trial: Trial) -> Iterator[Traced | Waiting]:
+    """A trace of each of the trial's variants; one that brings nothing home says why.
+
+    Raises:
+        TrialError: the cores do not suffice, or the station stayed busy.
+    """
+
+    def work(ask: Ask, _: tuple[int, ...]) -> Iterator[Traced]:
+        for name in trial.variants:
+            outcome = ask(partial(trace_variant, trial.workload, name, trial.weights, trial.pool, trial.id))
+            yield Traced(name, failed=outcome.reason) if isinstance(outcome, Loss) else outcome
+
+    yield from on_station(trial, work)

@@ -1,0 +1,142 @@
+"""One launch that traces: a variant alone in a fresh pinned process, warmed up, then profiled for a few replies."""
+
+import gzip
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from chatbot.variants import Reply, Workload, prepared, variant_named
+from ray_jobs.measure.result import Weights
+from ray_jobs.measure.rounds import WARMUP_CALLS
+from ray_jobs.measure.timing import timer_for
+from ray_jobs.process.profile.phases import named, networks
+from ray_jobs.process.profile.shares import Shares, kind_of, shares_of
+
+REPLIES = 5  # in a trace
+VISIBLE = ("eager", "torchscript")  # kinds of program that compute in operators, which a profiler sees
+COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")  # how the names of what hides its kernels begin
+PRIVATE = ("host_name", "traceName")  # keys of a trace that tell of the machine it was made on
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of a trace, all its calls together, as ``torch.profiler`` sums them; phases are among them."""
+
+    operator: str
+    kind: str  # of its own time: kernel, dispatch or interpreter
+    calls: int
+    self_cpu_us: float
+    total_cpu_us: float
+    self_device_us: float | None  # None without a device
+    self_memory_bytes: int  # taken less given back, on the workload's device
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a tracing launch brings home; all but ``variant`` is empty where it ``failed``."""
+
+    variant: str
+    content: bytes = b""  # a gzipped Chrome trace
+    replies: int = 0
+    operators: tuple[Operator, ...] = ()
+    shares: Shares | None = None  # None: it computes outside of operators, where a profiler does not look
+    untraced_ms: float | None = None  # the median of as many replies, just before
+    failed: str | None = None
+
+
+def trace_variant(workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64], trial: str) -> Traced:
+    """Traces one variant in this process; ``pool`` are prompts (N, T), ``trial`` is written into the trace."""
+    with torch.inference_mode():
+        batches = _batches(pool, workload)
+        reply = prepared(variant_named(variant), weights.chatbot().to(workload.device), workload)
+        timer = timer_for(workload.device)
+        for _ in range(WARMUP_CALLS):
+            timer.call(reply, *next(batches))
+        readings = [timer.call(reply, *next(batches))[1] for _ in range(REPLIES)]
+        found = networks(lambda: reply(*next(batches)), workload.reply_tokens)
+        with profile(activities=_activities(workload)):  # the first one prepares the profiler itself
+            _answer(reply, *next(batches), workload)
+        recording = profile(activities=_activities(workload), record_shapes=True, profile_memory=True)
+        with recording as profiler, named(found) as phase:
+            for _ in range(REPLIES):
+                batch = next(batches)
+                with phase():
+                    _answer(reply, *batch, workload)
+    trace = _exported(profiler)
+    trace["otherData"] = {"trial": trial, "variant": variant, **vars(workload), "torch": torch.__version__}
+    return Traced(
+        variant,
+        content=zipped(trace),
+        replies=REPLIES,
+        operators=_operators(profiler, workload.device),
+        shares=_shares(variant, trace["traceEvents"], workload.device),
+        untraced_ms=median(reading.wall_ns for reading in readings) / 1e6,
+    )
+
+
+def _answer(reply: Reply, prompts: Tensor, lengths: Tensor, workload: Workload) -> None:
+    reply(prompts, lengths)
+    if workload.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _batches(pool: NDArray[np.int64], workload: Workload) -> Iterator[tuple[Tensor, Tensor]]:
+    """(prompts (B, T), lengths (B,)), for ever."""
+    rows = np.resize(pool, (max(len(pool) // workload.batch, 1) * workload.batch, pool.shape[1]))
+    prompts = torch.from_numpy(np.ascontiguousarray(rows)).to(workload.device)
+    lengths = torch.full((workload.batch,), pool.shape[1])
+    batches = [batch.clone() for batch in torch.split(prompts, workload.batch)]
+    return ((batch, lengths) for batch in itertools.cycle(batches))
+
+
+def _activities(workload: Workload) -> list[ProfilerActivity]:
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if workload.device == "cuda" else [])]
+
+
+def _exported(profiler: profile) -> dict[str, Any]:
+    """The Chrome trace as plain values, without what tells of the machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    return {key: value for key, value in content.items() if key not in PRIVATE}
+
+
+def zipped(trace: Mapping[str, Any]) -> bytes:
+    """A trace as the bytes of a ``.json.gz``, the same for the same trace."""
+    return gzip.compress(json.dumps(trace, separators=(",", ":"), allow_nan=False).encode(), mtime=0)
+
+
+def _operators(profiler: profile, device: str) -> tuple[Operator, ...]:
+    on_device = device == "cuda"
+    found = [
+        Operator(
+            operator=str(one.key),
+            kind=kind_of(str(one.key)),
+            calls=int(one.count),
+            self_cpu_us=float(one.self_cpu_time_total),
+            total_cpu_us=float(one.cpu_time_total),
+            self_device_us=float(one.self_device_time_total) if on_device else None,
+            self_memory_bytes=int(one.self_device_memory_usage if on_device else one.self_cpu_memory_usage),
+        )
+        for one in profiler.key_averages()
+    ]
+    return tuple(sorted(found, key=lambda one: (-one.self_cpu_us, one.operator)))
+
+
+def _shares(variant: str, events: Sequence[Mapping[str, Any]], device: str) -> Shares | None:
+    hidden = any(str(event.get("name", "")).startswith(COMPILED) for event in events)
+    if hidden or variant_named(variant).kind not in VISIBLE:
+        return None
+    return shares_of(events, device)

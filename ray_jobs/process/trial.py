@@ -1,0 +1,288 @@
+"""Launches of a trial until precision or budget, each a fresh pinned process."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chatbot.variants import BASELINE, Workload, variant_named
+from ray_jobs.measure import launch as measure
+from ray_jobs.measure import orders
+from ray_jobs.measure.launch import Alone
+from ray_jobs.measure.replies import LEAST_COMPARED, Comparison, compare
+from ray_jobs.measure.result import Launch, LaunchResult, Weights
+from ray_jobs.measure.roofline import Limit, Speeds, limits_of
+from ray_jobs.measure.speeds import measure_speeds
+from ray_jobs.process import lease
+from ray_jobs.process.lease import Lease
+from ray_jobs.process.server import OUT_OF_TIME, LaunchServer, Loss, Request, TrialError
+from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
+
+ATTEMPTS = 3  # of one launch
+BUILDS = 8  # launch timeouts that a variant may take to compile what later launches find
+TELL_EVERY_S = 10.0  # that somebody else still holds the station
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What the stopping rule needs of a launch that is safe on disk."""
+
+    index: int
+    rounds: int
+    calls: int
+    log_speedups: Mapping[str, float]
+    elapsed_s: float
+
+    @classmethod
+    def of(cls, launch: LaunchResult) -> "Committed":
+        """A launch's; ``elapsed_s`` is 0 in runs from before it was kept."""
+        return cls(launch.launch.index, launch.rounds, launch.calls, launch.log_speedups(), launch.elapsed_s or 0.0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One workload on one station, as the process that measures it needs it."""
+
+    id: str
+    workload: Workload
+    variants: tuple[str, ...]
+    weights: Weights
+    pool: NDArray[np.int64]  # (N, T) prompts
+    seed: int
+    precision: float
+    budget_s: float
+    launch_timeout_s: float
+    memory: bool = True  # also each variant's peak memory and its limit, in processes of their own
+    run_id: str = ""
+    cores: tuple[int, ...] | None = None  # the station's share of the machine; None: all that the process may use
+    gpus: tuple[str, ...] = ()  # as this host calls them
+    wait_s: float = 600.0  # for a station that somebody else holds
+    committed: tuple[Committed, ...] = ()  # launches of earlier attempts, which are not run again
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A launch that brought nothing home, and why."""
+
+    launch: Launch
+    reason: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What untimed processes found out of each variant alone: peak memory in MB, replies beside the baseline's."""
+
+    peak_mb: dict[str, float]
+    compared: dict[str, Comparison] = field(default_factory=dict)  # of the approximate variants
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the station can do, and what each variant whose program is known could reach there."""
+
+    speeds: Speeds
+    of: dict[str, Limit]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Somebody else holds the station."""
+
+    holder: str
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Something untimed is done, and the trial goes on: nobody should think that it hangs."""
+
+
+Outcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive
+Ask = Callable[[Callable[[], Any]], Any]  # a value from a fresh pinned process, or a ``Loss``
+T = TypeVar("T")
+
+Place = tuple[tuple[int, ...], tuple[str, ...]]  # cores and GPUs
+_speeds: dict[Place, Speeds] = {}  # as this process's earlier trials found them
+
+
+def choose_cores(allowed: Sequence[int], threads: int) -> tuple[int, ...]:
+    """The cores to measure on: the last ``threads`` allowed ones, so that the first is left to everything else.
+
+    Raises:
+        TrialError: fewer cores are allowed than threads asked for.
+    """
+    if threads > len(allowed):
+        raise TrialError(f"{threads} threads asked for, but the station has {len(allowed)} cores")
+    return tuple(sorted(allowed)[-threads:])
+
+
+def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iterator[Outcome]:
+    """Launches until every speedup is precise enough or the budget ends; then each variant's peak memory and limit.
+
+    Nothing else of ours runs on the trial's cores meanwhile: a station that somebody else holds is waited for, and each
+    ``Waiting`` says for whom. A lost launch is yielded as a ``Failure`` and run again in its place with the same order.
+
+    Raises:
+        TrialError: the cores do not suffice, the station stayed busy, or a launch failed ``ATTEMPTS`` times.
+    """
+
+    def work(ask: Ask, cores: tuple[int, ...]) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
+        def alone(name: str) -> Any:
+            return ask(partial(_alone, trial, name))
+
+        def run(launch: Launch) -> LaunchResult | Failure:
+            outcome = ask(partial(_launch, trial, launch, cores))
+            return Failure(launch, outcome.reason) if isinstance(outcome, Loss) else outcome
+
+        yield from _build(trial, alone)
+        yield from launches(trial, run, clock)
+        if trial.memory:
+            yield from _memory(trial, alone)
+        if trial.memory and not trial.workload.own_model:  # the bytes and sums of another model are not known
+            place = (cores, trial.gpus)
+            limits = ask(partial(_limits, trial, _speeds.get(place)))
+            if not isinstance(limits, Loss):
+                _speeds[place] = limits.speeds
+                yield limits
+
+    yield from on_station(trial, work)
+
+
+def on_station(trial: Trial, work: Callable[[Ask, tuple[int, ...]], Iterator[T]]) -> Iterator[T | Waiting]:
+    """Does ``work`` while the trial's station is held; it is given what asks for fresh processes, and their cores.
+
+    Raises:
+        TrialError: the cores do not suffice, or the station stayed busy.
+    """
+    allowed = sorted(trial.cores or os.sched_getaffinity(0))
+    cores = choose_cores(allowed, trial.workload.threads)
+    others = [core for core in allowed if core not in cores]
+    with Lease(lease.names_of(allowed, trial.gpus), lease.describe(trial.run_id, trial.id)) as held:
+        yield from _take(held, trial.wait_s)
+        with LaunchServer(trial.workload, others, held.descriptors) as server:
+
+            def ask(work: Callable[[], Any]) -> Any:
+                return server.run(Request(work, cores, trial.workload.threads, trial.launch_timeout_s))
+
+            if trial.workload.device == "cuda" and (fault := ask(_cuda_fault)) is not None:
+                raise TrialError(fault.reason if isinstance(fault, Loss) else fault)
+            yield from work(ask, cores)
+
+
+def _take(held: Lease, patience_s: float) -> Iterator[Waiting]:
+    """Waits until the lease is ours. The processes of a trial that has just ended may hold it for a moment."""
+    end = time.monotonic() + patience_s
+    try:
+        holder = lease.wait_for(held, min(1.0, patience_s))
+        while holder is not None:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TrialError(f"the station was busy for {patience_s:.0f} s: {holder}")
+            yield Waiting(holder)
+            holder = lease.wait_for(held, min(TELL_EVERY_S, left))
+    except lease.LeaseError as error:
+        raise TrialError(str(error)) from None
+
+
+def launches(
+    trial: Trial, run: Callable[[Launch], LaunchResult | Failure], clock: Callable[[], float]
+) -> Iterator[LaunchResult | Failure]:
+    """The stopping rule, whatever runs a launch and whatever tells the time (``clock``, in seconds).
+
+    Launches come in whole blocks of as many as there are variants, at least ``LEAST_LAUNCHES``; then until every
+    interval is as narrow as asked, or another block would outlast the budget. What the intervals say plays no part.
+    Those that earlier attempts committed stand where they stood, with the time that they had taken.
+
+    Raises:
+        TrialError: a launch failed ``ATTEMPTS`` times.
+    """
+    start = clock() - max((earlier.elapsed_s for earlier in trial.committed), default=0.0)
+    committed = {earlier.index: earlier for earlier in trial.committed}
+    block = len(trial.variants)
+    least = orders.up_to_multiple(LEAST_LAUNCHES, block)
+    # The least number of launches should fit in the budget; a tenth of it goes to starting and preparing.
+    launch = Launch(0, trial.seed, seconds=0.9 * trial.budget_s / least)
+    for earlier in trial.committed[:1]:  # all launches of a trial are of one size
+        launch = replace(launch, rounds=earlier.rounds, calls=earlier.calls)
+    speedups: list[Mapping[str, float]] = []
+    while True:
+        known = committed.get(launch.index)
+        if known is None:
+            outcome = run(launch)
+            if isinstance(outcome, Failure):
+                yield outcome
+                if launch.attempt == ATTEMPTS:
+                    raise TrialError(f"launch {launch.index} failed {ATTEMPTS} times, last: {outcome.reason}")
+                launch = replace(launch, attempt=launch.attempt + 1)
+                continue
+            outcome = replace(outcome, elapsed_s=clock() - start)
+            known = Committed.of(outcome)
+            yield outcome
+        speedups.append(known.log_speedups)
+        done = launch.index + 1
+        launch = replace(launch, index=done, attempt=1, rounds=known.rounds, calls=known.calls)
+        if done < least or done % block:
+            continue
+        after_another_block = known.elapsed_s * (done + block) / done
+        if precise_enough(speedups, trial.precision) or after_another_block > trial.budget_s:
+            return
+
+
+def _cuda_fault() -> str | None:
+    """Why no launch could compute on the GPU, said once rather than by each."""
+    if torch.cuda.is_available():
+        return None
+    return (
+        f"PyTorch {torch.__version__} sees no CUDA device here (install one built for CUDA, see what nvidia-smi says, "
+        "or leave --device cuda out)"
+    )
+
+
+def _launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:
+    result = measure.measure(trial.workload, trial.variants, trial.weights, trial.pool, launch)
+    machine = measure.machine_facts()
+    if tuple(machine["cores"]) != cores or machine["threads"] != trial.workload.threads:
+        raise RuntimeError(f"it ended on cores {machine['cores']} with {machine['threads']} threads, not as pinned")
+    return replace(result, machine=machine)
+
+
+def _build(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Alive]:
+    """Lets variants that compile do so before the first launch, which would outlast its time."""
+    for name in trial.variants:
+        for _ in range(BUILDS if variant_named(name).cached else 0):
+            outcome = alone(name)
+            yield Alive()
+            if not isinstance(outcome, Loss) or outcome.reason != OUT_OF_TIME:
+                break
+
+
+def _memory(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Alive | Memory]:
+    """Each variant in a process of its own; ends with what was found out."""
+    told: dict[str, Alone] = {}
+    for name in trial.variants:
+        if isinstance(outcome := alone(name), Alone):
+            told[name] = outcome
+        yield Alive()
+    compared = {}
+    if BASELINE in told and (expected := told[BASELINE].tokens) is not None:
+        for name, found in told.items():
+            if name != BASELINE and found.tokens is not None and found.tokens.shape == expected.shape:
+                compared[name] = compare(found.tokens, expected)
+    yield Memory({name: found.peak_mb for name, found in told.items()}, compared)
+
+
+def _alone(trial: Trial, variant: str) -> Alone:
+    own = trial.workload.own_model  # whose answers only its ``same`` can compare, as each launch does
+    approximate = [name for name in trial.variants if not (variant_named(name).exact or own)]
+    compared = LEAST_COMPARED if approximate and variant in (BASELINE, *approximate) else 0
+    return measure.measure_alone(trial.workload, variant, trial.weights, trial.pool, compared)
+
+
+def _limits(trial: Trial, known: Speeds | None) -> Limits:
+    speeds = known or measure_speeds(trial.workload.device)
+    return Limits(speeds, limits_of(trial.weights.chatbot().config, trial.workload, trial.variants, speeds))

@@ -1,0 +1,57 @@
+"""Cold start against steady state: after how many calls a slow start has paid for itself."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ray_jobs.matrix.rows import Row
+from ray_jobs.report import text
+from ray_jobs.report.series import TrialDraws
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a variant costs before it is as fast as it gets, and when that has paid."""
+
+    variant: str
+    prepare_ms: float
+    slow_start_ms: float | None  # what its first calls took above its median; None where there are no samples
+    p50_ms: float
+    pays_after: str  # in words
+
+
+def break_even(extra_ms: float, gain_ms: float) -> int | None:
+    """The number of calls after which ``extra_ms`` more at the start is won back; None where nothing is won."""
+    if gain_ms <= 0:
+        return None
+    return max(0, math.ceil(extra_ms / gain_ms))
+
+
+def starts(rows: Sequence[Row], draws: TrialDraws | None) -> list[Start]:
+    """Of each variant of a trial that was prepared and measured; empty where the baseline was not."""
+    slow = {one.variant: one.slow_start_ms for one in draws.variants} if draws else {}
+    known = {row.variant: row for row in rows if row.prepare_s is not None and row.p50_ms and row.verdict != "invalid"}
+    base = known.get(rows[0].baseline)
+    if base is None:
+        return []
+    cost = {name: 1000 * (row.prepare_s or 0.0) + (slow.get(name) or 0.0) for name, row in known.items()}
+    found = []
+    for name, row in known.items():
+        pays = _pays(row, base, cost[name] - cost[base.variant])
+        found.append(Start(name, 1000 * (row.prepare_s or 0.0), slow.get(name), row.p50_ms or 0.0, pays))
+    return found
+
+
+def _pays(row: Row, base: Row, extra_ms: float) -> str:
+    """In words, with the range that the speedup's interval gives."""
+    if row.variant == base.variant:
+        return "the baseline"
+    if row.verdict != "faster" or not (row.speedup and row.speedup_low and row.speedup_high and base.p50_ms):
+        return "never: slower" if row.verdict == "slower" else "not shown to be faster"
+    if extra_ms <= 0:
+        return "from the first call"
+    gains = [base.p50_ms * (1 - 1 / speedup) for speedup in (row.speedup, row.speedup_high, row.speedup_low)]
+    middle, least, most = (break_even(extra_ms, gain) for gain in gains)
+    if middle is None or least is None or most is None:
+        return "not shown to be faster"
+    return f"after {text.counted(middle, 'call')} ({least:,} to {most:,})"

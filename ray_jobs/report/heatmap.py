@@ -1,0 +1,134 @@
+"""The matrix as a heat map: rows are stations and workloads, columns are variants."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from chatbot.variants import CONTROL
+from ray_jobs.matrix.rows import DONE, FAILED, SKIPPED, Row
+from ray_jobs.report import text
+from ray_jobs.report.summary import SIZES, state
+from ray_jobs.report.view import RunView
+
+STEPS = (1.1, 1.5, 3.0)  # speedups, or their inverses, at which the colour grows stronger
+CROWDED = 12  # rows above which they are drawn low
+MANY = 7  # variants above which there is no room for all
+SHORT = {
+    "model": "model {}",
+    "batch": "batch {}",
+    "prompt_tokens": "prompt {}",
+    "reply_tokens": "reply {}",
+    "threads": "threads {}",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant of one trial."""
+
+    kind: str  # CSS classes
+    big: str
+    word: str
+    small: str
+    tip: str
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    """One trial of one run."""
+
+    head: str
+    more: str
+    run: str  # empty where there is only one
+    anchor: str
+    cells: tuple[Cell | None, ...]  # None: the trial has no such variant
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Every trial of every run."""
+
+    variants: tuple[tuple[str, str, str], ...]  # name, the same short enough for a column, what it is beyond that
+    rows: tuple[MatrixRow, ...]
+    shared: str  # what all workloads have in common
+
+    @property
+    def crowded(self) -> bool:
+        """Whether its rows must be low."""
+        return len(self.rows) > CROWDED
+
+    @property
+    def wide(self) -> bool:
+        """Whether it must be scrolled sideways."""
+        return len(self.variants) > MANY
+
+
+def matrix(runs: Sequence[RunView]) -> Matrix:
+    """Runs that measured the same workload on the same hardware stand beneath each other."""
+    rows = [row for run in runs for row in run.rows]
+    names = list(dict.fromkeys(row.variant for row in rows))
+    varying = [name for name in ("hardware", *SIZES) if len({_part(row, name) for row in rows}) > 1]
+    parts = [_part(rows[0], name) for name in ("hardware", *SIZES) if name not in varying] if rows else []
+    shared = filter(None, parts)
+    places: dict[tuple[object, ...], list[MatrixRow]] = {}
+    for number, run in enumerate(runs):
+        for place, (trial, found) in enumerate(run.trials.items()):
+            label = run.id if len(runs) > 1 else ""
+            line = _row(run, trial, found, names, varying, (label, anchor(number, place)))
+            key = tuple(getattr(found[0], name) for name in ("device", "device_name", "station", *SIZES))
+            places.setdefault(key, []).append(line)
+    roles = {row.variant: "baseline" for row in rows if row.variant == row.baseline} | {CONTROL: "control"}
+    lines = tuple(line for group in places.values() for line in group)
+    return Matrix(tuple((name, _narrow(name), roles.get(name, "")) for name in names), lines, ", ".join(shared))
+
+
+def _narrow(name: str, most: int = 36) -> str:
+    """With its middle left out where it is long: what tells names apart stands at their ends."""
+    half = most // 2
+    return name if len(name) <= most else f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"
+
+
+def anchor(run: int, trial: int) -> str:
+    """The name of a trial's section within the page."""
+    return f"trial-{run}-{trial}"
+
+
+def _row(
+    run: RunView, trial: str, rows: Sequence[Row], names: Sequence[str], varying: Sequence[str], labels: tuple[str, str]
+) -> MatrixRow:
+    first, by_name = rows[0], {row.variant: row for row in rows}
+    cells = tuple(_cell(by_name[name], run, by_name) if name in by_name else None for name in names)
+    told = [part for name in varying if (part := _part(first, name))] or [_part(first, "hardware")]
+    head, more = (told[:1], told[1:]) if "hardware" in varying or not varying else (told, [])
+    return MatrixRow(", ".join(head), ", ".join([*more, *([first.station] if first.station else [])]), *labels, cells)
+
+
+def _part(row: Row, name: str) -> str:
+    """Of what a row is about, in short; empty where it is of no matter to its model."""
+    if name == "hardware":
+        return f"{row.device} {row.device_name or ''}".strip()
+    value = getattr(row, name)
+    return "" if value is None else SHORT[name].format(value)
+
+
+def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Cell:
+    kind, word = state(row), text.verdict(row, run.margin)
+    tip = f"{row.variant}: {word}"
+    if kind in (FAILED, SKIPPED, "invalid"):
+        return Cell(kind, "", word, "", f"{tip}: {row.reason}")
+    unfinished = "" if row.status == DONE else row.status
+    tip += f", p50 {text.latency(row)} ms, replies same {text.replies(row)}"
+    milliseconds = f"{text.digits(row.p50_ms)} ms"
+    if kind == "baseline":
+        return Cell("baseline", milliseconds, word, unfinished, tip)
+    big = f"{text.ratio(row.speedup)}x" if row.speedup is not None else text.UNKNOWN
+    tip += f", speedup {text.speedup(row)}, {text.counted(row.samples or 0, 'call')}"
+    return Cell(f"{kind} {step(row)}", big, word, unfinished or milliseconds, tip)
+
+
+def step(row: Row) -> str:
+    """How strong the colour is: ``up1`` to ``up4`` faster, ``down1`` to ``down4`` slower; none where it is the same."""
+    if row.speedup is None or row.verdict not in ("faster", "slower"):
+        return ""
+    strength = 1 + sum(abs(math.log(row.speedup)) >= math.log(limit) for limit in STEPS)
+    return f"{'up' if row.speedup > 1 else 'down'}{strength}"

@@ -1,0 +1,226 @@
+"""What a person sees in the terminal: live progress on stderr, the matrix on stdout."""
+
+import sys
+import time
+from collections.abc import Sequence
+from operator import attrgetter
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from ray_jobs.cluster import events
+from ray_jobs.cluster.events import Event
+from ray_jobs.matrix.hardware import CLASS, HardwareClass
+from ray_jobs.matrix.rows import SKIPPED, Row
+from ray_jobs.process.trial import Committed
+from ray_jobs.report import text as words
+from ray_jobs.statistics import LEAST_LAUNCHES, Interval, speedup
+
+PLAIN_EVERY_S = 10.0  # between lines about one trial where stderr is no terminal
+STAY = (events.TrialWaiting, events.LaunchLost, events.WorkerLost)  # said beside the live display too
+STYLES = {"faster": "green", "slower": "red", "invalid": "bold red", "inconclusive": "yellow"}
+_workload = attrgetter(*(name for name in CLASS if name not in ("hardware", "variant")))
+
+
+class Reporter:
+    """Shows each running trial's launches, current intervals and time left; lines where stderr is not a terminal."""
+
+    def __init__(self, budget_s: float, precision: float) -> None:
+        self._budget_s, self._precision = budget_s, precision
+        self._console = Console(stderr=True)
+        self._live: Live | None = None
+        self._printed: dict[str, float] = {}
+        self._lines: dict[str, str] = {}  # of the trials that run
+        self._ended = 0
+        self.trials = 0  # that there will be
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Reporter":
+        if self._console.is_terminal:
+            # Once a second: on a local run the terminal is drawn beside the measurement.
+            self._live = Live(console=self._console, refresh_per_second=1, transient=True, get_renderable=self._drawn)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def show(self, event: Event, committed: Sequence[Committed]) -> None:
+        """Takes in an event and shows where its trial stands."""
+        now, trial = time.monotonic(), event.trial_id
+        if isinstance(event, events.LaunchDone):
+            if self._live is None and now - self._printed.get(trial, 0) < PLAIN_EVERY_S:
+                return
+            self._printed[trial] = now
+        text = self._text(event, committed)
+        if text is None:
+            return
+        self._lines[trial] = text
+        if isinstance(event, events.TrialEnded):
+            self._ended += 1
+            for known in (self._lines, self._printed):
+                known.pop(trial, None)
+        if self._live is None or isinstance(event, STAY):
+            self.say(f"{trial}: {text}")
+
+    def _text(self, event: Event, committed: Sequence[Committed]) -> str | None:
+        match event:
+            case events.TrialStarted():
+                return f"going on after {len(committed)} launches" if committed else "starting"
+            case events.TrialWaiting():
+                return f"waiting for its station: {event.holder}"
+            case events.LaunchLost():
+                return f"launch {event.failure.launch.index} lost: {event.failure.reason}"
+            case events.WorkerLost():
+                return f"worker {event.attempt} lost: {event.reason}"
+            case events.TrialEnded():
+                return f"{'failed: ' + event.reason if event.reason else 'done'} after {len(committed)} launches"
+            case events.LaunchDone():
+                return self._standing(committed, event.committed.elapsed_s)
+        return None
+
+    def _drawn(self) -> Text:
+        """The running trials, as many as there is room for."""
+        room = max(1, self._console.height - 3)
+        shown = [f"{name}: {line}" for name, line in list(self._lines.items())[:room]]
+        if len(self._lines) > room:
+            shown.append(f"and {len(self._lines) - room} others")
+        if self.trials > 1:
+            shown.append(f"{self._ended} of {self.trials} trials are over")
+        return Text("\n".join(shown), no_wrap=True, overflow="ellipsis")
+
+    def _standing(self, committed: Sequence[Committed], elapsed: float) -> str:
+        count = len(committed)
+        names = list(committed[-1].log_speedups)
+        logs = [one.log_speedups for one in committed]
+        known = {name: speedup([log[name] for log in logs if name in log]) for name in names}
+        shown = ", ".join(f"{name} {_speedup_text(i)}" for name, i in known.items() if i is not None)
+        left = time_left(count, elapsed, [i for i in known.values() if i], self._precision, self._budget_s)
+        return f"{count} launches in {elapsed:.0f} s, {shown or 'no interval yet'}; up to {left:.0f} s left"
+
+
+def time_left(count: int, elapsed: float, intervals: Sequence[Interval], precision: float, budget_s: float) -> float:
+    """Seconds until the widest interval should be narrow enough, or the budget ends.
+
+    Widths fall with the square root of the launches.
+    """
+    if not count:
+        return budget_s
+    widest = max((i.half_width for i in intervals), default=1.0)
+    needed = max(LEAST_LAUNCHES, count * (widest / precision) ** 2)
+    by_budget = max(budget_s, LEAST_LAUNCHES * elapsed / count)
+    return max(0.0, min(needed * elapsed / count, by_budget) - elapsed)
+
+
+def _speedup_text(interval: Interval) -> str:
+    return f"{interval.value:.3f}x ±{interval.half_width:.1%}"
+
+
+def print_matrix(rows: Sequence[Row], margin: float) -> None:
+    """The matrix on stdout: a table for each trial, and below it every reason and warning."""
+    console = Console()
+    for trial_id in dict.fromkeys(row.trial_id for row in rows):
+        mine = [row for row in rows if row.trial_id == trial_id]
+        console.print()
+        console.print(Text(words.title(mine[0]), style="bold"), soft_wrap=True)
+        if all(row.status == SKIPPED for row in mine):
+            console.print(f"  skipped: {mine[0].reason}", soft_wrap=True, markup=False)
+            continue
+        limited = any(row.of_limit is not None for row in mine)
+        tables = [_trial_table(mine, margin, limited), _trial_table(mine, margin)]
+        fitting = [table for table in tables if _width(console, table) <= console.width]
+        if fitting:
+            console.print(fitting[0])
+        else:
+            _print_lines(console, mine, margin)
+        for note in (*words.limit_notes(mine, shares=fitting[:1] == tables[1:]), *words.notes(mine)):
+            console.print(f"  {note}", soft_wrap=True, markup=False)
+
+
+def _trial_table(rows: Sequence[Row], margin: float, limited: bool = False) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    table.add_column("p50 ms (95%)", justify="right", no_wrap=True)
+    table.add_column("speedup (95%)", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("replies\nsame", justify="right", no_wrap=True)
+    stopping = any(row.stop_at_eos for row in rows)
+    if stopping:
+        table.add_column("ms per\ntoken", justify="right", no_wrap=True)
+    if limited:
+        table.add_column("of\nlimit", justify="right", no_wrap=True)
+    for row in rows:
+        verdict = _verdict(row, margin)
+        cells = (row.variant, words.latency(row), words.speedup_cell(row), verdict, words.replies(row))
+        more = [*([words.per_token(row)] if stopping else []), *([words.of_limit(row)] if limited else [])]
+        table.add_row(*cells, *more)
+    return table
+
+
+def _verdict(row: Row, margin: float) -> Text:
+    style = "dim" if row.status == SKIPPED else STYLES.get(row.verdict or "invalid", "")
+    return Text(words.verdict(row, margin), style=style)
+
+
+def _width(console: Console, table: Table) -> int:
+    """The width that the table would take if there were room."""
+    return Measurement.get(console, console.options.update(max_width=1000), table).maximum
+
+
+def _print_lines(console: Console, rows: Sequence[Row], margin: float) -> None:
+    """The same for a terminal that is too narrow for the table: nothing is cut off."""
+    for row in rows:
+        console.print(Text(row.variant, style="bold"))
+        console.print(Text(f"  {words.latency(row)} ms, speedup {words.speedup_cell(row)}"))
+        token = f", {words.per_token(row)} ms per token" if row.stop_at_eos else ""
+        limit = "" if row.of_limit is None else f", {words.of_limit(row)} of the limit"
+        console.print(Text("  ") + _verdict(row, margin) + Text(f", {words.replies(row)} same replies{token}{limit}"))
+
+
+def print_classes(classes: Sequence[HardwareClass]) -> None:
+    """Classes of at least two stations on stdout: a table for each workload, and below it who disagrees."""
+    console = Console()
+    several = [one for one in classes if one.stations > 1]
+    for workload in dict.fromkeys(map(_workload, several)):
+        mine = [one for one in several if _workload(one) == workload]
+        console.print()
+        console.print(Text(f"{mine[0].device} by hardware class: {words.sizes(mine[0])}", style="bold"), soft_wrap=True)
+        table = _class_table(mine)
+        if _width(console, table) <= console.width:
+            console.print(table)
+        else:
+            _print_class_lines(console, mine)
+        for sentence in dict.fromkeys(sentence for one in mine for sentence in one.disagreeing):
+            console.print(f"  {sentence}", soft_wrap=True, markup=False)
+
+
+def _class_table(classes: Sequence[HardwareClass]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("hardware class", no_wrap=True)
+    table.add_column("stations", justify="right", no_wrap=True)
+    table.add_column("variant", no_wrap=True)
+    table.add_column("p50 ms (95%)", justify="right", no_wrap=True)
+    table.add_column("speedup (95%)", justify="right", no_wrap=True)
+    table.add_column("spread between stations\np50, speedup", justify="right", no_wrap=True)
+    for one in classes:
+        spreads = f"{words.share(one.p50_spread)}, {words.share(one.speedup_spread)}"
+        table.add_row(Text(one.hardware), str(one.stations), one.variant, words.p50(one), words.speedup(one), spreads)
+    return table
+
+
+def _print_class_lines(console: Console, classes: Sequence[HardwareClass]) -> None:
+    """The same for a terminal that is too narrow for the table: nothing is cut off."""
+    for one in classes:
+        console.print(Text(f"{one.hardware}: {one.variant}", style="bold"))
+        console.print(Text(f"  {one.stations} stations, {words.p50(one)} ms, speedup {words.speedup(one)}"))
+        spreads = f"p50 {words.share(one.p50_spread)}, speedup {words.share(one.speedup_spread)}"
+        console.print(Text(f"  spread between stations: {spreads}"))

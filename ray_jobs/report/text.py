@@ -1,0 +1,131 @@
+"""Figures and verdicts as a person reads them: the same in the terminal, in the report and in what they export."""
+
+from collections.abc import Sequence
+
+from ray_jobs.matrix.hardware import HardwareClass
+from ray_jobs.matrix.rows import Row
+
+UNKNOWN = "-"
+VERDICTS = {"baseline": "baseline", "faster": "faster", "slower": "slower", "inconclusive": "can't tell"}
+
+
+def title(row: Row) -> str:
+    """A trial in words."""
+    return f"{place(row)}: {sizes(row)}"
+
+
+def place(row: Row) -> str:
+    """Where a trial was measured."""
+    return f"{row.device} {row.device_name} ({row.station})" if row.station else row.device
+
+
+def sizes(of: Row | HardwareClass) -> str:
+    """A workload in words."""
+    if of.prompt_tokens is None:
+        return f"model {of.model}, batch {of.batch}, {counted(of.threads, 'thread')}"
+    until = f"reply until EOS, at most {of.reply_tokens}" if of.stop_at_eos else f"reply {of.reply_tokens}"
+    tokens = f"prompt {of.prompt_tokens} tokens, {until} tokens"
+    return f"model {of.model}, batch {of.batch}, {tokens}, {counted(of.threads, 'thread')}"
+
+
+def short_sizes(of: Row) -> str:
+    """The same in short, without the model."""
+    tokens = "" if of.prompt_tokens is None else f"prompt {of.prompt_tokens}, reply {of.reply_tokens}, "
+    return f"batch {of.batch}, {tokens}threads {of.threads}"
+
+
+def counted(count: int, thing: str) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def latency(row: Row) -> str:
+    """The median with its interval; a program that is not what its label says has none."""
+    return UNKNOWN if row.verdict == "invalid" else p50(row)
+
+
+def p50(of: Row | HardwareClass) -> str:
+    """The median in ms with its interval."""
+    if of.p50_ms is None:
+        return UNKNOWN
+    if of.p50_low_ms is None or of.p50_high_ms is None:
+        return digits(of.p50_ms)
+    return f"{digits(of.p50_ms)} ({digits(of.p50_low_ms)} to {digits(of.p50_high_ms)})"
+
+
+def digits(ms: float | None) -> str:
+    """Three significant digits or so: intervals are seldom narrower than a part in a thousand."""
+    if ms is None:
+        return UNKNOWN
+    return f"{ms:.{max(0, 2 - int(ms >= 10) - int(ms >= 100))}f}" if ms >= 1 else f"{ms:.3f}"
+
+
+def speedup_cell(row: Row) -> str:
+    """The speedup with its interval."""
+    return UNKNOWN if row.variant == row.baseline else speedup(row)
+
+
+def speedup(of: Row | HardwareClass) -> str:
+    """The speedup with its interval, the baseline's own too."""
+    if of.speedup is None:
+        return UNKNOWN
+    if of.speedup_low is None or of.speedup_high is None:
+        return ratio(of.speedup)
+    return f"{ratio(of.speedup)} ({ratio(of.speedup_low)} to {ratio(of.speedup_high)})"
+
+
+def ratio(value: float) -> str:
+    """A speedup, to a part in a thousand."""
+    return f"{value:.3f}"
+
+
+def verdict(row: Row, margin: float) -> str:
+    """The verdict as one would say it; the status of a row that has none."""
+    if row.verdict == "same":
+        return f"same ±{margin:.0%}"
+    return VERDICTS.get(row.verdict or "", row.verdict or row.status)
+
+
+def replies(row: Row) -> str:
+    """The share of replies that equal the baseline's, never rounded up to all."""
+    if row.identical_replies is None or row.verdict == "invalid":
+        return UNKNOWN
+    if row.identical_replies == 1:
+        return "100%"
+    return f"{min(row.identical_replies, 0.9999):.2%}"
+
+
+def per_token(row: Row) -> str:
+    """The mean time of a token of a reply."""
+    return "-" if row.per_token_ms is None or row.verdict == "invalid" else digits(row.per_token_ms)
+
+
+def of_limit(row: Row) -> str:
+    """The share of what the hardware allows that a variant reaches."""
+    return "-" if row.of_limit is None else f"{row.of_limit:.0%}"
+
+
+def limit_notes(rows: Sequence[Row], shares: bool = False) -> list[str]:
+    """Why the baseline takes as long as it does; the ``shares`` of the limit too, where no column has them."""
+    told = [row for row in rows if row.of_limit is not None]
+    reached = ", ".join(f"{row.variant} {of_limit(row)}" for row in told)
+    why = [f"{row.variant}{' is' if row.bound else ':'} {row.bound_why}" for row in told if row.variant == row.baseline]
+    return [*([f"of the limit: {reached}"] if shares and told else []), *why]
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each reason and warning of a trial; one that several rows share is said once."""
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        texts = [f"{row.verdict if row.verdict == 'invalid' else row.status}: {row.reason}"] if row.reason else []
+        if row.discarded_rounds:
+            rounds = "1 round was" if row.discarded_rounds == 1 else f"{row.discarded_rounds} rounds were"
+            texts.append(f"{rounds} discarded, in which something else used the machine")
+        for text in (*texts, *row.warnings):
+            said.setdefault(text, []).append(row.variant)
+    return [f"{', '.join(names) if len(names) < len(rows) else 'all'}: {text}" for text, names in said.items()]
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage."""
+    return UNKNOWN if value is None else f"{value:.1%}"

@@ -1,0 +1,157 @@
+"""Launches as Arrow tables.
+
+A table holds the samples of one launch; what else the launch found out is JSON in the schema's metadata, so that one
+Parquet file is a launch, whole.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ray_jobs.matrix.rows import Row
+from ray_jobs.measure.result import PHASES, Launch, LaunchResult, Samples, VariantFacts
+from ray_jobs.measure.watch import COLUMNS as WATCHED
+from ray_jobs.measure.watch import Interference
+
+NAMES = pa.dictionary(pa.int16(), pa.string())
+SCHEMA = pa.schema(
+    [
+        pa.field("trial", NAMES, nullable=False),
+        pa.field("launch", pa.int32(), nullable=False),
+        pa.field("variant", NAMES, nullable=False),
+        pa.field("phase", NAMES, nullable=False),  # warmup, refresh (untimed first call of a turn) or timed
+        pa.field("round", pa.int32()),  # null in the warm-up
+        pa.field("position", pa.int16(), nullable=False),
+        pa.field("call", pa.int32(), nullable=False),
+        pa.field("start_ns", pa.int64(), nullable=False),
+        pa.field("wall_ns", pa.int64(), nullable=False),
+        pa.field("device_ns", pa.int64()),
+        pa.field("cpu_ns", pa.int64(), nullable=False),
+        pa.field("involuntary_switches", pa.int32(), nullable=False),
+        *(pa.field(name, pa.int64()) for name in WATCHED),  # of the whole round, the same on each of its rows
+        pa.field("discarded", pa.bool_()),  # the round, by the rule of interference.kept; null in the warm-up
+    ]
+)
+ABSENT = -1  # how Samples writes a null
+METADATA = tuple(f.name for f in fields(LaunchResult) if f.name not in ("samples", "interference"))
+
+
+def to_table(trial: str, result: LaunchResult) -> pa.Table:
+    """The launch as an Arrow table."""
+    samples = result.samples
+    count = len(samples.wall_ns)
+    names = {
+        "trial": ([trial], np.zeros(count, dtype=np.int16)),
+        "variant": (list(result.variants), samples.variant),
+        "phase": (list(PHASES), samples.phase.astype(np.int16)),
+    }
+    columns = []
+    for field in SCHEMA:
+        if field.name in names:
+            values, indices = names[field.name]
+            columns.append(pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(values, pa.string())))
+        elif field.name == "launch":
+            columns.append(pa.array(np.full(count, result.launch.index), field.type))
+        elif field.name in WATCHED:
+            columns.append(_of_rounds(result, field.name))
+        elif field.name == "discarded":
+            rounds = samples.round
+            columns.append(pa.array(~result.kept_rounds[np.maximum(0, rounds)], field.type, mask=rounds < 0))
+        else:
+            column = getattr(samples, field.name)
+            columns.append(pa.array(column, field.type, mask=(column == ABSENT) if field.nullable else None))
+    content = {key: getattr(result, key) for key in METADATA}
+    content["launch"] = asdict(result.launch)
+    content["facts"] = {name: asdict(facts) for name, facts in result.facts.items()}
+    return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata({"launch": json.dumps(content)}))
+
+
+def _of_rounds(result: LaunchResult, name: str) -> pa.Array:
+    """(samples,): what was watched in each one's round; null in the warm-up and where the machine does not tell."""
+    rounds = result.samples.round
+    values = np.full(len(rounds), ABSENT, dtype=np.int64)
+    if result.interference is not None:
+        values[rounds >= 0] = getattr(result.interference, name)[rounds[rounds >= 0]]
+    return pa.array(values, pa.int64(), mask=values == ABSENT)
+
+
+def _interference(table: pa.Table, rounds: NDArray[np.int32], count: int) -> Interference | None:
+    """What ``_of_rounds`` wrote; None for a launch from before rounds were watched."""
+    if WATCHED[0] not in table.column_names or table.column(WATCHED[0]).null_count == table.num_rows:
+        return None
+    timed = rounds >= 0
+    arrays = {}
+    for name in WATCHED:
+        arrays[name] = np.full(count, ABSENT, dtype=np.int64)
+        arrays[name][rounds[timed]] = table.column(name).fill_null(ABSENT).to_numpy()[timed]
+    return Interference(**arrays)
+
+
+def to_result(table: pa.Table) -> LaunchResult:
+    """The launch that ``to_table`` was given."""
+    content = json.loads(table.schema.metadata[b"launch"])
+    variants = tuple(content["variants"])
+    columns: dict[str, Any] = {}
+    for field in fields(Samples):
+        column = table.column(field.name)
+        if field.name in ("variant", "phase"):
+            order = variants if field.name == "variant" else PHASES
+            kind = np.int16 if field.name == "variant" else np.int8
+            columns[field.name] = np.array([order.index(name) for name in column.to_pylist()], dtype=kind)
+        else:
+            columns[field.name] = column.fill_null(ABSENT).to_numpy()
+    content["facts"] = {
+        name: VariantFacts(**{**facts, "differing": tuple(facts.get("differing", ()))})
+        for name, facts in content["facts"].items()
+    }
+    content |= {"launch": Launch(**content["launch"]), "variants": variants, "built": tuple(content["built"])}
+    content["sentinel_ns"] = tuple(content.get("sentinel_ns", ()))
+    watched = _interference(table, columns["round"], content["rounds"])
+    return LaunchResult(samples=Samples(**columns), interference=watched, **content)
+
+
+def split_launches(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """(trial, launch) of each launch in a sample file, which holds one or, compacted, many."""
+    metadata = table.schema.metadata
+    if b"launches" not in metadata:
+        yield table.column("trial")[0].as_py() if table.num_rows else "", table
+        return
+    start = 0
+    for trial, count, content in json.loads(metadata[b"launches"]):
+        part = table.slice(start, count).replace_schema_metadata({"launch": json.dumps(content)})
+        yield trial, part
+        start += count
+
+
+def renamed(trial: str, table: pa.Table) -> pa.Table:
+    """The table under another trial id."""
+    names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, dtype=np.int16)), pa.array([trial]))
+    return table.set_column(0, SCHEMA.field(0), names)
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows of the matrix as a table; a column's type does not depend on what the rows hold."""
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=ROW_SCHEMA)
+
+
+_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def _row_field(name: str, kind: Any) -> pa.Field:
+    kinds = [k for k in get_args(kind) if k is not type(None)] or [kind]
+    if get_origin(kind) is tuple:
+        return pa.field(name, pa.list_(pa.string()))
+    return pa.field(name, _ARROW[kinds[0]])
+
+
+def schema_of(kind: type) -> pa.Schema:
+    """The columns of a dataclass of plain values."""
+    return pa.schema([_row_field(name, hint) for name, hint in get_type_hints(kind).items()])
+
+
+ROW_SCHEMA = schema_of(Row)

@@ -1,0 +1,342 @@
+"""The run directory: launches and everything derived from them, on any file system that ``pyarrow.fs`` knows.
+
+A launch counts when its file is there: written under a temporary name and renamed, or, in an object store, which shows
+an object only when it is whole, written at once.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+from pydantic_core import to_json
+
+from chatbot.errors import UsageError
+from ray_jobs.measure.result import LaunchResult, one_line
+from ray_jobs.process.lease import Lease
+from ray_jobs.results.samples import SCHEMA, renamed, split_launches, to_result
+
+T = TypeVar("T")
+
+PROBE = ".probe"
+PART = ".part"  # of a name: not whole yet
+OBJECT_STORES = ("s3", "gcs", "abfs")
+REACH_TIMEOUT_S = 60.0
+
+
+class StoreError(OSError):
+    """What was measured can't be kept any more; one line says why. Everything committed before it is safe."""
+
+
+class RunDirectory:
+    """``<results root>/<run id>/`` on any file system that ``pyarrow.fs`` knows. Only the driver writes in it."""
+
+    def __init__(self, filesystem: fs.FileSystem, path: str, shown: str) -> None:
+        self._fs, self._path = filesystem, path
+        self.shown = shown  # as the user would name it
+
+    @classmethod
+    def named(cls, root: str, run_id: str) -> "RunDirectory":
+        """The directory of a new run, not made yet.
+
+        Raises:
+            UsageError: the run id is no plain name or exists already, or the root can't be reached.
+        """
+        if not run_id or run_id in (".", "..") or set(run_id) & set("/\\:\0"):
+            raise UsageError(f"run id {run_id!r} is not a plain folder name")
+        filesystem, base = open_root(root)
+        run = cls(filesystem, f"{base}/{run_id}", below(root, run_id))
+        with _reaching(root):
+            if _in_time(lambda: filesystem.get_file_info(run._path)).type != fs.FileType.NotFound:
+                raise UsageError(f"run {run_id!r} exists already in {root}; give another --run-id or leave it out")
+        return run
+
+    @classmethod
+    def existing(cls, place: str, holds: str = "run.json") -> "RunDirectory":
+        """The directory of a run that was made, told by a file that it holds. Raises UsageError where there is none."""
+        filesystem, path = open_root(place)
+        with _reaching(place):
+            if _in_time(lambda: filesystem.get_file_info(f"{path}/{holds}")).type != fs.FileType.File:
+                raise UsageError(f"no run at {place}: it has no {holds}")
+        return cls(filesystem, path, place)
+
+    @contextmanager
+    def created(self, samples: bool = True, room: int = 0) -> Iterator[None]:
+        """Makes the directory, and its root; a UsageError before the first launch takes away what was made.
+
+        Args:
+            samples: whether launches are to be kept in it.
+            room: bytes that it will need.
+
+        Raises:
+            UsageError: it can't be written, or its disk has less room.
+        """
+        with self._driven():  # first: what another process made is not ours to take away
+            with _reaching(self.shown):
+                rootless = _in_time(lambda: self._make(samples))
+            try:
+                self._try(room)
+                yield
+            except UsageError:
+                with suppress(OSError, pa.ArrowException):
+                    _in_time(lambda: self._take_away(samples, rootless))
+                raise
+
+    def _make(self, samples: bool) -> bool:
+        """Whether its root had to be made too."""
+        rootless = self._fs.get_file_info(self._root).type == fs.FileType.NotFound
+        self._fs.create_dir(f"{self._path}/samples" if samples else self._path, recursive=True)
+        return bool(rootless)
+
+    def _take_away(self, samples: bool, rootless: bool) -> None:
+        if self._precious(samples):  # What was measured is never deleted.
+            return
+        self._fs.delete_dir(self._path)
+        if rootless and not self._fs.get_file_info(fs.FileSelector(self._root)):
+            self._fs.delete_dir(self._root)
+
+    def _precious(self, samples: bool) -> bool:
+        return bool(self.sample_files() if samples else self._fs.get_file_info(fs.FileSelector(self._path)))
+
+    @contextmanager
+    def reopened(self, room: int = 0) -> Iterator[None]:
+        """For going on with a run; what a killed writer left half-written is taken away.
+
+        Raises:
+            UsageError: it can't be written, its disk has less room, or another process is at it.
+        """
+        with self._driven():
+            self._try(room)
+            for name in self.names("samples"):
+                if name.endswith(PART):
+                    self._fs.delete_file(f"{self._path}/samples/{name}")
+            yield
+
+    def _try(self, room: int) -> None:
+        """Raises UsageError where a file can't be written, or the disk has less room than ``room`` bytes."""
+        with _reaching(self.shown):
+            _in_time(lambda: self.write(PROBE, b"can this be written?"))
+            _in_time(lambda: self._fs.delete_file(f"{self._path}/{PROBE}"))
+        if self.local_path is None:
+            return
+        free = shutil.disk_usage(self.local_path).free
+        if free < room:
+            raise UsageError(
+                f"results can't be kept in {self.shown}: its disk has {free / 1e6:.0f} MB left, and the run may need "
+                f"{room / 1e6:.0f} MB; free some, or give another --out"
+            )
+
+    @contextmanager
+    def _driven(self) -> Iterator[None]:
+        """Holds the directory for this process alone, where it is a local one."""
+        if self.local_path is None:
+            yield
+            return
+        place = hashlib.sha256(os.path.realpath(self.local_path).encode()).hexdigest()[:16]
+        with Lease([f"run-{place}"], f"process {os.getpid()}") as lease:
+            if (holder := lease.take()) is not None:
+                raise UsageError(f"{self.shown} is being written: {holder}; wait for it, or stop it first")
+            yield
+
+    @property
+    def _root(self) -> str:
+        return self._path.rpartition("/")[0]
+
+    @property
+    def run_id(self) -> str:
+        """Its name in the results root."""
+        return self._path.rpartition("/")[2]
+
+    @property
+    def local_path(self) -> str | None:
+        """Its path where it lies on this machine's disk."""
+        return self._path if isinstance(self._fs, fs.LocalFileSystem) else None
+
+    def make_folder(self, name: str) -> None:
+        """A folder within it, where there is none yet. Raises UsageError."""
+        with _reaching(self.shown):
+            _in_time(lambda: self._fs.create_dir(f"{self._path}/{name}", recursive=True))
+
+    def holds(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self._fs.get_file_info(f"{self._path}/{name}").type == fs.FileType.File)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Puts a whole file in place: readers see the old one or the new one. Raises StoreError."""
+        self._write(name, (content,))
+
+    def _write(self, name: str, parts: Iterable[bytes]) -> None:
+        path = f"{self._path}/{name}"
+        try:
+            if self.local_path is not None:
+                _write_locally(path, parts)
+            elif self._fs.type_name in OBJECT_STORES:
+                self._stream(path, [b"".join(parts)])  # whole before it is begun: ending an upload shows what there is
+            else:
+                self._stream(path + PART, parts)
+                self._fs.move(path + PART, path)
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{name} can't be written to {self.shown}: {one_line(error)}") from error
+
+    def _stream(self, path: str, parts: Iterable[bytes]) -> None:
+        with self._fs.open_output_stream(path) as stream:
+            for part in parts:
+                stream.write(part)
+
+    def delete(self, name: str) -> None:
+        """Takes a file away, where it is there."""
+        with suppress(FileNotFoundError):
+            self._fs.delete_file(f"{self._path}/{name}")
+
+    def write_json(self, name: str, value: object) -> None:
+        """NaN and infinity are refused: what is unknown is null."""
+        json.dumps(value, allow_nan=False)  # only to refuse; with indent=1 it would be ten times slower than the next
+        self.write(name, to_json(value, indent=1) + b"\n")
+
+    def write_json_rows(self, name: str, batches: Iterable[Sequence[object]]) -> None:
+        """A list as JSON, in the way of ``write_json``, that need never be in memory as a whole."""
+        self._write(name, _json_list(batches))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """A Parquet file."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write(name, sink.getvalue().to_pybytes())
+
+    def add_launch(self, trial: str, table: pa.Table, identity: str = "") -> None:
+        """Commits a launch; ``identity`` tells it from launches of another run."""
+        launch = json.loads(table.schema.metadata[b"launch"])["launch"]["index"]
+        if identity:
+            table = table.replace_schema_metadata({**table.schema.metadata, b"identity": identity.encode()})
+        self.write_table(_launch_file(trial, launch), table)
+
+    def launch(self, trial: str, index: int) -> pa.Table:
+        """One that was committed."""
+        return pq.ParquetFile(pa.BufferReader(self.read(_launch_file(trial, index)))).read(use_threads=False)
+
+    def sample_files(self) -> list[str]:
+        """The names of the committed launches, in order."""
+        return [name for name in self.names("samples") if name.endswith(".parquet")]
+
+    def names(self, folder: str = "") -> list[str]:
+        """The names of the files in one of its folders, or in itself, in order; none where there is no such folder."""
+        place = f"{self._path}/{folder}".rstrip("/")
+        found = self._fs.get_file_info(fs.FileSelector(place, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+
+    def read(self, name: str) -> bytes:
+        """A whole file. Raises FileNotFoundError."""
+        with self._fs.open_input_file(f"{self._path}/{name}") as file:
+            content: bytes = file.read()
+        return content
+
+    def read_tables(self, trials: Collection[str] | None = None) -> dict[str, list[pa.Table]]:
+        """The committed launches of each trial, or of these trials, as tables, in order."""
+        launches: dict[str, list[pa.Table]] = {}
+        for trial, launch in self.each_table(trials):
+            launches.setdefault(trial, []).append(launch)
+        return launches
+
+    def each_table(self, trials: Collection[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+        """(trial, launch) of one committed launch after the other: of a long run they are too many to hold at once."""
+        for name in self.sample_files():
+            of = name.removesuffix(".parquet").rpartition(".")[0]  # empty: of many trials
+            if trials is not None and of and of not in trials:
+                continue
+            table = pq.read_table(pa.BufferReader(self.read(f"samples/{name}")), use_threads=False)
+            for trial, launch in split_launches(table):
+                if trials is None or trial in trials:
+                    yield trial, launch
+
+    def read_launches(self, trials: Collection[str] | None = None) -> dict[str, list[LaunchResult]]:
+        """The committed launches of each trial, or of these trials, in order."""
+        return {trial: [to_result(table) for table in tables] for trial, tables in self.read_tables(trials).items()}
+
+    def add_launches(self, trials: Mapping[str, Sequence[pa.Table]], name: str) -> None:
+        """Commits many launches as one file, from which ``read_tables`` makes single ones again."""
+        tables = [(trial, table) for trial, launches in trials.items() for table in launches]
+        metadata = [[trial, table.num_rows, json.loads(table.schema.metadata[b"launch"])] for trial, table in tables]
+        parts = [renamed(trial, table).replace_schema_metadata(None) for trial, table in tables]
+        together = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+        self.write_table(name, together.replace_schema_metadata({"launches": json.dumps(metadata)}))
+
+
+def _launch_file(trial: str, index: int) -> str:
+    return f"samples/{trial}.{index:04d}.parquet"
+
+
+def _json_list(batches: Iterable[Sequence[object]]) -> Iterator[bytes]:
+    between = b"[\n"
+    for batch in batches:
+        json.dumps(batch, allow_nan=False)
+        for row in batch:
+            yield between + to_json(row, indent=1)
+            between = b",\n"
+    yield (b"[" if between == b"[\n" else b"\n") + b"]\n"
+
+
+def _write_locally(path: str, parts: Iterable[bytes]) -> None:
+    try:
+        with open(path + PART, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + PART, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path + PART)
+        raise
+
+
+def _in_time(action: Callable[[], T]) -> T:
+    """Its value, waiting no longer than a store that can be reached needs. Raises TimeoutError."""
+    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((action(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()  # one that never ends does not keep the program from ending
+    try:
+        value, error = answers.get(timeout=REACH_TIMEOUT_S)
+    except queue.Empty:
+        raise TimeoutError(f"it did not answer within {REACH_TIMEOUT_S:.0f} s") from None
+    if error is not None:
+        raise error
+    return cast("T", value)
+
+
+@contextmanager
+def _reaching(place: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        cause = error.__cause__ if isinstance(error, StoreError) and error.__cause__ else error
+        raise UsageError(f"results can't be kept in {place}: {one_line(cause)}") from None
+
+
+def below(root: str, name: str) -> str:
+    """A folder of a results root, as the user would name it; a URI's options come last."""
+    place, mark, options = root.partition("?") if "://" in root else (root, "", "")
+    return f"{place.rstrip('/')}/{name}{mark}{options}"
+
+
+def open_root(root: str) -> tuple[fs.FileSystem, str]:
+    """The file system and path of a results root: a path, or a URI such as ``s3://bucket/results``."""
+    try:
+        if "://" in root:
+            filesystem, path = _in_time(lambda: fs.FileSystem.from_uri(root))  # which may look for a bucket's region
+            return filesystem, path.rstrip("/")
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UsageError(f"results root {root!r} is not usable: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,195 @@
+"""The directory of a sweep: what it was asked, every validation, every trial, the best checkpoint; all as it comes.
+
+Only the driver writes here. The state of each running trial lies beside the tables until the trial ends, so that a
+sweep whose driver died goes on where it was.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chatbot.corpus import Pair
+from chatbot.errors import UsageError
+from ray_jobs.provenance import driver_facts
+from ray_jobs.results.store import RunDirectory, below
+from ray_jobs.sweep.importance import Importances, importances
+from ray_jobs.sweep.page import page
+from ray_jobs.sweep.spec import SweepSpec, make_spec
+from ray_jobs.sweep.table import TrialRow, Validation, best_of, epochs_table, flat, trials_table
+
+SHEET = "sweep.json"
+BEST = "best.pt"
+MUST_MATCH = {"source_hash": "the sources of this program", "data": "the corpus", "torch": "PyTorch"}
+
+
+class Record:
+    """One sweep's directory and what is known of it."""
+
+    def __init__(self, directory: RunDirectory, spec: SweepSpec, data: str) -> None:
+        self.directory, self.spec, self._data = directory, spec, data
+        self.started = datetime.now(UTC)
+        self._seconds_before, self._clock = 0.0, time.monotonic()
+        self.validations: list[Validation] = []
+        self.rows: list[TrialRow] = []  # of trials that ended, as they ended
+        self.importances: Importances | None = None
+        self.commands: list[list[str]] = []
+
+    @property
+    def id(self) -> str:
+        return self.directory.run_id
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._clock
+
+    def of_trial(self, number: int) -> list[Validation]:
+        return [row for row in self.validations if row.trial == number]
+
+    def add(self, row: Validation, state: bytes) -> bool:
+        """Keeps a validation and what its trial goes on from; False where it was known."""
+        if any(row.iteration == known.iteration for known in self.of_trial(row.trial)):
+            return False
+        self.directory.write(state_name(row.trial), state)
+        self.validations.append(row)
+        self.directory.write_table("epochs.parquet", epochs_table(self.validations))
+        return True
+
+    def end(self, row: TrialRow, checkpoint: bytes | None) -> None:
+        """Keeps what became of a trial; its checkpoint where it is the best."""
+        self.rows.append(row)
+        if checkpoint is not None and self.best is row:
+            self.directory.write(BEST, checkpoint)
+        self.write("running")
+        self.directory.delete(state_name(row.trial))
+
+    def write(self, status: str) -> None:
+        """``trials.json``, ``trials.parquet`` and ``sweep.json``."""
+        rows = sorted(self.rows, key=lambda row: row.trial)
+        self.directory.write_json("trials.json", [flat(row) for row in rows])
+        self.directory.write_table("trials.parquet", trials_table(rows))
+        self.directory.write_json(SHEET, self.sheet(status))
+
+    @property
+    def best(self) -> TrialRow | None:
+        return best_of(self.rows)
+
+    def finish(self, status: str) -> None:
+        """Everything that is derived: the importances and the page."""
+        judged = sorted((row for row in self.rows if row.judged), key=lambda row: row.trial)
+        losses = [row.best_loss for row in judged if row.best_loss is not None]
+        if status == "done":
+            self.importances = importances([row.settings for row in judged], losses, self.spec.seed)
+        self.write(status)
+        rows = sorted(self.rows, key=lambda row: row.trial)
+        text = page(self.sheet(status), rows, self.validations, self.importances)
+        self.directory.write("sweep.html", text.encode())
+
+    def summary(self) -> dict[str, Any]:
+        """What a script wants to know."""
+        sheet = self.sheet("done")
+        return {name: sheet[name] for name in ("sweep_id", "trials", "best", "importance")}
+
+    def sheet(self, status: str) -> dict[str, Any]:
+        """``sweep.json``."""
+        best = self.best
+        facts = driver_facts()
+        return {
+            "schema_version": 1,
+            "sweep_id": self.id,
+            "status": status,
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round(self.seconds, 1),
+            "commands": self.commands or [command()],
+            "spec": self.spec.model_dump(),
+            "environment": facts,
+            "identity": identity(facts, self._data),
+            "trials": {name: sum(row.status == name for row in self.rows) for name in ("done", "stopped", "failed")},
+            "best": None if best is None else flat(best),
+            "importance": None if self.importances is None else asdict(self.importances),
+        }
+
+    def state(self, number: int) -> bytes | None:
+        """What a trial that was cut off goes on from."""
+        try:
+            return self.directory.read(state_name(number))
+        except FileNotFoundError:
+            return None
+
+    def restore(self, sheet: dict[str, Any], rows: Sequence[TrialRow]) -> None:
+        """Goes on from what was written. Raises UsageError where trials of now would not be like those of then."""
+        now = identity(driver_facts(), self._data)
+        changed = [text for part, text in MUST_MATCH.items() if sheet["identity"].get(part) != now[part]]
+        if changed:
+            what = " and ".join(changed)
+            raise UsageError(f"{self.directory.shown} can't be resumed: {what} changed since; start a new sweep")
+        self.started = datetime.fromisoformat(sheet["started"])
+        self._seconds_before = sheet["seconds"]
+        self.commands = [*sheet["commands"], command()]
+        self.rows = list(rows)
+        self.validations = read_validations(self.directory)
+        for row in rows:  # the driver may have died between the two
+            self.directory.delete(state_name(row.trial))
+
+
+def state_name(number: int) -> str:
+    return f"trial-{number:04d}.state"
+
+
+def command() -> list[str]:
+    return ["python", "-m", "ray_jobs", *sys.argv[1:]]
+
+
+def data_digest(pairs: Sequence[Pair]) -> str:
+    """Tells the pairs that a sweep trains on and judges by."""
+    return hashlib.sha256("\n".join("\t".join(pair) for pair in pairs).encode()).hexdigest()[:16]
+
+
+def identity(facts: dict[str, Any], data: str) -> dict[str, str | None]:
+    """What must not change between the parts of a resumed sweep."""
+    return {"source_hash": facts["source_hash"], "torch": facts["packages"]["torch"], "data": data}
+
+
+def find(place: str, root: str) -> tuple[RunDirectory, dict[str, Any], SweepSpec]:
+    """A sweep at a place, or of that name in the results root. Raises UsageError."""
+    try:
+        directory = RunDirectory.existing(place, SHEET)
+    except UsageError as error:
+        try:
+            directory = RunDirectory.existing(below(root, place), SHEET)
+        except UsageError:
+            raise error from None
+    try:
+        sheet = json.loads(directory.read(SHEET))
+        return directory, sheet, make_spec(sheet["spec"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{place} can't be read: its {SHEET} says too little ({error})") from None
+
+
+def read_rows(directory: RunDirectory) -> list[TrialRow]:
+    """The trials that ended."""
+    try:
+        content = json.loads(directory.read("trials.json"))
+    except FileNotFoundError:
+        return []
+    own = {field.name for field in fields(TrialRow)}
+    return [
+        TrialRow(**{k: v for k, v in row.items() if k in own}, settings={k: v for k, v in row.items() if k not in own})
+        for row in content
+    ]
+
+
+def read_validations(directory: RunDirectory) -> list[Validation]:
+    """Every validation that was kept, in the order in which they came."""
+    try:
+        table = pq.read_table(pa.BufferReader(directory.read("epochs.parquet")))
+    except FileNotFoundError:
+        return []
+    return [Validation(**row) for row in table.to_pylist()]

@@ -1,0 +1,294 @@
+"""Fresh pinned processes: what a launch is, how it is lost, and that nothing stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from chatbot.model import PRESETS
+from chatbot.variants import BASELINE, CONTROL, Workload
+from chatbot.vocabulary import EOS
+from ray_jobs.measure.replies import LEAST_COMPARED
+from ray_jobs.measure.result import TIMED, WARMUP, Launch, LaunchResult, Samples, Weights
+from ray_jobs.measure.roofline import Speeds, limits_of
+from ray_jobs.process import trial as launch
+from ray_jobs.process.server import LaunchServer, Loss, Request, TrialError
+from ray_jobs.process.trial import (
+    ATTEMPTS,
+    Alive,
+    Committed,
+    Failure,
+    Limits,
+    Memory,
+    Outcome,
+    Trial,
+    choose_cores,
+    run_trial,
+)
+
+pytestmark = pytest.mark.alone
+
+WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
+NAMES = (BASELINE, CONTROL, "torchscript")
+CORES = choose_cores(sorted(os.sched_getaffinity(0)), 1)
+
+
+def prompts(count: int = 1000) -> NDArray[np.int64]:
+    pool = np.random.default_rng(0).integers(3, 50, (count, 4))
+    pool[:, -1] = EOS
+    return pool
+
+
+def request(weights: Weights | None = None, timeout_s: float = 60.0, index: int = 0) -> Request:
+    asked = Launch(index, seed=1, rounds=3, calls=2)
+    return Request(partial(launch._launch, trial(weights), asked, CORES), CORES, 1, timeout_s)
+
+
+def trial(weights: Weights | None = None, budget_s: float = 1.0, timeout_s: float = 60.0) -> Trial:
+    return Trial("t", WORKLOAD, NAMES, weights or Weights(preset="tiny"), prompts(), 1, 0.01, budget_s, timeout_s)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LaunchServer]:
+    with LaunchServer(WORKLOAD) as running:
+        yield running
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Weights:
+    """Weights that are never done being read: a launch that hangs."""
+    path = tmp_path / "endless.pt"
+    os.mkfifo(path)
+    return Weights(path=str(path))
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def success(outcome: object) -> LaunchResult:
+    assert isinstance(outcome, LaunchResult), outcome
+    return outcome
+
+
+def test_launches_are_fresh_processes_pinned_to_the_asked_cores(server: LaunchServer) -> None:
+    first, second = success(server.run(request())), success(server.run(request(index=1)))
+    assert first.machine["pid"] != second.machine["pid"]
+    assert os.getpid() not in (first.machine["pid"], second.machine["pid"])
+    for result in (first, second):
+        assert tuple(result.machine["cores"]) == CORES
+        assert result.machine["threads"] == 1
+        assert result.rounds == 3
+
+
+LOOP = """
+import os, statistics, sys, time, torch
+os.sched_setaffinity(0, {int(sys.argv[1])})
+torch.set_num_threads(1)
+from chatbot.model import PRESETS, Chatbot
+search = Chatbot.random(PRESETS["tiny"]).search()
+prompts, lengths, times = torch.tensor([[5, 6, 7, 2]]), torch.tensor([4]), []
+with torch.inference_mode():
+    for _ in range(300):
+        start = time.perf_counter()
+        search(prompts, lengths, 3)
+        times.append(time.perf_counter() - start)
+print(statistics.median(times[100:]) * 1e9)
+"""
+
+
+def median_ns(samples: Samples) -> float:
+    """Of the baseline's timed replies."""
+    return float(np.median(samples.wall_ns[(samples.phase == TIMED) & (samples.variant == NAMES.index(BASELINE))]))
+
+
+def test_a_launch_agrees_with_a_loop_written_by_hand(server: LaunchServer) -> None:
+    """Within a factor of two, and each at its best of five by turns: the machine's speed changes between processes."""
+    command = [sys.executable, "-c", LOOP, str(CORES[0])]
+    turns = [
+        (
+            median_ns(success(server.run(request())).samples),
+            float(subprocess.run(command, capture_output=True, text=True, check=True).stdout),
+        )
+        for _ in range(5)
+    ]
+    measured, by_hand = map(min, zip(*turns, strict=True))
+    assert 0.5 < measured / by_hand < 2
+
+
+def test_the_same_launch_asks_the_same_prompts_in_the_same_order(server: LaunchServer) -> None:
+    first, again = success(server.run(request())), success(server.run(request()))
+    other = success(server.run(request(index=1)))
+    assert first.built == again.built
+    turns = [result.samples.variant[result.samples.phase != WARMUP].tolist() for result in (first, again)]
+    assert turns[0] == turns[1]
+    assert first.built != other.built
+
+
+def test_a_launch_that_raises_is_a_failure_with_a_line(server: LaunchServer, tmp_path: Path) -> None:
+    outcome = server.run(request(Weights(path=str(tmp_path / "nowhere.pt"))))
+    assert isinstance(outcome, Loss)
+    assert "nowhere.pt" in outcome.reason
+    assert "\n" not in outcome.reason
+
+
+def test_a_launch_that_hangs_is_ended_at_its_deadline(server: LaunchServer, endless: Weights) -> None:
+    outcome = server.run(request(endless, timeout_s=1.0))
+    assert isinstance(outcome, Loss)
+    assert "did not finish in its time" in outcome.reason
+    assert children(server.pid) == []
+    assert isinstance(server.run(request()), LaunchResult), "the server goes on"
+
+
+def test_a_killed_launch_is_named_by_its_signal(server: LaunchServer, endless: Weights) -> None:
+    def kill() -> None:
+        wait_until(lambda: bool(children(server.pid)))
+        os.kill(children(server.pid)[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcome = server.run(request(endless))
+    killer.join()
+    assert isinstance(outcome, Loss)
+    assert "SIGKILL" in outcome.reason
+
+
+def ask_and_be_refused(server: LaunchServer, asked: Request) -> None:
+    with pytest.raises(TrialError, match="the launch server died"):
+        server.run(asked)
+
+
+def test_closing_the_server_ends_the_launch_in_progress(endless: Weights) -> None:
+    with LaunchServer(WORKLOAD) as server:
+        asking = threading.Thread(target=ask_and_be_refused, args=(server, request(endless)))
+        asking.start()
+        wait_until(lambda: bool(children(server.pid)))
+        pids = [server.pid, *children(server.pid)]
+        os.kill(server.pid, signal.SIGKILL)
+        asking.join()
+    wait_until(lambda: all(gone(pid) for pid in pids))
+
+
+CALLER = """
+import os, sys
+from test_launch import request, WORKLOAD
+from ray_jobs.launch import LaunchServer
+from ray_jobs.records import Weights
+with LaunchServer(WORKLOAD) as server:
+    print(server.pid, flush=True)
+    server.run(request(Weights(path=sys.argv[1])))
+"""
+
+
+def test_nothing_survives_a_caller_that_is_killed(endless: Weights) -> None:
+    caller = subprocess.Popen(
+        [sys.executable, "-c", CALLER, str(endless.path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    assert caller.stdout is not None
+    server_pid = int(caller.stdout.readline())
+    wait_until(lambda: bool(children(server_pid)))
+    pids = [server_pid, *children(server_pid)]
+    caller.kill()
+    caller.wait()
+    caller.stdout.close()
+    wait_until(lambda: all(gone(pid) for pid in pids))
+
+
+def test_a_trial_runs_whole_blocks_and_then_the_memory_and_limit_of_each_variant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch, "_speeds", {})
+    *launches, memory, limits = (outcome for outcome in run_trial(trial()) if not isinstance(outcome, Alive))
+    results = [success(outcome) for outcome in launches]
+    assert [result.launch.index for result in results] == list(range(len(results)))
+    assert len(results) == 12, "three variants: the least whole blocks of ten launches; the budget is long over"
+    for place in range(3):
+        assert sorted(result.built[place] for result in results) == sorted(NAMES * 4)
+    assert isinstance(memory, Memory)
+    assert set(memory.peak_mb) == set(NAMES)
+    assert isinstance(limits, Limits)
+    assert set(limits.of) == set(NAMES)
+    assert launch._speeds == {(CORES, ()): limits.speeds}, "later trials of this process need not measure them again"
+    assert len({result.machine["pid"] for result in results}) == len(results)
+
+
+def test_speeds_that_are_known_are_not_measured_again(server: LaunchServer) -> None:
+    known = Speeds(((1, 20.0),), {"float32": 100.0})
+    limits = server.run(replace(request(), work=partial(launch._limits, trial(), known)))
+    assert limits.speeds == known
+    assert limits.of == limits_of(PRESETS["tiny"], WORKLOAD, NAMES, known)
+
+
+def test_a_trial_that_leaves_memory_out_leaves_the_limit_out_too() -> None:
+    done = tuple(Committed(i, 3, 2, {}, 1.0) for i in range(12))
+    with_both, without = (
+        [type(one) for one in run_trial(replace(trial(), committed=done, memory=asked)) if not isinstance(one, Alive)]
+        for asked in (True, False)
+    )
+    assert with_both == [Memory, Limits]
+    assert without == []
+
+
+def test_an_approximate_variant_is_compared_on_distinct_prompts_after_the_launches() -> None:
+    asked = replace(trial(), variants=(BASELINE, CONTROL, "bf16"))
+    memory = next(outcome for outcome in run_trial(asked) if isinstance(outcome, Memory))
+    assert set(memory.compared) == {"bf16"}, "exact ones are held to their promise in every launch"
+    assert memory.compared["bf16"].replies == LEAST_COMPARED
+    assert 0 < memory.compared["bf16"].identical <= LEAST_COMPARED
+
+
+def test_a_trial_gives_up_after_its_attempts(tmp_path: Path) -> None:
+    outcomes: list[Outcome] = []
+
+    def take_all() -> None:
+        for outcome in run_trial(trial(Weights(path=str(tmp_path / "nowhere.pt")))):
+            outcomes.append(outcome)
+
+    with pytest.raises(TrialError, match=rf"launch 0 failed {ATTEMPTS} times, last: .*nowhere\.pt"):
+        take_all()
+    failures = [outcome.launch for outcome in outcomes if isinstance(outcome, Failure)]
+    assert [(lost.index, lost.attempt) for lost in failures] == [(0, 1), (0, 2), (0, 3)]
+
+
+def test_cores_are_the_last_ones_so_that_the_first_is_left_to_others() -> None:
+    assert choose_cores([3, 1, 2], 1) == (3,)
+    assert choose_cores([0, 1], 2) == (0, 1)
+    with pytest.raises(TrialError, match="3 threads asked for, but the station has 2 cores"):
+        choose_cores([0, 1], 3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees a CUDA device")
+def test_a_gpu_that_pytorch_does_not_see_fails_the_trial_at_once_in_one_line() -> None:
+    on_gpu = replace(trial(), workload=replace(WORKLOAD, device="cuda"))
+    with pytest.raises(
+        TrialError, match=r"^PyTorch \S+ sees no CUDA device here \(install .*, or leave --device cuda out\)$"
+    ):
+        list(run_trial(on_gpu))

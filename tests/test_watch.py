@@ -1,0 +1,425 @@
+"""What else the machine did: read from made-up counters, and which rounds it costs."""
+
+import dataclasses
+import itertools
+import os
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from launches import made_launch
+
+from chatbot.variants import BASELINE, CONTROL
+from ray_jobs.measure.watch import (
+    ABSENT,
+    COLUMNS,
+    TICK_NS,
+    WARN_SHARE,
+    Counters,
+    Interference,
+    MachineWatch,
+    complaint,
+    disturbed,
+    gpu_state,
+    kept,
+    per_round,
+    severity,
+    untold,
+    watch_for,
+)
+
+SECOND = 10**9
+STAT = """cpu  100 10 20 5000 300 3 7 90 0 0
+cpu0 60 5 10 2500 150 1 3 50 0 0
+cpu1 30 3 6 1500 100 1 2 30 0 0
+cpu2 10 2 4 1000 50 1 2 10 0 0
+intr 123 4 5
+ctxt 99
+"""
+PRESSURE = "some avg10=1.50 avg60=0.20 avg300=0.01 total=4321\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=99\n"
+VERSION_2 = "usage_usec 5000\nuser_usec 4000\nsystem_usec 1000\nnr_periods 9\nnr_throttled 2\nthrottled_usec 700\n"
+VERSION_1 = "nr_periods 9\nnr_throttled 2\nthrottled_time 123456\n"
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+PROC = {
+    "stat": STAT,
+    "pressure/cpu": PRESSURE,
+    "self/task/11/schedstat": "900 30 5\n",
+    "self/task/12/schedstat": "800 12 4\n",
+}
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    return write(tmp_path / "proc", PROC)
+
+
+def read(proc: Path, cgroup: Path = Path("/nowhere"), cores: tuple[int, ...] = (1, 2)) -> Counters:
+    return MachineWatch(cores, proc=proc, cgroup=cgroup).read()
+
+
+# The counters
+
+
+def test_waiting_for_a_core_is_summed_over_the_threads(proc: Path) -> None:
+    assert read(proc).run_delay_ns == 30 + 12
+
+
+def test_stolen_time_is_of_the_measured_cores_alone(proc: Path) -> None:
+    assert read(proc, cores=(1, 2)).steal_ns == (30 + 10) * TICK_NS
+    assert read(proc, cores=(0,)).steal_ns == 50 * TICK_NS
+
+
+def test_core_1_is_not_core_11(tmp_path: Path) -> None:
+    stat = "cpu  9 0 0 0 0 0 0 9 0 0\ncpu1 9 0 0 0 0 0 0 2 0 0\ncpu11 9 0 0 0 0 0 0 7 0 0\n"
+    assert read(write(tmp_path, {"stat": stat}), cores=(1,)).steal_ns == 2 * TICK_NS
+
+
+def test_busy_is_all_cores_work_without_idling_waiting_for_disks_and_stolen_time(proc: Path) -> None:
+    assert read(proc).busy_ns == (100 + 10 + 20 + 3 + 7) * TICK_NS
+
+
+def test_pressure_is_that_of_some_task_in_ns(proc: Path) -> None:
+    assert read(proc).pressure_ns == 4321 * 1000
+
+
+def test_control_groups_of_version_2_count_microseconds(proc: Path, tmp_path: Path) -> None:
+    assert read(proc, write(tmp_path / "cgroup", {"cpu.stat": VERSION_2})).throttled_ns == 700_000
+
+
+def test_control_groups_of_version_1_count_ns(proc: Path, tmp_path: Path) -> None:
+    assert read(proc, write(tmp_path / "cgroup", {"cpu/cpu.stat": VERSION_1})).throttled_ns == 123_456
+
+
+def test_a_root_control_group_without_a_quota_falls_back_to_version_1(proc: Path, tmp_path: Path) -> None:
+    hybrid = write(tmp_path / "cgroup", {"cpu.stat": "usage_usec 5\n", "cpu/cpu.stat": VERSION_1})
+    assert read(proc, hybrid).throttled_ns == 123_456
+
+
+@pytest.mark.parametrize(
+    ("missing", "unknown"),
+    [
+        ("stat", {"steal_ns", "busy_ns"}),
+        ("pressure/cpu", {"pressure_ns"}),
+        ("self/task/12/schedstat", {"run_delay_ns"}),
+    ],
+)
+@pytest.mark.parametrize("instead", [None, "cpu\n", "cpu many total=\n"])
+def test_what_the_machine_does_not_tell_is_none_and_the_rest_is_told(
+    missing: str, unknown: set[str], instead: str | None, proc: Path, tmp_path: Path
+) -> None:
+    (proc / missing).unlink()
+    if instead is not None:
+        (proc / missing).write_text(instead)
+    found = read(proc, write(tmp_path / "cgroup", {"cpu.stat": VERSION_2}))._asdict()
+    told = {"run_delay_ns", "steal_ns", "throttled_ns", "pressure_ns", "busy_ns"}
+    assert {name for name in told if found[name] is None} == unknown
+
+
+@pytest.mark.parametrize("text", [None, "", "nr_periods 9\n", "throttled_usec\n", "throttled_usec many\n"])
+def test_a_control_group_that_does_not_tell_is_none(text: str | None, proc: Path, tmp_path: Path) -> None:
+    files = {} if text is None else {"cpu.stat": text, "cpu/cpu.stat": text}
+    assert read(proc, write(tmp_path / "cgroup", files)).throttled_ns is None
+
+
+def test_a_machine_that_tells_nothing_still_has_wall_and_cpu_time() -> None:
+    before = time.perf_counter_ns(), time.process_time_ns()
+    found = read(Path("/nowhere"))
+    assert before[0] <= found.wall_ns <= time.perf_counter_ns()
+    assert before[1] <= found.cpu_ns <= time.process_time_ns()
+    assert found[2:] == (None,) * 8
+
+
+def test_the_watch_of_this_machine_counts_up() -> None:
+    watch = watch_for("cpu")
+    assert watch.cores == tuple(sorted(os.sched_getaffinity(0)))
+    first = watch.read()
+    sum(range(300_000))
+    second = watch.read()
+    assert (first.gpu_clock_mhz, first.gpu_throttle, first.gpu_foreign) == (None, None, None)
+    assert second.wall_ns > first.wall_ns
+    assert second.cpu_ns > first.cpu_ns
+
+
+# The GPU
+
+
+class FakeNvml(ModuleType):
+    """As much of pynvml as is asked; ``lost`` are the questions that it answers with an error."""
+
+    NVML_CLOCK_SM = 1
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, clock: int = 1980, reasons: int = 0, pids: tuple[int, ...] = (), lost: str = "") -> None:
+        super().__init__("pynvml")
+        self.clock, self.reasons, self.pids, self.lost = clock, reasons, pids, lost.split()
+
+    def _answer(self, question: str, value: Any) -> Any:
+        if question in self.lost:
+            raise self.NVMLError(question)
+        return value
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self._answer("init", None)
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        return f"handle of {uuid}"
+
+    def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:  # noqa: N802
+        assert (handle, kind) == ("handle of GPU-7", self.NVML_CLOCK_SM)
+        return int(self._answer("clock", self.clock))
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
+        return int(self._answer("reasons", self.reasons))
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
+        processes: list[Any] = self._answer("processes", [type("P", (), {"pid": pid})() for pid in self.pids])
+        return processes
+
+
+def test_a_gpus_clock_is_read_each_time() -> None:
+    nvml = FakeNvml(clock=1980)
+    state = gpu_state(nvml, "GPU-7")
+    assert state() == (1980, 0, 0)
+    nvml.clock = 1200
+    assert state() == (1200, 0, 0)
+
+
+def test_this_process_is_no_stranger_on_the_gpu() -> None:
+    """Whatever its number is there: a container does not know it."""
+    assert gpu_state(FakeNvml(pids=(41, 1, 2)), "GPU-7")()[2] == 2
+    assert gpu_state(FakeNvml(pids=(41,)), "GPU-7")()[2] == 0
+
+
+@pytest.mark.parametrize("reason", [0x4, 0x8, 0x20, 0x40, 0x80])
+def test_reasons_that_cost_speed_are_kept(reason: int) -> None:
+    assert gpu_state(FakeNvml(reasons=reason | 0x1), "GPU-7")()[1] == reason
+
+
+@pytest.mark.parametrize("reason", [0x1, 0x2, 0x10, 0x100])  # idle, asked-for clocks, sync boost, display
+def test_reasons_that_are_no_disturbance_are_not(reason: int) -> None:
+    assert gpu_state(FakeNvml(reasons=reason), "GPU-7")()[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("lost", "state"),
+    [("clock", (None, 0, 0)), ("reasons", (1980, None, 0)), ("processes", (1980, 0, None))],
+)
+def test_what_a_gpu_does_not_tell_is_none_and_the_rest_is_told(lost: str, state: tuple[int | None, ...]) -> None:
+    assert gpu_state(FakeNvml(lost=lost), "GPU-7")() == state
+
+
+def test_a_watch_on_cuda_reads_the_gpu(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(clock=1500, reasons=0x4, pids=(1, 2)))
+    properties = type("Properties", (), {"uuid": "7"})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    found = dataclasses.replace(watch_for("cuda"), proc=proc).read()
+    assert (found.gpu_clock_mhz, found.gpu_throttle, found.gpu_foreign) == (1500, 0x4, 1)
+    assert found.run_delay_ns == 42
+
+
+@pytest.mark.parametrize("nvml", [None, FakeNvml(lost="init")], ids=["no package", "no driver"])
+def test_a_watch_on_cuda_without_nvml_reads_the_rest(nvml: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    found = watch_for("cuda").read()
+    assert found[7:] == (None, None, None)
+    assert found.wall_ns > 0
+
+
+def test_a_watch_on_the_cpu_does_not_ask_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    assert watch_for("cpu").gpu is None
+
+
+# Rounds from readings
+
+TOTALS = ("run_delay_ns", "steal_ns", "throttled_ns", "pressure_ns")
+STATES = ("gpu_clock_mhz", "gpu_throttle", "gpu_foreign")
+MAYBE = st.none() | st.integers(0, 10**12)
+READINGS = st.lists(
+    st.builds(Counters, st.integers(0, 10**15), st.integers(0, 10**15), *[MAYBE] * 8), min_size=1, max_size=8
+)
+
+
+@given(READINGS)
+def test_a_round_is_what_passed_between_its_two_readings(readings: list[Counters]) -> None:
+    found = per_round(readings)
+    for i, (before, after) in enumerate(itertools.pairwise(readings)):
+        assert found.round_ns[i] == max(0, after.wall_ns - before.wall_ns)
+        for name in TOTALS:
+            a, b = getattr(before, name), getattr(after, name)
+            assert getattr(found, name)[i] == (ABSENT if a is None or b is None else max(0, b - a))
+        for name in STATES:
+            b = getattr(after, name)
+            assert getattr(found, name)[i] == (ABSENT if b is None else b)
+    assert {len(getattr(found, name)) for name in COLUMNS} == {len(readings) - 1}
+
+
+@pytest.mark.parametrize(
+    ("busy", "own", "foreign"),
+    [((100, 900), (0, 300), 500), ((100, 300), (0, 300), 0), ((None, 900), (0, 300), ABSENT)],
+)
+def test_others_use_of_the_cores_is_all_use_but_this_processs(
+    busy: tuple[int | None, int], own: tuple[int, int], foreign: int
+) -> None:
+    readings = [Counters(i, cpu, busy_ns=all_) for i, (cpu, all_) in enumerate(zip(own, busy, strict=True))]
+    assert per_round(readings).foreign_cpu_ns.tolist() == [foreign]
+
+
+# Which rounds are kept
+
+
+def rounds(count: int = 10, /, **columns: list[int]) -> Interference:
+    """Rounds of a second each, on a quiet machine that tells everything; or as is given for the first ones."""
+    quiet = Interference(**{name: np.zeros(count, dtype=np.int64) for name in COLUMNS})
+    quiet.round_ns[:] = SECOND
+    for name, values in columns.items():
+        getattr(quiet, name)[: len(values)] = values
+    return quiet
+
+
+# A little and much of each disturbance in a round of a second, and what is said of much.
+CAUSES = {
+    "foreign_cpu_ns": (SECOND // 2 + TICK_NS, 3 * SECOND // 2 + 2 * TICK_NS, "another process used 1.5 cores"),
+    "run_delay_ns": (SECOND // 100, SECOND // 4, "the launch waited 25% of the time for its cores"),
+    "steal_ns": (SECOND // 100, SECOND // 4, "the hypervisor took 25% of the time away"),
+    "throttled_ns": (SECOND // 2000, SECOND // 4, "the control group's quota stopped it for 25% of the time"),
+    "gpu_throttle": (0, 0x40, "the GPU was slowed down (NVML's bit mask of reasons: 64)"),
+    "gpu_foreign": (0, 3, "3 other processes used the GPU"),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_round_with_much_of_one_disturbance_is_left_out(cause: str) -> None:
+    _, much, _ = CAUSES[cause]
+    watched = rounds(**{cause: [0, much, 0, much]})
+    assert disturbed(watched) == 2
+    assert kept(watched).tolist() == [True, False, True, False] + [True] * 6
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_little_of_a_disturbance_is_borne(cause: str) -> None:
+    watched = rounds(**{cause: [CAUSES[cause][0]] * 10})
+    assert disturbed(watched) == 0
+    assert kept(watched).all()
+
+
+@pytest.mark.parametrize("column", ["gpu_clock_mhz", "pressure_ns"])
+def test_what_is_only_recorded_costs_no_round(column: str) -> None:
+    assert disturbed(rounds(**{column: [SECOND] * 10})) == 0
+
+
+def test_a_disturbance_is_a_share_of_its_launchs_median_round() -> None:
+    """Not of its own: the same wait would otherwise cost a quick round, and not a slow one."""
+    for typical, found in ((1, True), (100, False)):
+        watched = rounds(3, round_ns=[typical * SECOND] * 2 + [50 * SECOND], run_delay_ns=[SECOND // 4] * 3)
+        assert (severity(watched) > 1).tolist() == [found] * 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_a_machine_that_tells_nothing_costs_no_round(count: int) -> None:
+    assert kept(untold(count)).tolist() == [True] * count
+    assert disturbed(untold(count)) == 0
+
+
+@st.composite
+def watches(draw: st.DrawFn) -> Interference:
+    """Anything that a machine may have told of a launch's rounds."""
+    count = draw(st.integers(0, 12))
+    limits = {"gpu_throttle": 255, "gpu_foreign": 4}
+
+    def column(name: str) -> Any:
+        small, large = st.integers(-1, limits.get(name, 30_000_000)), st.integers(-1, limits.get(name, 2 * SECOND))
+        elements = st.one_of(st.sampled_from([ABSENT, 0]), small, large)
+        return draw(hnp.arrays(np.int64, count, elements=elements))
+
+    return Interference(**{name: column(name) for name in COLUMNS})
+
+
+@given(watches())
+def test_no_more_than_half_of_the_rounds_are_left_out_and_those_the_most_disturbed(watched: Interference) -> None:
+    scores, believed = severity(watched), kept(watched)
+    half = (len(scores) + 1) // 2
+    assert believed.sum() == max(half, len(scores) - disturbed(watched))
+    if not believed.all():
+        assert scores[believed].max(initial=0) <= scores[~believed].min()
+        assert scores[~believed].min() > 1
+
+
+@given(watches(), st.data())
+@settings(max_examples=40)
+def test_which_rounds_are_kept_does_not_depend_on_how_long_the_calls_took(
+    watched: Interference, data: st.DataObject
+) -> None:
+    count = len(watched.round_ns)
+    if not count:
+        return
+    times = data.draw(hnp.arrays(float, (2, 2, count, 1), elements=st.floats(0.1, 1000)))
+    first, second = (
+        dataclasses.replace(made_launch({BASELINE: a, CONTROL: b}, rounds=count, calls=1), interference=watched)
+        for a, b in times
+    )
+    assert first.kept_rounds.tolist() == second.kept_rounds.tolist() == kept(watched).tolist()
+
+
+def test_a_launch_that_was_not_watched_keeps_all_its_rounds() -> None:
+    assert made_launch({BASELINE: 1.0}, rounds=4).kept_rounds.tolist() == [True] * 4
+
+
+# What is said of it
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_complaint_names_the_cause_with_its_amount_and_the_share_of_the_rounds(cause: str) -> None:
+    _, much, sentence = CAUSES[cause]
+    launches = [rounds(), rounds(**{cause: [much] * 5})]
+    said = f"25% of the rounds were disturbed: {sentence}; make the machine quiet and run it again"
+    assert complaint(launches) == said
+
+
+def test_up_to_a_fifth_of_disturbed_rounds_nothing_is_said() -> None:
+    assert WARN_SHARE == 0.2
+    assert complaint([rounds(steal_ns=[SECOND] * 2)]) is None
+    assert complaint([rounds(steal_ns=[SECOND] * 3)]) is not None
+    assert complaint([rounds(), rounds(), rounds(steal_ns=[SECOND] * 6)]) is None
+
+
+@pytest.mark.parametrize("launches", [[], [untold(5)], [untold(0)]])
+def test_where_nothing_is_told_nothing_is_said(launches: list[Interference]) -> None:
+    assert complaint(launches) is None
+
+
+def test_a_complaint_names_the_two_commonest_causes_the_commonest_first() -> None:
+    watched = rounds(gpu_foreign=[3] * 2, steal_ns=[SECOND // 4] * 6, run_delay_ns=[0, SECOND // 4] * 2 + [SECOND // 4])
+    said = complaint([watched])
+    assert said is not None
+    assert "60% of the rounds were disturbed: the hypervisor took 25%" in said
+    assert "away, the launch waited 25% of the time for its cores;" in said
+    assert "GPU" not in said
+
+
+def test_the_amount_is_the_typical_one_of_the_disturbed_rounds_alone() -> None:
+    watched = rounds(run_delay_ns=[SECOND // 10, SECOND // 5, SECOND // 2, SECOND // 1000, SECOND // 1000])
+    assert "waited 20% of the time" in (complaint([watched]) or "")
+
+
+def test_a_complaint_of_a_slowed_gpu_names_reasons_that_were_given() -> None:
+    said = complaint([rounds(gpu_throttle=[0x4, 0x4, 0x40, 0x40])]) or ""
+    assert "reasons: 68)" in said
