@@ -37,7 +37,7 @@ from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver import run
 from ray_jobs.driver.trials import place
-from ray_jobs.matrix.rows import DONE, rows_of
+from ray_jobs.matrix.rows import Status, rows_of
 from ray_jobs.measure.result import LaunchResult
 from ray_jobs.process.trial import Committed
 from ray_jobs.report.terminal import Reporter
@@ -89,7 +89,7 @@ class NullBackend:
             committed, table = pickle.loads(pickle.dumps(made))
             yield LaunchDone(trial, committed, table)
         yield MemoryKnown(trial, {})
-        yield RowsKnown(trial, rows_of(job.info, DONE, None, self._made, {}), len(self._made))
+        yield RowsKnown(trial, rows_of(job.info, Status.DONE, None, self._made, {}), len(self._made))
         yield TrialEnded(trial, None)
 
     def ready(self, handles: Sequence[int], timeout_s: float) -> Sequence[int]:
@@ -196,7 +196,7 @@ def _run(spec: Spec, places: list[Station], events: Callable[[Iterable[Job]], Ge
 
 def _require_done(this: run.Run) -> None:
     """A trial that failed would have cost nothing."""
-    failed = [trial.reason for trial in this.trials.values() if trial.status != DONE]
+    failed = [trial.reason for trial in this.trials.values() if trial.status != Status.DONE]
     if failed:
         raise SystemExit(f"{len(failed)} trials failed: {failed[0]}")
 

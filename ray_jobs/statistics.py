@@ -7,6 +7,7 @@ identical programs different), so every interval is taken over launches.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,17 @@ NOMINAL = 0.963
 LEAST_LAUNCHES = 10
 
 Floats = NDArray[np.float64]
+
+
+class Verdict(StrEnum):
+    """What the interval of a speedup says; ``invalid`` where the program is not what its label says."""
+
+    BASELINE = "baseline"
+    FASTER = "faster"
+    SLOWER = "slower"
+    SAME = "same"
+    INCONCLUSIVE = "inconclusive"
+    INVALID = "invalid"
 
 
 @dataclass(frozen=True)
@@ -171,20 +183,20 @@ def precise_enough(speedups: Sequence[Mapping[str, float]], precision: float) ->
     return all(i is not None and i.half_width <= precision for i in intervals)
 
 
-def verdict(interval: Interval | None, margin: float) -> str:
+def verdict(interval: Interval | None, margin: float) -> Verdict:
     """``same`` if the interval lies in [1/(1+m), 1+m]; else ``faster`` or ``slower`` if it excludes 1.
 
     Else ``inconclusive``.
     """
     if interval is None:
-        return "inconclusive"
+        return Verdict.INCONCLUSIVE
     if 1 / (1 + margin) <= interval.low and interval.high <= 1 + margin:
-        return "same"
+        return Verdict.SAME
     if interval.low > 1:
-        return "faster"
+        return Verdict.FASTER
     if interval.high < 1:
-        return "slower"
-    return "inconclusive"
+        return Verdict.SLOWER
+    return Verdict.INCONCLUSIVE
 
 
 def median_interval(values: Sequence[float]) -> Interval | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chatbot.variants import BASELINE, CONTROL, Reply, Workload
-from ray_jobs.matrix.rows import DONE, Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import Row, Status, TrialInfo, rows_of
 from ray_jobs.measure import orders
 from ray_jobs.measure.orders import Orders
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, Weights
@@ -251,7 +251,7 @@ class Comparison:
         """The matrix's rows of this trial, by variant."""
         trial = self.trial
         info = TrialInfo("run", trial.id, trial.workload, trial.variants, trial.precision, margin)
-        return {row.variant: row for row in rows_of(info, DONE, None, self.launches)}
+        return {row.variant: row for row in rows_of(info, Status.DONE, None, self.launches)}
 
 
 def compare(

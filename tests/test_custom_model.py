@@ -16,7 +16,7 @@ from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
 from ray_jobs.cli.app import main
 from ray_jobs.driver.trials import Inputs, trial_id
-from ray_jobs.matrix.rows import DONE, SKIPPED, Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import Row, Status, TrialInfo, rows_of
 from ray_jobs.measure import custom_model
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, Weights
@@ -122,15 +122,15 @@ def test_the_examples_same_tells_answers_to_different_inputs_apart() -> None:
 def rows() -> list[Row]:
     workload = Workload(batch=2, model="own_models:pair")
     info = TrialInfo("run", trial_id(workload, None), workload, (BASELINE, CONTROL, "native"), 0.01, 0.02)
-    return rows_of(info, DONE, None, [launched("own_models:pair", "native", index=i) for i in range(2)])
+    return rows_of(info, Status.DONE, None, [launched("own_models:pair", "native", index=i) for i in range(2)])
 
 
 def test_rows_tell_nothing_of_prompts_and_replies() -> None:
     found = rows()
     assert [(row.status, row.prompt_tokens, row.reply_tokens, row.limit_ms) for row in found] == [
-        (DONE, None, None, None),
-        (DONE, None, None, None),
-        (SKIPPED, None, None, None),
+        (Status.DONE, None, None, None),
+        (Status.DONE, None, None, None),
+        (Status.SKIPPED, None, None, None),
     ]
     assert sizes(found[0]) == "model own_models:pair, batch 2, 1 thread"
     assert found[0].trial_id == "cpu-b2-t1@none"
@@ -221,8 +221,8 @@ def test_the_example_is_measured_from_the_folder_that_holds_it(tmp_path: Path) -
     run = tmp_path / "results/own"
     found = {row["variant"]: row for row in json.loads((run / "matrix.json").read_text())}
     assert {name: row["status"] for name, row in found.items()} == {
-        **dict.fromkeys((BASELINE, CONTROL, "torchscript", "int8"), DONE),
-        "native": SKIPPED,
+        **dict.fromkeys((BASELINE, CONTROL, "torchscript", "int8"), Status.DONE),
+        "native": Status.SKIPPED,
     }
     assert found["native"]["reason"] == STRUCTURE
     assert found["torchscript"]["identical_replies"] == 1.0

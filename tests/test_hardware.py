@@ -17,7 +17,7 @@ from chatbot.variants import BASELINE
 from ray_jobs import statistics
 from ray_jobs.matrix.hardware import LEAST_ERROR, Estimate, HardwareClass, RandomEffects, classes_of, disagreements
 from ray_jobs.matrix.hardware import random_effects as effects_or_none
-from ray_jobs.matrix.rows import FAILED, SKIPPED, Row
+from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.report.terminal import print_classes
 
 SCRIPT = "torchscript"
@@ -294,8 +294,8 @@ def test_a_class_is_one_kind_of_hardware_with_one_workload_and_variant() -> None
 @pytest.mark.parametrize(
     "fields",
     [
-        {"status": FAILED},
-        {"status": SKIPPED},
+        {"status": Status.FAILED},
+        {"status": Status.SKIPPED},
         {"verdict": "invalid"},
         {"verdict": None},
         {"hardware": None},

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from launches import made_launch
+from launches import enter, made_launch
 from reports import GONE, HOSTILE, INVALID, LONG, MARGIN, TROUBLED, Case, made_run, made_view, many_rows
 from typer.testing import CliRunner
 
 from chatbot.errors import UsageError
-from chatbot.variants import BASELINE, CONTROL, Workload
+from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
 from ray_jobs.cli.app import app
 from ray_jobs.matrix.rows import COLUMNS, Row
 from ray_jobs.measure.result import VariantFacts
@@ -41,6 +41,7 @@ from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import read_spec
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+SAME, NEARLY = "Fastest with the same replies", "Fastest approximate one"
 
 
 def row(**known: object) -> Row:
@@ -151,7 +152,7 @@ def test_one_trial_is_told_by_its_fastest_variant_and_what_must_be_known_of_it()
     said = r"torchscript answers 1\.25\dx as fast as eager \(1\.24\d to 1\.25\d\); all replies the same\."
     assert re.fullmatch(f"On cpu AMD EPYC, {said}", told.headline)
     facts = {fact.question: fact for fact in told.facts}
-    assert (facts["Fastest"].answer, facts["Fastest"].more) == ("torchscript", "8.00 ms, eager 10.0 ms")
+    assert (facts[SAME].answer, facts[SAME].more) == ("torchscript", "8.00 ms, eager 10.0 ms")
     assert "6 fresh launches; ±1.0% was asked" in facts["How sure"].more
     assert "against itself" in facts["The tool's own error"].more
     assert facts["Failed, skipped, invalid"].answer == "nothing"
@@ -171,7 +172,7 @@ def test_many_trials_are_counted_and_trouble_is_named() -> None:
     assert facts["Failed, skipped, invalid"].answer == "2 failed, 2 skipped, 1 invalid"
     assert facts["The tool's own error"].answer == "1 of 5 called different"
     assert facts["The tool's own error"].alarming
-    assert facts["Fastest"].more == "in 2 of 5 measured trials"
+    assert facts[SAME].more == "in 2 of 5 measured trials"
 
 
 def test_a_disturbed_machine_is_told_on_the_first_screen() -> None:
@@ -192,6 +193,90 @@ def test_a_control_alone_is_never_the_fastest() -> None:
     assert told.facts[0].answer == "no variant beyond doubt"
     assert told.facts[2].alarming
     assert "distrust" in told.facts[2].more
+
+
+# Which is fastest
+
+
+def only(view: RunView, *names: str) -> RunView:
+    """As if these had been the only variants."""
+    return replace(view, rows=tuple(row for row in view.rows if row.variant in (BASELINE, CONTROL, *names)))
+
+
+def said(*views: RunView) -> dict[str, tuple[str, str]]:
+    return {fact.question: (fact.answer, fact.more) for fact in answers(views).facts}
+
+
+@pytest.fixture
+def rivals(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Two variants that differ by less than launches scatter, and an approximate one that beats them."""
+    enter(monkeypatch, "twin", VARIANTS["torchscript"].prepare)
+    return {BASELINE: 10.0, CONTROL: 7.0, "torchscript": 8.0, "twin": 7.999, "int8": 2.0}
+
+
+def test_two_that_are_not_told_apart_are_not_set_above_each_other_in_a_committed_run() -> None:
+    view = load(RunDirectory.existing(str(RESULTS / "variants-tutorial")))
+    two = only(view, "torchscript", "torchscript-frozen")
+    assert said(two)[SAME][0] == "torchscript-frozen (torchscript is not told apart)"
+    folded = Text(page([two] * 4)).all
+    assert folded.count("all replies the same. torchscript is not told apart from it.") == 4
+    assert said(only(view, "torchscript", "torchscript-optimized"))[SAME][0] == "torchscript-optimized"
+    assert said(only(view, "torchscript", "compile"))[SAME][0] == "torchscript"
+
+
+def test_exact_variants_are_told_before_approximate_ones_of_a_committed_run() -> None:
+    view = load(RunDirectory.existing(str(RESULTS / "variants-tutorial")))
+    found = said(view)
+    assert found[SAME] == ("native", "4.60 ms, eager 33.4 ms")
+    assert found[NEARLY] == ("native-int8", "1.61 ms, eager 33.4 ms; 99.80% of the replies the same")
+    assert "native answers 7.283x" in answers([view]).headline
+
+
+def test_neither_control_nor_invalid_nor_approximate_competes_with_the_exact(rivals: dict[str, float]) -> None:
+    facts = {"int8": VariantFacts(replies=100, identical=93)}
+    found = said(made_view([Case(rivals, facts=facts)]))
+    assert found[SAME] == ("twin (torchscript is not told apart)", "8.00 ms, eager 10.0 ms")
+    assert found[NEARLY] == ("int8", "2.00 ms, eager 10.0 ms; 93.00% of the replies the same")
+    found = said(
+        made_view([Case(rivals, facts={name: VariantFacts(invalid="it is eager") for name in ("twin", "int8")})])
+    )
+    assert found[SAME][0] == "torchscript"
+    assert NEARLY not in found
+
+
+def test_an_exact_winner_whose_replies_differ_in_ties_says_so() -> None:
+    view = made_view([Case(facts={"torchscript": VariantFacts(replies=100, identical=99)})])
+    assert said(view)[SAME][1] == "8.00 ms, eager 10.0 ms; 99.00% of the replies the same, the others tied"
+
+
+def test_where_samples_were_not_read_nothing_is_said_to_be_compared(rivals: dict[str, float]) -> None:
+    unread = replace(made_view([Case(rivals)]), draws={})
+    assert said(unread)[SAME] == ("twin", "8.00 ms, eager 10.0 ms; not compared with the others")
+    assert said(replace(made_view([Case()]), draws={}))[SAME] == ("torchscript", "8.00 ms, eager 10.0 ms")
+
+
+def test_over_many_trials_it_is_told_how_often_others_were_as_fast(rivals: dict[str, float]) -> None:
+    clear = {**rivals, "twin": 6.0}
+    cases = [Case(rivals), Case(clear, Workload(batch=16)), Case(clear, Workload(threads=2))]
+    view = made_view(cases)
+    assert said(view)[SAME] == ("twin", "in 3 of 3 measured trials, not told apart from others in 1")
+    half = replace(view, draws=dict(list(view.draws.items())[:2]))
+    told = "in 3 of 3 measured trials, not told apart from others in 1, not compared with the others in 1"
+    assert said(half)[SAME] == ("twin", told)
+    assert said(view, made_view(cases, run="again"))[SAME][1].startswith("in 6 of 6 measured trials, not told apart")
+
+
+def test_faster_alone_but_not_as_the_best_of_many_is_no_variant_beyond_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faster by 2.5 standard errors or so: beyond doubt for one comparison, not for the best of eight."""
+    names = [f"twin-{i}" for i in range(7)]
+    for name in names:
+        enter(monkeypatch, name, VARIANTS["torchscript"].prepare)
+    ms = {BASELINE: 10.0, CONTROL: 10.0, "torchscript": 9.35, **dict.fromkeys(names, 10.0)}
+    view = made_view([Case(ms, noise=0.04)])
+    assert next(row for row in view.rows if row.variant == "torchscript").verdict == "faster"
+    more = "none is faster than its baseline with confidence, once it is picked as the best of several"
+    assert said(view)[SAME] == ("no variant beyond doubt", more)
+    assert said(only(view, "torchscript"))[SAME][0] == "torchscript"
 
 
 # Cold start

@@ -36,7 +36,7 @@ from ray_jobs.cluster.events import (
 from ray_jobs.driver import run
 from ray_jobs.driver.resume import PARTS, Earlier
 from ray_jobs.driver.trials import Inputs
-from ray_jobs.matrix.rows import DONE, rows_of
+from ray_jobs.matrix.rows import Status, rows_of
 from ray_jobs.measure.result import Launch, LaunchResult, Weights
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.process import lease
@@ -121,7 +121,7 @@ class Cluster:
         yield MemoryKnown(name, PEAK)
         yield LimitsKnown(name, LIMITS)
         if not job.trial.committed:
-            yield RowsKnown(name, rows_of(job.info, DONE, None, mine, PEAK, LIMITS.of), len(mine))
+            yield RowsKnown(name, rows_of(job.info, Status.DONE, None, mine, PEAK, LIMITS.of), len(mine))
         yield TrialEnded(name, None)
 
     def _launch(self, trial: Trial, launch: Launch) -> LaunchResult:

@@ -12,7 +12,7 @@ from launches import ALL, WORKLOAD, made_launch, stolen
 from numpy.typing import ArrayLike
 
 from chatbot.variants import BASELINE, CONTROL, VARIANTS
-from ray_jobs.matrix.rows import COLUMNS, DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import COLUMNS, Row, Status, TrialInfo, rows_of
 from ray_jobs.measure.replies import Comparison
 from ray_jobs.measure.result import LaunchResult, VariantFacts
 from ray_jobs.measure.roofline import DISTURBED, Limit
@@ -44,7 +44,7 @@ def launches(count: int = 10, rounds: int = 20, noise: float = 0.0, **walls_ms: 
 
 
 def rows(
-    made: Sequence[LaunchResult], status: str = DONE, reason: str | None = None, trial: TrialInfo = TRIAL
+    made: Sequence[LaunchResult], status: str = Status.DONE, reason: str | None = None, trial: TrialInfo = TRIAL
 ) -> dict[str, Row]:
     return {row.variant: row for row in rows_of(trial, status, reason, made)}
 
@@ -65,7 +65,7 @@ def values(row: Row, names: Sequence[str]) -> list[object]:
 
 
 def test_there_is_a_row_for_each_variant_in_the_trials_order() -> None:
-    assert [row.variant for row in rows_of(TRIAL, DONE, None, launches())] == list(ALL)
+    assert [row.variant for row in rows_of(TRIAL, Status.DONE, None, launches())] == list(ALL)
 
 
 def test_a_row_says_what_was_measured_and_where() -> None:
@@ -75,7 +75,7 @@ def test_a_row_says_what_was_measured_and_where() -> None:
     assert (row.station, row.host, row.device_name) == ("here:cpu", "here", "a CPU")
     assert row.hardware == "a CPU, 2 cores"
     assert (row.device, row.batch, row.prompt_tokens, row.reply_tokens, row.threads) == ("cpu", 1, 4, 5, 1)
-    assert (row.model, row.baseline, row.exact, row.status, row.reason) == ("small", BASELINE, True, DONE, None)
+    assert (row.model, row.baseline, row.exact, row.status, row.reason) == ("small", BASELINE, True, Status.DONE, None)
     assert (row.samples, row.launches) == (600, 10)
 
 
@@ -182,7 +182,7 @@ def test_prepare_s_is_the_launches_median() -> None:
 
 
 def test_peak_memory_is_of_the_variant_or_unknown() -> None:
-    found = {row.variant: row.peak_memory_mb for row in rows_of(TRIAL, DONE, None, launches(), {ODD: 300.5})}
+    found = {row.variant: row.peak_memory_mb for row in rows_of(TRIAL, Status.DONE, None, launches(), {ODD: 300.5})}
     assert found == {BASELINE: None, CONTROL: None, ODD: 300.5}
 
 
@@ -191,7 +191,7 @@ def test_what_is_not_measured_yet_is_null() -> None:
 
 
 def test_a_row_says_how_far_it_is_from_its_limit_and_why() -> None:
-    found = {row.variant: row for row in rows_of(TRIAL, DONE, None, launches(), None, {ODD: EIGHT})}
+    found = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, launches(), None, {ODD: EIGHT})}
     assert values(found[BASELINE], LIMIT) == [None] * 5
     limit_ms, share, *others = values(found[ODD], LIMIT)
     assert (limit_ms, share) == (8.0, pytest.approx(0.8))
@@ -204,7 +204,7 @@ def test_a_disturbed_machine_leaves_open_what_looks_like_overhead() -> None:
     far = replace(EIGHT, ms=1.0)
     for disturbed, bound in (([], "overhead"), (list(range(20)), None)):
         made = [made_launch(dict.fromkeys(ALL, 10.0), i, interference=stolen(20, disturbed)) for i in range(10)]
-        row = {row.variant: row for row in rows_of(TRIAL, DONE, None, made, None, {ODD: far})}[ODD]
+        row = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, made, None, {ODD: far})}[ODD]
         assert (row.limit_ms, row.bound) == (1.0, bound)
         assert row.of_limit == pytest.approx(0.1)
         assert (row.bound_why == DISTURBED) == (bound is None)
@@ -212,18 +212,18 @@ def test_a_disturbed_machine_leaves_open_what_looks_like_overhead() -> None:
 
 def test_a_latency_below_its_limit_is_a_warning() -> None:
     limits = dict.fromkeys(ALL, replace(EIGHT, ms=11.0))
-    for row in rows_of(TRIAL, DONE, None, launches(), None, limits):
+    for row in rows_of(TRIAL, Status.DONE, None, launches(), None, limits):
         assert row.of_limit == pytest.approx(1.1)
         assert any("less time than its limit" in text for text in row.warnings)
 
 
 def test_a_program_that_is_not_what_its_label_says_has_no_limit() -> None:
     made = with_facts(launches(), ODD, invalid="it is the same program as eager")
-    row = {row.variant: row for row in rows_of(TRIAL, DONE, None, made, None, {ODD: EIGHT})}[ODD]
+    row = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, made, None, {ODD: EIGHT})}[ODD]
     assert (row.verdict, values(row, LIMIT)) == ("invalid", [None] * 5)
 
 
-@pytest.mark.parametrize("status", [FAILED, SKIPPED])
+@pytest.mark.parametrize("status", [Status.FAILED, Status.SKIPPED])
 def test_what_was_not_measured_has_no_limit(status: str) -> None:
     for row in rows_of(TRIAL, status, "a reason", (), None, dict.fromkeys(ALL, EIGHT)):
         assert values(row, LIMIT) == [None] * 5
@@ -246,7 +246,7 @@ def test_a_precision_that_was_not_reached_is_said_with_the_next_step() -> None:
 
 
 def test_a_precision_that_was_reached_is_not_spoken_of() -> None:
-    assert [row.warnings for row in rows_of(TRIAL, DONE, None, launches(noise=0.001))] == [()] * 3
+    assert [row.warnings for row in rows_of(TRIAL, Status.DONE, None, launches(noise=0.001))] == [()] * 3
 
 
 @pytest.mark.parametrize("ms", [10.5, 9.5])
@@ -413,7 +413,7 @@ def without_samples(launch: LaunchResult, name: str) -> LaunchResult:
 def test_the_rows_beside_a_variant_without_samples_are_made_without_a_murmur() -> None:
     """NumPy warns of a median of nothing, and a warning is an error here."""
     found = rows([without_samples(launch, ODD) for launch in launches(noise=0.001)])
-    assert (found[CONTROL].verdict, found[ODD].status) == ("same", FAILED)
+    assert (found[CONTROL].verdict, found[ODD].status) == ("same", Status.FAILED)
 
 
 # Invalid, failed, skipped
@@ -421,7 +421,7 @@ def test_the_rows_beside_a_variant_without_samples_are_made_without_a_murmur() -
 
 def test_an_invalid_variant_has_a_reason_and_no_speedup() -> None:
     row = rows(with_facts(launches(torchscript=1.0), ODD, invalid="it is labelled eager"))[ODD]
-    assert (row.verdict, row.status, row.reason) == ("invalid", DONE, "it is labelled eager")
+    assert (row.verdict, row.status, row.reason) == ("invalid", Status.DONE, "it is labelled eager")
     assert values(row, ["speedup", "speedup_low", "speedup_high"]) == [None] * 3
     assert row.warnings == ()
 
@@ -453,7 +453,7 @@ def test_a_variant_that_failed_has_its_reason_and_no_figures() -> None:
     failed = VariantFacts(failed="could not be prepared: RuntimeError: no kernel")
     made = [made_launch({BASELINE: 10, CONTROL: 10, ODD: np.full((20, 3), 1.0)}, i) for i in range(10)]
     row = rows([replace(launch, facts={**launch.facts, ODD: failed}) for launch in made])[ODD]
-    assert (row.status, row.reason) == (FAILED, "could not be prepared: RuntimeError: no kernel")
+    assert (row.status, row.reason) == (Status.FAILED, "could not be prepared: RuntimeError: no kernel")
     assert values(row, FIGURES) == [None] * len(FIGURES)
 
 
@@ -461,47 +461,47 @@ def test_a_variant_that_lacks_something_is_skipped_with_its_reason_and_the_other
     lacking = VariantFacts(skipped="no C++ compiler; install g++")
     made = [without_samples(launch, ODD) for launch in launches(noise=0.001)]
     found = rows([replace(launch, facts={**launch.facts, ODD: lacking}) for launch in made])
-    assert (found[ODD].status, found[ODD].reason) == (SKIPPED, "no C++ compiler; install g++")
+    assert (found[ODD].status, found[ODD].reason) == (Status.SKIPPED, "no C++ compiler; install g++")
     assert values(found[ODD], FIGURES) == [None] * len(FIGURES)
-    assert (found[CONTROL].status, found[CONTROL].verdict) == (DONE, "same")
+    assert (found[CONTROL].status, found[CONTROL].verdict) == (Status.DONE, "same")
 
 
 def test_the_others_of_a_failed_variant_are_done() -> None:
     found = rows(with_facts(launches(noise=0.001), ODD, failed="could not answer: no kernel"))
-    assert (found[CONTROL].status, found[CONTROL].verdict) == (DONE, "same")
-    assert (found[BASELINE].status, found[BASELINE].verdict) == (DONE, "baseline")
+    assert (found[CONTROL].status, found[CONTROL].verdict) == (Status.DONE, "same")
+    assert (found[BASELINE].status, found[BASELINE].verdict) == (Status.DONE, "baseline")
 
 
 def test_a_failed_trial_keeps_what_its_committed_launches_tell() -> None:
-    found = rows(launches(7, noise=0.001, torchscript=5.0), FAILED, "OutOfMemoryError: killed")
+    found = rows(launches(7, noise=0.001, torchscript=5.0), Status.FAILED, "OutOfMemoryError: killed")
     for row in found.values():
-        assert (row.status, row.reason, row.launches) == (FAILED, "OutOfMemoryError: killed", 7)
+        assert (row.status, row.reason, row.launches) == (Status.FAILED, "OutOfMemoryError: killed", 7)
         assert row.p50_ms is not None
     assert found[ODD].verdict == "faster"
     assert found[ODD].speedup == pytest.approx(2.0, rel=0.01)
 
 
 def test_a_trial_that_failed_at_once_says_why() -> None:
-    for row in rows_of(TRIAL, FAILED, "NodeDiedError: gone"):
-        assert (row.status, row.reason) == (FAILED, "NodeDiedError: gone")
+    for row in rows_of(TRIAL, Status.FAILED, "NodeDiedError: gone"):
+        assert (row.status, row.reason) == (Status.FAILED, "NodeDiedError: gone")
         assert values(row, FIGURES) == [None] * len(FIGURES)
 
 
 def test_a_trial_without_launches_or_reason_says_so() -> None:
-    assert {row.reason for row in rows_of(TRIAL, FAILED, None)} == {"no launch was completed"}
+    assert {row.reason for row in rows_of(TRIAL, Status.FAILED, None)} == {"no launch was completed"}
 
 
 def test_a_skipped_trial_says_why_and_shows_nothing() -> None:
-    for row in rows_of(TRIAL, SKIPPED, "no station of kind cuda in the cluster"):
-        assert (row.status, row.reason) == (SKIPPED, "no station of kind cuda in the cluster")
+    for row in rows_of(TRIAL, Status.SKIPPED, "no station of kind cuda in the cluster"):
+        assert (row.status, row.reason) == (Status.SKIPPED, "no station of kind cuda in the cluster")
         assert values(row, FIGURES) == [None] * len(FIGURES)
         assert (row.station, row.host, row.device_name, row.hardware) == (None, None, None, None)
 
 
 def test_what_became_of_a_failed_trials_invalid_variant_is_not_lost() -> None:
     made = with_facts(launches(3), ODD, invalid="it holds float16")
-    row = rows(made, FAILED, "NodeDiedError: gone")[ODD]
-    assert (row.verdict, row.status) == ("invalid", FAILED)
+    row = rows(made, Status.FAILED, "NodeDiedError: gone")[ODD]
+    assert (row.verdict, row.status) == ("invalid", Status.FAILED)
     assert "it holds float16" in (row.reason or "")
 
 
@@ -516,7 +516,7 @@ def approximate(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("approximate")
 def test_an_approximate_variant_is_judged_on_the_prompts_that_were_asked_apart() -> None:
     compared = {ODD: Comparison(500, 497, (4, 9, 2))}
-    row = next(row for row in rows_of(TRIAL, DONE, None, launches(), {}, None, compared) if row.variant == ODD)
+    row = next(row for row in rows_of(TRIAL, Status.DONE, None, launches(), {}, None, compared) if row.variant == ODD)
     assert (row.identical_replies, row.compared_replies, row.first_difference) == (497 / 500, 500, 5.0)
     assert not any("were compared" in warning for warning in row.warnings)
 

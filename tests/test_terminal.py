@@ -23,7 +23,7 @@ from ray_jobs.cluster.events import (
     TrialWaiting,
     WorkerLost,
 )
-from ray_jobs.matrix.rows import DONE, Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import Row, Status, TrialInfo, rows_of
 from ray_jobs.measure.result import Launch
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.process.trial import Committed, Failure, Limits
@@ -268,7 +268,7 @@ WHY = (
 def measured(limits: dict[str, Limit]) -> list[Row]:
     made = [made_launch(dict.fromkeys(ALL, 10.0), index) for index in range(10)]
     trial = TrialInfo("run", "trial", WORKLOAD, ALL, precision=0.01, margin=0.02)
-    return rows_of(trial, DONE, None, made, None, limits)
+    return rows_of(trial, Status.DONE, None, made, None, limits)
 
 
 def printed(rows: list[Row], width: int, monkeypatch: pytest.MonkeyPatch, capsys: Lines) -> list[str]:

@@ -63,9 +63,12 @@ def compiling(workload: Workload) -> Iterator[None]:
     Its pool of compiling processes would go on beside the measurement. It compiles the number of threads into the
     code; set here, that number is part of every key of its caches.
     """
-    before = os.environ.get(FOLDER)
-    from torch._inductor import config  # which puts a folder of its own there
+    from torch._inductor import config
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # not public
 
+    before = os.environ.get(FOLDER)
+    if before == default_cache_dir():  # torch puts it there itself, as soon as it is asked to compile
+        before = None
     os.environ[FOLDER] = before or str(cache_folder(f"inductor-{machine()}"))
     try:
         with config.patch({"compile_threads": 1, "fx_graph_cache": True, "cpp.threads": workload.threads}):
@@ -77,11 +80,11 @@ def compiling(workload: Workload) -> Iterator[None]:
 
 def settings(workload: Workload) -> dict[str, Any]:
     """All that decides what Inductor makes of a graph while ``compiling``."""
+    from torch._inductor import config
+
     environment = {name: value for name, value in os.environ.items() if name.startswith("TORCHINDUCTOR_")}
     environment.pop(FOLDER, None)
     with compiling(workload):
-        from torch._inductor import config
-
         chosen = config.save_config_portable()  # not public; the keys of Inductor's own caches are made of it
     return {"environment": environment, "config": chosen}
 

@@ -13,10 +13,10 @@ from ray_jobs.audit.load import background_load
 from ray_jobs.audit.mistakes import named
 from ray_jobs.audit.station import Measured, Stand
 from ray_jobs.cluster.events import Event, LaunchDone
-from ray_jobs.matrix.rows import DONE
+from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.result import TIMED, LaunchResult
 from ray_jobs.measure.watch import disturbed
-from ray_jobs.statistics import LEAST_LAUNCHES
+from ray_jobs.statistics import LEAST_LAUNCHES, Verdict
 
 IMPOSSIBLE = "impossible by construction"
 NOTHING_LIKE = 1.5  # a speedup below it is nothing like that of a memory, which would be hundreds
@@ -35,7 +35,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Detection:
     """What became of a planted mistake."""
 
     fault: str
@@ -48,7 +48,7 @@ def _invalid(plant: str, words: str) -> Callable[[Measured], str | None]:
 
     def judge(state: Measured) -> str | None:
         row = next(row for row in state.rows if row.variant == plant)
-        if row.verdict != "invalid" or row.speedup is not None or words not in (row.reason or ""):
+        if row.verdict != Verdict.INVALID or row.speedup is not None or words not in (row.reason or ""):
             return None
         return f"invalid: {row.reason}"
 
@@ -62,14 +62,14 @@ def _planted(name: str, plant: str, words: str, beside: tuple[str, ...] = ()) ->
 def _nothing_gained(state: Measured) -> str | None:
     """A memory of prompts can't help where no prompt is asked twice of a variant."""
     row = next(row for row in state.rows if row.variant == named("MEMORY"))
-    if row.status != DONE or row.verdict == "invalid" or row.speedup is None or row.speedup > NOTHING_LIKE:
+    if row.status != Status.DONE or row.verdict == Verdict.INVALID or row.speedup is None or row.speedup > NOTHING_LIKE:
         return None
     return f"{IMPOSSIBLE}: no prompt is asked twice of a variant in a launch (speedup {row.speedup:.3f}, {row.verdict})"
 
 
 def _balanced(state: Measured) -> str | None:
     """Every variant stands equally often in each place of the rounds, and of the building order."""
-    if state.status != DONE or not state.launches:
+    if state.status != Status.DONE or not state.launches:
         return None
     names = state.launches[0].variants
     if not all(_places_balanced(launch) for launch in state.launches):
@@ -96,7 +96,7 @@ def _noticed(state: Measured) -> str | None:
     said = [text for row in rows for text in row.warnings if "another process used" in text or "waited" in text]
     shares = [disturbed(w) / len(w.round_ns) for w in (launch.interference for launch in state.launches) if w]
     before, after = shares[: HALF_WAY - 1], shares[HALF_WAY + 1 :]
-    if state.status != DONE or len(said) < len(rows) or not before or not after:
+    if state.status != Status.DONE or len(said) < len(rows) or not before or not after:
         return None
     if np.mean(after) < np.mean(before) + 0.5:
         return None
@@ -107,7 +107,7 @@ def _run_again(state: Measured) -> str | None:
     """Every launch was killed on its first attempt, is recorded as lost, was run again, and counts once."""
     indices = [launch.launch.index for launch in state.launches]
     killed = [record["launch"] for record in state.lost if record["attempt"] == 1 and "SIGKILL" in record["reason"]]
-    if state.status != DONE or not indices or killed != indices or indices != list(range(len(indices))):
+    if state.status != Status.DONE or not indices or killed != indices or indices != list(range(len(indices))):
         return None
     return f"{len(killed)} launches lost ({state.lost[0]['reason']}), each run again in its place and counted once"
 
@@ -131,7 +131,7 @@ FAULTS = (
 )
 
 
-def plant(stand: Stand, fault: Fault, number: int) -> Verdict:
+def plant(stand: Stand, fault: Fault, number: int) -> Detection:
     """Runs one planted mistake."""
     done: list[Event] = []
     with ExitStack() as stack:
@@ -146,16 +146,16 @@ def plant(stand: Stand, fault: Fault, number: int) -> Verdict:
             f"fault-{number:02d}", (BASELINE, *fault.variants), stand.spec.seed * MOST + number, watch=watch
         )
     by = fault.judge(state)
-    return Verdict(fault.name, by is not None, by or _uncaught(state))
+    return Detection(fault.name, by is not None, by or _uncaught(state))
 
 
 def _uncaught(state: Measured) -> str:
-    if state.status != DONE:
+    if state.status != Status.DONE:
         return f"the trial failed: {state.reason}"
     seen = ", ".join(f"{row.variant} {row.verdict or row.status}: {row.reason or row.speedup}" for row in state.rows)
     return f"nothing; {seen}"
 
 
-def promise(verdicts: Sequence[Verdict]) -> bool:
+def promise(verdicts: Sequence[Detection]) -> bool:
     """Whether every planted mistake was caught."""
     return all(verdict.caught for verdict in verdicts)

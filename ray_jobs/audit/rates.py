@@ -9,8 +9,8 @@ import numpy as np
 from scipy import special
 
 from ray_jobs.audit.alternatives import PEERS
-from ray_jobs.matrix.rows import DONE
-from ray_jobs.statistics import CONFIDENCE, Interval, verdict
+from ray_jobs.matrix.rows import Status
+from ray_jobs.statistics import CONFIDENCE, Interval, Verdict, verdict
 
 CLAIMED = 0.05  # share of intervals that miss the truth
 MOST_FALSE = 0.10  # where the interval of the false-verdict rate must end
@@ -19,7 +19,7 @@ PROMISED_PERCENT = 2
 LEAST_COMPARISONS = 10  # below which shares found say nothing
 MOST_BIAS = 0.005
 MOST_FAILED = 0.05  # share of trials without a result, above which nothing is promised of the rest
-WRONG = ("faster", "slower", "invalid")  # verdicts on two identical programs
+WRONG = (Verdict.FASTER, Verdict.SLOWER, Verdict.INVALID)  # verdicts on two identical programs
 
 KEPT, BROKEN, TOO_FEW, NONE = "kept", "broken", "too few comparisons to tell", "none made"
 EXIT = {KEPT: 0, BROKEN: 1, TOO_FEW: 3, NONE: 0}
@@ -57,7 +57,7 @@ class Comparison:
     @property
     def told(self) -> bool:
         """Whether the trial came to its end and said something, if only that a variant is invalid."""
-        return self.status == DONE and (self.interval is not None or self.verdict == "invalid")
+        return self.status == Status.DONE and (self.interval is not None or self.verdict == Verdict.INVALID)
 
     @property
     def interval(self) -> Interval | None:
@@ -92,8 +92,8 @@ def false_verdicts(comparisons: Sequence[Comparison], margin: float) -> dict[str
         "false_verdicts": wrong,
         "rate_low": low,
         "rate_high": high,
-        "same": sum(c.verdict == "same" for c in told),
-        "inconclusive": sum(c.verdict == "inconclusive" for c in told),
+        "same": sum(c.verdict == Verdict.SAME for c in told),
+        "inconclusive": sum(c.verdict == Verdict.INCONCLUSIVE for c in told),
         "beyond_margin": beyond,
         "intervals_missing_1": missing,
         "missing_low": missing_low,
@@ -158,7 +158,7 @@ def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, 
         "found": found,
         "found_low": low,
         "found_high": high,
-        "called_slower": sum(c.verdict == "slower" for c, _ in told),
+        "called_slower": sum(c.verdict == Verdict.SLOWER for c, _ in told),
         "bias": float(np.mean(errors)) if errors else None,
         "bias_low": bias_low,
         "bias_high": bias_high,

@@ -29,7 +29,7 @@ from ray_jobs.driver.resume import Earlier
 from ray_jobs.driver.run import Where
 from ray_jobs.driver.trials import Inputs
 from ray_jobs.matrix.hardware import classes_of
-from ray_jobs.matrix.rows import DONE, FAILED, SKIPPED, Row
+from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.measure import custom_model
 from ray_jobs.report.compact import compact as make_compact
 from ray_jobs.report.terminal import Reporter, print_classes, print_matrix
@@ -37,6 +37,7 @@ from ray_jobs.report.text import counted
 from ray_jobs.report.write import FILE as REPORT
 from ray_jobs.results.store import RunDirectory, StoreError
 from ray_jobs.spec import Spec, read_spec
+from ray_jobs.statistics import Verdict
 from ray_jobs.wandb_sink.sink import MODES, WandbSink, resolve_mode
 
 app = typer.Typer(
@@ -234,16 +235,16 @@ def _resources(asked: str | None) -> dict[str, float]:
 
 def exit_code(rows: list[Row]) -> int:
     """1 where any trial failed or any variant is invalid, else 0."""
-    return int(any(row.status == FAILED or row.verdict == "invalid" for row in rows))
+    return int(any(row.status == Status.FAILED or row.verdict == Verdict.INVALID for row in rows))
 
 
 def _counts(rows: list[Row]) -> dict[str, int]:
     """How many trials are done, failed and skipped: a failed row fails it, skipped ones alone skip it."""
-    status = {row.trial_id: SKIPPED for row in rows}
-    for decisive in (DONE, FAILED):
+    status = {row.trial_id: Status.SKIPPED for row in rows}
+    for decisive in (Status.DONE, Status.FAILED):
         status |= {row.trial_id: decisive for row in rows if row.status == decisive}
-    trials = {one: list(status.values()).count(one) for one in (DONE, FAILED, SKIPPED)}
-    return {**trials, "invalid": sum(row.verdict == "invalid" for row in rows)}
+    trials = {str(one): list(status.values()).count(one) for one in (Status.DONE, Status.FAILED, Status.SKIPPED)}
+    return {**trials, "invalid": sum(row.verdict == Verdict.INVALID for row in rows)}
 
 
 def _print_plan(spec: Spec, root: str) -> None:

@@ -200,7 +200,7 @@ def _effect(audit: Audit, here: Stand, plan: Plan) -> dict[str, Any]:
 
 
 def _faults(audit: Audit, here: Stand) -> int:
-    verdicts: list[planted.Verdict] = []
+    verdicts: list[planted.Detection] = []
     try:
         for number, fault in enumerate(planted.FAULTS):
             verdicts.append(planted.plant(here, fault, number))

@@ -29,7 +29,7 @@ from ray_jobs.cluster.events import (
 )
 from ray_jobs.cluster.reachability import Watchman
 from ray_jobs.cluster.schedule import ClusterLostError, Schedule
-from ray_jobs.matrix.rows import DONE, TrialInfo, rows_of
+from ray_jobs.matrix.rows import Status, TrialInfo, rows_of
 from ray_jobs.measure.result import LaunchResult, Weights, one_line
 from ray_jobs.measure.roofline import Limit
 from ray_jobs.process import lease
@@ -193,7 +193,7 @@ def _measure(
                 limits = outcome.of
             yield outcome
     if not trial.committed and not traces:
-        rows = rows_of(info, DONE, None, launches, memory.peak_mb, limits, memory.compared)
+        rows = rows_of(info, Status.DONE, None, launches, memory.peak_mb, limits, memory.compared)
         yield RowsKnown(trial.id, rows, len(launches))
 
 

@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from chatbot.variants import CONTROL
 from ray_jobs.compare.match import Cell, Estimate, Matched
-from ray_jobs.matrix.rows import FAILED
+from ray_jobs.matrix.rows import Status
 from ray_jobs.statistics import NOMINAL, Interval, quantile
 
 SLOWER, FASTER, SAME, NOT_SLOWER, UNKNOWN = "slower", "faster", "same", "not slower", "can't tell"
@@ -125,7 +125,7 @@ def _change(base: Cell, new: Cell, gate: float, tests: int) -> Change:
 
 def _broken(base: Cell, new: Cell) -> str | None:
     """Why the variant of NEW fails whatever its speed, or None."""
-    if new.row.verdict == "invalid" or new.row.status == FAILED:
+    if new.row.verdict == "invalid" or new.row.status == Status.FAILED:
         return f"{'invalid' if new.row.verdict == 'invalid' else 'failed'}: {new.row.reason}"
     before, after = base.row.identical_replies, new.row.identical_replies
     if before is not None and after is not None and after < before - REPLIES_MARGIN:

@@ -10,7 +10,7 @@ from ray_jobs.matrix.hardware import LEAST_ERROR
 from ray_jobs.matrix.rows import Row
 from ray_jobs.report import text
 from ray_jobs.results.run import FinishedRun
-from ray_jobs.statistics import NOMINAL, quantile
+from ray_jobs.statistics import NOMINAL, Verdict, quantile
 
 SAMPLES, ROWS = "samples", "rows"
 
@@ -89,7 +89,7 @@ def cells_of(run: FinishedRun) -> list[Cell]:
 
 
 def _estimate(row: Row, logs: Mapping[tuple[str, str], Sequence[float]]) -> Estimate | None:
-    if row.verdict in (None, "invalid") or row.variant == row.baseline:
+    if row.verdict in (None, Verdict.INVALID) or row.variant == row.baseline:
         return None
     own = logs.get((row.trial_id, row.variant))
     return Estimate.of_row(row) if own is None else Estimate.of_launches(own)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from chatbot.model import Config
 from chatbot.variants import Workload, variant_named
-from ray_jobs.matrix.rows import DONE
+from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.roofline import PRECISIONS, moved_bytes, phases_of
@@ -68,7 +68,7 @@ def _latest(spec: Spec, workload: Workload, root: str) -> tuple[float, str] | No
         try:
             run = json.loads(path.read_text())
             same = all(run["spec"][key] == asked[key] for key in ("variants", "precision", "budget"))
-            done = [trial for trial in run["trials"].values() if trial["status"] == DONE]
+            done = [trial for trial in run["trials"].values() if trial["status"] == Status.DONE]
             trials = [trial for trial in done if Workload(**trial["workload"]) == workload]
             like = [trial["seconds"] for trial in trials if trial["seconds"]]
             if same and like:

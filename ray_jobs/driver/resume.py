@@ -11,7 +11,7 @@ from chatbot.errors import UsageError
 from chatbot.variants import Workload
 from ray_jobs.cluster.times import Moments
 from ray_jobs.driver.trials import Store, TrialState
-from ray_jobs.matrix.rows import DONE, FAILED, SKIPPED, TrialInfo
+from ray_jobs.matrix.rows import Status, TrialInfo
 from ray_jobs.measure.replies import Comparison
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.process.trial import Committed
@@ -75,7 +75,7 @@ class Earlier:
     def restore(self, trials: Mapping[str, TrialState], store: Store, identity: str) -> dict[str, TrialState]:
         """The trials of now with what is known of them: done ones are over, others go on from their launches."""
         committed = self._committed(identity)
-        records = {name: record for name, record in self.run["trials"].items() if record["status"] != SKIPPED}
+        records = {name: record for name, record in self.run["trials"].items() if record["status"] != Status.SKIPPED}
         states = dict(trials)
         for name, record in records.items():
             known = committed.get(name, [])
@@ -96,12 +96,12 @@ class Earlier:
         state.compared = {name: Comparison(**found) for name, found in record.get("compared", {}).items()}
         state.attempts = list(record["attempts"])
         state.moments = Moments.of_record(record.get("moments"))
-        if record["status"] == DONE and len(known) == record["launches"]:
-            state.end(DONE, None, store, record["seconds"])
+        if record["status"] == Status.DONE and len(known) == record["launches"]:
+            state.end(Status.DONE, None, store, record["seconds"])
             return state
         state.attempts.append({"reason": record["reason"] or "the run was cut off", "launches": len(known)})
         if state.job is None or fault is not None:
-            state.end(FAILED, f"{fault}; {len(known)} launches of an earlier attempt are kept", store)
+            state.end(Status.FAILED, f"{fault}; {len(known)} launches of an earlier attempt are kept", store)
             return state
         state.job = replace(state.job, trial=replace(state.job.trial, committed=tuple(known)))
         return state

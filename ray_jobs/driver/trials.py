@@ -19,7 +19,7 @@ from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Event, Job, Station
 from ray_jobs.cluster.stations import choose
 from ray_jobs.cluster.times import Moments
-from ray_jobs.matrix.rows import DONE, FAILED, SKIPPED, Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import Row, Status, TrialInfo, rows_of
 from ray_jobs.measure import custom_model
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED, Comparison
@@ -128,7 +128,7 @@ class TrialState:
     moments: Moments = field(default_factory=Moments)  # of all attempts
 
     def __post_init__(self) -> None:
-        if self.status == SKIPPED or (self.status == FAILED and self.job is None):
+        if self.status == Status.SKIPPED or (self.status == Status.FAILED and self.job is None):
             self.rows = rows_of(self.info, self.status, self.reason)
 
     def take(self, event: Event, store: Store) -> None:
@@ -152,7 +152,7 @@ class TrialState:
             self.rows = event.rows if event.launches == len(self.committed) else []
         elif isinstance(event, events.TrialEnded):
             seconds = None if self.started is None else round(time.monotonic() - self.started, 1)
-            self.end(FAILED if event.reason else DONE, event.reason, store, seconds)
+            self.end(Status.FAILED if event.reason else Status.DONE, event.reason, store, seconds)
 
     def _launch_s(self, event: Event) -> float:
         """How long the launch took that an event brings: what the trial's own clock went on by."""
@@ -163,7 +163,7 @@ class TrialState:
     def end(self, status: str, reason: str | None, store: Store, seconds: float | None = None) -> None:
         """Closes the trial: its rows are made of what is in the store, unless its worker has made them of the same."""
         self.status, self.reason, self.seconds = status, reason, seconds
-        if not self.rows or status != DONE:
+        if not self.rows or status != Status.DONE:
             launches = store.launches(self.info.trial_id, [one.index for one in self.committed])
             self.rows = rows_of(self.info, status, reason, launches, self.peak_mb, self.limits, self.compared)
         # Of ten thousand trials these are most of what the driver would keep in memory.
@@ -210,7 +210,7 @@ def place(
         nowhere = TrialInfo(run_id, trial_id(workload, None), workload, spec.variants, spec.precision, spec.margin)
         if not chosen[workload.device]:
             reason = _nowhere(spec, workload, stations[workload.device], missed)
-            trials[nowhere.trial_id] = TrialState(nowhere, status=SKIPPED, reason=reason)
+            trials[nowhere.trial_id] = TrialState(nowhere, status=Status.SKIPPED, reason=reason)
         for station in chosen[workload.device]:
             info = replace(
                 nowhere,
@@ -237,9 +237,11 @@ def _nowhere(spec: Spec, workload: Workload, stations: Sequence[Station], missed
 def _placed(spec: Spec, info: TrialInfo, station: Station, inputs: Inputs, wait_s: float) -> TrialState:
     workload, cores = info.workload, len(station.cores)
     if station.fault is not None:
-        return TrialState(info, status=FAILED, reason=station.fault)
+        return TrialState(info, status=Status.FAILED, reason=station.fault)
     if workload.threads > cores:
-        return TrialState(info, status=SKIPPED, reason=f"{workload.threads} threads, but the station has {cores} cores")
+        return TrialState(
+            info, status=Status.SKIPPED, reason=f"{workload.threads} threads, but the station has {cores} cores"
+        )
     trial = launch.Trial(
         id=info.trial_id,
         workload=workload,

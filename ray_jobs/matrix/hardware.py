@@ -13,8 +13,8 @@ from operator import attrgetter
 import numpy as np
 from scipy import optimize
 
-from ray_jobs.matrix.rows import DONE, Row
-from ray_jobs.statistics import CONFIDENCE, NOMINAL, Floats, quantile
+from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.statistics import CONFIDENCE, NOMINAL, Floats, Verdict, quantile
 
 MEDIAN_ERROR = math.sqrt(math.pi / 2)  # of a median over that of a mean, for many normal values
 LEAST_ERROR = 1e-6  # no clock tells less; keeps the weights finite where launches came out equal
@@ -163,7 +163,7 @@ def classes_of(rows: Sequence[Row], margin: float) -> list[HardwareClass]:
     """Every hardware class with every workload and variant that was validly measured on it, in the rows' order."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        valid = row.status == DONE and row.verdict not in (None, "invalid")
+        valid = row.status == Status.DONE and row.verdict not in (None, Verdict.INVALID)
         if valid and row.hardware is not None and _latency(row) is not None:
             groups.setdefault(attrgetter(*CLASS)(row), []).append(row)
     return [_class_of(sorted(group, key=lambda row: row.station or ""), margin) for group in groups.values()]

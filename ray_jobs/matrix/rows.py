@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,19 @@ from ray_jobs import statistics
 from ray_jobs.measure import roofline, watch
 from ray_jobs.measure.replies import LEAST_COMPARED, Comparison
 from ray_jobs.measure.result import LaunchResult, VariantFacts
+from ray_jobs.statistics import Verdict
 
-DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 DRIFT = 0.1  # of the sentinel, above which a row says so
 UNSETTLED = 0.2  # of the launches
 TREND = 0.02  # within a launch
+
+
+class Status(StrEnum):
+    """What became of a trial, or of one variant of it."""
+
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,7 @@ class Row:
     limit_ms: float | None = None
     of_limit: float | None = None
     bound: str | None = None  # memory, compute or overhead
-    status: str = DONE
+    status: str = Status.DONE
     reason: str | None = None
     warnings: tuple[str, ...] = field(default=())
     disturbed_rounds: int | None = None  # at most half of a launch's rounds are discarded
@@ -112,10 +121,10 @@ def rows_of(
         facts = [launch.facts[variant] for launch in launches if variant in launch.facts]
         broken = next((f.failed for f in facts if f.failed), None)
         lacking = next((f.skipped for f in facts if f.skipped), None)
-        if status != SKIPPED and broken is not None:
-            rows.append(Row(**common, status=FAILED, reason=broken))
+        if status != Status.SKIPPED and broken is not None:
+            rows.append(Row(**common, status=Status.FAILED, reason=broken))
         elif lacking is not None:
-            rows.append(Row(**common, status=SKIPPED, reason=lacking))
+            rows.append(Row(**common, status=Status.SKIPPED, reason=lacking))
         elif not facts:
             rows.append(Row(**common, status=status, reason=reason or "no launch was completed"))
         else:
@@ -262,10 +271,10 @@ def _compared(
 ) -> dict[str, Any]:
     """Speedup, verdict and warnings."""
     if invalid is not None:
-        return {"verdict": "invalid"}
+        return {"verdict": Verdict.INVALID}
     warnings = _warnings(variant, launches, facts)
     if variant == BASELINE:
-        return {"speedup": 1.0, "verdict": "baseline", "warnings": tuple(warnings)}
+        return {"speedup": 1.0, "verdict": Verdict.BASELINE, "warnings": tuple(warnings)}
     logs = [speedups[variant] for speedups in (launch.log_speedups() for launch in launches) if variant in speedups]
     interval = statistics.speedup(logs)
     verdict = statistics.verdict(interval, trial.margin)
@@ -274,7 +283,7 @@ def _compared(
     if interval.half_width > trial.precision:
         reached, asked = f"{interval.half_width:.1%}", f"{trial.precision:.1%}"
         warnings.append(f"precision not reached: ±{reached} where ±{asked} was asked; give a larger --budget")
-    if variant == CONTROL and verdict in ("faster", "slower"):
+    if variant == CONTROL and verdict in (Verdict.FASTER, Verdict.SLOWER):
         warnings.append("the control differs from the baseline, which is the same program: distrust this trial")
     return {
         "speedup": interval.value,

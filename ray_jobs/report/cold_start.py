@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ray_jobs.matrix.rows import Row
 from ray_jobs.report import text
 from ray_jobs.report.series import TrialDraws
+from ray_jobs.statistics import Verdict
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ def break_even(extra_ms: float, gain_ms: float) -> int | None:
 def starts(rows: Sequence[Row], draws: TrialDraws | None) -> list[Start]:
     """Of each variant of a trial that was prepared and measured; empty where the baseline was not."""
     slow = {one.variant: one.slow_start_ms for one in draws.variants} if draws else {}
-    known = {row.variant: row for row in rows if row.prepare_s is not None and row.p50_ms and row.verdict != "invalid"}
+    known = {
+        row.variant: row for row in rows if row.prepare_s is not None and row.p50_ms and row.verdict != Verdict.INVALID
+    }
     base = known.get(rows[0].baseline)
     if base is None:
         return []
@@ -46,8 +49,8 @@ def _pays(row: Row, base: Row, extra_ms: float) -> str:
     """In words, with the range that the speedup's interval gives."""
     if row.variant == base.variant:
         return "the baseline"
-    if row.verdict != "faster" or not (row.speedup and row.speedup_low and row.speedup_high and base.p50_ms):
-        return "never: slower" if row.verdict == "slower" else "not shown to be faster"
+    if row.verdict != Verdict.FASTER or not (row.speedup and row.speedup_low and row.speedup_high and base.p50_ms):
+        return "never: slower" if row.verdict == Verdict.SLOWER else "not shown to be faster"
     if extra_ms <= 0:
         return "from the first call"
     gains = [base.p50_ms * (1 - 1 / speedup) for speedup in (row.speedup, row.speedup_high, row.speedup_low)]

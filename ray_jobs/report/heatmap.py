@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chatbot.variants import CONTROL
-from ray_jobs.matrix.rows import DONE, FAILED, SKIPPED, Row
+from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.report import text
 from ray_jobs.report.summary import SIZES, state
 from ray_jobs.report.view import RunView
+from ray_jobs.statistics import Verdict
 
 STEPS = (1.1, 1.5, 3.0)  # speedups, or their inverses, at which the colour grows stronger
 CROWDED = 12  # rows above which they are drawn low
@@ -114,12 +115,12 @@ def _part(row: Row, name: str) -> str:
 def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Cell:
     kind, word = state(row), text.verdict(row, run.margin)
     tip = f"{row.variant}: {word}"
-    if kind in (FAILED, SKIPPED, "invalid"):
+    if kind in (Status.FAILED, Status.SKIPPED, Verdict.INVALID):
         return Cell(kind, "", word, "", f"{tip}: {row.reason}")
-    unfinished = "" if row.status == DONE else row.status
+    unfinished = "" if row.status == Status.DONE else row.status
     tip += f", p50 {text.latency(row)} ms, replies same {text.replies(row)}"
     milliseconds = f"{text.digits(row.p50_ms)} ms"
-    if kind == "baseline":
+    if kind == Verdict.BASELINE:
         return Cell("baseline", milliseconds, word, unfinished, tip)
     big = f"{text.ratio(row.speedup)}x" if row.speedup is not None else text.UNKNOWN
     tip += f", speedup {text.speedup(row)}, {text.counted(row.samples or 0, 'call')}"
@@ -128,7 +129,7 @@ def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Cell:
 
 def step(row: Row) -> str:
     """How strong the colour is: ``up1`` to ``up4`` faster, ``down1`` to ``down4`` slower; none where it is the same."""
-    if row.speedup is None or row.verdict not in ("faster", "slower"):
+    if row.speedup is None or row.verdict not in (Verdict.FASTER, Verdict.SLOWER):
         return ""
     strength = 1 + sum(abs(math.log(row.speedup)) >= math.log(limit) for limit in STEPS)
     return f"{'up' if row.speedup > 1 else 'down'}{strength}"

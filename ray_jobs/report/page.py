@@ -21,6 +21,7 @@ from ray_jobs.report.cold_start import Start, starts
 from ray_jobs.report.heatmap import anchor, matrix
 from ray_jobs.report.summary import SIZES, answers, compared, not_told_apart, sentence
 from ray_jobs.report.view import RunView
+from ray_jobs.statistics import Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_TOLD = 500  # trials of a page
@@ -125,7 +126,7 @@ def _run_part(number: int, run: RunView, dots: int) -> RunPart:
 
 def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
     rows, draws = run.trials[trial], run.draws.get(trial)
-    invalid = {row.variant for row in rows if row.verdict == "invalid"}
+    invalid = {row.variant for row in rows if row.verdict == Verdict.INVALID}
     if draws is not None:  # what is not what its label says has no latency
         draws = replace(draws, variants=tuple(one for one in draws.variants if one.variant not in invalid))
     best = run.fastest(trial, exact=True) or run.fastest(trial, exact=False)

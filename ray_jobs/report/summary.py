@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 
 from chatbot.variants import CONTROL
-from ray_jobs.matrix.rows import DONE, FAILED, SKIPPED, Row
+from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.report import text as words
 from ray_jobs.report.view import Fastest, RunView
+from ray_jobs.statistics import Verdict
 
 SIZES = ("model", "batch", "prompt_tokens", "reply_tokens", "threads")
 MOST_SENTENCES = 6
@@ -46,15 +47,17 @@ def sentence(row: Row, margin: float, where: str | None = None) -> str:
     place = where or f"On {_hardware(row)}"
     name, base, kind = row.variant, row.baseline, state(row)
     tail = f"{_replies(row)}{_unfinished(row)}."
-    if kind in ("faster", "slower"):
+    if kind in (Verdict.FASTER, Verdict.SLOWER):
         return f"{place}, {name} answers {_times(row)} as fast as {base}{_range(row)}; {tail}"
-    if kind == "same":
+    if kind == Verdict.SAME:
         return f"{place}, {name} is as fast as {base}, within {margin:.0%}: {_times(row)}{_range(row)}; {tail}"
-    if kind == "inconclusive":
+    if kind == Verdict.INCONCLUSIVE:
         return f"{place}, it can't be told whether {name} is faster than {base}: {_told(row)}; {tail}"
-    if kind == "baseline":
+    if kind == Verdict.BASELINE:
         return f"{place}, {name} answers in {words.digits(row.p50_ms)} ms; it is the baseline{_unfinished(row)}."
-    what = {"invalid": "is invalid and has no speedup", FAILED: "failed", SKIPPED: "was skipped"}.get(kind, kind)
+    what = {"invalid": "is invalid and has no speedup", Status.FAILED: "failed", Status.SKIPPED: "was skipped"}.get(
+        kind, kind
+    )
     return f"{place}, {name} {what}: {row.reason or 'no reason is known'}."
 
 
@@ -83,7 +86,7 @@ def _replies(row: Row) -> str:
 
 
 def _unfinished(row: Row) -> str:
-    return "" if row.status == DONE else f"; the trial {row.status}: {row.reason}"
+    return "" if row.status == Status.DONE else f"; the trial {row.status}: {row.reason}"
 
 
 def compared(rows: Sequence[Row]) -> list[Row]:
@@ -109,7 +112,7 @@ def _told_of(run: RunView) -> list[str]:
         return _nothing(run)
     if len(measured) == 1:
         found = sorted(
-            compared(measured[0]), key=lambda row: (row.verdict != "faster", not row.exact, -(row.speedup or 0.0))
+            compared(measured[0]), key=lambda row: (row.verdict != Verdict.FASTER, not row.exact, -(row.speedup or 0.0))
         )
         told = [sentence(row, run.margin) for row in found]
     else:
@@ -133,7 +136,7 @@ def _doubts(trials: Sequence[Sequence[Row]]) -> list[str]:
 
 def _nothing(run: RunView) -> list[str]:
     """Of a run without a comparison."""
-    baselines = [row for row in run.rows if row.verdict == "baseline"]
+    baselines = [row for row in run.rows if row.verdict == Verdict.BASELINE]
     if baselines:
         return [sentence(row, run.margin) for row in baselines[:MOST_SENTENCES]]
     reasons = dict.fromkeys(f"{_hardware(row)}: {row.status}, {row.reason}" for row in run.rows)
@@ -142,7 +145,7 @@ def _nothing(run: RunView) -> list[str]:
 
 def _reason(rows: Sequence[Row], measured: Collection[str]) -> str:
     row = rows[-1]
-    if state(row) in (SKIPPED, FAILED):
+    if state(row) in (Status.SKIPPED, Status.FAILED):
         place = f"{_hardware(row)}, {words.sizes(row)}" if _hardware(row) in measured else _hardware(row)
         return f"On {place}, nothing was measured: {state(row)}, {row.reason}."
     return f"{words.title(row)}: {state(row)}."
@@ -162,17 +165,17 @@ def _middle(rows: Sequence[Row]) -> float:
 
 def _summary(name: str, rows: Sequence[Row]) -> str:
     counts = {kind: [row for row in rows if state(row) == kind] for kind in dict.fromkeys(map(state, rows))}
-    texts = {
-        "faster": "faster than {0} in",
-        "same": "the same in",
-        "slower": "slower in",
-        "inconclusive": "undecided in",
+    texts: dict[str, str] = {
+        Verdict.FASTER: "faster than {0} in",
+        Verdict.SAME: "the same in",
+        Verdict.SLOWER: "slower in",
+        Verdict.INCONCLUSIVE: "undecided in",
     }
     order = [kind for kind in (*texts, *counts) if kind in counts]
     parts = []
     for number, kind in enumerate(dict.fromkeys(order)):
         text = texts.get(kind, f"{kind} in").format(rows[0].baseline)
-        if kind in ("same", "slower") and number == 0:
+        if kind in (Verdict.SAME, Verdict.SLOWER) and number == 0:
             text = {"same": "the same as {0} in", "slower": "slower than {0} in"}[kind].format(rows[0].baseline)
         total = f" of {words.counted(len(rows), 'trial')}" if number == 0 else ""
         parts.append(f"{text} {len(counts[kind]):,}{total}{_spread(counts[kind])}")
@@ -181,14 +184,14 @@ def _summary(name: str, rows: Sequence[Row]) -> str:
 
 def _spread(rows: Sequence[Row]) -> str:
     values = [row.speedup for row in rows if row.speedup is not None]
-    if not values or state(rows[0]) not in ("faster", "slower"):
+    if not values or state(rows[0]) not in (Verdict.FASTER, Verdict.SLOWER):
         return ""
     low, high = (f"{words.ratio(value)}x" for value in (min(values), max(values)))
     return f" ({low})" if low == high else f" ({low} to {high})"
 
 
 def _replies_of(rows: Sequence[Row]) -> str:
-    known = [row for row in rows if row.identical_replies is not None and row.verdict != "invalid"]
+    known = [row for row in rows if row.identical_replies is not None and row.verdict != Verdict.INVALID]
     if not known:
         return "replies were not compared"
     worst = min(known, key=lambda row: row.identical_replies or 0.0)
@@ -209,7 +212,7 @@ def _fastest_fact(runs: Sequence[RunView]) -> Fact:
     found = _first_of(question, runs, exact=True)
     if found is not None:
         return found
-    alone = any(row.exact and row.verdict == "faster" for run in runs for row in compared(run.rows))
+    alone = any(row.exact and row.verdict == Verdict.FASTER for run in runs for row in compared(run.rows))
     picked = ", once it is picked as the best of several" if alone else ""
     return Fact(question, "no variant beyond doubt", f"none is faster than its baseline with confidence{picked}")
 
@@ -267,7 +270,7 @@ def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
     if not told:
         return Fact("How sure", "nothing to be sure of", "no speedup has an interval")
     widths = [(row.speedup_high - row.speedup_low) / 2 / row.speedup for row in told]  # type: ignore[operator]
-    undecided = sum(row.verdict == "inconclusive" for row in told)
+    undecided = sum(row.verdict == Verdict.INCONCLUSIVE for row in told)
     asked = ", ".join(dict.fromkeys(f"{run.spec['precision']:.1%}" for run in runs if "precision" in run.spec))
     wanted = f"; ±{asked} was asked" if asked else ""
     if len(told) == 1:
@@ -282,9 +285,9 @@ def _control_fact(rows: Sequence[Row]) -> Fact:
     question = "The tool's own error"
     if not told:
         return Fact(question, "unknown", "the control was not measured", True)
-    wrong = [row for row in told if row.verdict in ("faster", "slower")]
+    wrong = [row for row in told if row.verdict in (Verdict.FASTER, Verdict.SLOWER)]
     if len(told) == 1:
-        call = "distrust this trial" if wrong else {"same": "the same"}.get(state(told[0]), "can't tell")
+        call = "distrust this trial" if wrong else "the same" if told[0].verdict == Verdict.SAME else "can't tell"
         return Fact(question, words.speedup(told[0]), f"the baseline against itself: {call}", bool(wrong))
     worst = max(abs(math.log(row.speedup or 1.0)) for row in told)
     more = f"the baseline against itself, {len(told)} times; at most {math.expm1(worst):.1%} off"
@@ -293,20 +296,23 @@ def _control_fact(rows: Sequence[Row]) -> Fact:
 
 def _trouble_fact(rows: Sequence[Row], trials: Sequence[Sequence[Row]]) -> Fact:
     question = "Failed, skipped, invalid"
-    whole = [all(row.status == SKIPPED for row in found) for found in trials]
-    counted = {FAILED: sum(any(row.status == FAILED for row in found) for found in trials), SKIPPED: sum(whole)}
+    whole = [all(row.status == Status.SKIPPED for row in found) for found in trials]
+    counted = {
+        Status.FAILED: sum(any(row.status == Status.FAILED for row in found) for found in trials),
+        Status.SKIPPED: sum(whole),
+    }
     counts = [f"{count} {status}" for status, count in counted.items() if count]
     lacking = [row for found, skipped in zip(trials, whole, strict=True) if not skipped for row in found]
-    if absent := sum(row.status == SKIPPED for row in lacking):
+    if absent := sum(row.status == Status.SKIPPED for row in lacking):
         counts += [f"{words.counted(absent, 'variant')} skipped"]
-    invalid = sum(row.verdict == "invalid" for row in rows)
+    invalid = sum(row.verdict == Verdict.INVALID for row in rows)
     counts += [f"{invalid} invalid"] if invalid else []
     if not counts:
         return Fact(
             question, "nothing", f"all {len(trials)} trials are done" if len(trials) > 1 else "the trial is done"
         )
-    bad = [row for row in rows if row.status != DONE or row.verdict == "invalid"]
-    reasons = list(dict.fromkeys(row.reason or "" for row in sorted(bad, key=lambda row: row.status == SKIPPED)))
+    bad = [row for row in rows if row.status != Status.DONE or row.verdict == Verdict.INVALID]
+    reasons = list(dict.fromkeys(row.reason or "" for row in sorted(bad, key=lambda row: row.status == Status.SKIPPED)))
     more = f" and {words.counted(len(reasons) - 1, 'other reason')}" if len(reasons) > 1 else ""
     return Fact(
         question, ", ".join(counts), f"of {words.counted(len(trials), 'trial')}: {_short(reasons[0])}{more}", True

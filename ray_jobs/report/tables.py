@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from pydantic_core import to_json
 
-from ray_jobs.matrix.rows import COLUMNS, SKIPPED, Row
+from ray_jobs.matrix.rows import COLUMNS, Row, Status
 from ray_jobs.report import text as words
 from ray_jobs.report.page import page
 from ray_jobs.report.summary import answers
@@ -30,7 +30,7 @@ def markdown(runs: Sequence[RunView]) -> str:
 
 
 def _table(rows: Sequence[Row], margin: float) -> Iterator[str]:
-    if all(row.status == SKIPPED for row in rows):
+    if all(row.status == Status.SKIPPED for row in rows):
         yield f"skipped: {_plain(rows[0].reason or '')}"
         return
     yield f"| {' | '.join(HEAD)} |"

@@ -15,14 +15,19 @@ from rich.text import Text
 from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Event
 from ray_jobs.matrix.hardware import CLASS, HardwareClass
-from ray_jobs.matrix.rows import SKIPPED, Row
+from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.process.trial import Committed
 from ray_jobs.report import text as words
-from ray_jobs.statistics import LEAST_LAUNCHES, Interval, speedup
+from ray_jobs.statistics import LEAST_LAUNCHES, Interval, Verdict, speedup
 
 PLAIN_EVERY_S = 10.0  # between lines about one trial where stderr is no terminal
 STAY = (events.TrialWaiting, events.LaunchLost, events.WorkerLost)  # said beside the live display too
-STYLES = {"faster": "green", "slower": "red", "invalid": "bold red", "inconclusive": "yellow"}
+STYLES: dict[str, str] = {
+    Verdict.FASTER: "green",
+    Verdict.SLOWER: "red",
+    Verdict.INVALID: "bold red",
+    Verdict.INCONCLUSIVE: "yellow",
+}
 _workload = attrgetter(*(name for name in CLASS if name not in ("hardware", "variant")))
 
 
@@ -132,7 +137,7 @@ def print_matrix(rows: Sequence[Row], margin: float) -> None:
         mine = [row for row in rows if row.trial_id == trial_id]
         console.print()
         console.print(Text(words.title(mine[0]), style="bold"), soft_wrap=True)
-        if all(row.status == SKIPPED for row in mine):
+        if all(row.status == Status.SKIPPED for row in mine):
             console.print(f"  skipped: {mine[0].reason}", soft_wrap=True, markup=False)
             continue
         limited = any(row.of_limit is not None for row in mine)
@@ -167,7 +172,7 @@ def _trial_table(rows: Sequence[Row], margin: float, limited: bool = False) -> T
 
 
 def _verdict(row: Row, margin: float) -> Text:
-    style = "dim" if row.status == SKIPPED else STYLES.get(row.verdict or "invalid", "")
+    style = "dim" if row.status == Status.SKIPPED else STYLES.get(row.verdict or Verdict.INVALID, "")
     return Text(words.verdict(row, margin), style=style)
 
 

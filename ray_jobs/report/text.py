@@ -4,9 +4,15 @@ from collections.abc import Sequence
 
 from ray_jobs.matrix.hardware import HardwareClass
 from ray_jobs.matrix.rows import Row
+from ray_jobs.statistics import Verdict
 
 UNKNOWN = "-"
-VERDICTS = {"baseline": "baseline", "faster": "faster", "slower": "slower", "inconclusive": "can't tell"}
+VERDICTS: dict[str, str] = {
+    Verdict.BASELINE: "baseline",
+    Verdict.FASTER: "faster",
+    Verdict.SLOWER: "slower",
+    Verdict.INCONCLUSIVE: "can't tell",
+}
 
 
 def title(row: Row) -> str:
@@ -41,7 +47,7 @@ def counted(count: int, thing: str) -> str:
 
 def latency(row: Row) -> str:
     """The median with its interval; a program that is not what its label says has none."""
-    return UNKNOWN if row.verdict == "invalid" else p50(row)
+    return UNKNOWN if row.verdict == Verdict.INVALID else p50(row)
 
 
 def p50(of: Row | HardwareClass) -> str:
@@ -81,14 +87,14 @@ def ratio(value: float) -> str:
 
 def verdict(row: Row, margin: float) -> str:
     """The verdict as one would say it; the status of a row that has none."""
-    if row.verdict == "same":
+    if row.verdict == Verdict.SAME:
         return f"same ±{margin:.0%}"
     return VERDICTS.get(row.verdict or "", row.verdict or row.status)
 
 
 def replies(row: Row) -> str:
     """The share of replies that equal the baseline's, never rounded up to all."""
-    if row.identical_replies is None or row.verdict == "invalid":
+    if row.identical_replies is None or row.verdict == Verdict.INVALID:
         return UNKNOWN
     if row.identical_replies == 1:
         return "100%"
@@ -97,7 +103,7 @@ def replies(row: Row) -> str:
 
 def per_token(row: Row) -> str:
     """The mean time of a token of a reply."""
-    return "-" if row.per_token_ms is None or row.verdict == "invalid" else digits(row.per_token_ms)
+    return "-" if row.per_token_ms is None or row.verdict == Verdict.INVALID else digits(row.per_token_ms)
 
 
 def of_limit(row: Row) -> str:

@@ -14,6 +14,7 @@ from ray_jobs.matrix.hardware import HardwareClass, classes_of
 from ray_jobs.matrix.rows import Row
 from ray_jobs.report.series import TrialDraws, trial_draws
 from ray_jobs.results.store import RunDirectory
+from ray_jobs.statistics import Verdict
 
 MOST_DRAWN = 100  # trials with charts of their samples
 MARGIN = 0.02  # of a run that does not say
@@ -76,8 +77,8 @@ class RunView:
         The control never competes, nor does an invalid variant.
         """
         rows = [row for row in self.trials[trial] if row.exact == exact and row.variant not in (row.baseline, CONTROL)]
-        rows = [row for row in rows if row.speedup is not None and row.verdict != "invalid"]
-        faster = {row.variant: row for row in rows if row.verdict == "faster"}
+        rows = [row for row in rows if row.speedup is not None and row.verdict != Verdict.INVALID]
+        faster = {row.variant: row for row in rows if row.verdict == Verdict.FASTER}
         if not faster:
             return None
         if trial not in self.draws:

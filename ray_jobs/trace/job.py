@@ -19,7 +19,7 @@ from ray_jobs.driver import run as matrix
 from ray_jobs.driver.resume import TRACES, Earlier
 from ray_jobs.driver.run import Where
 from ray_jobs.driver.trials import Inputs, TrialState, place
-from ray_jobs.matrix.rows import DONE, FAILED, TrialInfo
+from ray_jobs.matrix.rows import Status, TrialInfo
 from ray_jobs.process.profile.launches import traced_variants
 from ray_jobs.process.profile.profiler import Traced, zipped
 from ray_jobs.results.samples import schema_of
@@ -57,7 +57,7 @@ class Tracing:
     def failed(self) -> bool:
         """Whether a trial or one of its traces did."""
         lost = any(traced.failed for traces in self.traces.values() for traced in traces)
-        return lost or any(trial.status == FAILED for trial in self.trials.values())
+        return lost or any(trial.status == Status.FAILED for trial in self.trials.values())
 
 
 def run(tracing: Tracing, where: Where) -> None:
@@ -131,7 +131,7 @@ def take(tracing: Tracing, event: events.Event) -> None:
         _say(f"{event.trial_id}: its worker was lost ({event.reason}); its traces are made again")
         _forget(tracing, event.trial_id)
     elif isinstance(event, events.TrialEnded):
-        trial.status, trial.reason, trial.job = FAILED if event.reason else DONE, event.reason, None
+        trial.status, trial.reason, trial.job = Status.FAILED if event.reason else Status.DONE, event.reason, None
         if event.reason:
             _say(f"{event.trial_id}: failed: {event.reason}")
         traces = tracing.traces.get(event.trial_id, [])
@@ -192,7 +192,9 @@ def sentences(tracing: Tracing) -> Iterator[VariantRow]:
 
 def _of_the_run(trials: Mapping[str, TrialState], earlier: Earlier) -> dict[str, TrialState]:
     """Those that the run measured. Raises UsageError where none of their stations is here."""
-    done = {name: record["station"] for name, record in earlier.run["trials"].items() if record["status"] == DONE}
+    done = {
+        name: record["station"] for name, record in earlier.run["trials"].items() if record["status"] == Status.DONE
+    }
     found = {name: trial for name, trial in trials.items() if name in done}
     if not found:
         there = ", ".join(sorted({str(station) for station in done.values()})) or "none"

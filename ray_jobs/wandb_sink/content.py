@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_jobs.matrix.rows import DONE, Row
+from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
 
@@ -87,7 +87,7 @@ class Distribution:
 
 def distributions_of(run: FinishedRun) -> dict[str, Distribution]:
     """Of each measured cell, ``trial/variant``; of the first ``MOST_DISTRIBUTIONS`` where there are more."""
-    measured = [(row.trial_id, row.variant) for row in run.rows if row.status == DONE and row.samples]
+    measured = [(row.trial_id, row.variant) for row in run.rows if row.status == Status.DONE and row.samples]
     walls: dict[tuple[str, str], list[NDArray[np.float64]]] = {cell: [] for cell in measured[:MOST_DISTRIBUTIONS]}
     trials = {trial for trial, _ in walls}
     for trial, launch in run.launches() if walls else ():
