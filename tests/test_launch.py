@@ -292,8 +292,8 @@ import json, sys, torch
 import numpy as np
 from torch._dynamo.utils import counters  # not public; the only place that counts what Dynamo compiled
 from chatbot.variants import Workload
-from ray_jobs import measure
-from ray_jobs.records import Launch, Weights
+from ray_jobs.measure import launch as measure
+from ray_jobs.measure.result import Launch, Weights
 torch.set_num_threads(1)
 weights, pool, variants, stop = json.loads(sys.stdin.read())
 counts = {}
