@@ -26,7 +26,7 @@ CORES = ("core-0", "core-1", "core-2", "core-3")
 # inherits the lease, "alone": it does not; either is told by its process id, and lives until it is killed.
 HOLDER = """
 import subprocess, sys
-from ray_jobs.lease import Lease
+from ray_jobs.process.lease import Lease
 kind, holder, *names = sys.argv[1:]
 with Lease(names, holder) as lease:
     print(lease.take(), flush=True)

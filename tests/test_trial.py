@@ -196,9 +196,9 @@ def test_closing_the_server_ends_the_launch_in_progress(endless: Weights) -> Non
 
 CALLER = """
 import os, sys
-from test_launch import request, WORKLOAD
-from ray_jobs.launch import LaunchServer
-from ray_jobs.records import Weights
+from test_trial import request, WORKLOAD
+from ray_jobs.process.server import LaunchServer
+from ray_jobs.measure.result import Weights
 with LaunchServer(WORKLOAD) as server:
     print(server.pid, flush=True)
     server.run(request(Weights(path=sys.argv[1])))
