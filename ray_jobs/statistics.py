@@ -5,7 +5,7 @@ identical programs different), so every interval is taken over launches.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,6 +18,7 @@ CONFIDENCE = 0.95
 # 95% after looking at every block, an interval is made with this much: simulated in tests/test_stopping.py.
 NOMINAL = 0.963
 LEAST_LAUNCHES = 10
+LEAST_ERROR = 1e-6  # no clock tells less; keeps weights finite where launches came out equal
 
 Floats = NDArray[np.float64]
 
@@ -45,6 +46,53 @@ class Interval:
     def half_width(self) -> float:
         """Half of the interval's width, as a share of the estimate."""
         return (self.high - self.low) / 2 / self.value
+
+    def exp(self) -> "Interval":
+        """A ratio, where this is its natural logarithm."""
+        return Interval(math.exp(self.value), math.exp(self.low), math.exp(self.high))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error and that error's degrees of freedom."""
+
+    value: float
+    error: float
+    degrees: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Estimate | None":
+        """The mean of independent values; NaN is left out. None for fewer than two."""
+        known = [value for value in values if not math.isnan(value)]
+        if len(known) < 2:
+            return None
+        return cls(float(np.mean(known)), float(np.std(known, ddof=1)) / math.sqrt(len(known)), len(known) - 1)
+
+    @classmethod
+    def of_speedup(cls, speedup: Interval, launches: int) -> "Estimate":
+        """ln of a speedup with the error that its interval was made with: the inverse of ``speedup``."""
+        reach = math.log(speedup.high / speedup.low) / 2
+        return cls(math.log(speedup.value), reach / quantile(launches - 1, NOMINAL), launches - 1)
+
+    def interval(self, confidence: float) -> Interval:
+        """Student's t interval."""
+        reach = quantile(self.degrees, confidence) * self.error
+        return Interval(self.value, self.value - reach, self.value + reach)
+
+    def minus(self, other: "Estimate") -> "Estimate":
+        """The difference of two independent estimates. An error below ``LEAST_ERROR`` counts as that."""
+        variances = [max(one.error, LEAST_ERROR) ** 2 for one in (self, other)]
+        return Estimate(self.value - other.value, *error_of_sum(variances, (self.degrees, other.degrees)))
+
+
+def error_of_sum(variances: Sequence[float] | Floats, degrees: Sequence[float] | Floats) -> tuple[float, float]:
+    """The standard error of a sum of independent parts, and Welch and Satterthwaite's degrees of freedom.
+
+    Source: Satterthwaite 1946, https://doi.org/10.2307/3002019.
+    """
+    parts = np.asarray(variances, dtype=np.float64)
+    total = parts.sum()
+    return math.sqrt(total), float(total**2 / (parts**2 / np.asarray(degrees)).sum())
 
 
 def median_present(values: Floats) -> Floats:
@@ -85,14 +133,8 @@ def speedup(logs: Sequence[float], confidence: float = NOMINAL) -> Interval | No
     Made with ``NOMINAL`` confidence, it holds ``CONFIDENCE`` under the rule for stopping. Launches without a value
     (NaN) are left out.
     """
-    logs = [log for log in logs if not math.isnan(log)]
-    n = len(logs)
-    if n < 2:
-        return None
-    mean = float(np.mean(logs))
-    error = float(np.std(logs, ddof=1)) / math.sqrt(n)
-    reach = quantile(n - 1, confidence) * error
-    return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+    estimate = Estimate.of(logs)
+    return None if estimate is None else estimate.interval(confidence).exp()
 
 
 @dataclass(frozen=True)
@@ -164,11 +206,7 @@ def trend(turns: Sequence[Floats], variant: int, baseline: int) -> Interval | No
             continue
         own, of_baseline = median_present(halves[0]) - median_present(halves[1])
         logs.append(float(own if variant == baseline else own - of_baseline))
-    if len(logs) < 2:
-        return None
-    mean, error = float(np.mean(logs)), float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-    reach = quantile(len(logs) - 1, 0.999) * error
-    return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+    return speedup(logs, confidence=0.999)
 
 
 def quantile(degrees: float, confidence: float) -> float:

@@ -27,12 +27,13 @@ from ray_jobs.cli import compare as commands
 from ray_jobs.cli.app import app
 from ray_jobs.compare import gate
 from ray_jobs.compare.gate import Exit
-from ray_jobs.compare.match import ROWS, SAMPLES, Cell, Estimate, cells_of, match
+from ray_jobs.compare.match import Cell, cells_of, match
+from ray_jobs.matrix.hardware import speedup_of
 from ray_jobs.matrix.rows import Row, TrialInfo, rows_of
 from ray_jobs.measure.result import LaunchResult, VariantFacts
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
-from ray_jobs.statistics import NOMINAL, quantile, speedup
+from ray_jobs.statistics import NOMINAL, Estimate, quantile, speedup
 
 ROOT = Path(__file__).resolve().parent.parent
 GATE = 0.03
@@ -41,9 +42,7 @@ BLOCK = 3  # launches: as many as variants
 # Estimates
 
 
-estimates = st.builds(
-    Estimate, st.floats(-2, 2), st.floats(1e-4, 0.5), st.integers(1, 100), st.sampled_from([SAMPLES, ROWS])
-)
+estimates = st.builds(Estimate, st.floats(-2, 2), st.floats(1e-4, 0.5), st.integers(1, 100))
 
 
 @given(estimates, estimates)
@@ -74,12 +73,12 @@ def test_more_cells_never_make_one_slower_beyond_doubt(base: Estimate, new: Esti
 
 @given(st.lists(st.floats(-0.5, 0.5), min_size=2, max_size=40).filter(lambda logs: np.std(logs) > 1e-4))
 def test_a_row_gives_back_the_estimate_that_its_samples_give(logs: list[float]) -> None:
-    found, interval = Estimate.of_launches(logs), speedup(logs)
+    found, interval = Estimate.of(logs), speedup(logs)
     assert found is not None
     assert interval is not None
     made = Row("r", "t", "s", "h", "cpu", "d", "m", 1, 4, 5, 1, "torchscript", "eager", True, launches=len(logs))
     row = replace(made, speedup=interval.value, speedup_low=interval.low, speedup_high=interval.high)
-    again = Estimate.of_row(row)
+    again = speedup_of(row)
     assert again is not None
     assert again.value == pytest.approx(found.value, abs=1e-9)
     assert again.error == pytest.approx(found.error, rel=1e-6)
@@ -88,7 +87,7 @@ def test_a_row_gives_back_the_estimate_that_its_samples_give(logs: list[float]) 
 
 def test_welchs_interval_is_that_of_a_table() -> None:
     """By hand: errors 0.01 and 0.02 of 10 and 20 launches have 26.2 degrees of freedom and 0.02236 together."""
-    found = gate.ratio(Estimate(0.0, 0.01, 9, SAMPLES), Estimate(0.1, 0.02, 19, SAMPLES), 0.95)
+    found = gate.ratio(Estimate(0.0, 0.01, 9), Estimate(0.1, 0.02, 19), 0.95)
     degrees = (1e-4 + 4e-4) ** 2 / (1e-8 / 9 + 16e-8 / 19)
     assert degrees == pytest.approx(26.23, abs=0.01)
     reach = 2.0546 * math.sqrt(5e-4)  # t(26.23, 97.5%)
@@ -106,7 +105,7 @@ def simulated(rng: np.random.Generator, log: float, precision: float = 0.01) -> 
         error = float(np.std(logs[:count], ddof=1)) / math.sqrt(count)
         if quantile(count - 1, NOMINAL) * error <= precision:
             break
-    found = Estimate.of_launches(logs[:count].tolist())
+    found = Estimate.of(logs[:count].tolist())
     assert found is not None
     return found
 
@@ -170,7 +169,7 @@ def row(**given: Any) -> Row:
 
 
 def cell(**given: Any) -> Cell:
-    return Cell(row(**given), Estimate(0.1, 0.001, 11, SAMPLES))
+    return Cell(row(**given), Estimate(0.1, 0.001, 11))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 import math
 import statistics as plain
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from chatbot.variants import BASELINE
 from ray_jobs import statistics
-from ray_jobs.matrix.hardware import LEAST_ERROR, Estimate, HardwareClass, RandomEffects, classes_of, disagreements
+from ray_jobs.matrix.hardware import HardwareClass, RandomEffects, classes_of, disagreements
 from ray_jobs.matrix.hardware import random_effects as effects_or_none
 from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.report.terminal import print_classes
+from ray_jobs.statistics import LEAST_ERROR, Estimate
 
 SCRIPT = "torchscript"
 EPYC = "AMD EPYC, 2 cores"
@@ -157,11 +158,11 @@ def test_estimates_without_error_are_weighed_alike() -> None:
 # Who disagrees
 
 
-def estimates(*stations: tuple[float, float], degrees: int = 9) -> list[Estimate]:
-    return [Estimate(f"node-{i}", value, error, degrees) for i, (value, error) in enumerate(stations)]
+def estimates(*stations: tuple[float, float], degrees: int = 9) -> dict[str, Estimate]:
+    return {f"node-{i}": Estimate(value, error, degrees) for i, (value, error) in enumerate(stations)}
 
 
-def named(stations: Sequence[Estimate], margin: float = 0.0) -> list[str]:
+def named(stations: Mapping[str, Estimate], margin: float = 0.0) -> list[str]:
     return [found.station for found in disagreements(stations, margin)]
 
 
@@ -185,7 +186,7 @@ def test_two_stations_are_one_comparison_by_welchs_test(
     samples = [(value, error * math.sqrt(count), count) for value, error, count in (one, two)]
     p = scipy.stats.ttest_ind_from_stats(*samples[0], *samples[1], equal_var=False).pvalue
     assume(abs(p - 0.05) > 1e-9)
-    both = [Estimate(name, value, error, count - 1) for name, (value, error, count) in (("a", one), ("b", two))]
+    both = {name: Estimate(value, error, count - 1) for name, (value, error, count) in (("a", one), ("b", two))}
     assert named(both) == (["b"] if p < 0.05 else [])
 
 

@@ -11,8 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ray_jobs.statistics import (
+    LEAST_ERROR,
     NOMINAL,
     Best,
+    Estimate,
     Floats,
     Interval,
     best_of,
@@ -22,6 +24,7 @@ from ray_jobs.statistics import (
     paired,
     percentile,
     precise_enough,
+    quantile,
     speedup,
     trend,
     turn_medians,
@@ -86,6 +89,36 @@ def test_the_other_ways_round_speedup_is_the_reciprocal(logs: list[float]) -> No
     there, back = known(speedup(logs)), known(speedup([-log for log in logs]))
     expected = reciprocal(there)
     assert [back.value, back.low, back.high] == pytest.approx([expected.value, expected.low, expected.high], rel=1e-9)
+
+
+@given(LOGS, LOGS, st.floats(0.5, 0.999))
+def test_a_difference_of_two_means_is_welchs(one: list[float], other: list[float], confidence: float) -> None:
+    assume(min(np.std(one), np.std(other)) > 1e-4)
+    first, second = Estimate.of(one), Estimate.of(other)
+    assert first is not None
+    assert second is not None
+    expected = scipy.stats.ttest_ind(one, other, equal_var=False)
+    found = first.minus(second)
+    assert found.degrees == pytest.approx(expected.df, rel=1e-12)
+    limits = expected.confidence_interval(confidence)
+    interval = found.interval(confidence)
+    assert [interval.low, interval.high] == pytest.approx([limits.low, limits.high], rel=1e-9, abs=1e-12)
+
+
+@given(LOGS)
+def test_an_estimate_has_the_figures_that_three_modules_once_worked_out_for_themselves(logs: list[float]) -> None:
+    mean, error = float(np.mean(logs)), float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
+    found = Estimate.of([*logs, math.nan])
+    assert found == Estimate(mean, error, len(logs) - 1)
+    reach = quantile(len(logs) - 1, 0.99) * error
+    assert found.interval(0.99) == Interval(mean, mean - reach, mean + reach)
+    assert speedup(logs, 0.99) == Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+
+
+def test_equal_launches_differ_with_the_error_of_a_clock() -> None:
+    found = Estimate(0.1, 0.0, 9).minus(Estimate(0.0, 0.0, 9))
+    assert found.error == pytest.approx(LEAST_ERROR * math.sqrt(2))
+    assert found.degrees == pytest.approx(18)
 
 
 def test_half_width_is_a_share_of_the_value() -> None:

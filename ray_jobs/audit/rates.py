@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special
+from scipy.stats import binomtest
 
 from ray_jobs.audit.alternatives import PEERS
 from ray_jobs.matrix.rows import Status
-from ray_jobs.statistics import CONFIDENCE, Interval, Verdict, verdict
+from ray_jobs.statistics import CONFIDENCE, Estimate, Interval, Verdict, verdict
 
 CLAIMED = 0.05  # share of intervals that miss the truth
 MOST_FALSE = 0.10  # where the interval of the false-verdict rate must end
@@ -71,10 +71,8 @@ def share(count: int, of: int) -> tuple[float, float]:
     """The exact 95% interval of a share (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404)."""
     if of == 0:
         return 0.0, 1.0
-    tail = (1 - CONFIDENCE) / 2
-    low = special.betaincinv(count, of - count + 1, tail) if count else 0.0
-    high = special.betaincinv(count + 1, of - count, 1 - tail) if count < of else 1.0
-    return float(low), float(high)
+    interval = binomtest(count, of).proportion_ci(CONFIDENCE, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def false_verdicts(comparisons: Sequence[Comparison], margin: float) -> dict[str, Any]:
@@ -151,7 +149,9 @@ def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, 
     found = sum(interval.high < 1 for _, interval in told)
     low, high = share(found, len(comparisons))
     errors = [math.log(interval.value / c.truth) for c, interval in told]
-    bias_low, bias_high = _mean_interval(errors)
+    estimate = Estimate.of(errors)
+    bias = estimate.interval(CONFIDENCE) if estimate else None
+    bias_low, bias_high = (bias.low, bias.high) if bias else (None, None)
     return {
         "percent": percent,
         "comparisons": len(comparisons),
@@ -189,14 +189,6 @@ def effect_promise(percent: int, found: int, comparisons: int, bias_low: float |
         return BROKEN
     unbiased = bias_low >= -MOST_BIAS and bias_high <= MOST_BIAS
     return KEPT if unbiased and found / comparisons >= LEAST_FOUND else TOO_FEW
-
-
-def _mean_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    if len(values) < 2:
-        return None, None
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    reach = float(special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * error
-    return mean - reach, mean + reach
 
 
 def _disturbed(comparisons: Sequence[Comparison]) -> float | None:

@@ -4,15 +4,14 @@ The machine's own speed drifts between two runs, so only speedups are compared: 
 the same launches of the same run. Verdicts and exit codes are explained in docs/method.md, "Comparing two runs".
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from chatbot.variants import CONTROL
-from ray_jobs.compare.match import Cell, Estimate, Matched
+from ray_jobs.compare.match import Cell, Matched
 from ray_jobs.matrix.rows import Status
-from ray_jobs.statistics import NOMINAL, Interval, quantile
+from ray_jobs.statistics import NOMINAL, Estimate, Interval
 
 SLOWER, FASTER, SAME, NOT_SLOWER, UNKNOWN = "slower", "faster", "same", "not slower", "can't tell"
 BROKEN = "broken"
@@ -39,7 +38,7 @@ class Change:
     @property
     def source(self) -> str | None:
         """What the two estimates were made of."""
-        found = [cell.estimate.source for cell in (self.base, self.new) if cell.estimate is not None]
+        found = [cell.source for cell in (self.base, self.new) if cell.estimate is not None]
         return " and ".join(dict.fromkeys(found)) or None
 
 
@@ -136,14 +135,10 @@ def _broken(base: Cell, new: Cell) -> str | None:
 def ratio(base: Estimate, new: Estimate, confidence: float = NOMINAL) -> Interval:
     """Speedup in NEW / speedup in BASE.
 
-    The two errors add up, with Welch and Satterthwaite's degrees of freedom (Satterthwaite 1946,
-    https://doi.org/10.2307/3002019). Each run stopped when its intervals were narrow, so ``NOMINAL`` confidence is what
-    holds 95% here as well (tests/test_compare.py).
+    Each run stopped when its intervals were narrow, so ``NOMINAL`` confidence is what holds 95% here as well
+    (tests/test_compare.py).
     """
-    parts = base.error**2, new.error**2
-    degrees = sum(parts) ** 2 / (parts[0] ** 2 / base.degrees + parts[1] ** 2 / new.degrees)
-    off, reach = new.value - base.value, quantile(degrees, confidence) * math.sqrt(sum(parts))
-    return Interval(math.exp(off), math.exp(off - reach), math.exp(off + reach))
+    return new.minus(base).interval(confidence).exp()
 
 
 def verdict(base: Estimate, new: Estimate, gate: float, tests: int) -> str:

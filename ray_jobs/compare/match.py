@@ -1,16 +1,13 @@
 """The cells of two runs beside each other: what each run says of one variant and workload on one kind of hardware."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from ray_jobs.matrix.hardware import LEAST_ERROR
+from ray_jobs.matrix.hardware import speedup_of
 from ray_jobs.matrix.rows import Row
 from ray_jobs.report import text
 from ray_jobs.results.run import FinishedRun
-from ray_jobs.statistics import NOMINAL, Verdict, quantile
+from ray_jobs.statistics import Estimate, Verdict
 
 SAMPLES, ROWS = "samples", "rows"
 
@@ -18,39 +15,12 @@ Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """ln of a speedup over launches, with its standard error and that error's degrees of freedom."""
-
-    value: float
-    error: float
-    degrees: int
-    source: str  # SAMPLES, or ROWS where the run has none
-
-    @classmethod
-    def of_launches(cls, logs: Sequence[float]) -> "Estimate | None":
-        """From each launch's own; None for fewer than two that tell."""
-        known = [log for log in logs if not math.isnan(log)]
-        if len(known) < 2:
-            return None
-        error = float(np.std(known, ddof=1)) / math.sqrt(len(known))
-        return cls(float(np.mean(known)), max(error, LEAST_ERROR), len(known) - 1, SAMPLES)
-
-    @classmethod
-    def of_row(cls, row: Row) -> "Estimate | None":
-        """From the interval of ``statistics.speedup``, which it gives back exactly: it reached so many errors."""
-        if not (row.speedup and row.speedup_low and row.speedup_high and row.launches):
-            return None
-        degrees = row.launches - 1
-        reach = math.log(row.speedup_high / row.speedup_low) / 2
-        return cls(math.log(row.speedup), max(reach / quantile(degrees, NOMINAL), LEAST_ERROR), degrees, ROWS)
-
-
-@dataclass(frozen=True)
 class Cell:
-    """One row of one run, with its estimate where it is valid."""
+    """One row of one run, with ln of its speedup where it is valid."""
 
     row: Row
     estimate: Estimate | None
+    source: str = SAMPLES  # of the estimate; ROWS where the run has no samples
 
     @property
     def hardware(self) -> str:
@@ -85,14 +55,13 @@ def cells_of(run: FinishedRun) -> list[Cell]:
     for trial, launch in run.launches():
         for variant, log in launch.log_speedups().items():
             logs.setdefault((trial, variant), []).append(log)
-    return [Cell(row, _estimate(row, logs)) for row in run.rows]
+    return [_cell(row, logs.get((row.trial_id, row.variant))) for row in run.rows]
 
 
-def _estimate(row: Row, logs: Mapping[tuple[str, str], Sequence[float]]) -> Estimate | None:
+def _cell(row: Row, logs: Sequence[float] | None) -> Cell:
     if row.verdict in (None, Verdict.INVALID) or row.variant == row.baseline:
-        return None
-    own = logs.get((row.trial_id, row.variant))
-    return Estimate.of_row(row) if own is None else Estimate.of_launches(own)
+        return Cell(row, None)
+    return Cell(row, speedup_of(row), ROWS) if logs is None else Cell(row, Estimate.of(logs))
 
 
 def match(base: Iterable[Cell], new: Iterable[Cell]) -> Matched:

@@ -6,7 +6,7 @@ estimates are natural logarithms, so that spreads are ratios. Pure functions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -14,10 +14,9 @@ import numpy as np
 from scipy import optimize
 
 from ray_jobs.matrix.rows import Row, Status
-from ray_jobs.statistics import CONFIDENCE, NOMINAL, Floats, Verdict, quantile
+from ray_jobs.statistics import CONFIDENCE, LEAST_ERROR, Estimate, Floats, Interval, Verdict, error_of_sum, quantile
 
 MEDIAN_ERROR = math.sqrt(math.pi / 2)  # of a median over that of a mean, for many normal values
-LEAST_ERROR = 1e-6  # no clock tells less; keeps the weights finite where launches came out equal
 CLASS = ("hardware", "device", "model", "batch", "prompt_tokens", "reply_tokens", "threads", "variant", "stop_at_eos")
 
 
@@ -30,16 +29,6 @@ class RandomEffects:
     high: float | None = None
     tau: float | None = None  # standard deviation between stations
     heterogeneity: float | None = None  # I^2: share of the variance that the stations' own errors do not explain
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What one station found, with its standard error and that error's degrees of freedom."""
-
-    station: str
-    value: float
-    error: float
-    degrees: int
 
 
 @dataclass(frozen=True)
@@ -124,39 +113,28 @@ def _between(y: Floats, variances: Floats) -> float:
     return float(root)
 
 
-def disagreements(estimates: Sequence[Estimate], margin: float) -> list[Disagreement]:
+def disagreements(estimates: Mapping[str, Estimate], margin: float) -> list[Disagreement]:
     """The stations that differ from the others of their class by more than chance and by more than the margin.
 
-    Each station is held against the mean of the others (leave one out); chance gives one name or more to 5% of the
-    classes of equal stations (Bonferroni). Two stations are one comparison, told of the second.
+    Each station is compared with the mean of the others (leave one out); chance gives one name or more to 5% of the
+    classes of equal stations (Bonferroni). Two stations are one comparison, reported for the second.
     """
-    count = len(estimates)
-    asked = range(count) if count > 2 else range(1, count)
-    found = []
-    for i in asked:
-        others = [*estimates[:i], *estimates[i + 1 :]]
-        one = _held_against(estimates[i], others, 1 - (1 - CONFIDENCE) / len(asked))
-        off = abs(one.value - one.mean)
-        if off > one.limit and math.expm1(off) > margin:
-            found.append(one)
-    return found
+    names = list(estimates)
+    asked = names if len(names) > 2 else names[1:]
+    found = [_held_against(name, estimates, 1 - (1 - CONFIDENCE) / len(asked)) for name in asked]
+    return [one for one in found if (off := abs(one.value - one.mean)) > one.limit and math.expm1(off) > margin]
 
 
-def _held_against(one: Estimate, others: Sequence[Estimate], confidence: float) -> Disagreement:
-    """The variance of the difference adds up from parts, each with its own degrees of freedom.
-
-    Theirs together are Welch and Satterthwaite's (Satterthwaite 1946, https://doi.org/10.2307/3002019).
-    """
-    y, variances = np.array([o.value for o in others]), _variances([o.error for o in others])
+def _held_against(station: str, estimates: Mapping[str, Estimate], confidence: float) -> Disagreement:
+    """The variance of the difference adds up from parts, each with its own degrees of freedom."""
+    one, others = estimates[station], {name: other for name, other in estimates.items() if name != station}
+    y, variances = np.array([o.value for o in others.values()]), _variances([o.error for o in others.values()])
     tau2 = _between(y, variances)
     shares = 1 / (variances + tau2) / (1 / (variances + tau2)).sum()
     between = tau2 * (1 + (shares**2).sum())  # of this station and of the others' mean
     parts = np.array([*_variances([one.error]), between, *(shares**2 * variances)])
-    degrees = np.array([one.degrees, max(1, len(others) - 1), *(o.degrees for o in others)])
-    total = parts.sum()
-    reach = quantile(total**2 / (parts**2 / degrees).sum(), confidence)
-    names = tuple(o.station for o in others)
-    return Disagreement(one.station, names, one.value, float(shares @ y), reach * math.sqrt(total))
+    error, degrees = error_of_sum(parts, [one.degrees, max(1, len(others) - 1), *(o.degrees for o in others.values())])
+    return Disagreement(station, tuple(others), one.value, float(shares @ y), quantile(degrees, confidence) * error)
 
 
 def classes_of(rows: Sequence[Row], margin: float) -> list[HardwareClass]:
@@ -170,10 +148,10 @@ def classes_of(rows: Sequence[Row], margin: float) -> list[HardwareClass]:
 
 
 def _class_of(rows: Sequence[Row], margin: float) -> HardwareClass:
-    latencies = [known for row in rows if (known := _latency(row)) is not None]
-    speedups = [known for row in rows if (known := _speedup(row)) is not None]
-    p50, p50_low, p50_high, p50_spread, _ = _ratios(latencies)
-    speedup, speedup_low, speedup_high, speedup_spread, heterogeneity = _ratios(speedups)
+    latencies = {str(row.station): known for row in rows if (known := _latency(row)) is not None}
+    speedups = {str(row.station): known for row in rows if (known := speedup_of(row)) is not None}
+    p50, p50_low, p50_high, p50_spread, _ = _ratios(latencies.values())
+    speedup, speedup_low, speedup_high, speedup_spread, heterogeneity = _ratios(speedups.values())
     return HardwareClass(
         **{name: getattr(rows[0], name) for name in CLASS},
         stations=len(rows),
@@ -195,18 +173,17 @@ def _latency(row: Row) -> Estimate | None:
     if row.station is None or row.launches is None or row.p50_ms is None or row.p50_scatter is None:
         return None
     error = MEDIAN_ERROR * row.p50_scatter / math.sqrt(row.launches)
-    return Estimate(row.station, math.log(row.p50_ms), error, row.launches - 1)
+    return Estimate(math.log(row.p50_ms), error, row.launches - 1)
 
 
-def _speedup(row: Row) -> Estimate | None:
-    """ln of the speedup, with the error that ``statistics.speedup`` made its interval of."""
-    if row.station is None or row.launches is None or not row.speedup or not row.speedup_low or not row.speedup_high:
+def speedup_of(row: Row) -> Estimate | None:
+    """ln of the speedup, with the error that ``statistics.speedup`` made its interval of; None without an interval."""
+    if not (row.station and row.launches and row.speedup and row.speedup_low and row.speedup_high):
         return None
-    reach = (math.log(row.speedup_high) - math.log(row.speedup_low)) / 2
-    return Estimate(row.station, math.log(row.speedup), reach / quantile(row.launches - 1, NOMINAL), row.launches - 1)
+    return Estimate.of_speedup(Interval(row.speedup, row.speedup_low, row.speedup_high), row.launches)
 
 
-def _ratios(estimates: Sequence[Estimate]) -> tuple[float | None, ...]:
+def _ratios(estimates: Collection[Estimate]) -> tuple[float | None, ...]:
     """Mean, low, high and spread of the stations, off the log scale, and I^2."""
     effects = random_effects([e.value for e in estimates], [e.error for e in estimates])
     if effects is None:
@@ -216,7 +193,9 @@ def _ratios(estimates: Sequence[Estimate]) -> tuple[float | None, ...]:
     return math.exp(effects.mean), *limits, spread, effects.heterogeneity
 
 
-def _sentences(row: Row, latencies: Sequence[Estimate], speedups: Sequence[Estimate], margin: float) -> tuple[str, ...]:
+def _sentences(
+    row: Row, latencies: Mapping[str, Estimate], speedups: Mapping[str, Estimate], margin: float
+) -> tuple[str, ...]:
     """Who disagrees with the class of this row: about latency by the baseline's rows, once for all variants."""
     if row.variant == row.baseline:
         return tuple(_latency_sentence(found, row) for found in disagreements(latencies, margin))
