@@ -1,6 +1,9 @@
 """The audit's arithmetic, its promises and its page; its planted variants in one launch, without Ray."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
@@ -17,16 +20,13 @@ from chatbot.checkpoint import Trained
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
 from ray_jobs.audit import page
-from ray_jobs.audit.cost import Cost, null_sample, processes
+from ray_jobs.audit.cost import LAUNCH_SERVER, Cost, null_sample, processes
 from ray_jobs.audit.load import timetable
 from ray_jobs.audit.mistakes import DELAYED, named
 from ray_jobs.audit.rates import (
-    BROKEN,
     EXIT,
-    KEPT,
-    NONE,
-    TOO_FEW,
     Comparison,
+    Promise,
     aa_promise,
     effect_promise,
     effects_found,
@@ -76,48 +76,48 @@ def test_the_exact_interval_is_the_known_one() -> None:
 @pytest.mark.parametrize(
     ("wrong", "of", "promise"),
     [
-        (0, 40, KEPT),
-        (0, 30, TOO_FEW),
-        (10, 200, KEPT),
-        (12, 200, TOO_FEW),
-        (30, 200, BROKEN),
-        (0, 0, TOO_FEW),
-        (3, 3, BROKEN),
+        (0, 40, Promise.KEPT),
+        (0, 30, Promise.TOO_FEW),
+        (10, 200, Promise.KEPT),
+        (12, 200, Promise.TOO_FEW),
+        (30, 200, Promise.BROKEN),
+        (0, 0, Promise.TOO_FEW),
+        (3, 3, Promise.BROKEN),
     ],
 )
-def test_the_promise_on_identical_programs(wrong: int, of: int, promise: str) -> None:
+def test_the_promise_on_identical_programs(wrong: int, of: int, promise: Promise) -> None:
     assert aa_promise(wrong, of) == promise
 
 
 def test_intervals_that_miss_too_often_break_the_promise_though_the_margin_hides_them() -> None:
-    assert aa_promise(0, 200, missing=10) == KEPT
-    assert aa_promise(0, 200, missing=30) == BROKEN
+    assert aa_promise(0, 200, missing=10) == Promise.KEPT
+    assert aa_promise(0, 200, missing=30) == Promise.BROKEN
 
 
 def test_trials_that_failed_are_held_against_the_promise() -> None:
-    assert aa_promise(0, 190, failed=10) == KEPT
-    assert aa_promise(0, 190, failed=11) == TOO_FEW
+    assert aa_promise(0, 190, failed=10) == Promise.KEPT
+    assert aa_promise(0, 190, failed=11) == Promise.TOO_FEW
 
 
 @pytest.mark.parametrize(
     ("percent", "found", "of", "bias", "promise"),
     [
-        (2, 38, 40, (-0.001, 0.001), KEPT),
-        (2, 36, 40, (-0.001, 0.001), KEPT),
-        (2, 33, 40, (-0.001, 0.001), TOO_FEW),
-        (2, 20, 40, (-0.001, 0.001), BROKEN),
-        (1, 0, 40, (-0.001, 0.001), NONE),
-        (1, 0, 40, (0.006, 0.008), BROKEN),
-        (2, 40, 40, (None, None), TOO_FEW),
-        (5, 5, 5, (-0.001, 0.001), TOO_FEW),
-        (5, 40, 40, (0.006, 0.008), BROKEN),
-        (5, 40, 40, (-0.009, -0.006), BROKEN),
-        (5, 40, 40, (0.004, 0.008), TOO_FEW),
-        (5, 40, 40, (-0.006, 0.001), TOO_FEW),
+        (2, 38, 40, (-0.001, 0.001), Promise.KEPT),
+        (2, 36, 40, (-0.001, 0.001), Promise.KEPT),
+        (2, 33, 40, (-0.001, 0.001), Promise.TOO_FEW),
+        (2, 20, 40, (-0.001, 0.001), Promise.BROKEN),
+        (1, 0, 40, (-0.001, 0.001), Promise.NONE),
+        (1, 0, 40, (0.006, 0.008), Promise.BROKEN),
+        (2, 40, 40, (None, None), Promise.TOO_FEW),
+        (5, 5, 5, (-0.001, 0.001), Promise.TOO_FEW),
+        (5, 40, 40, (0.006, 0.008), Promise.BROKEN),
+        (5, 40, 40, (-0.009, -0.006), Promise.BROKEN),
+        (5, 40, 40, (0.004, 0.008), Promise.TOO_FEW),
+        (5, 40, 40, (-0.006, 0.001), Promise.TOO_FEW),
     ],
 )
 def test_the_promise_on_a_known_slowdown(
-    percent: int, found: int, of: int, bias: tuple[float | None, float | None], promise: str
+    percent: int, found: int, of: int, bias: tuple[float | None, float | None], promise: Promise
 ) -> None:
     assert effect_promise(percent, found, of, *bias) == promise
 
@@ -130,7 +130,7 @@ def test_false_verdicts_are_those_that_name_a_difference() -> None:
     assert (found["rate_low"], found["rate_high"]) == share(2, 4)
     assert found["intervals_missing_1"] == 2
     assert found["seconds"] == 20.0
-    assert found["promise"] == BROKEN
+    assert found["promise"] == Promise.BROKEN
 
 
 def test_a_sound_program_called_invalid_is_a_false_verdict_too() -> None:
@@ -141,7 +141,7 @@ def test_a_sound_program_called_invalid_is_a_false_verdict_too() -> None:
 def test_a_trial_that_failed_tells_nothing_though_it_left_an_interval() -> None:
     found = false_verdicts([comparison(0, 1.2, status="failed", verdict="faster")], 0.02)
     assert (found["comparisons"], found["false_verdicts"], found["failed"]) == (0, 0, 1)
-    assert found["promise"] == TOO_FEW
+    assert found["promise"] == Promise.TOO_FEW
 
 
 def test_verdicts_and_figures_beyond_the_margin_are_counted_apart() -> None:
@@ -183,7 +183,7 @@ def test_what_is_found_need_not_be_called_slower() -> None:
 
 def test_the_worst_part_decides_the_exit_code() -> None:
     assert [_worst([0, 0]), _worst([0, 3]), _worst([3, 1, 0])] == [0, 3, 1]
-    assert EXIT == {KEPT: 0, BROKEN: 1, TOO_FEW: 3, NONE: 0}
+    assert EXIT == {Promise.KEPT: 0, Promise.BROKEN: 1, Promise.TOO_FEW: 3, Promise.NONE: 0}
 
 
 def test_the_load_is_the_same_every_time_and_as_heavy_as_asked() -> None:
@@ -209,7 +209,7 @@ def test_a_page_says_what_each_part_found() -> None:
     audit = {"run_id": "x", "started": "now", "seconds": 60.0, "command": ["audit"], "environment": environment}
     text = page.page({**audit, "parts": parts})
     assert "0 of 50 | 0.0% (0.0% to 7.1%)" in text
-    assert f"**{KEPT}**" in text
+    assert f"**{Promise.KEPT}**" in text
     assert "| 1 of 1 | 100% (" in text
     assert "1 of 2 caught, 1 of them impossible by construction" in text
     assert "| **no** | nothing; a / b |" in text
@@ -229,9 +229,24 @@ def test_a_sample_of_nothing_costs_little_and_its_inside_less() -> None:
     assert 0 < inside < sample < between
 
 
-def test_the_census_knows_this_process_and_its_children() -> None:
-    roles = {role for role, _ in processes().values()}
-    assert "driver" in roles
+def test_the_census_tells_a_launch_server_and_its_launch_from_other_children() -> None:
+    """A launch server with one launch, by their command lines, below this process and beside another child."""
+    server = "import os, sys; os.fork(); print(flush=True); sys.stdin.read()"
+    asked = [[sys.executable, "-c", server, LAUNCH_SERVER], [sys.executable, "-c", "print(flush=True); input()"]]
+    children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for command in asked]
+    try:
+        for child, lines in zip(children, (2, 1), strict=True):
+            assert child.stdout is not None
+            for _ in range(lines):
+                child.stdout.readline()
+        roles = processes()
+        found = [roles[pid][0] for pid in (os.getpid(), *(child.pid for child in children))]
+        assert found == ["driver", "server", "ray"]
+        assert [role for role, _ in roles.values()].count("launch") == 1
+        assert all(seconds >= 0 for _, seconds in roles.values())
+    finally:
+        for child in children:
+            child.communicate()
 
 
 def test_plants_are_named_and_found_like_any_variant() -> None:

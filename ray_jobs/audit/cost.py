@@ -2,11 +2,12 @@
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ LEAST_TIMED_SHARE = 0.5
 MOST_SAMPLE_US = 5.0
 MOST_OWN_CORES = 0.02
 NULL_ROUNDS = 5000  # about a second, over which other processes come and go
-TICKS = os.sysconf("SC_CLK_TCK")
+LAUNCH_SERVER = "ray_jobs.process.server"  # as its command line has it
 
 
 @dataclass(frozen=True)
@@ -99,42 +100,22 @@ class _Census:
 
 def processes() -> dict[int, tuple[str, float]]:
     """(role, CPU seconds) of this process and all below it: driver, worker, server, launch, ray."""
+    me = psutil.Process()
     parents: dict[int, int] = {}
     spent: dict[int, float] = {}
     serves: set[int] = set()
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
-            command = (path / "cmdline").read_bytes()
-        except OSError:  # it has ended
-            continue
-        pid = int(path.name)
-        parents[pid], spent[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / TICKS
-        if b"ray_jobs.process.server" in command.split(b"\0"):
-            serves.add(pid)
-    servers = {pid for pid in serves if parents[pid] not in serves}
-    found: dict[int, tuple[str, float]] = {}
-    for pid in parents:
-        if not _below(pid, os.getpid(), parents):
-            continue
-        if pid == os.getpid():
-            role = "driver"
-        elif pid in servers:
-            role = "server"
-        elif pid in serves:
-            role = "launch"
-        else:
-            role = "worker" if pid in {parents[server] for server in servers} else "ray"
-        found[pid] = (role, spent[pid])
-    return found
-
-
-def _below(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
-    while pid in parents:
-        if pid == ancestor:
-            return True
-        pid = parents[pid]
-    return False
+    for one in (me, *me.children(recursive=True)):
+        with suppress(psutil.Error), one.oneshot():  # it may have ended
+            parents[one.pid], times = one.ppid(), one.cpu_times()
+            spent[one.pid] = times.user + times.system
+            if LAUNCH_SERVER in one.cmdline():
+                serves.add(one.pid)
+    servers = {pid for pid in serves if parents[pid] not in serves}  # the others are forked from them
+    roles = (
+        dict.fromkeys(spent, "ray") | dict.fromkeys((parents[pid] for pid in servers), "worker") | {me.pid: "driver"}
+    )
+    roles |= dict.fromkeys(serves, "launch") | dict.fromkeys(servers, "server") | {me.pid: "driver"}
+    return {pid: (roles[pid], seconds) for pid, seconds in spent.items()}
 
 
 def cost(stand: Stand) -> Cost:

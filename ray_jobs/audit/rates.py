@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,17 @@ MOST_BIAS = 0.005
 MOST_FAILED = 0.05  # share of trials without a result, above which nothing is promised of the rest
 WRONG = (Verdict.FASTER, Verdict.SLOWER, Verdict.INVALID)  # verdicts on two identical programs
 
-KEPT, BROKEN, TOO_FEW, NONE = "kept", "broken", "too few comparisons to tell", "none made"
-EXIT = {KEPT: 0, BROKEN: 1, TOO_FEW: 3, NONE: 0}
+
+class Promise(StrEnum):
+    """Whether the tool keeps what it promises."""
+
+    KEPT = "kept"
+    BROKEN = "broken"
+    TOO_FEW = "too few comparisons to tell"
+    NONE = "none made"
+
+
+EXIT: dict[str, int] = {Promise.KEPT: 0, Promise.BROKEN: 1, Promise.TOO_FEW: 3, Promise.NONE: 0}
 
 
 @dataclass(frozen=True)
@@ -107,16 +117,16 @@ def false_verdicts(comparisons: Sequence[Comparison], margin: float) -> dict[str
     }
 
 
-def aa_promise(wrong: int, comparisons: int, missing: int = 0, failed: int = 0) -> str:
+def aa_promise(wrong: int, comparisons: int, missing: int = 0, failed: int = 0) -> Promise:
     """Kept where the rate's interval reaches below 5% and ends under 10%.
 
     Broken where it lies above 5%, or where more intervals miss the truth than are claimed to, beyond doubt.
     """
     low, high = share(wrong, comparisons)
     if low >= CLAIMED or share(missing, comparisons)[0] >= CLAIMED:
-        return BROKEN
+        return Promise.BROKEN
     enough = high < MOST_FALSE and failed <= MOST_FAILED * (comparisons + failed)
-    return KEPT if enough else TOO_FEW
+    return Promise.KEPT if enough else Promise.TOO_FEW
 
 
 def _beyond(speedup: float, margin: float) -> bool:
@@ -173,22 +183,24 @@ def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, 
     }
 
 
-def effect_promise(percent: int, found: int, comparisons: int, bias_low: float | None, bias_high: float | None) -> str:
+def effect_promise(
+    percent: int, found: int, comparisons: int, bias_low: float | None, bias_high: float | None
+) -> Promise:
     """Kept where a difference of at least 2% is found 9 times in 10 and the bias is within 0.5%, beyond doubt.
 
     None is made of smaller differences, but that of the bias. A handful of comparisons decides nothing, whatever they
     say: the interval of a bias over two of them is as wide as chance has it.
     """
     if bias_low is None or bias_high is None or comparisons < LEAST_COMPARISONS:
-        return TOO_FEW
+        return Promise.TOO_FEW
     if bias_low > MOST_BIAS or bias_high < -MOST_BIAS:
-        return BROKEN
+        return Promise.BROKEN
     if percent < PROMISED_PERCENT:
-        return NONE
+        return Promise.NONE
     if share(found, comparisons)[1] < LEAST_FOUND:
-        return BROKEN
+        return Promise.BROKEN
     unbiased = bias_low >= -MOST_BIAS and bias_high <= MOST_BIAS
-    return KEPT if unbiased and found / comparisons >= LEAST_FOUND else TOO_FEW
+    return Promise.KEPT if unbiased and found / comparisons >= LEAST_FOUND else Promise.TOO_FEW
 
 
 def _disturbed(comparisons: Sequence[Comparison]) -> float | None:

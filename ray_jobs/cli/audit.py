@@ -16,7 +16,7 @@ from ray_jobs.audit.cost import cost as find_cost
 from ray_jobs.audit.folder import Audit, make_again, new_audit
 from ray_jobs.audit.mistakes import DELAYED
 from ray_jobs.audit.page import EVERY_S
-from ray_jobs.audit.rates import EXIT, TOO_FEW, Comparison, effects_found, false_verdicts
+from ray_jobs.audit.rates import EXIT, Comparison, Promise, effects_found, false_verdicts
 from ray_jobs.audit.station import Measured, Stand, audit_spec, stand
 
 app = typer.Typer(
@@ -27,8 +27,8 @@ app = typer.Typer(
 )
 
 LOADS = ("none", "beside", "both")
-BROKEN = 1
-SEVERITY = (0, EXIT[TOO_FEW], BROKEN)
+BROKEN, TOO_FEW = EXIT[Promise.BROKEN], EXIT[Promise.TOO_FEW]
+SEVERITY = (0, TOO_FEW, BROKEN)
 # Of an audit without a part: enough to see a tool that is wrong often, few enough to wait for.
 SHORT_COMPARISONS, SHORT_EFFECTS, SHORT_BUDGET_S = 40, 12, 5.0
 FULL_BUDGET_S = 60.0
@@ -236,4 +236,4 @@ def _compared(audit: Audit, here: Stand, plan: Plan) -> list[Comparison]:
 
 def _worst(codes: Sequence[int]) -> int:
     """Broken before too few before kept."""
-    return max(codes, key=SEVERITY.index, default=EXIT[TOO_FEW])
+    return max(codes, key=SEVERITY.index, default=TOO_FEW)
