@@ -212,7 +212,7 @@ def test_a_page_says_what_each_part_found() -> None:
     assert f"**{Promise.KEPT}**" in text
     assert "| 1 of 1 | 100% (" in text
     assert "1 of 2 caught, 1 of them impossible by construction" in text
-    assert "| **no** | nothing; a / b |" in text
+    assert "| a\\|b | NO | nothing; a \\| b |" in text
     assert "9.0 us" in text
     assert "Missed: sample." in text
     assert "None" not in text

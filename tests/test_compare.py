@@ -371,6 +371,19 @@ def test_markdown_is_a_table_that_nothing_breaks(runs: Runs) -> None:
     assert {line.replace("\\|", "").count("|") for line in table} == {7}
 
 
+def test_markdown_shows_a_reason_as_it_is_and_calls_nobody(runs: Runs) -> None:
+    """It goes into a pull request's comment."""
+    reason = "@org/team ![x](http://a/b.png) [here](http://c) <img src=y> **all** _of_ a@b my_own_name `x` &lt; ~~no~~"
+    runs.make("base")
+    runs.make("new", facts=facts(failed=reason))
+    text = runs.compare("base", "new", "--format", "markdown").out
+    (line,) = [line for line in text.splitlines() if "broken: " in line]
+    assert line.endswith(
+        r"failed: @&#8203;org/team !\[x\](http://a/b.png) \[here\](http://c) \<img src=y\> \*\*all\*\* \_of\_ a@b "
+        r"my_own_name \`x\` \&lt; \~\~no\~\~"
+    )
+
+
 def test_it_is_written_to_a_file(runs: Runs) -> None:
     runs.make("base")
     runs.make("new")

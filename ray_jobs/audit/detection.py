@@ -15,10 +15,11 @@ from ray_jobs.audit.station import Measured, Stand
 from ray_jobs.cluster.events import Event, LaunchDone
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.result import TIMED, LaunchResult
-from ray_jobs.measure.watch import disturbed
+from ray_jobs.measure.watch import commonest, complaint, disturbed
 from ray_jobs.statistics import LEAST_LAUNCHES, Verdict
 
 IMPOSSIBLE = "impossible by construction"
+BY_OTHERS = {"foreign_cpu_ns", "run_delay_ns"}  # the counters that a background process moves
 NOTHING_LIKE = 1.5  # a speedup below it is nothing like that of a memory, which would be hundreds
 HALF_WAY = LEAST_LAUNCHES // 2
 BUSY = 0.9  # of each core, from half-way on
@@ -32,6 +33,7 @@ class Fault:
     variants: tuple[str, ...]
     judge: Callable[[Measured], str | None]  # what caught it; None: nothing did
     half_way: bool = False  # a background process starts in the middle
+    impossible: bool = False  # by construction: what shows it is that nothing came of it
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Detection:
     fault: str
     caught: bool
     by: str
+    impossible: bool = False  # by construction, rather than noticed
 
 
 def _invalid(plant: str, words: str) -> Callable[[Measured], str | None]:
@@ -92,15 +95,16 @@ def _places_balanced(launch: LaunchResult) -> bool:
 
 def _noticed(state: Measured) -> str | None:
     """Every row warns of it, and it is in the rounds after its start that the counters saw it."""
-    rows = state.rows
-    said = [text for row in rows for text in row.warnings if "another process used" in text or "waited" in text]
-    shares = [disturbed(w) / len(w.round_ns) for w in (launch.interference for launch in state.launches) if w]
+    watched = [w for launch in state.launches if (w := launch.interference) is not None]
+    said = complaint(watched)
+    warned = said is not None and all(said in row.warnings for row in state.rows)
+    shares = [disturbed(w) / len(w.round_ns) for w in watched]
     before, after = shares[: HALF_WAY - 1], shares[HALF_WAY + 1 :]
-    if state.status != Status.DONE or len(said) < len(rows) or not before or not after:
+    if state.status != Status.DONE or not warned or not BY_OTHERS & commonest(watched).keys() or not (before and after):
         return None
     if np.mean(after) < np.mean(before) + 0.5:
         return None
-    return f"{rows[0].discarded_rounds} rounds discarded, and a warning: {said[0]}"
+    return f"{state.rows[0].discarded_rounds} rounds discarded, and a warning: {said}"
 
 
 def _run_again(state: Measured) -> str | None:
@@ -118,13 +122,13 @@ FAULTS = (
     _planted("a missing synchronisation", "NOT_SYNCHRONISED", "promises the baseline's replies"),
     _planted("an answer that was never computed (meta tensors)", "NEVER_COMPUTED", "replies are on meta"),
     _planted("a remembered reply", "SAME_REPLY", "promises the baseline's replies"),
-    Fault("a memory of prompts", (named("MEMORY"),), _nothing_gained),
+    Fault("a memory of prompts", (named("MEMORY"),), _nothing_gained, impossible=True),
     _planted("a shorter answer", "HALF", "shape"),
     _planted("stopping at the end of the sentence", "STOPS", "stops at the end of the sentence"),
     _planted("computing nothing", "NOTHING", "promises the baseline's replies"),
     _planted("dropout left on", "DROPOUT", "training mode"),
     _planted("gradients left on", "GRADIENTS", "records gradients"),
-    Fault("always run second with a warm cache", (CONTROL,), _balanced),
+    Fault("always run second with a warm cache", (CONTROL,), _balanced, impossible=True),
     Fault("a background process that starts half-way", (CONTROL,), _noticed, half_way=True),
     _planted("tokenising inside the timed call", "TOKENISES", "handles text"),
     Fault("a launch that dies half-way", (named("DIES"),), _run_again),
@@ -146,7 +150,7 @@ def plant(stand: Stand, fault: Fault, number: int) -> Detection:
             f"fault-{number:02d}", (BASELINE, *fault.variants), stand.spec.seed * MOST + number, watch=watch
         )
     by = fault.judge(state)
-    return Detection(fault.name, by is not None, by or _uncaught(state))
+    return Detection(fault.name, by is not None, by or _uncaught(state), fault.impossible)
 
 
 def _uncaught(state: Measured) -> str:

@@ -1,11 +1,12 @@
 """An audit on one page of Markdown, the same text that the terminal shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ray_jobs.audit.cost import LEAST_TIMED_SHARE, MOST_OWN_CORES, MOST_SAMPLE_US
 from ray_jobs.audit.detection import IMPOSSIBLE
 from ray_jobs.audit.rates import CLAIMED, LEAST_FOUND, MOST_BIAS, MOST_FALSE
+from ray_jobs.report.tables import table
 
 EVERY_S = 30.0  # between lines of progress
 PEER_NAMES = {
@@ -66,7 +67,7 @@ def _identical(part: Part) -> str:
             f"{_trials(part)} Promise (the rate's interval reaches below {CLAIMED:.0%} and ends under "
             f"{MOST_FALSE:.0%}): **{part['promise']}**.",
             "",
-            *_table(("", "called different", "rate (95%)", "seconds each"), rows),
+            *table(("", "called different", "rate (95%)", "seconds each"), rows),
             "",
             f"An interval calls them different where it misses 1 (5% claimed); the others where their two figures "
             f"differ by more than {part['spec']['margin']:.0%}, as {part['beyond_margin']} of this tool's speedups do. "
@@ -129,7 +130,7 @@ def _effect(part: Part) -> str:
             "",
             f"{_trials(part)} Promise ({asked}): **{part['promise']}**.",
             "",
-            *_table(head, [row]),
+            *table(head, [row]),
             "",
             f"Found: the whole interval lies below 1. The verdict says slower where it also reaches beyond the margin "
             f"of {part['spec']['margin']:.0%}; {_machine(part)}.",
@@ -139,8 +140,9 @@ def _effect(part: Part) -> str:
 
 def _faults(part: Part) -> str:
     caught = sum(fault["caught"] for fault in part["faults"])
-    impossible = sum(fault["by"].startswith(IMPOSSIBLE) for fault in part["faults"] if fault["caught"])
-    rows = [(f["fault"], "yes" if f["caught"] else "**no**", f["by"].replace("|", "/")) for f in part["faults"]]
+    # Audits from before that was kept say it in the sentence.
+    impossible = sum(f.get("impossible", f["by"].startswith(IMPOSSIBLE)) for f in part["faults"] if f["caught"])
+    rows = [(fault["fault"], "yes" if fault["caught"] else "NO", fault["by"]) for fault in part["faults"]]
     return "\n".join(
         [
             "## Planted mistakes",
@@ -148,7 +150,7 @@ def _faults(part: Part) -> str:
             f"{caught} of {len(rows)} caught, {impossible} of them impossible by construction; each in a trial of its "
             f"own (model {part['spec']['model']}).",
             "",
-            *_table(("mistake", "caught", "by"), rows),
+            *table(("mistake", "caught", "by"), rows),
         ]
     )
 
@@ -170,13 +172,9 @@ def _cost(part: Part) -> str:
             f"One trial of {part['launches']} launches in {part['seconds']:.0f} s, model {part['spec']['model']}. "
             + (f"Missed: {', '.join(part['missed'])}." if part["missed"] else "Every target met."),
             "",
-            *_table(("", "measured", "target"), rows),
+            *table(("", "measured", "target"), rows),
         ]
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def _percents(value: float | None, low: float | None, high: float | None, form: str = ".1%") -> str:

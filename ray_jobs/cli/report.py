@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from chatbot.errors import UsageError, one_of
-from ray_jobs.report.tables import FORMATS
 from ray_jobs.report.view import RunView, load
-from ray_jobs.report.write import FILE, draw
+from ray_jobs.report.write import FILE, FORMATS, draw
 from ray_jobs.results.store import RunDirectory
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ray_jobs.compare.gate import BROKEN, FASTER, SLOWER, UNKNOWN, BaselineChange, Change, Comparison, Exit
 from ray_jobs.compare.match import Cell
 from ray_jobs.report import text as words
+from ray_jobs.report.tables import plain, table
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.statistics import Interval
 
@@ -51,18 +52,15 @@ class Page:
         return {"text": self._text, "markdown": self._markdown, "json": self._json}[form]()
 
     def _text(self) -> str:
-        table = [COLUMNS, *(_columns(change) for change in self.comparison.changes)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table
-        ]
+        rows = [COLUMNS, *map(_columns, self.comparison.changes)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([self.headline, "", *lines, "", *self._remarks()])
 
     def _markdown(self) -> str:
-        table = [COLUMNS, ("---",) * len(COLUMNS), *(_columns(change) for change in self.comparison.changes)]
-        lines = [f"| {' | '.join(_escaped(text) for text in row)} |" for row in table]
-        remarks = [f"- {_escaped(text)}" for text in self._remarks()]
-        return "\n".join([f"### Latency: {_escaped(self.headline)}", "", *lines, "", *remarks])
+        lines = table(COLUMNS, list(map(_columns, self.comparison.changes)))
+        remarks = [f"- {plain(text)}" for text in self._remarks()]
+        return "\n".join([f"### Latency: {plain(self.headline)}", "", *lines, "", *remarks])
 
     def _remarks(self) -> Iterator[str]:
         yield from self.notes
@@ -143,10 +141,6 @@ def _cell(cell: Cell) -> dict[str, Any]:
     row = cell.row
     names = ("variant", "station", "device", "batch", "prompt_tokens", "reply_tokens", "threads")
     return {"hardware": cell.hardware, **{name: getattr(row, name) for name in names}}
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def notes_of(base: FinishedRun, new: FinishedRun, comparison: Comparison) -> Iterator[str]:

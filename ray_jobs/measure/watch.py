@@ -168,13 +168,19 @@ def complaint(launches: Sequence[Interference]) -> str | None:
     share = sum(map(disturbed, launches)) / rounds if rounds else 0.0
     if share <= WARN_SHARE:
         return None
-    found: list[tuple[int, str]] = []
+    causes = ", ".join(commonest(launches).values())
+    return f"{share:.0%} of the rounds were disturbed: {causes}; make the machine quiet and run it again"
+
+
+def commonest(launches: Sequence[Interference]) -> dict[str, str]:
+    """The two causes that disturbed most rounds of these launches: each one's column, and how it is said."""
+    found: list[tuple[int, Cause, float]] = []
     for cause in CAUSES:
         hits = np.concatenate([cause.amount(watched)[cause.severity(watched) > 1] for watched in launches])
         if len(hits):
-            found.append((len(hits), cause.sentence.format(cause.typical(hits))))
-    worst = [sentence for _, sentence in sorted(found, key=lambda pair: -pair[0])[:2]]
-    return f"{share:.0%} of the rounds were disturbed: {', '.join(worst)}; make the machine quiet and run it again"
+            found.append((len(hits), cause, cause.typical(hits)))
+    worst = sorted(found, key=lambda one: -one[0])[:2]
+    return {cause.column: cause.sentence.format(amount) for _, cause, amount in worst}
 
 
 @dataclass(frozen=True)

@@ -1,56 +1,60 @@
-"""The matrix as Markdown, CSV and JSON."""
+"""Markdown, the one writer of it; and the matrix as Markdown, CSV and JSON."""
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 
 from pydantic_core import to_json
 
 from ray_jobs.matrix.rows import COLUMNS, Row, Status
 from ray_jobs.report import text as words
-from ray_jobs.report.page import page
 from ray_jobs.report.summary import answers
 from ray_jobs.report.view import RunView
 
 HEAD = ("variant", "p50 ms (95%)", "speedup (95%)", "verdict", "replies same")
-SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|#"})
+RIGHT = HEAD[1:3] + HEAD[4:]
+SPECIAL = re.compile(r"[\\`*\[\]<>|#~&]|(?<![^\W_])_|_(?![^\W_])")  # within a word GitHub takes _ for itself
+MENTION = re.compile(r"(?<!\w)@(?=\w)")  # a backslash does not keep GitHub from telling a team; an empty space does
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, in one line: no emphasis, link, image, HTML, cell's end or mention in it."""
+    return MENTION.sub("@&#8203;", SPECIAL.sub(r"\\\g<0>", " ".join(text.split())))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> list[str]:
+    """The lines of a table of plain texts; the columns of these heads are aligned to the right."""
+    lines = [" | ".join(map(plain, row)) for row in (head, *rows)]
+    rule = "|".join("---:" if name in right else "---" for name in head)
+    return [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
 
 
 def markdown(runs: Sequence[RunView]) -> str:
     """What was found out, then a table for each trial with its reasons and warnings."""
     told = answers(runs)
-    lines = [f"**{_plain(told.headline)}**", "", *(f"- {_plain(sentence)}" for sentence in told.sentences), ""]
-    lines += [f"- {_plain(f'{fact.question}: {fact.answer}; {fact.more}')}" for fact in told.facts]
+    lines = [f"**{plain(told.headline)}**", "", *(f"- {plain(sentence)}" for sentence in told.sentences), ""]
+    lines += [f"- {plain(f'{fact.question}: {fact.answer}; {fact.more}')}" for fact in told.facts]
     for run in runs:
         for rows in run.trials.values():
             name = f"{run.id}: " if len(runs) > 1 else ""
-            lines += ["", f"### {_plain(name + words.title(rows[0]))}", "", *_table(rows, run.margin)]
+            lines += ["", f"### {plain(name + words.title(rows[0]))}", "", *_matrix(rows, run.margin)]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[Row], margin: float) -> Iterator[str]:
+def _matrix(rows: Sequence[Row], margin: float) -> Iterator[str]:
     if all(row.status == Status.SKIPPED for row in rows):
-        yield f"skipped: {_plain(rows[0].reason or '')}"
+        yield f"skipped: {plain(rows[0].reason or '')}"
         return
-    yield f"| {' | '.join(HEAD)} |"
-    yield "|---|---:|---:|---|---:|"
-    for row in rows:
-        cells = (
-            row.variant,
-            words.latency(row),
-            words.speedup_cell(row),
-            words.verdict(row, margin),
-            words.replies(row),
-        )
-        yield f"| {' | '.join(map(_plain, cells))} |"
+    yield from table(HEAD, [_cells(row, margin) for row in rows], RIGHT)
     yield ""
-    yield from (f"- {_plain(note)}" for note in words.notes(rows))
+    yield from (f"- {plain(note)}" for note in words.notes(rows))
 
 
-def _plain(text: str) -> str:
-    """Shown as it is, in one line."""
-    return " ".join(text.translate(SPECIAL).split())
+def _cells(row: Row, margin: float) -> tuple[str, ...]:
+    sure = (words.latency(row), words.speedup_cell(row), words.verdict(row, margin))
+    return (row.variant, *sure, words.replies(row))
 
 
 def as_csv(runs: Sequence[RunView]) -> str:
@@ -67,6 +71,3 @@ def as_csv(runs: Sequence[RunView]) -> str:
 def as_json(runs: Sequence[RunView]) -> str:
     """A list of the rows of all runs, as in ``matrix.json``."""
     return to_json([asdict(row) for run in runs for row in run.rows], indent=1).decode() + "\n"
-
-
-FORMATS = {"html": page, "markdown": markdown, "csv": as_csv, "json": as_json}

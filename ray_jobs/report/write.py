@@ -1,13 +1,15 @@
-"""The page that every run ends with."""
+"""The page that every run ends with, and the other forms of it."""
 
 import sys
 
 from ray_jobs.measure.result import one_line
 from ray_jobs.report.page import page
+from ray_jobs.report.tables import as_csv, as_json, markdown
 from ray_jobs.report.view import load
 from ray_jobs.results.store import RunDirectory
 
 FILE = "report.html"
+FORMATS = {"html": page, "markdown": markdown, "csv": as_csv, "json": as_json}
 
 
 def draw(directory: RunDirectory) -> None:

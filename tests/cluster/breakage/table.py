@@ -14,6 +14,7 @@ from breakage.stations import late_node, no_cuda, other_torch, skipped
 from breakage.stores import UNREACHABLE, disk_fills_up, full_disk, refused
 from breakage.trials import hanging_variant, node_gone, partition, signalled
 from chatbot.errors import UsageError
+from ray_jobs.report import tables
 
 FAULTS = (
     Fault("no GPU in the cluster", skipped("no station of kind cuda", "--device", "cuda")),
@@ -70,20 +71,14 @@ def sound(seen: Seen) -> bool:
     return bool(seen.shows) and seen.lost == NOTHING
 
 
-HEAD = "| fault | what the user sees | after s | lost |"
+COLUMNS = ("fault", "what the user sees", "after s", "lost")
+HEAD = tables.table(COLUMNS, [])[0]
 
 
 def table(found: Sequence[Seen]) -> str:
     """In Markdown."""
-    rows = [HEAD, "|---|---|---|---|"]
-    for seen in found:
-        seconds = "" if seen.seconds is None else f"{seen.seconds:.1f}"
-        rows.append(f"| {seen.fault} | {_cell(seen.shows)} | {seconds} | {_cell(seen.lost)} |")
-    return "\n".join(rows)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    cells = [(f.fault, f.shows, "" if f.seconds is None else f"{f.seconds:.1f}", f.lost) for f in found]
+    return "\n".join(tables.table(COLUMNS, cells))
 
 
 def summary(content: Mapping[str, Any], found: Sequence[Seen]) -> str:
