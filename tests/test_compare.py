@@ -26,7 +26,7 @@ from chatbot.variants import CONTROL
 from ray_jobs.cli import compare as commands
 from ray_jobs.cli.app import app
 from ray_jobs.compare import gate
-from ray_jobs.compare.gate import Exit
+from ray_jobs.compare.gate import Exit, Outcome
 from ray_jobs.compare.match import Cell, cells_of, match
 from ray_jobs.matrix.hardware import speedup_of
 from ray_jobs.matrix.rows import Row, TrialInfo, rows_of
@@ -57,18 +57,18 @@ def test_swapping_the_runs_turns_the_ratio_over(base: Estimate, new: Estimate) -
 def test_a_wider_gate_never_fails_what_a_narrower_one_passes(
     base: Estimate, new: Estimate, narrow: float, times: float
 ) -> None:
-    passing = {gate.SAME, gate.FASTER, gate.NOT_SLOWER}
+    passing = {Outcome.SAME, Outcome.FASTER, Outcome.NOT_SLOWER}
     wide = min(narrow * times, 0.99)
-    if gate.verdict(base, new, narrow, 1) in passing:
-        assert gate.verdict(base, new, wide, 1) in passing
-    if gate.verdict(base, new, wide, 1) == gate.SLOWER:
-        assert gate.verdict(base, new, narrow, 1) == gate.SLOWER
+    if gate.outcome(base, new, narrow, 1) in passing:
+        assert gate.outcome(base, new, wide, 1) in passing
+    if gate.outcome(base, new, wide, 1) == Outcome.SLOWER:
+        assert gate.outcome(base, new, narrow, 1) == Outcome.SLOWER
 
 
 @given(estimates, estimates, st.integers(1, 50))
 def test_more_cells_never_make_one_slower_beyond_doubt(base: Estimate, new: Estimate, tests: int) -> None:
-    if gate.verdict(base, new, GATE, tests) == gate.SLOWER:
-        assert gate.verdict(base, new, GATE, 1) == gate.SLOWER
+    if gate.outcome(base, new, GATE, tests) == Outcome.SLOWER:
+        assert gate.outcome(base, new, GATE, 1) == Outcome.SLOWER
 
 
 @given(st.lists(st.floats(-0.5, 0.5), min_size=2, max_size=40).filter(lambda logs: np.std(logs) > 1e-4))
@@ -110,12 +110,12 @@ def simulated(rng: np.random.Generator, log: float, precision: float = 0.01) -> 
     return found
 
 
-def verdicts(slower: float, cells: int, runs: int, limit: float = GATE) -> list[list[str]]:
+def verdicts(slower: float, cells: int, runs: int, limit: float = GATE) -> list[list[Outcome]]:
     """Of many comparisons of that many cells, all slower by that share."""
     rng = np.random.default_rng(5)
     return [
         [
-            gate.verdict(simulated(rng, 0.3), simulated(rng, 0.3 - math.log(1 + slower)), limit, cells)
+            gate.outcome(simulated(rng, 0.3), simulated(rng, 0.3 - math.log(1 + slower)), limit, cells)
             for _ in range(cells)
         ]
         for _ in range(runs)
@@ -131,31 +131,31 @@ def test_an_interval_of_two_runs_that_stopped_when_precise_holds_its_promise() -
 
 def test_equal_runs_never_fail_and_are_mostly_told_to_be_the_same() -> None:
     found = [one for (one,) in verdicts(0.0, cells=1, runs=1000)]
-    assert found.count(gate.SLOWER) == 0
-    assert found.count(gate.SAME) > 900
+    assert found.count(Outcome.SLOWER) == 0
+    assert found.count(Outcome.SAME) > 900
 
 
 @pytest.mark.parametrize("cells", [1, 8])
 def test_a_slowdown_of_just_the_gate_fails_in_few_comparisons_however_many_cells(cells: int) -> None:
     """A false alarm is one of a cell at the gate; each comparison has them in 2.5% at most, by its one side."""
-    failed = sum(gate.SLOWER in one for one in verdicts(GATE, cells, runs=1000 // cells))
+    failed = sum(Outcome.SLOWER in one for one in verdicts(GATE, cells, runs=1000 // cells))
     assert failed <= {1: 37, 8: 7}[cells]  # of 1000 and 125, which 2.5% do not exceed with 99%
 
 
 def test_a_slowdown_of_just_the_gate_seldom_passes() -> None:
     found = [one for (one,) in verdicts(GATE, cells=1, runs=1000)]
-    assert sum(one not in (gate.SLOWER, gate.UNKNOWN) for one in found) <= 37
+    assert sum(one not in (Outcome.SLOWER, Outcome.UNDECIDED) for one in found) <= 37
 
 
 def test_a_slowdown_of_five_percent_is_found() -> None:
     found = [one for (one,) in verdicts(0.05, cells=1, runs=500)]
-    assert found.count(gate.SLOWER) > 0.7 * len(found)
-    assert sum(one in (gate.SAME, gate.FASTER, gate.NOT_SLOWER) for one in found) == 0
+    assert found.count(Outcome.SLOWER) > 0.7 * len(found)
+    assert sum(one in (Outcome.SAME, Outcome.FASTER, Outcome.NOT_SLOWER) for one in found) == 0
 
 
 def test_a_gain_is_called_one_and_passes() -> None:
     found = [one for (one,) in verdicts(-0.06, cells=1, runs=300)]
-    assert found.count(gate.FASTER) > 0.9 * len(found)
+    assert found.count(Outcome.FASTER) > 0.9 * len(found)
 
 
 # What stands beside what
@@ -271,13 +271,13 @@ def facts(**given: Any) -> Mapping[str, VariantFacts]:
         ({"torchscript": 1.25}, Exit.WITHIN, "same"),
         ({"torchscript": 1.25 / 1.015}, Exit.WITHIN, "same"),
         ({"torchscript": 1.25 / 1.05}, Exit.BEYOND, "slower"),
-        ({"torchscript": 1.25 / 1.03}, Exit.UNKNOWN, "can't tell"),
-        ({"torchscript": 1.25, "scatter": 0.1}, Exit.UNKNOWN, "can't tell"),
+        ({"torchscript": 1.25 / 1.03}, Exit.UNDECIDED, "undecided"),
+        ({"torchscript": 1.25, "scatter": 0.1}, Exit.UNDECIDED, "undecided"),
         ({"torchscript": 1.4}, Exit.WITHIN, "faster"),
         ({"facts": facts(invalid="its replies differ")}, Exit.BEYOND, "broken"),
         ({"facts": facts(failed="it could not be built")}, Exit.BEYOND, "broken"),
         ({"facts": facts(identical=11)}, Exit.BEYOND, "broken"),
-        ({"count": 1}, Exit.UNKNOWN, "can't tell"),
+        ({"count": 1}, Exit.UNDECIDED, "undecided"),
         ({"baseline_ms": 13.0}, Exit.WITHIN, "same"),  # all of it on a slower machine
     ],
 )
@@ -332,7 +332,7 @@ def test_a_cell_that_was_asked_for_and_not_measured_can_not_pass(runs: Runs) -> 
     skipped = rows_of(nowhere, "skipped", "no station of kind cuda")
     runs.make("new", more=skipped)
     done = runs.compare("base", "new", "--gate", "3%")
-    assert done.code == Exit.UNKNOWN
+    assert done.code == Exit.UNDECIDED
     assert "not measured in NEW, though asked for: torchscript, batch 1, prompt 4" in done.out
     assert "only in NEW: " in done.out
 
@@ -342,7 +342,7 @@ def test_a_variant_that_is_no_longer_asked_for_is_named_and_fails_nothing(runs: 
     runs.make("new", variants=("eager", "eager-again"))
     done = runs.compare("base", "new", "--gate", "3%")
     assert "only in BASE: torchscript, batch 1" in done.out
-    assert done.code == Exit.UNKNOWN  # nothing went through the gate
+    assert done.code == Exit.UNDECIDED  # nothing went through the gate
 
 
 def test_a_text_says_what_the_baseline_and_the_machine_did(runs: Runs) -> None:
@@ -357,7 +357,7 @@ def test_a_text_says_what_the_baseline_and_the_machine_did(runs: Runs) -> None:
 def test_a_control_that_differs_is_spoken_of(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.make("base")
     runs.make("new")
-    monkeypatch.setattr(gate, "verdict", lambda *_: gate.SLOWER)
+    monkeypatch.setattr(gate, "outcome", lambda *_: Outcome.SLOWER)
     assert "the control itself is slower: distrust this comparison" in runs.compare("base", "new").out
 
 
@@ -414,7 +414,7 @@ def test_a_run_from_before_identities_is_compared_with_a_note(runs: Runs) -> Non
     runs.make("new")
     done = runs.compare("base", "new", "--gate", "3%")
     assert done.code == 0
-    assert "that they are the same was not checked" in done.out
+    assert "whether they are the same was not checked" in done.out
 
 
 def test_a_run_from_before_identities_is_told_by_its_models_name(runs: Runs) -> None:
@@ -451,7 +451,7 @@ def test_unusable_arguments_are_one_line(options: list[str], said: str, runs: Ru
 def test_a_committed_run_is_like_itself() -> None:
     run = FinishedRun.of(str(ROOT / "results" / "seed"))
     cells = cells_of(run)
-    found = gate.compare(match(cells, cells), cells, GATE)
+    found = gate.compare_cells(match(cells, cells), cells, GATE)
     assert found.exit == Exit.WITHIN
     assert [change.ratio.value for change in found.changes if change.ratio] == [1.0, 1.0]
 

@@ -109,13 +109,11 @@ class Text(HTMLParser):
         ),
         (
             {"verdict": "inconclusive", "speedup": 1.05, "speedup_low": 0.9, "speedup_high": 1.2},
-            "On cpu AMD EPYC, it can't be told whether torchscript is faster than eager: 1.050x (0.900 to 1.200); "
-            "replies were not compared.",
+            "On cpu AMD EPYC, torchscript vs eager: undecided, 1.050x (0.900 to 1.200); replies were not compared.",
         ),
         (
             {"verdict": "inconclusive", "identical_replies": 1.0},
-            "On cpu AMD EPYC, it can't be told whether torchscript is faster than eager: there is no interval; "
-            "all replies the same.",
+            "On cpu AMD EPYC, torchscript vs eager: undecided, there is no interval; all replies the same.",
         ),
         (
             {"verdict": "invalid", "reason": "it is eager"},
@@ -421,9 +419,9 @@ def test_a_committed_run_is_shown_with_all_its_figures(run: str) -> None:
 
 def test_trouble_of_every_kind_is_told_with_its_reason() -> None:
     text = Text(page([made_view(TROUBLED, {"torchscript": LONG})])).all
-    for said in (INVALID, GONE, "no GPU", "the station was busy for 600 s", "can't tell", "skipped", "failed", LONG):
+    for said in (INVALID, GONE, "no GPU", "the station was busy for 600 s", "undecided", "skipped", "failed", LONG):
         assert said in text
-    assert "12 rounds were discarded" in text
+    assert "12 rounds discarded: something else" in text
     assert "distrust this trial" in text
 
 

@@ -29,7 +29,7 @@ FIGURES = """[...document.querySelectorAll('.figures tr[data-variant]')].map(tr 
     tr.querySelector('.verdict').innerText])"""
 
 
-WORDS = {"inconclusive": "can't tell"}  # as a person would say it
+WORDS = {"inconclusive": "undecided"}  # as a person would say it
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,11 @@ from chatbot.model import ATTENTIONS, PRESETS, Chatbot, Config
 from chatbot.variants import BASELINE, VARIANTS, Workload
 from chatbot.vocabulary import EOS, FIRST_WORD
 from ray_jobs.measure.roofline import (
-    BROKEN,
-    COMPUTE,
+    BEYOND,
     DISTURBED,
     EXPLAINED,
-    MEMORY,
-    OVERHEAD,
     PRECISIONS,
+    Bound,
     Limit,
     Speeds,
     columns,
@@ -282,14 +280,16 @@ def test_without_a_limit_or_a_latency_a_row_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("limit", "p50_ms", "bound"),
     [
-        (EIGHT, 8.0, MEMORY),
-        (EIGHT, 8.0 / EXPLAINED, MEMORY),
-        (EIGHT, 8.1 / EXPLAINED, OVERHEAD),
-        (replace(EIGHT, compute_ms=8.1), 20.0, COMPUTE),
-        (replace(EIGHT, compute_ms=8.1), 80.0, OVERHEAD),
+        (EIGHT, 8.0, Bound.MEMORY),
+        (EIGHT, 8.0 / EXPLAINED, Bound.MEMORY),
+        (EIGHT, 8.1 / EXPLAINED, Bound.OVERHEAD),
+        (replace(EIGHT, compute_ms=8.1), 20.0, Bound.COMPUTE),
+        (replace(EIGHT, compute_ms=8.1), 80.0, Bound.OVERHEAD),
     ],
 )
-def test_the_bound_is_the_slower_resource_where_it_explains_a_quarter(limit: Limit, p50_ms: float, bound: str) -> None:
+def test_the_bound_is_the_slower_resource_where_it_explains_a_quarter(
+    limit: Limit, p50_ms: float, bound: Bound
+) -> None:
     found = columns(limit, p50_ms, 1)
     assert (found["limit_ms"], found["moved_mb"], found["bound"]) == (8.0, 400.0, bound)
     assert found["of_limit"] == pytest.approx(8.0 / p50_ms)
@@ -303,27 +303,27 @@ def test_the_bound_is_the_slower_resource_where_it_explains_a_quarter(limit: Lim
             EIGHT,
             20.0,
             1,
-            "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 20 ms; scripting can't lessen that, "
+            "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 20 ms; scripting can't reduce that, "
             "int8 would move a quarter",
         ),
         (
             replace(EIGHT, moved_mb=51.3, int8_share=0.51),
             20.0,
             16,
-            "memory-bound: 51.3 MB per 16 replies at 6 GB/s take 8 of 20 ms; scripting can't lessen that, "
+            "memory-bound: 51.3 MB per 16 replies at 6 GB/s take 8 of 20 ms; scripting can't reduce that, "
             "int8 would move half",
         ),
         (
             replace(EIGHT, int8_share=1.0),
             20.0,
             1,
-            "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 20 ms; scripting can't lessen that",
+            "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 20 ms; scripting can't reduce that",
         ),
         (
             replace(EIGHT, int8_share=0.4),
             20.0,
             1,
-            "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 20 ms; scripting can't lessen that, "
+            "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 20 ms; scripting can't reduce that, "
             "int8 would move 40%",
         ),
         (
@@ -337,7 +337,7 @@ def test_the_bound_is_the_slower_resource_where_it_explains_a_quarter(limit: Lim
             80.0,
             1,
             "overhead-bound: 0.40 GB and 0.2 GFLOP per reply need 8 of 80 ms; "
-            "the rest goes into calls, or into kernels slower than the machine",
+            "the rest is call overhead, or kernels below the hardware's speed",
         ),
     ],
 )
@@ -348,7 +348,7 @@ def test_the_reason_is_a_sentence(limit: Limit, p50_ms: float, batch: int, why: 
 @given(st.floats(1.0, 1000.0))
 def test_on_a_disturbed_machine_overhead_is_not_told_from_waiting(p50_ms: float) -> None:
     quiet, disturbed = (columns(EIGHT, p50_ms, 1, disturbed=known) for known in (False, True))
-    if quiet["bound"] != OVERHEAD:
+    if quiet["bound"] != Bound.OVERHEAD:
         assert disturbed == quiet
     else:
         assert disturbed == {k: v for k, v in quiet.items() if k != "bound"} | {"bound_why": DISTURBED}
@@ -356,5 +356,5 @@ def test_on_a_disturbed_machine_overhead_is_not_told_from_waiting(p50_ms: float)
 
 def test_less_than_the_limit_is_doubted() -> None:
     assert warning(None) is None
-    assert warning(BROKEN) is None
-    assert "of limit 120%" in (warning(1.2) or "")
+    assert warning(BEYOND) is None
+    assert "theoretical limit (120%)" in (warning(1.2) or "")

@@ -214,7 +214,7 @@ def test_a_latency_below_its_limit_is_a_warning() -> None:
     limits = dict.fromkeys(ALL, replace(EIGHT, ms=11.0))
     for row in rows_of(TRIAL, Status.DONE, None, launches(), None, limits):
         assert row.of_limit == pytest.approx(1.1)
-        assert any("less time than its limit" in text for text in row.warnings)
+        assert any("faster than its theoretical limit (110%)" in text for text in row.warnings)
 
 
 def test_a_program_that_is_not_what_its_label_says_has_no_limit() -> None:

@@ -261,7 +261,7 @@ def test_the_time_left_ends_with_the_precision_or_the_budget() -> None:
 # The matrix: how far from the limit
 
 WHY = (
-    "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 10 ms; scripting can't lessen that, int8 would move a quarter"
+    "memory-bound: 0.40 GB per reply at 50 GB/s take 8 of 10 ms; scripting can't reduce that, int8 would move a quarter"
 )
 
 

@@ -71,7 +71,7 @@ def _identical(part: Part) -> str:
             "",
             f"An interval calls them different where it misses 1 (5% claimed); the others where their two figures "
             f"differ by more than {part['spec']['margin']:.0%}, as {part['beyond_margin']} of this tool's speedups do. "
-            f"Verdicts: same {part['same']}, can't tell {part['inconclusive']}, different {part['false_verdicts']} "
+            f"Verdicts: same {part['same']}, undecided {part['inconclusive']}, different {part['false_verdicts']} "
             f"of {count}. Median half-width {_number(part['median_half_width'], '.2%')}; {_machine(part)}.",
             *_worst_errors(part),
         ]

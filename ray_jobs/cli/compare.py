@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from chatbot.errors import UsageError, one_of
-from ray_jobs.compare.gate import compare as compare_cells
+from ray_jobs.compare.gate import compare_cells
 from ray_jobs.compare.match import cells_of, match
 from ray_jobs.compare.output import FORMATS, Page, notes_of
 from ray_jobs.results.run import FinishedRun
@@ -28,7 +28,7 @@ def compare(
     """Hold one run against another, by their speedups over the baseline.
 
     Exits 0, or 2 on unusable arguments. With --gate 0 when every variant is within it, 1 when one is slower beyond
-    doubt, invalid, failed or answers otherwise than before, 3 when it can't tell.
+    doubt, invalid, failed or answers otherwise than before, 3 when it is undecided.
     """
     if form not in FORMATS:
         raise one_of("format", form, FORMATS)

@@ -6,22 +6,31 @@ the same launches of the same run. Verdicts and exit codes are explained in docs
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 from chatbot.variants import CONTROL
 from ray_jobs.compare.match import Cell, Matched
 from ray_jobs.matrix.rows import Status
-from ray_jobs.statistics import NOMINAL, Estimate, Interval
+from ray_jobs.statistics import NOMINAL, Estimate, Interval, Verdict
 
-SLOWER, FASTER, SAME, NOT_SLOWER, UNKNOWN = "slower", "faster", "same", "not slower", "can't tell"
-BROKEN = "broken"
 REPLIES_MARGIN = 0.01  # share of identical replies; below it lie ties, which fall with the rounds that were run
 
 
 class Exit(IntEnum):
-    """What a gate ends with."""
+    """The exit code of a gate."""
 
-    WITHIN, BEYOND, UNKNOWN = 0, 1, 3
+    WITHIN, BEYOND, UNDECIDED = 0, 1, 3
+
+
+class Outcome(StrEnum):
+    """What became of one variant and workload between two runs."""
+
+    SLOWER = "slower"
+    FASTER = "faster"
+    SAME = "same"
+    NOT_SLOWER = "not slower"
+    UNDECIDED = "undecided"
+    BROKEN = "broken"  # invalid or failed, or its replies changed
 
 
 @dataclass(frozen=True)
@@ -31,20 +40,20 @@ class Change:
     base: Cell
     new: Cell
     ratio: Interval | None  # speedup in NEW / speedup in BASE, with its own 95% interval: below 1 is slower
-    verdict: str
+    verdict: Outcome
     reason: str | None = None
     gates: bool = True  # the control does not: it is the baseline
 
     @property
     def source(self) -> str | None:
-        """What the two estimates were made of."""
+        """What the two estimates were made from."""
         found = [cell.source for cell in (self.base, self.new) if cell.estimate is not None]
         return " and ".join(dict.fromkeys(found)) or None
 
 
 @dataclass(frozen=True)
 class BaselineChange:
-    """The baseline's own speed, which has nothing to be held against: information only."""
+    """The baseline's own speed, which has nothing to be compared with: information only."""
 
     base: Cell
     new: Cell
@@ -61,8 +70,8 @@ class BaselineChange:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two runs beside each other."""
+class RunComparison:
+    """Two runs, cell by cell."""
 
     changes: tuple[Change, ...]
     baselines: tuple[BaselineChange, ...]
@@ -76,14 +85,14 @@ class Comparison:
 
     @property
     def exit(self) -> Exit:
-        """A failure outweighs what is not known; a gate that nothing went through says that it can't tell."""
+        """A failure outweighs what is undecided, and a gate that nothing went through is undecided."""
         verdicts = {change.verdict for change in self.gated}
-        if verdicts & {SLOWER, BROKEN}:
+        if verdicts & {Outcome.SLOWER, Outcome.BROKEN}:
             return Exit.BEYOND
-        return Exit.UNKNOWN if UNKNOWN in verdicts or not verdicts or self.missing else Exit.WITHIN
+        return Exit.UNDECIDED if Outcome.UNDECIDED in verdicts or not verdicts or self.missing else Exit.WITHIN
 
 
-def compare(matched: Matched, new_cells: Sequence[Cell], gate: float) -> Comparison:
+def compare_cells(matched: Matched, new_cells: Sequence[Cell], gate: float) -> RunComparison:
     """Every pair of cells with its verdict.
 
     Args:
@@ -96,7 +105,7 @@ def compare(matched: Matched, new_cells: Sequence[Cell], gate: float) -> Compari
     tests = sum(new.row.variant != CONTROL for _, new in others)
     asked = {cell.asked for cell in new_cells}
     lost = [cell for cell in matched.only_base if cell.asked in asked and cell.row.variant != CONTROL]
-    return Comparison(
+    return RunComparison(
         tuple(_change(base, new, gate, max(tests, 1)) for base, new in others),
         tuple(BaselineChange(base, new) for base, new in baselines),
         matched.only_base,
@@ -108,24 +117,18 @@ def compare(matched: Matched, new_cells: Sequence[Cell], gate: float) -> Compari
 def _change(base: Cell, new: Cell, gate: float, tests: int) -> Change:
     gates = new.row.variant != CONTROL
     if (broken := _broken(base, new)) is not None:
-        return Change(base, new, None, BROKEN, broken, gates)
+        return Change(base, new, None, Outcome.BROKEN, broken, gates)
     if base.estimate is None or new.estimate is None:
         which = "BASE" if base.estimate is None else "NEW"
-        return Change(base, new, None, UNKNOWN, f"{which} has no interval for it", gates)
-    return Change(
-        base,
-        new,
-        ratio(base.estimate, new.estimate),
-        verdict(base.estimate, new.estimate, gate, tests if gates else 1),
-        None,
-        gates,
-    )
+        return Change(base, new, None, Outcome.UNDECIDED, f"{which} has no interval for it", gates)
+    found = outcome(base.estimate, new.estimate, gate, tests if gates else 1)
+    return Change(base, new, ratio(base.estimate, new.estimate), found, None, gates)
 
 
 def _broken(base: Cell, new: Cell) -> str | None:
     """Why the variant of NEW fails whatever its speed, or None."""
-    if new.row.verdict == "invalid" or new.row.status == Status.FAILED:
-        return f"{'invalid' if new.row.verdict == 'invalid' else 'failed'}: {new.row.reason}"
+    if new.row.verdict == Verdict.INVALID or new.row.status == Status.FAILED:
+        return f"{Verdict.INVALID if new.row.verdict == Verdict.INVALID else Status.FAILED}: {new.row.reason}"
     before, after = base.row.identical_replies, new.row.identical_replies
     if before is not None and after is not None and after < before - REPLIES_MARGIN:
         return f"its replies changed: {before:.1%} were the baseline's, now {after:.1%}"
@@ -141,21 +144,21 @@ def ratio(base: Estimate, new: Estimate, confidence: float = NOMINAL) -> Interva
     return new.minus(base).interval(confidence).exp()
 
 
-def verdict(base: Estimate, new: Estimate, gate: float, tests: int) -> str:
-    """``slower`` beyond the gate beyond doubt, or what can be said else.
+def outcome(base: Estimate, new: Estimate, gate: float, tests: int) -> Outcome:
+    """``slower`` where it is so beyond the gate with confidence, or what can be said instead.
 
     One false alarm among many cells fails the gate, so the cells share the 2.5% on that side of 95% (Bonferroni). All
     of them must be within it for the gate to pass, so that needs no more than each one's own 95%.
     """
     limit = 1 / (1 + gate)
     if ratio(base, new, 1 - (1 - NOMINAL) / tests).high < limit:
-        return SLOWER
+        return Outcome.SLOWER
     own = ratio(base, new)
     if own.low < limit:
-        return UNKNOWN
+        return Outcome.UNDECIDED
     if own.high <= 1 + gate:
-        return SAME
-    return FASTER if own.low > 1 else NOT_SLOWER
+        return Outcome.SAME
+    return Outcome.FASTER if own.low > 1 else Outcome.NOT_SLOWER
 
 
 def _ratio(before: float | None, after: float | None) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_jobs.compare.gate import BROKEN, FASTER, SLOWER, UNKNOWN, BaselineChange, Change, Comparison, Exit
+from ray_jobs.compare.gate import BaselineChange, Change, Exit, Outcome, RunComparison
 from ray_jobs.compare.match import Cell
 from ray_jobs.report import text as words
 from ray_jobs.report.tables import plain, table
@@ -13,16 +13,17 @@ from ray_jobs.results.run import FinishedRun
 from ray_jobs.statistics import Interval
 
 FORMATS = ("text", "markdown", "json")
-COLUMNS = ("variant", "workload and hardware", "speedup BASE", "speedup NEW", "NEW / BASE (95%)", "verdict")
-WHY = "Speedups over the baseline are compared, in which the machine's drift between two runs cancels."
+HEAD = ("variant", "workload and hardware", "speedup BASE", "speedup NEW", "NEW / BASE (95%)", "verdict")
+WHY = "Speedups over the baseline are compared, because the machine's drift between two runs cancels out in them."
 BASELINE = (
-    "The baseline's own speed has nothing to be held against, so no gate: its latency changes with the machine, as the "
-    "sentinel, a fixed computation beside it, shows. If the baseline itself changed, all speedups moved with it."
+    "The baseline's own speed has nothing to be compared with and is not gated: its latency changes with the "
+    "machine, as the sentinel, a fixed computation next to it, shows. If the baseline itself changed, every speedup "
+    "moved with it."
 )
 SENTENCES = {
     Exit.WITHIN: "within the gate",
     Exit.BEYOND: "beyond the gate",
-    Exit.UNKNOWN: "can't tell; measure longer (--budget), or on a quieter machine",
+    Exit.UNDECIDED: "undecided; measure longer (--budget), or on a quieter machine",
 }
 
 
@@ -32,7 +33,7 @@ class Page:
 
     base: FinishedRun
     new: FinishedRun
-    comparison: Comparison
+    comparison: RunComparison
     gate: float | None
     margin: float  # the gate, or without one what the runs call the same
     notes: tuple[str, ...]
@@ -52,13 +53,13 @@ class Page:
         return {"text": self._text, "markdown": self._markdown, "json": self._json}[form]()
 
     def _text(self) -> str:
-        rows = [COLUMNS, *map(_columns, self.comparison.changes)]
+        rows = [HEAD, *map(_columns, self.comparison.changes)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([self.headline, "", *lines, "", *self._remarks()])
 
     def _markdown(self) -> str:
-        lines = table(COLUMNS, list(map(_columns, self.comparison.changes)))
+        lines = table(HEAD, list(map(_columns, self.comparison.changes)))
         remarks = [f"- {plain(text)}" for text in self._remarks()]
         return "\n".join([f"### Latency: {plain(self.headline)}", "", *lines, "", *remarks])
 
@@ -67,7 +68,7 @@ class Page:
         for change in self.comparison.changes:
             if change.reason is not None:
                 yield f"{change.verdict}: {change.new.name}: {change.reason}"
-            if change.verdict == UNKNOWN:
+            if change.verdict == Outcome.UNDECIDED:
                 rows = {"BASE": change.base.row, "NEW": change.new.row}
                 yield from (f"{which}: {row.variant}: {text}" for which, row in rows.items() for text in row.warnings)
         yield from _named("not measured in NEW, though asked for", self.comparison.missing)
@@ -79,7 +80,7 @@ class Page:
         if self.comparison.baselines:
             yield BASELINE
         if sources := sorted({change.source for change in self.comparison.changes if change.source}):
-            yield f"Intervals are made of the {', '.join(sources)}."
+            yield f"Intervals are made from the {', '.join(sources)}."
 
     def _json(self) -> str:
         content = {
@@ -143,18 +144,18 @@ def _cell(cell: Cell) -> dict[str, Any]:
     return {"hardware": cell.hardware, **{name: getattr(row, name) for name in names}}
 
 
-def notes_of(base: FinishedRun, new: FinishedRun, comparison: Comparison) -> Iterator[str]:
+def notes_of(base: FinishedRun, new: FinishedRun, comparison: RunComparison) -> Iterator[str]:
     """What a reader should know before believing it."""
     for part, text in {"code": "this program's sources", "spec": "the specs"}.items():
         if not (base.run.get("identity") and new.run.get("identity")):
-            yield "one run does not say which weights and prompts it used: that they are the same was not checked"
+            yield "one run does not say which weights and prompts it used: whether they are the same was not checked"
             break
         if base.run["identity"].get(part) != new.run["identity"].get(part):
             yield f"differs between the runs: {text}"
     for name, (before, after) in _packages(base, new).items():
         yield f"differs between the runs: {name} {before} -> {after}"
     for change in comparison.changes:
-        if not change.gates and change.verdict in (SLOWER, FASTER, BROKEN):
+        if not change.gates and change.verdict in (Outcome.SLOWER, Outcome.FASTER, Outcome.BROKEN):
             yield f"the control itself is {change.verdict}: distrust this comparison, and measure again"
 
 

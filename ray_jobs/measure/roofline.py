@@ -7,6 +7,7 @@ waits for the one before, so phases add up. docs/method.md, "The limit", says wh
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,20 @@ import numpy as np
 from chatbot.model import Config
 from chatbot.variants import Workload, variant_named
 
-MEMORY, COMPUTE, OVERHEAD = "memory", "compute", "overhead"
 UNKNOWN = "unknown"  # the kind of a program that can't be looked into
 # Of the latency. The usual kernels run at half of the limit's speeds (a matrix-vector product of PyTorch reads at half
 # of the bandwidth): below a quarter, even at that speed, most of the time is spent on something else.
 EXPLAINED = 0.25
-DISTURBED = "bound not known: the machine was disturbed, and waiting for it looks like overhead"
-BROKEN = 1.05  # of the limit, above which it was not one
+DISTURBED = "bound unknown: the machine was disturbed, and waiting for it looks like overhead"
+BEYOND = 1.05  # of the limit, above which it was not one
+
+
+class Bound(StrEnum):
+    """What holds a program up."""
+
+    MEMORY = "memory"
+    COMPUTE = "compute"
+    OVERHEAD = "overhead"
 
 
 @dataclass(frozen=True)
@@ -233,37 +241,37 @@ def columns(limit: Limit | None, p50_ms: float | None, batch: int, disturbed: bo
     share = limit.ms / p50_ms
     told = {"limit_ms": limit.ms, "of_limit": share, "moved_mb": limit.moved_mb}
     bound = bound_of(limit, share)
-    if disturbed and bound == OVERHEAD:
+    if disturbed and bound == Bound.OVERHEAD:
         return {**told, "bound_why": DISTURBED}
     return {**told, "bound": bound, "bound_why": _why(limit, bound, p50_ms, batch)}
 
 
-def bound_of(limit: Limit, share: float) -> str:
+def bound_of(limit: Limit, share: float) -> Bound:
     """What holds a program up that reaches this share of its limit: the resource that needs longest, if it explains
     a quarter of the latency; else overhead (dispatch, conversions, kernels that are far from the machine's speed).
     """
     if share < EXPLAINED:
-        return OVERHEAD
-    return MEMORY if limit.memory_ms >= limit.compute_ms else COMPUTE
+        return Bound.OVERHEAD
+    return Bound.MEMORY if limit.memory_ms >= limit.compute_ms else Bound.COMPUTE
 
 
-def _why(limit: Limit, bound: str, p50_ms: float, batch: int) -> str:
+def _why(limit: Limit, bound: Bound, p50_ms: float, batch: int) -> str:
     replies = "reply" if batch == 1 else f"{batch} replies"
     moved, sums = _size(limit.moved_mb), f"{limit.gflop:.2g} GFLOP"
     spent = f"of {p50_ms:.3g} ms"
-    if bound == OVERHEAD:
+    if bound == Bound.OVERHEAD:
         return (
             f"overhead-bound: {moved} and {sums} per {replies} need {limit.ms:.3g} {spent}; "
-            "the rest goes into calls, or into kernels slower than the machine"
+            "the rest is call overhead, or kernels below the hardware's speed"
         )
-    if bound == COMPUTE:
+    if bound == Bound.COMPUTE:
         rate = limit.gflop / limit.compute_ms * 1e3
         return f"compute-bound: {sums} per {replies} at {rate:.0f} GFLOP/s take {limit.compute_ms:.3g} {spent}"
     rate = limit.moved_mb / limit.memory_ms
     smaller = f", int8 would move {_fraction(limit.int8_share)}" if limit.int8_share < 0.95 else ""
     return (
         f"memory-bound: {moved} per {replies} at {rate:.0f} GB/s take {limit.memory_ms:.3g} {spent}; "
-        f"scripting can't lessen that{smaller}"
+        f"scripting can't reduce that{smaller}"
     )
 
 
@@ -278,9 +286,9 @@ def _fraction(share: float) -> str:
 
 def warning(of_limit: float | None) -> str | None:
     """A sentence where a latency is below what was taken for its limit."""
-    if of_limit is None or of_limit <= BROKEN:
+    if of_limit is None or of_limit <= BEYOND:
         return None
     return (
-        f"it takes less time than its limit (of limit {of_limit:.0%}): the station's speed was measured too low while "
-        "something else used the machine, or it computes less than the model says; measure again on a quiet machine"
+        f"faster than its theoretical limit ({of_limit:.0%}): the station's speed was measured too low while something "
+        "else was using the machine, or it computes less than the model says; measure again on a quiet machine"
     )

@@ -52,7 +52,7 @@ def sentence(row: Row, margin: float, where: str | None = None) -> str:
     if kind == Verdict.SAME:
         return f"{place}, {name} is as fast as {base}, within {margin:.0%}: {_times(row)}{_range(row)}; {tail}"
     if kind == Verdict.INCONCLUSIVE:
-        return f"{place}, it can't be told whether {name} is faster than {base}: {_told(row)}; {tail}"
+        return f"{place}, {name} vs {base}: undecided, {_told(row)}; {tail}"
     if kind == Verdict.BASELINE:
         return f"{place}, {name} answers in {words.digits(row.p50_ms)} ms; it is the baseline{_unfinished(row)}."
     what = {"invalid": "is invalid and has no speedup", Status.FAILED: "failed", Status.SKIPPED: "was skipped"}.get(
@@ -274,7 +274,7 @@ def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
     asked = ", ".join(dict.fromkeys(f"{run.spec['precision']:.1%}" for run in runs if "precision" in run.spec))
     wanted = f"; ±{asked} was asked" if asked else ""
     if len(told) == 1:
-        launches = words.counted(told[0].launches or 0, "fresh launch").replace("launchs", "launches")
+        launches = words.counted(told[0].launches or 0, "fresh launch", "fresh launches")
         return Fact("How sure", f"±{widths[0]:.1%} at 95%", f"{launches}{wanted}", bool(undecided))
     more = f"at 95%, the median of {len(told)} speedups{wanted}; {undecided} undecided"
     return Fact("How sure", f"±{median(widths):.1%}", more, bool(undecided))
@@ -287,7 +287,7 @@ def _control_fact(rows: Sequence[Row]) -> Fact:
         return Fact(question, "unknown", "the control was not measured", True)
     wrong = [row for row in told if row.verdict in (Verdict.FASTER, Verdict.SLOWER)]
     if len(told) == 1:
-        call = "distrust this trial" if wrong else "the same" if told[0].verdict == Verdict.SAME else "can't tell"
+        call = "distrust this trial" if wrong else "the same" if told[0].verdict == Verdict.SAME else "undecided"
         return Fact(question, words.speedup(told[0]), f"the baseline against itself: {call}", bool(wrong))
     worst = max(abs(math.log(row.speedup or 1.0)) for row in told)
     more = f"the baseline against itself, {len(told)} times; at most {math.expm1(worst):.1%} off"

@@ -11,7 +11,7 @@ VERDICTS: dict[str, str] = {
     Verdict.BASELINE: "baseline",
     Verdict.FASTER: "faster",
     Verdict.SLOWER: "slower",
-    Verdict.INCONCLUSIVE: "can't tell",
+    Verdict.INCONCLUSIVE: "undecided",
 }
 
 
@@ -40,9 +40,9 @@ def short_sizes(of: Row) -> str:
     return f"batch {of.batch}, {tokens}threads {of.threads}"
 
 
-def counted(count: int, thing: str) -> str:
+def counted(count: int, thing: str, things: str | None = None) -> str:
     """``1 thread``, ``2 threads``."""
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+    return f"{count:,} {thing if count == 1 else things or f'{thing}s'}"
 
 
 def latency(row: Row) -> str:
@@ -125,8 +125,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         texts = [f"{row.verdict if row.verdict == 'invalid' else row.status}: {row.reason}"] if row.reason else []
         if row.discarded_rounds:
-            rounds = "1 round was" if row.discarded_rounds == 1 else f"{row.discarded_rounds} rounds were"
-            texts.append(f"{rounds} discarded, in which something else used the machine")
+            texts.append(f"{counted(row.discarded_rounds, 'round')} discarded: something else was using the machine")
         for text in (*texts, *row.warnings):
             said.setdefault(text, []).append(row.variant)
     return [f"{', '.join(names) if len(names) < len(rows) else 'all'}: {text}" for text, names in said.items()]
