@@ -263,6 +263,11 @@ def percentile(values: NDArray[np.number], share: float) -> float | None:
     return float(np.quantile(values, share))
 
 
+def most_by_chance(count: int, rate: float) -> int:
+    """The number of events that so many chances at this rate exceed once in 20 times, or more seldom."""
+    return next(k for k in range(count + 1) if special.bdtr(k, count, rate) >= CONFIDENCE - 1e-12)
+
+
 def least_samples(share: float) -> int:
     """The smallest n with 1 - share**n >= 95%."""
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(share))

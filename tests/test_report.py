@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import enter, made_launch
@@ -29,11 +30,13 @@ from ray_jobs.report import text as words
 from ray_jobs.report import write
 from ray_jobs.report.cold_start import break_even, starts
 from ray_jobs.report.compact import compact
+from ray_jobs.report.facts import facts_of
 from ray_jobs.report.heatmap import matrix, step
 from ray_jobs.report.page import page, spec_toml
 from ray_jobs.report.scales import WIDTH, Scale
+from ray_jobs.report.sentences import sentence
 from ray_jobs.report.series import trial_draws
-from ray_jobs.report.summary import answers, sentence
+from ray_jobs.report.summary import answers
 from ray_jobs.report.tables import as_csv, as_json, markdown
 from ray_jobs.report.view import RunView, load
 from ray_jobs.report.write import draw, draw_or_say
@@ -169,13 +172,22 @@ def test_many_trials_are_counted_and_trouble_is_named() -> None:
     facts = {fact.question: fact for fact in told.facts}
     assert facts["Failed, skipped, invalid"].answer == "2 failed, 2 skipped, 1 invalid"
     assert facts["The tool's own error"].answer == "1 of 5 called different"
-    assert facts["The tool's own error"].alarming
+    assert "; chance explains up to 1; " in facts["The tool's own error"].more
+    assert not facts["The tool's own error"].alarming
     assert facts[SAME].more == "in 2 of 5 measured trials"
 
 
 def test_a_disturbed_machine_is_told_on_the_first_screen() -> None:
     told = answers([made_view([Case(disturbed=(1, 2, 5))])])
     assert any(one.startswith("But 38% of the rounds were disturbed: the hypervisor") for one in told.sentences)
+
+
+def test_that_precision_was_not_reached_is_among_the_facts_and_not_the_doubts() -> None:
+    view = made_view([Case(noise=0.2)])
+    assert all(any("precision not reached" in text for text in row.warnings) for row in view.rows[1:])
+    told = answers([view])
+    assert not any(one.startswith("But") for one in told.sentences)
+    assert "±1.0% was asked" in {fact.question: fact for fact in told.facts}["How sure"].more
 
 
 def test_nothing_measured_is_said_so() -> None:
@@ -191,6 +203,21 @@ def test_a_control_alone_is_never_the_fastest() -> None:
     assert told.facts[0].answer == "no variant beyond doubt"
     assert told.facts[2].alarming
     assert "distrust" in told.facts[2].more
+
+
+@pytest.mark.parametrize(("trials", "most"), [(1, 0), (2, 1), (5, 1), (20, 3), (100, 9)])
+def test_as_many_controls_may_differ_as_chance_makes(trials: int, most: int) -> None:
+    """An interval misses 1 in 20 trials; a report is red where so many or more do in fewer than 1 of 20 reports."""
+    view = made_view([Case()])
+    control = next(row for row in view.rows if row.variant == CONTROL)
+    for wrong in (most, most + 1):
+        verdicts = ["faster"] * wrong + ["same"] * (trials - wrong)
+        rows = [replace(control, trial_id=f"t{i}", verdict=verdict) for i, verdict in enumerate(verdicts[:trials])]
+        (fact,) = [one for one in facts_of([replace(view, rows=tuple(rows))]) if one.question == "The tool's own error"]
+        assert fact.alarming == (wrong > most), fact
+        assert scipy.stats.binomtest(wrong, trials, 0.05, "greater").pvalue < 0.05 + 1e-9 or not fact.alarming
+        if trials > 1:
+            assert f"chance explains up to {most}; " in fact.more
 
 
 # Which is fastest

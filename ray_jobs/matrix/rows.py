@@ -262,6 +262,11 @@ def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[Va
     return warnings
 
 
+def imprecision(interval: statistics.Interval, asked: float) -> str:
+    """The warning of an interval that is wider than asked."""
+    return f"precision not reached: ±{interval.half_width:.1%} where ±{asked:.1%} was asked; give a larger --budget"
+
+
 def _compared(
     trial: TrialInfo,
     variant: str,
@@ -281,8 +286,7 @@ def _compared(
     if interval is None:
         return {"verdict": verdict, "warnings": ("one launch has no interval", *warnings)}
     if interval.half_width > trial.precision:
-        reached, asked = f"{interval.half_width:.1%}", f"{trial.precision:.1%}"
-        warnings.append(f"precision not reached: ±{reached} where ±{asked} was asked; give a larger --budget")
+        warnings.append(imprecision(interval, trial.precision))
     if variant == CONTROL and verdict in (Verdict.FASTER, Verdict.SLOWER):
         warnings.append("the control differs from the baseline, which is the same program: distrust this trial")
     return {

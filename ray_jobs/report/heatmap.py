@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from chatbot.variants import CONTROL
 from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.report import text
-from ray_jobs.report.summary import SIZES, state
+from ray_jobs.report.sentences import state
 from ray_jobs.report.view import RunView
 from ray_jobs.statistics import Verdict
 
 STEPS = (1.1, 1.5, 3.0)  # speedups, or their inverses, at which the colour grows stronger
 CROWDED = 12  # rows above which they are drawn low
 MANY = 7  # variants above which there is no room for all
-SHORT = {
+SIZES = {  # of a workload, in short
     "model": "model {}",
     "batch": "batch {}",
     "prompt_tokens": "prompt {}",
@@ -109,7 +109,7 @@ def _part(row: Row, name: str) -> str:
     if name == "hardware":
         return f"{row.device} {row.device_name or ''}".strip()
     value = getattr(row, name)
-    return "" if value is None else SHORT[name].format(value)
+    return "" if value is None else SIZES[name].format(value)
 
 
 def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Cell:

@@ -18,8 +18,10 @@ from ray_jobs.report import charts
 from ray_jobs.report import text as words
 from ray_jobs.report.charts import Chart, Named
 from ray_jobs.report.cold_start import Start, starts
-from ray_jobs.report.heatmap import anchor, matrix
-from ray_jobs.report.summary import SIZES, answers, compared, not_told_apart, sentence
+from ray_jobs.report.facts import not_told_apart
+from ray_jobs.report.heatmap import SIZES, anchor, matrix
+from ray_jobs.report.sentences import compared, sentence
+from ray_jobs.report.summary import answers
 from ray_jobs.report.view import RunView
 from ray_jobs.statistics import Verdict
 

@@ -1,0 +1,163 @@
+"""The questions of a report's first screen, each with its answer in a few words."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from chatbot.variants import CONTROL
+from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.report import text as words
+from ray_jobs.report.sentences import compared, same_replies
+from ray_jobs.report.view import Fastest, RunView
+from ray_jobs.statistics import CONFIDENCE, Verdict, most_by_chance
+
+MOST_REASONS = 3
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One of the first screen's questions with its answer."""
+
+    question: str
+    answer: str
+    more: str = ""
+    alarming: bool = False
+
+
+def facts_of(runs: Sequence[RunView]) -> tuple[Fact, ...]:
+    """Those of one run or of several."""
+    rows = [row for run in runs for row in run.rows]
+    trials = [found for run in runs for found in run.trials.values()]
+    known = (_fastest_fact(runs), *_approximate_fact(runs))
+    return (*known, _sure_fact(rows, runs), _control_fact(rows), _trouble_fact(rows, trials))
+
+
+def _fastest_fact(runs: Sequence[RunView]) -> Fact:
+    question = "Fastest with the same replies"
+    found = _first_of(question, runs, exact=True)
+    if found is not None:
+        return found
+    alone = any(row.exact and row.verdict == Verdict.FASTER for run in runs for row in compared(run.rows))
+    picked = ", once it is picked as the best of several" if alone else ""
+    return Fact(question, "no variant beyond doubt", f"none is faster than its baseline with confidence{picked}")
+
+
+def _approximate_fact(runs: Sequence[RunView]) -> list[Fact]:
+    fact = _first_of("Fastest approximate one", runs, exact=False)
+    return [] if fact is None else [fact]
+
+
+def _first_of(question: str, runs: Sequence[RunView], exact: bool) -> Fact | None:
+    """Of one trial its fastest variant, of several the one that is most often among the fastest."""
+    found = [best for run in runs for trial in run.trials if (best := run.fastest(trial, exact)) is not None]
+    if not found:
+        return None
+    measured = [rows for run in runs for rows in run.trials.values() if any(row.verdict for row in compared(rows))]
+    if len(measured) > 1:
+        return _most_often(question, found, len(measured))
+    best, base = found[0], next(row for row in measured[0] if row.variant == row.baseline)
+    told = [f"{words.digits(best.row.p50_ms)} ms, {base.variant} {words.digits(base.p50_ms)} ms"]
+    if best.row.identical_replies != 1:
+        told.append(same_replies(best.row) + (", the others tied" if exact and best.row.identical_replies else ""))
+    if best.rivals is None:
+        told.append("not compared with the others")
+    others = not_told_apart(best)
+    return Fact(question, _short(best.row.variant, 40) + (f" ({others})" if others else ""), "; ".join(told))
+
+
+def _most_often(question: str, found: Sequence[Fastest], measured: int) -> Fact:
+    leading = Counter(name for best in found for name in (best.row.variant, *(best.rivals or ())))
+    firsts = Counter(best.row.variant for best in found)
+    winner = max(firsts, key=lambda name: (leading[name], firsts[name]))
+    mine = [best for best in found if winner in (best.row.variant, *(best.rivals or ()))]
+    shared, unknown = sum(bool(best.rivals) for best in mine), sum(best.rivals is None for best in mine)
+    told = f"in {len(mine)} of {measured} measured trials"
+    told += f", not told apart from others in {shared}" if shared else ""
+    told += f", not compared with the others in {unknown}" if unknown else ""
+    rows = [best.row for best in mine if best.row.variant == winner]
+    replies = "" if all(row.identical_replies == 1 for row in rows) else f"; {worst_replies(rows)}"
+    return Fact(question, _short(winner, 40), told + replies)
+
+
+def not_told_apart(best: Fastest) -> str:
+    """Which others may be as fast, in words; empty where there is none."""
+    if not best.rivals:
+        return ""
+    names = [_short(name, 40) for name in best.rivals[:MOST_REASONS]]
+    if more := len(best.rivals) - len(names):
+        names.append(words.counted(more, "other"))
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{listed} {'is' if len(names) == 1 else 'are'} not told apart"
+
+
+def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
+    told = [row for row in compared(rows) if row.speedup and row.speedup_low and row.speedup_high]
+    if not told:
+        return Fact("How sure", "nothing to be sure of", "no speedup has an interval")
+    widths = [(row.speedup_high - row.speedup_low) / 2 / row.speedup for row in told]  # type: ignore[operator]
+    undecided = sum(row.verdict == Verdict.INCONCLUSIVE for row in told)
+    asked = ", ".join(dict.fromkeys(f"{run.spec['precision']:.1%}" for run in runs if "precision" in run.spec))
+    wanted = f"; ±{asked} was asked" if asked else ""
+    if len(told) == 1:
+        launches = words.counted(told[0].launches or 0, "fresh launch", "fresh launches")
+        return Fact("How sure", f"±{widths[0]:.1%} at 95%", f"{launches}{wanted}", bool(undecided))
+    more = f"at 95%, the median of {len(told)} speedups{wanted}; {undecided} undecided"
+    return Fact("How sure", f"±{median(widths):.1%}", more, bool(undecided))
+
+
+def _control_fact(rows: Sequence[Row]) -> Fact:
+    """Red where more controls differ than chance explains: in many trials some do, and then no trial is to blame."""
+    told = [row for row in rows if row.variant == CONTROL and row.speedup is not None]
+    question = "The tool's own error"
+    if not told:
+        return Fact(question, "unknown", "the control was not measured", True)
+    wrong = sum(row.verdict in (Verdict.FASTER, Verdict.SLOWER) for row in told)
+    most = most_by_chance(len(told), 1 - CONFIDENCE)
+    if len(told) == 1:
+        call = "distrust this trial" if wrong else words.VERDICTS.get(told[0].verdict or "", "the same")
+        return Fact(question, words.speedup(told[0]), f"the baseline against itself: {call}", wrong > most)
+    worst = math.expm1(max(abs(math.log(row.speedup or 1.0)) for row in told))
+    more = f"the baseline against itself, {len(told)} times; chance explains up to {most}; at most {worst:.1%} off"
+    return Fact(question, f"{wrong} of {len(told)} called different", more, wrong > most)
+
+
+def _trouble_fact(rows: Sequence[Row], trials: Sequence[Sequence[Row]]) -> Fact:
+    question = "Failed, skipped, invalid"
+    whole = [all(row.status == Status.SKIPPED for row in found) for found in trials]
+    counted = {
+        Status.FAILED: sum(any(row.status == Status.FAILED for row in found) for found in trials),
+        Status.SKIPPED: sum(whole),
+    }
+    counts = [f"{count} {status}" for status, count in counted.items() if count]
+    lacking = [row for found, skipped in zip(trials, whole, strict=True) if not skipped for row in found]
+    if absent := sum(row.status == Status.SKIPPED for row in lacking):
+        counts += [f"{words.counted(absent, 'variant')} skipped"]
+    invalid = sum(row.verdict == Verdict.INVALID for row in rows)
+    counts += [f"{invalid} invalid"] if invalid else []
+    if not counts:
+        return Fact(
+            question, "nothing", f"all {len(trials)} trials are done" if len(trials) > 1 else "the trial is done"
+        )
+    bad = [row for row in rows if row.status != Status.DONE or row.verdict == Verdict.INVALID]
+    reasons = list(dict.fromkeys(row.reason or "" for row in sorted(bad, key=lambda row: row.status == Status.SKIPPED)))
+    more = f" and {words.counted(len(reasons) - 1, 'other reason')}" if len(reasons) > 1 else ""
+    return Fact(
+        question, ", ".join(counts), f"of {words.counted(len(trials), 'trial')}: {_short(reasons[0])}{more}", True
+    )
+
+
+def _short(text: str, most: int = 90) -> str:
+    return text if len(text) <= most else text[: most - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def worst_replies(rows: Sequence[Row]) -> str:
+    """How many replies equal the baseline's over many rows: where they differ most."""
+    known = [row for row in rows if row.identical_replies is not None and row.verdict != Verdict.INVALID]
+    if not known:
+        return "replies were not compared"
+    worst = min(known, key=lambda row: row.identical_replies or 0.0)
+    if worst.identical_replies == 1:
+        return "all replies the same" + (" where it is valid" if len(known) < len(rows) else "")
+    return f"{words.replies(worst)} of the replies the same where they differ most"

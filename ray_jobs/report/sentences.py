@@ -1,0 +1,57 @@
+"""One row of the matrix in words."""
+
+from collections.abc import Sequence
+
+from chatbot.variants import CONTROL
+from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.report import text as words
+from ray_jobs.statistics import Verdict
+
+
+def state(row: Row) -> str:
+    """What a cell says: its verdict, or why it has none."""
+    return row.verdict or row.status
+
+
+def compared(rows: Sequence[Row]) -> list[Row]:
+    """Those that the run is about: neither the baseline nor its control."""
+    return [row for row in rows if row.variant not in (row.baseline, CONTROL)]
+
+
+def hardware(row: Row) -> str:
+    """The device of a row."""
+    return f"{row.device} {row.device_name}" if row.device_name else row.device
+
+
+def sentence(row: Row, margin: float) -> str:
+    """One cell of the matrix in words."""
+    kind = state(row)
+    what: dict[str, str] = {Verdict.INVALID: "is invalid and has no speedup", Status.FAILED: "failed"}
+    what[Status.SKIPPED] = "was skipped"
+    if kind in what:
+        return f"On {hardware(row)}, {row.variant} {what[kind]}: {row.reason or 'no reason is known'}."
+    if kind == Verdict.BASELINE:
+        said = f"{row.variant} answers in {words.digits(row.p50_ms)} ms; it is the baseline"
+    else:
+        said = f"{_compared(row, margin)}; {same_replies(row)}"
+    unfinished = "" if row.status == Status.DONE else f"; the trial {row.status}: {row.reason}"
+    return f"On {hardware(row)}, {said}{unfinished}."
+
+
+def _compared(row: Row, margin: float) -> str:
+    speedup = "there is no interval" if row.speedup is None else f"{words.ratio(row.speedup)}x"
+    if row.speedup_low is not None and row.speedup_high is not None:
+        speedup += f" ({words.ratio(row.speedup_low)} to {words.ratio(row.speedup_high)})"
+    if row.verdict == Verdict.SAME:
+        return f"{row.variant} is as fast as {row.baseline}, within {margin:.0%}: {speedup}"
+    if row.verdict == Verdict.INCONCLUSIVE:
+        return f"{row.variant} vs {row.baseline}: undecided, {speedup}"
+    times, _, limits = speedup.partition(" ")
+    return f"{row.variant} answers {times} as fast as {row.baseline} {limits}".rstrip()
+
+
+def same_replies(row: Row) -> str:
+    """How many replies equal the baseline's."""
+    if row.identical_replies is None:
+        return "replies were not compared"
+    return "all replies the same" if row.identical_replies == 1 else f"{words.replies(row)} of the replies the same"
