@@ -118,7 +118,7 @@ def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Cell:
     if kind in (Status.FAILED, Status.SKIPPED, Verdict.INVALID):
         return Cell(kind, "", word, "", f"{tip}: {row.reason}")
     unfinished = "" if row.status == Status.DONE else row.status
-    tip += f", p50 {text.latency(row)} ms, replies same {text.replies(row)}"
+    tip += f", p50 {text.latency(row)} ms, same replies {text.replies(row)}"
     milliseconds = f"{text.digits(row.p50_ms)} ms"
     if kind == Verdict.BASELINE:
         return Cell("baseline", milliseconds, word, unfinished, tip)

@@ -13,8 +13,7 @@ from ray_jobs.report import text as words
 from ray_jobs.report.summary import answers
 from ray_jobs.report.view import RunView
 
-HEAD = ("variant", "p50 ms (95%)", "speedup (95%)", "verdict", "replies same")
-RIGHT = HEAD[1:3] + HEAD[4:]
+RIGHT = (words.P50, words.SPEEDUP, words.REPLIES)
 SPECIAL = re.compile(r"[\\`*\[\]<>|#~&]|(?<![^\W_])_|_(?![^\W_])")  # within a word GitHub takes _ for itself
 MENTION = re.compile(r"(?<!\w)@(?=\w)")  # a backslash does not keep GitHub from telling a team; an empty space does
 
@@ -47,14 +46,10 @@ def _matrix(rows: Sequence[Row], margin: float) -> Iterator[str]:
     if all(row.status == Status.SKIPPED for row in rows):
         yield f"skipped: {plain(rows[0].reason or '')}"
         return
-    yield from table(HEAD, [_cells(row, margin) for row in rows], RIGHT)
+    cells = [words.cells(row, margin) for row in rows]
+    yield from table(list(cells[0]), [list(row.values()) for row in cells], RIGHT)
     yield ""
     yield from (f"- {plain(note)}" for note in words.notes(rows))
-
-
-def _cells(row: Row, margin: float) -> tuple[str, ...]:
-    sure = (words.latency(row), words.speedup_cell(row), words.verdict(row, margin))
-    return (row.variant, *sure, words.replies(row))
 
 
 def as_csv(runs: Sequence[RunView]) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
 from rich import box
@@ -28,6 +28,15 @@ STYLES: dict[str, str] = {
     Verdict.INVALID: "bold red",
     Verdict.INCONCLUSIVE: "yellow",
 }
+LEFT = ("variant", "verdict", "hardware class")
+OF_LIMIT, SPREAD = "of limit", "spread between stations: p50, speedup"
+STACKED = {  # heads on two lines
+    words.REPLIES: "same\nreplies",
+    OF_LIMIT: "of\nlimit",
+    "ms per token": "ms per\ntoken",
+    SPREAD: "spread between stations\np50, speedup",
+}
+Cells = Mapping[str, str | Text]  # of a row, by the heads of their columns
 _workload = attrgetter(*(name for name in CLASS if name not in ("hardware", "variant")))
 
 
@@ -141,54 +150,23 @@ def print_matrix(rows: Sequence[Row], margin: float) -> None:
             console.print(f"  skipped: {mine[0].reason}", soft_wrap=True, markup=False)
             continue
         limited = any(row.of_limit is not None for row in mine)
-        tables = [_trial_table(mine, margin, limited), _trial_table(mine, margin)]
-        fitting = [table for table in tables if _width(console, table) <= console.width]
-        if fitting:
-            console.print(fitting[0])
-        else:
-            _print_lines(console, mine, margin)
-        for note in (*words.limit_notes(mine, shares=fitting[:1] == tables[1:]), *words.notes(mine)):
+        plain = [_cells(row, margin, any(row.stop_at_eos for row in mine)) for row in mine]
+        full = [
+            {**cells, OF_LIMIT: words.of_limit(row)} if limited else cells
+            for cells, row in zip(plain, mine, strict=True)
+        ]
+        shown = _show(console, full, plain)
+        for note in (*words.limit_notes(mine, shares=shown is plain), *words.notes(mine)):
             console.print(f"  {note}", soft_wrap=True, markup=False)
 
 
-def _trial_table(rows: Sequence[Row], margin: float, limited: bool = False) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("variant", no_wrap=True)
-    table.add_column("p50 ms (95%)", justify="right", no_wrap=True)
-    table.add_column("speedup (95%)", justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("replies\nsame", justify="right", no_wrap=True)
-    stopping = any(row.stop_at_eos for row in rows)
-    if stopping:
-        table.add_column("ms per\ntoken", justify="right", no_wrap=True)
-    if limited:
-        table.add_column("of\nlimit", justify="right", no_wrap=True)
-    for row in rows:
-        verdict = _verdict(row, margin)
-        cells = (row.variant, words.latency(row), words.speedup_cell(row), verdict, words.replies(row))
-        more = [*([words.per_token(row)] if stopping else []), *([words.of_limit(row)] if limited else [])]
-        table.add_row(*cells, *more)
-    return table
-
-
-def _verdict(row: Row, margin: float) -> Text:
+def _cells(row: Row, margin: float, stopping: bool) -> dict[str, str | Text]:
     style = "dim" if row.status == Status.SKIPPED else STYLES.get(row.verdict or Verdict.INVALID, "")
-    return Text(words.verdict(row, margin), style=style)
-
-
-def _width(console: Console, table: Table) -> int:
-    """The width that the table would take if there were room."""
-    return Measurement.get(console, console.options.update(max_width=1000), table).maximum
-
-
-def _print_lines(console: Console, rows: Sequence[Row], margin: float) -> None:
-    """The same for a terminal that is too narrow for the table: nothing is cut off."""
-    for row in rows:
-        console.print(Text(row.variant, style="bold"))
-        console.print(Text(f"  {words.latency(row)} ms, speedup {words.speedup_cell(row)}"))
-        token = f", {words.per_token(row)} ms per token" if row.stop_at_eos else ""
-        limit = "" if row.of_limit is None else f", {words.of_limit(row)} of the limit"
-        console.print(Text("  ") + _verdict(row, margin) + Text(f", {words.replies(row)} same replies{token}{limit}"))
+    cells: dict[str, str | Text] = {
+        **words.cells(row, margin),
+        "verdict": Text(words.verdict(row, margin), style=style),
+    }
+    return {**cells, "ms per token": words.per_token(row)} if stopping else cells
 
 
 def print_classes(classes: Sequence[HardwareClass]) -> None:
@@ -199,33 +177,35 @@ def print_classes(classes: Sequence[HardwareClass]) -> None:
         mine = [one for one in several if _workload(one) == workload]
         console.print()
         console.print(Text(f"{mine[0].device} by hardware class: {words.sizes(mine[0])}", style="bold"), soft_wrap=True)
-        table = _class_table(mine)
-        if _width(console, table) <= console.width:
-            console.print(table)
-        else:
-            _print_class_lines(console, mine)
+        _show(console, [_class_cells(one) for one in mine])
         for sentence in dict.fromkeys(sentence for one in mine for sentence in one.disagreeing):
             console.print(f"  {sentence}", soft_wrap=True, markup=False)
 
 
-def _class_table(classes: Sequence[HardwareClass]) -> Table:
+def _class_cells(one: HardwareClass) -> Cells:
+    cells = {"hardware class": one.hardware, "stations": str(one.stations), "variant": one.variant}
+    cells |= {words.P50: words.p50(one), words.SPEEDUP: words.speedup(one)}
+    return {**cells, SPREAD: f"{words.percent(one.p50_spread)}, {words.percent(one.speedup_spread)}"}
+
+
+def _show(console: Console, *choices: Sequence[Cells]) -> Sequence[Cells]:
+    """The first of these tables that fits; else the first as lines, of which nothing is cut off either."""
+    for rows in choices:
+        table = _table(rows)
+        if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
+            console.print(table)
+            return rows
+    for name, *cells in (list(row.items()) for row in choices[0]):
+        console.print(Text(str(name[1]), style="bold"))
+        said = (Text.assemble(f"{head} ", cell) for head, cell in cells)
+        console.print(Text("  ") + Text(", ").join(said))
+    return choices[0]
+
+
+def _table(rows: Sequence[Cells]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("hardware class", no_wrap=True)
-    table.add_column("stations", justify="right", no_wrap=True)
-    table.add_column("variant", no_wrap=True)
-    table.add_column("p50 ms (95%)", justify="right", no_wrap=True)
-    table.add_column("speedup (95%)", justify="right", no_wrap=True)
-    table.add_column("spread between stations\np50, speedup", justify="right", no_wrap=True)
-    for one in classes:
-        spreads = f"{words.share(one.p50_spread)}, {words.share(one.speedup_spread)}"
-        table.add_row(Text(one.hardware), str(one.stations), one.variant, words.p50(one), words.speedup(one), spreads)
+    for head in rows[0]:
+        table.add_column(STACKED.get(head, head), justify="left" if head in LEFT else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row.values()))
     return table
-
-
-def _print_class_lines(console: Console, classes: Sequence[HardwareClass]) -> None:
-    """The same for a terminal that is too narrow for the table: nothing is cut off."""
-    for one in classes:
-        console.print(Text(f"{one.hardware}: {one.variant}", style="bold"))
-        console.print(Text(f"  {one.stations} stations, {words.p50(one)} ms, speedup {words.speedup(one)}"))
-        spreads = f"p50 {words.share(one.p50_spread)}, speedup {words.share(one.speedup_spread)}"
-        console.print(Text(f"  spread between stations: {spreads}"))

@@ -7,12 +7,19 @@ from ray_jobs.matrix.rows import Row
 from ray_jobs.statistics import Verdict
 
 UNKNOWN = "-"
+P50, SPEEDUP, REPLIES = "p50 ms (95%)", "speedup (95%)", "same replies"
 VERDICTS: dict[str, str] = {
     Verdict.BASELINE: "baseline",
     Verdict.FASTER: "faster",
     Verdict.SLOWER: "slower",
     Verdict.INCONCLUSIVE: "undecided",
 }
+
+
+def cells(row: Row, margin: float) -> dict[str, str]:
+    """A row as every table shows it, by the heads of the columns."""
+    figures = {P50: latency(row), SPEEDUP: speedup_cell(row), "verdict": verdict(row, margin), REPLIES: replies(row)}
+    return {"variant": row.variant, **figures}
 
 
 def title(row: Row) -> str:
@@ -103,12 +110,12 @@ def replies(row: Row) -> str:
 
 def per_token(row: Row) -> str:
     """The mean time of a token of a reply."""
-    return "-" if row.per_token_ms is None or row.verdict == Verdict.INVALID else digits(row.per_token_ms)
+    return UNKNOWN if row.per_token_ms is None or row.verdict == Verdict.INVALID else digits(row.per_token_ms)
 
 
 def of_limit(row: Row) -> str:
     """The share of what the hardware allows that a variant reaches."""
-    return "-" if row.of_limit is None else f"{row.of_limit:.0%}"
+    return UNKNOWN if row.of_limit is None else f"{row.of_limit:.0%}"
 
 
 def limit_notes(rows: Sequence[Row], shares: bool = False) -> list[str]:
@@ -131,6 +138,6 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return [f"{', '.join(names) if len(names) < len(rows) else 'all'}: {text}" for text, names in said.items()]
 
 
-def share(value: float | None) -> str:
+def percent(value: float | None) -> str:
     """A share as a percentage."""
     return UNKNOWN if value is None else f"{value:.1%}"
