@@ -14,7 +14,7 @@ from chatbot.model import PRESETS, Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Prepare, Reply, Workload
 from chatbot.vocabulary import EOS, FIRST_WORD
 from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Launch, LaunchResult, Samples, VariantFacts
-from ray_jobs.measure.watch import COLUMNS, Interference
+from ray_jobs.measure.watch import COUNTERS, Interference
 
 ALL = (BASELINE, CONTROL, "torchscript")
 WORKLOAD = Workload(batch=1, prompt_tokens=4, reply_tokens=5)
@@ -99,7 +99,7 @@ def made_launch(
 
 def stolen(rounds: int, disturbed: Sequence[int]) -> Interference:
     """Rounds of a second, of which the hypervisor took a quarter of those ``disturbed``; else a quiet machine."""
-    watched = Interference(**{name: np.zeros(rounds, dtype=np.int64) for name in COLUMNS})
+    watched = Interference(**{name: np.zeros(rounds, dtype=np.int64) for name in COUNTERS})
     watched.round_ns[:] = 10**9
     watched.steal_ns[list(disturbed)] = 10**9 // 4
     return watched

@@ -31,7 +31,7 @@ from ray_jobs.audit.rates import (
     effect_promise,
     effects_found,
     false_verdicts,
-    share,
+    share_interval,
 )
 from ray_jobs.cli.audit import _worst
 from ray_jobs.measure import launch as measure
@@ -62,15 +62,15 @@ def comparison(number: int = 0, speedup: float | None = 1.0, half: float = 0.01,
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_the_exact_interval_of_a_share_holds_it_and_nothing_impossible(count: tuple[int, int]) -> None:
-    low, high = share(*count)
+    low, high = share_interval(*count)
     assert 0 <= low <= count[0] / count[1] <= high <= 1
 
 
 def test_the_exact_interval_is_the_known_one() -> None:
     """Rule of three and its exact form: of 36 without one, at most 1 - 0.025 ** (1 / 36)."""
-    assert share(0, 36) == pytest.approx((0.0, 1 - 0.025 ** (1 / 36)))
-    assert share(36, 36) == pytest.approx((0.025 ** (1 / 36), 1.0))
-    assert share(0, 0) == (0.0, 1.0)
+    assert share_interval(0, 36) == pytest.approx((0.0, 1 - 0.025 ** (1 / 36)))
+    assert share_interval(36, 36) == pytest.approx((0.025 ** (1 / 36), 1.0))
+    assert share_interval(0, 0) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_false_verdicts_are_those_that_name_a_difference() -> None:
     done += [comparison(3, 1.01, 0.02, verdict="inconclusive"), comparison(4, None, status="failed")]
     found = false_verdicts(done, 0.02)
     assert (found["comparisons"], found["false_verdicts"], found["failed"], found["same"]) == (4, 2, 1, 1)
-    assert (found["rate_low"], found["rate_high"]) == share(2, 4)
+    assert (found["rate_low"], found["rate_high"]) == share_interval(2, 4)
     assert found["intervals_missing_1"] == 2
     assert found["seconds"] == 20.0
     assert found["promise"] == Promise.BROKEN
@@ -207,7 +207,7 @@ def test_a_page_says_what_each_part_found() -> None:
     ]
     environment = {"driver": {"python": "3.11", "source_hash": "ab", "packages": {"torch": "2"}}}
     audit = {"run_id": "x", "started": "now", "seconds": 60.0, "command": ["audit"], "environment": environment}
-    text = page.page({**audit, "parts": parts})
+    text = page.render({**audit, "parts": parts})
     assert "0 of 50 | 0.0% (0.0% to 7.1%)" in text
     assert f"**{Promise.KEPT}**" in text
     assert "| 1 of 1 | 100% (" in text

@@ -36,7 +36,7 @@ from ray_jobs.report.page import page, spec_toml
 from ray_jobs.report.scales import WIDTH, Scale
 from ray_jobs.report.sentences import sentence
 from ray_jobs.report.series import trial_draws
-from ray_jobs.report.summary import answers
+from ray_jobs.report.summary import summarize
 from ray_jobs.report.tables import as_csv, as_json, markdown
 from ray_jobs.report.view import RunView, load
 from ray_jobs.report.write import draw, draw_or_say
@@ -149,7 +149,7 @@ def test_a_cell_in_words(known: dict[str, object], said: str) -> None:
 
 
 def test_one_trial_is_told_by_its_fastest_variant_and_what_must_be_known_of_it() -> None:
-    told = answers([made_view([Case()])])
+    told = summarize([made_view([Case()])])
     said = r"torchscript answers 1\.25\dx as fast as eager \(1\.24\d to 1\.25\d\); all replies the same\."
     assert re.fullmatch(f"On cpu AMD EPYC, {said}", told.headline)
     facts = {fact.question: fact for fact in told.facts}
@@ -161,7 +161,7 @@ def test_one_trial_is_told_by_its_fastest_variant_and_what_must_be_known_of_it()
 
 
 def test_many_trials_are_counted_and_trouble_is_named() -> None:
-    told = answers([made_view(TROUBLED)])
+    told = summarize([made_view(TROUBLED)])
     assert told.headline.startswith("torchscript is faster than eager in 2 of 5 trials (1.2")
     assert "slower in 1 (0.80" in told.headline
     assert "undecided in 1" in told.headline
@@ -178,20 +178,20 @@ def test_many_trials_are_counted_and_trouble_is_named() -> None:
 
 
 def test_a_disturbed_machine_is_told_on_the_first_screen() -> None:
-    told = answers([made_view([Case(disturbed=(1, 2, 5))])])
+    told = summarize([made_view([Case(disturbed=(1, 2, 5))])])
     assert any(one.startswith("But 38% of the rounds were disturbed: the hypervisor") for one in told.sentences)
 
 
 def test_that_precision_was_not_reached_is_among_the_facts_and_not_the_doubts() -> None:
     view = made_view([Case(noise=0.2)])
     assert all(any("precision not reached" in text for text in row.warnings) for row in view.rows[1:])
-    told = answers([view])
+    told = summarize([view])
     assert not any(one.startswith("But") for one in told.sentences)
     assert "±1.0% was asked" in {fact.question: fact for fact in told.facts}["How sure"].more
 
 
 def test_nothing_measured_is_said_so() -> None:
-    told = answers([made_view([TROUBLED[5]])])
+    told = summarize([made_view([TROUBLED[5]])])
     assert told.headline == "Nothing was measured."
     assert told.sentences == ("cuda: skipped, no GPU",)
     assert told.facts[0].answer == "no variant beyond doubt"
@@ -199,7 +199,7 @@ def test_nothing_measured_is_said_so() -> None:
 
 
 def test_a_control_alone_is_never_the_fastest() -> None:
-    told = answers([made_view([Case({BASELINE: 10.0, CONTROL: 8.0})])])
+    told = summarize([made_view([Case({BASELINE: 10.0, CONTROL: 8.0})])])
     assert told.facts[0].answer == "no variant beyond doubt"
     assert told.facts[2].alarming
     assert "distrust" in told.facts[2].more
@@ -229,7 +229,7 @@ def only(view: RunView, *names: str) -> RunView:
 
 
 def said(*views: RunView) -> dict[str, tuple[str, str]]:
-    return {fact.question: (fact.answer, fact.more) for fact in answers(views).facts}
+    return {fact.question: (fact.answer, fact.more) for fact in summarize(views).facts}
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_exact_variants_are_told_before_approximate_ones_of_a_committed_run() ->
     found = said(view)
     assert found[SAME] == ("native", "4.60 ms, eager 33.4 ms")
     assert found[NEARLY] == ("native-int8", "1.61 ms, eager 33.4 ms; 99.80% of the replies the same")
-    assert "native answers 7.283x" in answers([view]).headline
+    assert "native answers 7.283x" in summarize([view]).headline
 
 
 def test_neither_control_nor_invalid_nor_approximate_competes_with_the_exact(rivals: dict[str, float]) -> None:
@@ -408,7 +408,7 @@ def test_several_runs_stand_beneath_each_other_where_they_measured_the_same() ->
         ("batch 16", "before"),
         ("batch 16", "after"),
     ]
-    told = answers(views)
+    told = summarize(views)
     assert told.headline == "2 runs beside each other"
     assert told.sentences[0].startswith("before: torchscript is faster than eager in 2 of 2 trials")
     text = Text(page(views)).all

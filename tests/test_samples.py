@@ -21,8 +21,7 @@ from pyarrow import fs
 from chatbot.errors import UsageError
 from ray_jobs.matrix.rows import TrialInfo, rows_of
 from ray_jobs.measure.result import Launch, LaunchResult, Samples, VariantFacts
-from ray_jobs.measure.watch import COLUMNS as WATCHED
-from ray_jobs.measure.watch import Interference
+from ray_jobs.measure.watch import COUNTERS, Interference
 from ray_jobs.report.compact import COMPACT_FILE, compact
 from ray_jobs.results.samples import SCHEMA, rows_table, to_result, to_table
 from ray_jobs.results.store import RunDirectory, open_root
@@ -97,7 +96,7 @@ def results(draw: st.DrawFn) -> LaunchResult:
 def watched_results(draw: st.DrawFn) -> LaunchResult:
     """A launch of a few rounds on a machine that tells its time, and of the rest whatever it likes."""
     rounds = draw(st.integers(1, 5))
-    watched = {name: column(draw, np.int64, rounds, -1, 2**62) for name in WATCHED}
+    watched = {name: column(draw, np.int64, rounds, -1, 2**62) for name in COUNTERS}
     watched["round_ns"] = column(draw, np.int64, rounds, 0, 2**62)
     sentinels = draw(st.tuples(*[st.integers(1, 10**9)] * 2))
     return made_launch(
@@ -111,7 +110,7 @@ def assert_same(found: LaunchResult, expected: LaunchResult) -> None:
             assert getattr(found, field.name) == getattr(expected, field.name)
     assert (found.interference is None) == (expected.interference is None)
     if found.interference is not None and expected.interference is not None:
-        for name in WATCHED:
+        for name in COUNTERS:
             assert getattr(found.interference, name).tolist() == getattr(expected.interference, name).tolist()
     for field in dataclasses.fields(Samples):
         assert getattr(found.samples, field.name).tolist() == getattr(expected.samples, field.name).tolist()

@@ -20,7 +20,7 @@ from launches import made_launch
 from chatbot.variants import BASELINE, CONTROL
 from ray_jobs.measure.watch import (
     ABSENT,
-    COLUMNS,
+    COUNTERS,
     TICK_NS,
     WARN_SHARE,
     Counters,
@@ -269,7 +269,7 @@ def test_a_round_is_what_passed_between_its_two_readings(readings: list[Counters
         for name in STATES:
             b = getattr(after, name)
             assert getattr(found, name)[i] == (ABSENT if b is None else b)
-    assert {len(getattr(found, name)) for name in COLUMNS} == {len(readings) - 1}
+    assert {len(getattr(found, name)) for name in COUNTERS} == {len(readings) - 1}
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_others_use_of_the_cores_is_all_use_but_this_processs(
 
 def rounds(count: int = 10, /, **columns: list[int]) -> Interference:
     """Rounds of a second each, on a quiet machine that tells everything; or as is given for the first ones."""
-    quiet = Interference(**{name: np.zeros(count, dtype=np.int64) for name in COLUMNS})
+    quiet = Interference(**{name: np.zeros(count, dtype=np.int64) for name in COUNTERS})
     quiet.round_ns[:] = SECOND
     for name, values in columns.items():
         getattr(quiet, name)[: len(values)] = values
@@ -350,7 +350,7 @@ def watches(draw: st.DrawFn) -> Interference:
         elements = st.one_of(st.sampled_from([ABSENT, 0]), small, large)
         return draw(hnp.arrays(np.int64, count, elements=elements))
 
-    return Interference(**{name: column(name) for name in COLUMNS})
+    return Interference(**{name: column(name) for name in COUNTERS})
 
 
 @given(watches())

@@ -42,7 +42,7 @@ class Plan:
         return f"{part}-beside-load" if self.beside_load else part
 
 
-def compare(stand: Stand, plan: Plan) -> Iterator[tuple[Comparison, Measured]]:
+def run_plan(stand: Stand, plan: Plan) -> Iterator[tuple[Comparison, Measured]]:
     """Runs the plan; each comparison as it ends."""
     spec = stand.spec
     workload = stand.template.info.workload

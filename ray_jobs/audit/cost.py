@@ -118,7 +118,7 @@ def processes() -> dict[int, tuple[str, float]]:
     return {pid: (roles[pid], seconds) for pid, seconds in spent.items()}
 
 
-def cost(stand: Stand) -> Cost:
+def measure_cost(stand: Stand) -> Cost:
     """Measures one trial, whole, and the null variant in a process pinned as a launch is."""
     census = _Census()
     state = stand.run("cost", (BASELINE, CONTROL), stand.spec.seed, memory=True, watch=census.watch)

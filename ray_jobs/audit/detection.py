@@ -1,7 +1,7 @@
 """Planted mistakes: each runs through the pipeline of the matrix, and something there must name it."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -158,8 +158,3 @@ def _uncaught(state: Measured) -> str:
         return f"the trial failed: {state.reason}"
     seen = ", ".join(f"{row.variant} {row.verdict or row.status}: {row.reason or row.speedup}" for row in state.rows)
     return f"nothing; {seen}"
-
-
-def promise(verdicts: Sequence[Detection]) -> bool:
-    """Whether every planted mistake was caught."""
-    return all(verdict.caught for verdict in verdicts)

@@ -59,7 +59,7 @@ class Audit:
             "parts": self.parts,
         }
         self.directory.write_json("audit.json", content)
-        self.directory.write("summary.md", page.page(content).encode())
+        self.directory.write("summary.md", page.render(content).encode())
         if self.comparisons:
             self.directory.write_table("comparisons.parquet", pa.Table.from_pylist(self.comparisons, COMPARISONS))
             self.directory.write_table("launches.parquet", pa.Table.from_pylist(self.launches, schema_of(LaunchRow)))
@@ -102,7 +102,7 @@ def make_again(place: str) -> str:
     except (OSError, ValueError) as error:
         raise UsageError(f"no comparisons of an audit in {place}: {one_line(error)}") from None
     content["parts"] = [_again(part, rows) for part in content["parts"]]
-    text = page.page(content)
+    text = page.render(content)
     directory.write_json("audit.json", content)
     directory.write("summary.md", text.encode())
     return text

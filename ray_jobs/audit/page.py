@@ -16,7 +16,7 @@ PEER_NAMES = {
 Part = Mapping[str, Any]
 
 
-def page(audit: Mapping[str, Any]) -> str:
+def render(audit: Mapping[str, Any]) -> str:
     """The whole audit: ``audit.json`` in words."""
     station = audit["environment"].get("station", {})
     driver = audit["environment"].get("driver", {})

@@ -77,7 +77,7 @@ class Comparison:
         return Interval(self.speedup, self.speedup_low, self.speedup_high)
 
 
-def share(count: int, of: int) -> tuple[float, float]:
+def share_interval(count: int, of: int) -> tuple[float, float]:
     """The exact 95% interval of a share (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404)."""
     if of == 0:
         return 0.0, 1.0
@@ -90,9 +90,9 @@ def false_verdicts(comparisons: Sequence[Comparison], margin: float) -> dict[str
     told = [c for c in comparisons if c.told]
     intervals = [c.interval for c in told if c.interval is not None]
     wrong = sum(c.verdict in WRONG for c in told)
-    low, high = share(wrong, len(told))
+    low, high = share_interval(wrong, len(told))
     missing = sum(not interval.low <= 1 <= interval.high for interval in intervals)
-    missing_low, missing_high = share(missing, len(intervals))
+    missing_low, missing_high = share_interval(missing, len(intervals))
     beyond = sum(_beyond(interval.value, margin) for interval in intervals)
     failed = len(comparisons) - len(told)
     return {
@@ -122,8 +122,8 @@ def aa_promise(wrong: int, comparisons: int, missing: int = 0, failed: int = 0) 
 
     Broken where it lies above 5%, or where more intervals miss the truth than are claimed to, beyond doubt.
     """
-    low, high = share(wrong, comparisons)
-    if low >= CLAIMED or share(missing, comparisons)[0] >= CLAIMED:
+    low, high = share_interval(wrong, comparisons)
+    if low >= CLAIMED or share_interval(missing, comparisons)[0] >= CLAIMED:
         return Promise.BROKEN
     enough = high < MOST_FALSE and failed <= MOST_FAILED * (comparisons + failed)
     return Promise.KEPT if enough else Promise.TOO_FEW
@@ -138,7 +138,7 @@ def _peer(peer: str, comparisons: Sequence[Comparison], margin: float) -> dict[s
     asked = [c for c in comparisons if getattr(c, peer) is not None]
     ratios = [getattr(c, peer) for c in asked]
     wrong = sum(_beyond(ratio, margin) for ratio in ratios)
-    low, high = share(wrong, len(asked))
+    low, high = share_interval(wrong, len(asked))
     return {
         "comparisons": len(asked),
         "false_verdicts": wrong,
@@ -157,7 +157,7 @@ def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, 
     """
     told = [(c, c.interval) for c in comparisons if c.told and c.interval is not None]
     found = sum(interval.high < 1 for _, interval in told)
-    low, high = share(found, len(comparisons))
+    low, high = share_interval(found, len(comparisons))
     errors = [math.log(interval.value / c.truth) for c, interval in told]
     estimate = Estimate.of(errors)
     bias = estimate.interval(CONFIDENCE) if estimate else None
@@ -197,7 +197,7 @@ def effect_promise(
         return Promise.BROKEN
     if percent < PROMISED_PERCENT:
         return Promise.NONE
-    if share(found, comparisons)[1] < LEAST_FOUND:
+    if share_interval(found, comparisons)[1] < LEAST_FOUND:
         return Promise.BROKEN
     unbiased = bias_low >= -MOST_BIAS and bias_high <= MOST_BIAS
     return Promise.KEPT if unbiased and found / comparisons >= LEAST_FOUND else Promise.TOO_FEW

@@ -11,8 +11,8 @@ import typer
 from chatbot import checkpoint
 from chatbot.errors import UsageError, one_of
 from ray_jobs.audit import detection as planted
-from ray_jobs.audit.comparisons import MOST, Plan, compare, launch_rows
-from ray_jobs.audit.cost import cost as find_cost
+from ray_jobs.audit.comparisons import MOST, Plan, launch_rows, run_plan
+from ray_jobs.audit.cost import measure_cost
 from ray_jobs.audit.folder import Audit, make_again, new_audit
 from ray_jobs.audit.mistakes import DELAYED
 from ray_jobs.audit.page import EVERY_S
@@ -200,18 +200,18 @@ def _effect(audit: Audit, here: Stand, plan: Plan) -> dict[str, Any]:
 
 
 def _faults(audit: Audit, here: Stand) -> int:
-    verdicts: list[planted.Detection] = []
+    found: list[planted.Detection] = []
     try:
         for number, fault in enumerate(planted.FAULTS):
-            verdicts.append(planted.plant(here, fault, number))
-            typer.echo(f"{number + 1}/{len(planted.FAULTS)} {fault.name}: {verdicts[-1].by}", err=True)
+            found.append(planted.plant(here, fault, number))
+            typer.echo(f"{number + 1}/{len(planted.FAULTS)} {fault.name}: {found[-1].by}", err=True)
     finally:
-        audit.add("faults", here, {"faults": [asdict(verdict) for verdict in verdicts]})
-    return 0 if planted.promise(verdicts) else BROKEN
+        audit.add("faults", here, {"faults": [asdict(one) for one in found]})
+    return 0 if all(one.caught for one in found) else BROKEN
 
 
 def _cost(audit: Audit, here: Stand) -> dict[str, Any]:
-    found = find_cost(here)
+    found = measure_cost(here)
     return audit.add("cost", here, {**asdict(found), "missed": found.broken})
 
 
@@ -221,7 +221,7 @@ def _compared(audit: Audit, here: Stand, plan: Plan) -> list[Comparison]:
     states: list[Measured] = []
     started = last = time.monotonic()
     try:
-        for comparison, state in compare(here, plan):
+        for comparison, state in run_plan(here, plan):
             done.append(comparison)
             states.append(state)
             now = time.monotonic()

@@ -64,7 +64,7 @@ class Interference:
     gpu_foreign: Ints
 
 
-COLUMNS = tuple(f.name for f in fields(Interference))
+COUNTERS = tuple(f.name for f in fields(Interference))
 
 
 def per_round(readings: Sequence[Counters]) -> Interference:
@@ -88,7 +88,7 @@ def per_round(readings: Sequence[Counters]) -> Interference:
 
 def untold(rounds: int) -> Interference:
     """The interference of a launch that was not watched."""
-    return Interference(**{name: np.full(rounds, ABSENT, dtype=np.int64) for name in COLUMNS})
+    return Interference(**{name: np.full(rounds, ABSENT, dtype=np.int64) for name in COUNTERS})
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ SIZES = {  # of a workload, in short
 
 
 @dataclass(frozen=True)
-class Cell:
+class Tile:
     """One variant of one trial."""
 
     kind: str  # CSS classes
@@ -42,7 +42,7 @@ class MatrixRow:
     more: str
     run: str  # empty where there is only one
     anchor: str
-    cells: tuple[Cell | None, ...]  # None: the trial has no such variant
+    cells: tuple[Tile | None, ...]  # None: the trial has no such variant
 
 
 @dataclass(frozen=True)
@@ -112,19 +112,19 @@ def _part(row: Row, name: str) -> str:
     return "" if value is None else SIZES[name].format(value)
 
 
-def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Cell:
+def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Tile:
     kind, word = state(row), text.verdict(row, run.margin)
     tip = f"{row.variant}: {word}"
     if kind in (Status.FAILED, Status.SKIPPED, Verdict.INVALID):
-        return Cell(kind, "", word, "", f"{tip}: {row.reason}")
+        return Tile(kind, "", word, "", f"{tip}: {row.reason}")
     unfinished = "" if row.status == Status.DONE else row.status
     tip += f", p50 {text.latency(row)} ms, same replies {text.replies(row)}"
     milliseconds = f"{text.digits(row.p50_ms)} ms"
     if kind == Verdict.BASELINE:
-        return Cell("baseline", milliseconds, word, unfinished, tip)
+        return Tile("baseline", milliseconds, word, unfinished, tip)
     big = f"{text.ratio(row.speedup)}x" if row.speedup is not None else text.UNKNOWN
     tip += f", speedup {text.speedup(row)}, {text.counted(row.samples or 0, 'call')}"
-    return Cell(f"{kind} {step(row)}", big, word, unfinished or milliseconds, tip)
+    return Tile(f"{kind} {step(row)}", big, word, unfinished or milliseconds, tip)
 
 
 def step(row: Row) -> str:

@@ -21,7 +21,7 @@ from ray_jobs.report.cold_start import Start, starts
 from ray_jobs.report.facts import not_told_apart
 from ray_jobs.report.heatmap import SIZES, anchor, matrix
 from ray_jobs.report.sentences import compared, sentence
-from ray_jobs.report.summary import answers
+from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
 from ray_jobs.statistics import Verdict
 
@@ -86,7 +86,7 @@ def page(runs: Sequence[RunView]) -> str:
     parts = [_run_part(number, run, dots) for number, run in enumerate(told)]
     return environment.get_template("page.html").render(
         title=", ".join(run.id for run in runs),
-        answers=answers(runs),
+        summary=summarize(runs),
         matrix=matrix(told),
         groups=_groups(told),
         runs=parts,

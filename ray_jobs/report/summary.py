@@ -15,7 +15,7 @@ MOST_SENTENCES = 6
 
 
 @dataclass(frozen=True)
-class Answers:
+class Summary:
     """The first screen's words."""
 
     headline: str
@@ -23,14 +23,14 @@ class Answers:
     facts: tuple[Fact, ...]
 
 
-def answers(runs: Sequence[RunView]) -> Answers:
+def summarize(runs: Sequence[RunView]) -> Summary:
     """Of one run or of several."""
     told = [_told_of(run) for run in runs]
     facts = facts_of(runs)
     if len(runs) == 1:
-        return Answers(told[0][0], tuple(told[0][1:]), facts)
+        return Summary(told[0][0], tuple(told[0][1:]), facts)
     lines = [f"{run.id}: {headline}" for run, (headline, *_) in zip(runs, told, strict=True)]
-    return Answers(f"{len(runs)} runs beside each other", tuple(lines), facts)
+    return Summary(f"{len(runs)} runs beside each other", tuple(lines), facts)
 
 
 def _told_of(run: RunView) -> list[str]:

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from ray_jobs.matrix.rows import COLUMNS, Row, Status
 from ray_jobs.report import text as words
-from ray_jobs.report.summary import answers
+from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
 
 RIGHT = (words.P50, words.SPEEDUP, words.REPLIES)
@@ -32,7 +32,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[
 
 def markdown(runs: Sequence[RunView]) -> str:
     """What was found out, then a table for each trial with its reasons and warnings."""
-    told = answers(runs)
+    told = summarize(runs)
     lines = [f"**{plain(told.headline)}**", "", *(f"- {plain(sentence)}" for sentence in told.sentences), ""]
     lines += [f"- {plain(f'{fact.question}: {fact.answer}; {fact.more}')}" for fact in told.facts]
     for run in runs:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import PHASES, Launch, LaunchResult, Samples, VariantFacts
-from ray_jobs.measure.watch import COLUMNS as WATCHED
-from ray_jobs.measure.watch import Interference
+from ray_jobs.measure.watch import COUNTERS, Interference
 
 NAMES = pa.dictionary(pa.int16(), pa.string())
 SCHEMA = pa.schema(
@@ -33,7 +32,7 @@ SCHEMA = pa.schema(
         pa.field("device_ns", pa.int64()),
         pa.field("cpu_ns", pa.int64(), nullable=False),
         pa.field("involuntary_switches", pa.int32(), nullable=False),
-        *(pa.field(name, pa.int64()) for name in WATCHED),  # of the whole round, the same on each of its rows
+        *(pa.field(name, pa.int64()) for name in COUNTERS),  # of the whole round, the same on each of its rows
         pa.field("discarded", pa.bool_()),  # the round, by the rule of interference.kept; null in the warm-up
     ]
 )
@@ -57,7 +56,7 @@ def to_table(trial: str, result: LaunchResult) -> pa.Table:
             columns.append(pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(values, pa.string())))
         elif field.name == "launch":
             columns.append(pa.array(np.full(count, result.launch.index), field.type))
-        elif field.name in WATCHED:
+        elif field.name in COUNTERS:
             columns.append(_of_rounds(result, field.name))
         elif field.name == "discarded":
             rounds = samples.round
@@ -82,11 +81,11 @@ def _of_rounds(result: LaunchResult, name: str) -> pa.Array:
 
 def _interference(table: pa.Table, rounds: NDArray[np.int32], count: int) -> Interference | None:
     """What ``_of_rounds`` wrote; None for a launch from before rounds were watched."""
-    if WATCHED[0] not in table.column_names or table.column(WATCHED[0]).null_count == table.num_rows:
+    if COUNTERS[0] not in table.column_names or table.column(COUNTERS[0]).null_count == table.num_rows:
         return None
     timed = rounds >= 0
     arrays = {}
-    for name in WATCHED:
+    for name in COUNTERS:
         arrays[name] = np.full(count, ABSENT, dtype=np.int64)
         arrays[name][rounds[timed]] = table.column(name).fill_null(ABSENT).to_numpy()[timed]
     return Interference(**arrays)
