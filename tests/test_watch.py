@@ -5,8 +5,9 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from hypothesis.extra import numpy as hnp
 from launches import made_launch
 
 from chatbot.variants import BASELINE, CONTROL
+from ray_jobs.measure import watch
 from ray_jobs.measure.watch import (
     ABSENT,
     COUNTERS,
+    REPEATS,
     TICK_NS,
     WARN_SHARE,
     Counters,
@@ -31,8 +34,8 @@ from ray_jobs.measure.watch import (
     gpu_state,
     kept,
     per_round,
+    sentinel_ns,
     severity,
-    untold,
     watch_for,
 )
 
@@ -47,6 +50,11 @@ ctxt 99
 PRESSURE = "some avg10=1.50 avg60=0.20 avg300=0.01 total=4321\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=99\n"
 VERSION_2 = "usage_usec 5000\nuser_usec 4000\nsystem_usec 1000\nnr_periods 9\nnr_throttled 2\nthrottled_usec 700\n"
 VERSION_1 = "nr_periods 9\nnr_throttled 2\nthrottled_time 123456\n"
+
+
+def untold(rounds: int) -> Interference:
+    """The interference of a launch that was not watched."""
+    return Interference(**{name: np.full(rounds, ABSENT, dtype=np.int64) for name in COUNTERS})
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -423,3 +431,60 @@ def test_the_amount_is_the_typical_one_of_the_disturbed_rounds_alone() -> None:
 def test_a_complaint_of_a_slowed_gpu_names_reasons_that_were_given() -> None:
     said = complaint([rounds(gpu_throttle=[0x4, 0x4, 0x40, 0x40])]) or ""
     assert "reasons: 68)" in said
+
+
+# The sentinel: what is timed, and which of its times is told
+
+
+def ticking(walls_ns: list[int]) -> Callable[[], int]:
+    """A clock on which each repetition takes one of these times, and what lies between them a second."""
+    times: list[int] = []
+    now = 0
+    for wall in walls_ns:
+        times += [now, now + wall]
+        now += wall + 10**9
+    said = iter(times)
+    return lambda: next(said)
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=REPEATS, max_size=REPEATS))
+@settings(max_examples=20)
+def test_the_sentinels_time_is_the_median_of_its_repetitions(walls_ns: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "LOOPS", 1)
+        patch.setattr(watch, "FLOATS", 1)
+        assert sentinel_ns(ticking(walls_ns)) == sorted(walls_ns)[REPEATS // 2]
+
+
+def test_one_disturbed_repetition_does_not_move_it() -> None:
+    assert sentinel_ns(ticking([100, 100, 10**9, 100, 100])) == 100
+
+
+def test_the_same_work_and_nothing_else_stands_between_the_readings() -> None:
+    """The memory is made before the first of them."""
+    ran: list[str] = []
+
+    def clock() -> int:
+        return 0
+
+    def profile(frame: FrameType, event: str, called: Any) -> None:
+        if event == "call" and frame.f_code is clock.__code__:
+            ran.append("clock")
+        elif event == "c_call" and frame.f_code is sentinel_ns.__code__:
+            ran.append(called.__name__)
+        elif event == "call" and frame.f_back is not None and frame.f_back.f_code is sentinel_ns.__code__:
+            ran.append(frame.f_code.co_name)
+
+    sys.setprofile(profile)
+    try:
+        sentinel_ns(clock)
+    finally:
+        sys.setprofile(None)
+    first = ran.index("clock")
+    inside = [name for name in ran[first:] if name in ("clock", "sum", "ones")]
+    assert inside == ["clock", "sum", "sum", "sum", "clock"] * REPEATS
+    assert "ones" in ran[:first]
+
+
+def test_on_the_real_clock_it_takes_time() -> None:
+    assert sentinel_ns() > 0

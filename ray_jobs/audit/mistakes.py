@@ -9,6 +9,9 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,24 +35,29 @@ def _planted(prepare: Prepare, summary: str, kind: str = "eager", control_of: st
     return Variant("planted", summary, prepare, exact=True, kind=kind, control_of=control_of)
 
 
+def _around(change: Callable[[Reply, Tensor, Tensor], Tensor]) -> Prepare:
+    """The eager program with something done to each call of it."""
+
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        return partial(change, eager.prepare(chatbot, workload))
+
+    return prepare
+
+
 def _delayed(percent: float) -> Variant:
     """Each call lasts ``percent`` longer than the eager call within it: the true speedup is 1 / (1 + percent)."""
 
-    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
-        inner, clock = eager.prepare(chatbot, workload), time.perf_counter_ns
+    def delay(inner: Reply, prompts: Tensor, lengths: Tensor) -> Tensor:
+        clock = time.perf_counter_ns
+        start = clock()
+        tokens = inner(prompts, lengths)
+        stop = clock()
+        until = stop + round((stop - start) * percent / 100)
+        while clock() < until:
+            pass
+        return tokens
 
-        def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
-            start = clock()
-            tokens = inner(prompts, lengths)
-            stop = clock()
-            until = stop + round((stop - start) * percent / 100)
-            while clock() < until:
-                pass
-            return tokens
-
-        return reply
-
-    return _planted(prepare, f"eager, {percent:g}% slower")
+    return _planted(_around(delay), f"eager, {percent:g}% slower")
 
 
 DELAYED_1, DELAYED_2, DELAYED_5 = _delayed(1), _delayed(2), _delayed(5)
@@ -58,11 +66,7 @@ DELAYED = {1: named("DELAYED_1"), 2: named("DELAYED_2"), 5: named("DELAYED_5")}
 
 def _on_another_device(chatbot: Chatbot, workload: Workload) -> Reply:
     inner, left = eager.prepare(chatbot, workload), copy.deepcopy(chatbot.encoder).to("meta")
-
-    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
-        return inner(prompts, lengths) if left is not None else prompts
-
-    return reply
+    return lambda prompts, lengths: inner(prompts, lengths) if left is not None else prompts
 
 
 def _not_synchronised(chatbot: Chatbot, workload: Workload) -> Reply:
@@ -83,9 +87,8 @@ def _not_synchronised(chatbot: Chatbot, workload: Workload) -> Reply:
     return reply
 
 
-def _never_computed(chatbot: Chatbot, workload: Workload) -> Reply:
-    inner = eager.prepare(chatbot, workload)
-    return lambda prompts, lengths: inner(prompts, lengths).to("meta")
+def _on_meta(inner: Reply, prompts: Tensor, lengths: Tensor) -> Tensor:
+    return inner(prompts, lengths).to("meta")
 
 
 def _same_reply(chatbot: Chatbot, workload: Workload) -> Reply:
@@ -116,25 +119,14 @@ def _memory_of_prompts(chatbot: Chatbot, workload: Workload) -> Reply:
 
 
 def _half_as_long(chatbot: Chatbot, workload: Workload) -> Reply:
-    search, steps = chatbot.search(), max(1, workload.reply_tokens // 2)
-
-    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
-        tokens: Tensor = search(prompts, lengths, steps)[0]
-        return tokens
-
-    return reply
+    return eager.prepare(chatbot, replace(workload, reply_tokens=max(1, workload.reply_tokens // 2)))
 
 
-def _stops_at_the_end(chatbot: Chatbot, workload: Workload) -> Reply:
+def _stops_at_the_end(inner: Reply, prompts: Tensor, lengths: Tensor) -> Tensor:
     """Nothing after the first EOS, filled up to the asked length."""
-    inner = eager.prepare(chatbot, workload)
-
-    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
-        tokens = inner(prompts, lengths)
-        ended = (tokens == EOS).cumsum(1) - (tokens == EOS).long() > 0
-        return tokens.masked_fill(ended, PAD)
-
-    return reply
+    tokens = inner(prompts, lengths)
+    ended = (tokens == EOS).cumsum(1) - (tokens == EOS).long() > 0
+    return tokens.masked_fill(ended, PAD)
 
 
 def _computes_nothing(chatbot: Chatbot, workload: Workload) -> Reply:
@@ -169,15 +161,10 @@ def _gradients_on(chatbot: Chatbot, workload: Workload) -> Reply:
     return reply
 
 
-def _tokenises(chatbot: Chatbot, workload: Workload) -> Reply:
+def _tokenises(inner: Reply, prompts: Tensor, lengths: Tensor) -> Tensor:
     """Makes its prompt from words within the call, as the original did."""
-    inner = eager.prepare(chatbot, workload)
-
-    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
-        text = [" ".join(str(word) for word in row) for row in prompts.tolist()]
-        return inner(torch.tensor([[int(word) for word in row.split(" ")] for row in text]), lengths)
-
-    return reply
+    text = [" ".join(str(word) for word in row) for row in prompts.tolist()]
+    return inner(torch.tensor([[int(word) for word in row.split(" ")] for row in text]), lengths)
 
 
 def _hangs(chatbot: Chatbot, workload: Workload) -> Reply:
@@ -207,14 +194,14 @@ def _dies(chatbot: Chatbot, workload: Workload) -> Reply:
 SAME_PROGRAM = _planted(torchscript.prepare, "torchscript under another name", kind="torchscript", control_of=None)
 ANOTHER_DEVICE = _planted(_on_another_device, "weights left on another device")
 NOT_SYNCHRONISED = _planted(_not_synchronised, "returns before it has answered")
-NEVER_COMPUTED = _planted(_never_computed, "answers with a tensor that holds nothing")
+NEVER_COMPUTED = _planted(_around(_on_meta), "answers with a tensor that holds nothing")
 SAME_REPLY = _planted(_same_reply, "its first reply for ever")
 MEMORY = _planted(_memory_of_prompts, "remembers prompts")
 HALF = _planted(_half_as_long, "half of the reply")
-STOPS = _planted(_stops_at_the_end, "stops at the end of the sentence")
+STOPS = _planted(_around(_stops_at_the_end), "stops at the end of the sentence")
 NOTHING = _planted(_computes_nothing, "computes nothing")
 DROPOUT = _planted(_dropout_on, "dropout on")
 GRADIENTS = _planted(_gradients_on, "gradients on")
-TOKENISES = _planted(_tokenises, "text within the call")
+TOKENISES = _planted(_around(_tokenises), "text within the call")
 DIES = _planted(_dies, "its process is killed half-way")
 HANGS = _planted(_hangs, "never answers")

@@ -7,6 +7,7 @@ from ray_jobs.audit.cost import LEAST_TIMED_SHARE, MOST_OWN_CORES, MOST_SAMPLE_U
 from ray_jobs.audit.detection import IMPOSSIBLE
 from ray_jobs.audit.rates import CLAIMED, LEAST_FOUND, MOST_BIAS, MOST_FALSE
 from ray_jobs.report.tables import table
+from ray_jobs.report.text import UNKNOWN, between
 
 EVERY_S = 30.0  # between lines of progress
 PEER_NAMES = {
@@ -81,7 +82,7 @@ def _identical(part: Part) -> str:
 def _rate_row(who: str, part: Part, wrong: int, low: float, high: float) -> tuple[str, ...]:
     of = part["comparisons"]
     seconds = _number(part["seconds_each"], ".1f")
-    return (who, f"{wrong} of {of}", _percents(wrong / of if of else None, low, high), seconds)
+    return (who, f"{wrong} of {of}", between(wrong / of if of else None, low, high, "{:.1%}".format), seconds)
 
 
 def _trials(part: Part) -> str:
@@ -116,9 +117,9 @@ def _effect(part: Part) -> str:
     asked = f"at least {LEAST_FOUND:.0%} found, bias within {MOST_BIAS:.1%}"
     row = (
         f"{part['found']} of {count}",
-        _percents(part["found"] / count if count else None, part["found_low"], part["found_high"], ".0%"),
+        between(part["found"] / count if count else None, part["found_low"], part["found_high"], "{:.0%}".format),
         str(part["called_slower"]),
-        _percents(part["bias"], part["bias_low"], part["bias_high"], "+.2%"),
+        between(part["bias"], part["bias_low"], part["bias_high"], "{:+.2%}".format),
         _number(part["median_half_width"], ".2%"),
         _number(part["seconds_each"], ".1f"),
         _number(part["most_seconds"], ".1f"),
@@ -177,11 +178,5 @@ def _cost(part: Part) -> str:
     )
 
 
-def _percents(value: float | None, low: float | None, high: float | None, form: str = ".1%") -> str:
-    if value is None or low is None or high is None:
-        return "-"
-    return f"{value:{form}} ({low:{form}} to {high:{form}})"
-
-
 def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
+    return UNKNOWN if value is None else f"{value:{form}}{unit}"

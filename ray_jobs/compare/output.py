@@ -10,7 +10,6 @@ from ray_jobs.compare.match import Cell
 from ray_jobs.report import text as words
 from ray_jobs.report.tables import plain, table
 from ray_jobs.results.run import FinishedRun
-from ray_jobs.statistics import Interval
 
 FORMATS = ("text", "markdown", "json")
 HEAD = ("variant", "workload and hardware", "speedup BASE", "speedup NEW", "NEW / BASE (95%)", "verdict")
@@ -106,16 +105,9 @@ def _columns(change: Change) -> tuple[str, ...]:
     row = change.new.row
     sizes = words.short_sizes(row)
     verdict = change.verdict if change.gates else f"{change.verdict} (the control: no gate)"
-    speedups = [_number(cell.row.speedup) for cell in (change.base, change.new)]
-    return (row.variant, f"{sizes}, {change.new.hardware}", *speedups, _interval(change.ratio), verdict)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(found: Interval | None) -> str:
-    return "-" if found is None else f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+    speedups = [words.between(cell.row.speedup, None, None, words.ratio) for cell in (change.base, change.new)]
+    found = change.ratio and words.between(change.ratio.value, change.ratio.low, change.ratio.high, words.ratio)
+    return (row.variant, f"{sizes}, {change.new.hardware}", *speedups, found or words.UNKNOWN, verdict)
 
 
 def _named(what: str, cells: Sequence[Cell]) -> Iterator[str]:

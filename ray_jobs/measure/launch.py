@@ -20,10 +20,9 @@ from ray_jobs.measure import orders
 from ray_jobs.measure import replies as checks
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, Weights, one_line
 from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, run_rounds, size, warm_up
-from ray_jobs.measure.sentinel import sentinel_ns
 from ray_jobs.measure.subject import Subject, subject_of
 from ray_jobs.measure.timing import timer_for
-from ray_jobs.measure.watch import watch_for
+from ray_jobs.measure.watch import sentinel_ns, watch_for
 
 Facts = dict[str, VariantFacts]
 

@@ -23,6 +23,10 @@ TICK_NS = round(1e9 / os.sysconf("SC_CLK_TCK"))  # resolution of /proc/stat
 WAKE_UPS_NS = 500_000  # what the kernel's own threads take of a core now and then, on an idle machine too
 WARN_SHARE = 0.2  # of disturbed rounds, above which a row says so
 
+LOOPS = 50_000  # of the interpreter, about 2 ms
+FLOATS = 1_000_000  # 8 MB read from the caches or memory, three times
+REPEATS = 5
+
 Ints = NDArray[np.int64]
 
 
@@ -84,11 +88,6 @@ def per_round(readings: Sequence[Counters]) -> Interference:
     totals = {name: differences(name) for name in ("run_delay_ns", "steal_ns", "throttled_ns", "pressure_ns")}
     gpu = {name: states(name) for name in ("gpu_clock_mhz", "gpu_throttle", "gpu_foreign")}
     return Interference(round_ns=differences("wall_ns"), foreign_cpu_ns=foreign, **totals, **gpu)
-
-
-def untold(rounds: int) -> Interference:
-    """The interference of a launch that was not watched."""
-    return Interference(**{name: np.full(rounds, ABSENT, dtype=np.int64) for name in COUNTERS})
 
 
 @dataclass(frozen=True)
@@ -299,3 +298,21 @@ def watch_for(device: str) -> MachineWatch:
         except Exception:  # no package, no driver library, no permission: the machine does not tell
             gpu = None
     return MachineWatch(tuple(sorted(os.sched_getaffinity(0))), gpu)
+
+
+def sentinel_ns(clock: Callable[[], int] = time.perf_counter_ns) -> int:
+    """The median time of a fixed computation that no variant has a part in: about 5 ms, half interpreter, half memory.
+
+    It tells a machine that got slower from a variant that did.
+    """
+    floats = np.ones(FLOATS)
+    times = []
+    for _ in range(REPEATS):
+        start = clock()
+        total = 0
+        for i in range(LOOPS):
+            total += i
+        for _ in range(3):
+            floats.sum()
+        times.append(clock() - start)
+    return sorted(times)[REPEATS // 2]

@@ -1,6 +1,6 @@
 """Figures and verdicts as a person reads them: the same in the terminal, in the report and in what they export."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ray_jobs.matrix.hardware import HardwareClass
 from ray_jobs.matrix.rows import Row
@@ -59,11 +59,14 @@ def latency(row: Row) -> str:
 
 def p50(of: Row | HardwareClass) -> str:
     """The median in ms with its interval."""
-    if of.p50_ms is None:
+    return between(of.p50_ms, of.p50_low_ms, of.p50_high_ms, digits)
+
+
+def between(value: float | None, low: float | None, high: float | None, show: Callable[[float], str]) -> str:
+    """A figure with the limits of its interval, where they are known."""
+    if value is None:
         return UNKNOWN
-    if of.p50_low_ms is None or of.p50_high_ms is None:
-        return digits(of.p50_ms)
-    return f"{digits(of.p50_ms)} ({digits(of.p50_low_ms)} to {digits(of.p50_high_ms)})"
+    return show(value) if low is None or high is None else f"{show(value)} ({show(low)} to {show(high)})"
 
 
 def digits(ms: float | None) -> str:
@@ -80,11 +83,7 @@ def speedup_cell(row: Row) -> str:
 
 def speedup(of: Row | HardwareClass) -> str:
     """The speedup with its interval, the baseline's own too."""
-    if of.speedup is None:
-        return UNKNOWN
-    if of.speedup_low is None or of.speedup_high is None:
-        return ratio(of.speedup)
-    return f"{ratio(of.speedup)} ({ratio(of.speedup_low)} to {ratio(of.speedup_high)})"
+    return between(of.speedup, of.speedup_low, of.speedup_high, ratio)
 
 
 def ratio(value: float) -> str:
