@@ -35,7 +35,7 @@ from chatbot.variants import (
 )
 from chatbot.variants.plain import PrepareModule
 from chatbot.variants.program import Compiled
-from chatbot.variants.workload import DEVICES, Reply, UnavailableError, Workload, is_own
+from chatbot.variants.base import DEVICES, Reply, UnavailableError, Workload, is_own
 
 Prepare = Callable[[Chatbot, Workload], Reply]
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from chatbot.model import Chatbot
 from chatbot.variants.inductor import compiling, example, require_compiler, require_shape
 from chatbot.variants.masked import Greedy
-from chatbot.variants.workload import Reply, Workload
+from chatbot.variants.base import Reply, Workload
 
 CALLS = 4  # one compiles, one warms up, one captures
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from chatbot.model import Chatbot
 from chatbot.variants.inductor import example, require_shape
 from chatbot.variants.masked import Greedy
-from chatbot.variants.workload import Reply, Workload
+from chatbot.variants.base import Reply, Workload
 
 CALLS = 3  # before the capture: libraries choose their algorithms and workspaces in them
 

@@ -2,7 +2,7 @@
 
 from chatbot.model import Chatbot
 from chatbot.variants.search import replying, search_of
-from chatbot.variants.workload import Reply, Workload
+from chatbot.variants.base import Reply, Workload
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:

@@ -24,7 +24,7 @@ from chatbot.variants import inductor, masked
 from chatbot.variants.engines import engine_of
 from chatbot.variants.inductor import cache_folder, compiling, example, machine, require_compiler, settings, stepping
 from chatbot.variants.masked import MaskedEncoder, Step
-from chatbot.variants.workload import Reply, Workload
+from chatbot.variants.base import Reply, Workload
 from chatbot.vocabulary import SOS
 
 SOURCES = (sys.modules[__name__], inductor, masked, model, vocabulary)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chatbot import compiler
 from chatbot.variants.search import filled
-from chatbot.variants.workload import Reply, UnavailableError, Workload
+from chatbot.variants.base import Reply, UnavailableError, Workload
 from chatbot.vocabulary import EOS, SOS
 
 CACHE = "LATENCY_MATRIX_CACHE"  # the environment variable that names the folder of compiled artefacts

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from chatbot.model import Chatbot, Encoder
 from chatbot.variants.plain import converting
 from chatbot.variants.search import replying, search_of
-from chatbot.variants.workload import Reply, UnavailableError, Workload
+from chatbot.variants.base import Reply, UnavailableError, Workload
 
 
 class QuantisedEncoder(nn.Module):

@@ -4,7 +4,7 @@ from chatbot.model import Chatbot
 from chatbot.variants.int8 import quantised
 from chatbot.variants.search import replying
 from chatbot.variants.torchscript import scripted
-from chatbot.variants.workload import Reply, Workload
+from chatbot.variants.base import Reply, Workload
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:

@@ -8,7 +8,7 @@ from chatbot.model import Chatbot
 from chatbot.native.build import BuildError
 from chatbot.native.engine import BYTES, Engine
 from chatbot.variants.program import Compiled
-from chatbot.variants.workload import Reply, UnavailableError, Workload
+from chatbot.variants.base import Reply, UnavailableError, Workload
 
 
 class NativeReply:

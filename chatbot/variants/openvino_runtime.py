@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chatbot.model import Chatbot
 from chatbot.variants.search import filled
-from chatbot.variants.workload import Reply, UnavailableError, Workload
+from chatbot.variants.base import Reply, UnavailableError, Workload
 
 HELP = "pip install 'latency-matrix[openvino]'"
 

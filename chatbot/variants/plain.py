@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatbot.variants.workload import Reply, UnavailableError, Workload
+from chatbot.variants.base import Reply, UnavailableError, Workload
 
 PrepareModule = Callable[[nn.Module, tuple[Tensor, ...], Workload], Callable[..., Any]]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from chatbot.model import Chatbot, GreedySearch
-from chatbot.variants.workload import Reply, Workload
+from chatbot.variants.base import Reply, Workload
 from chatbot.vocabulary import EOS, PAD
 
 

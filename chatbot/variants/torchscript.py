@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from chatbot.model import Chatbot
 from chatbot.variants.plain import traced
 from chatbot.variants.search import replying, search_of
-from chatbot.variants.workload import Reply, Workload
+from chatbot.variants.base import Reply, Workload
 from chatbot.vocabulary import EOS, PAD, SOS
 
 

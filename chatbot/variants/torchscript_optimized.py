@@ -7,7 +7,7 @@ from chatbot.model import Chatbot
 from chatbot.variants.plain import traced
 from chatbot.variants.search import replying
 from chatbot.variants.torchscript import scripted
-from chatbot.variants.workload import Reply, UnavailableError, Workload
+from chatbot.variants.base import Reply, UnavailableError, Workload
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
