@@ -88,6 +88,22 @@ def test_importing_all_of_the_chatbot_loads_neither_ray_nor_arrow_nor_wandb_nor_
     assert loaded.isdisjoint({*HEAVY, "ray_jobs"})
 
 
+@pytest.mark.parametrize("module", ["chatbot.variants", "ray_jobs.spec"])
+def test_naming_variants_and_planning_a_run_do_not_wait_for_torch(module: str) -> None:
+    loaded = loaded_by([module])
+    assert module.split(".")[0] in loaded
+    assert loaded.isdisjoint({*HEAVY, "torch", "numpy"})
+
+
+def test_what_measures_has_loaded_every_variant_before_a_launch_is_forked() -> None:
+    program = (
+        "import sys, ray_jobs.process.server; before = set(sys.modules); from chatbot.variants import load; load()\n"
+    )
+    program += "print(sorted(name for name in set(sys.modules) - before if name.startswith('chatbot.')))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
 def test_importing_what_measures_loads_neither_ray_nor_arrow_nor_wandb() -> None:
     loaded = loaded_by(["ray_jobs.spec", *modules_below(*(f"ray_jobs/{folder}" for folder in MEASURING))])
     assert {"chatbot", "ray_jobs", "torch"} <= loaded

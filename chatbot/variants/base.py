@@ -1,11 +1,20 @@
-"""What is asked of a variant, the form of its answer, and how it says that it can't answer here."""
+"""What a variant is: what is asked of it, the form of its answer, what it promises, and how it says that it can't.
 
-from collections.abc import Callable
+Loads no PyTorch: naming variants and planning runs must not wait for it.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from chatbot.errors import UsageError
 
-Reply = Callable[[Tensor, Tensor], Tensor]  # (prompts (B, T), lengths (B,)) -> tokens (B, S)
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from chatbot.model import Chatbot
 
 DEVICES = ("cpu", "cuda")
 
@@ -35,3 +44,121 @@ class Workload:
 def is_own(model: str) -> bool:
     """Whether a model's name is of the form ``package.module:factory``."""
     return ":" in model and "/" not in model
+
+
+Reply = Callable[["Tensor", "Tensor"], "Tensor"]  # (prompts (B, T), lengths (B,)) -> tokens (B, S)
+Prepare = Callable[["Chatbot", Workload], Reply]
+PrepareModule = Callable[["nn.Module", tuple["Tensor", ...], Workload], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A function known by its import path, ``package.module:name``, and imported when it is first called."""
+
+    path: str
+
+    def function(self) -> Callable[..., Any]:
+        """The function itself."""
+        module, _, name = self.path.partition(":")
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return found
+
+    def __call__(self, *given: Any) -> Any:
+        return self.function()(*given)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to execute the chatbot, and what it promises."""
+
+    name: str
+    summary: str  # one line, for help and report
+    prepare: Prepare
+    exact: bool  # promises the baseline's replies, but for ties within the arithmetic's noise; else nearly the same
+    kind: str  # what the timed program must turn out to be: "eager", "torchscript", or the kind of a ``Compiled``
+    dtype: str = "float32"  # and what it must compute in, all of several with "+" between
+    devices: tuple[str, ...] = DEVICES
+    control_of: str | None = None  # entered to measure the tool's own error: the same program as that variant
+    stops_at_eos: bool = False  # it can end a call when every reply has ended
+    any_shape: bool = True  # it answers prompts of other sizes than the workload's too
+    cached: bool = False  # it keeps compiled artefacts for later launches: its first preparing takes much longer
+    prepare_s: float = 0.0  # about how long preparing takes, beyond a script's, once its artefacts are kept: for plans
+    ready: Callable[[str], None] | None = None  # raises UnavailableError where a device lacks what it compiles with
+    needs: tuple[str, ...] = ()  # beside PyTorch, in words
+    prepare_module: PrepareModule | None = None  # the same of any module; None: it needs the chatbot's structure
+
+
+def own_variant(name: str) -> Variant:
+    """The ``Variant`` called ``NAME`` in a module of the user's: ``package.module:NAME``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the user's module does when it is imported
+        cause = str(error).splitlines()[0] if str(error) else ""
+        kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
+        raise UsageError(f"variant {name!r} can't be imported: {kind}{cause}") from None
+    if not isinstance(found, Variant):
+        raise UsageError(f"variant {name!r} is a {type(found).__name__}, not a chatbot.variants.Variant")
+    return found
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a program not made of PyTorch's modules executes, read from it (its session, its buffers), not its label.
+
+    An object that a variant's callable refers to shows it as its attribute ``compiled``.
+    """
+
+    kind: str  # "native", "onnxruntime", ...: as in the variant's entry
+    devices: frozenset[str]  # where its weights are: "cpu", "cuda"
+    dtypes: frozenset[str]  # that it computes in: "float32", "qint8", ...
+    identity: str  # equal for programs that execute the same code
+    weights: frozenset[int] = frozenset()  # where its parameters lie in memory, where it can tell
+
+
+def prepared(variant: Variant, chatbot: "Chatbot", workload: Workload) -> Reply:
+    """The variant's callable for the workload.
+
+    Raises:
+        UnavailableError: it can't run here, or not so; the message says why.
+    """
+    _require_device(variant, workload)
+    if workload.stop_at_eos and not variant.stops_at_eos:
+        raise UnavailableError("it can't stop at the end of a reply")
+    return variant.prepare(chatbot, workload)
+
+
+def prepared_module(variant: Variant, module: "nn.Module", inputs: tuple["Tensor", ...], workload: Workload) -> Reply:
+    """The variant's callable for a module that is not the chatbot; ``inputs`` are an example of what it is asked.
+
+    Raises:
+        UnavailableError: it can't run here, or not this module; the message says why.
+    """
+    if variant.prepare_module is None:
+        raise UnavailableError("it needs the chatbot's structure")
+    _require_device(variant, workload)
+    call = variant.prepare_module(module, inputs, workload)
+
+    def answer(inputs: Any, _: "Tensor") -> Any:  # the same around every variant
+        return call(*inputs)
+
+    return answer
+
+
+def _require_device(variant: Variant, workload: Workload) -> None:
+    if workload.device not in variant.devices:
+        raise UnavailableError(f"it runs on {' and '.join(variant.devices)} only")
+
+
+@contextmanager
+def converting(tool: str) -> Iterator[None]:
+    """Makes an error of a tool that does not take every module a reason to skip the variant."""
+    try:
+        yield
+    except Exception as error:
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UnavailableError(f"{tool} can't take this model: {cause}") from error

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
-from chatbot.variants.search import replying, search_of
 from chatbot.variants.base import Reply, Workload
+from chatbot.variants.search import replying, search_of
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
+from chatbot.variants.base import Reply, Workload, converting
 from chatbot.variants.inductor import compiling, example, require_compiler, stepping
 from chatbot.variants.masked import MaskedEncoder, Step
-from chatbot.variants.plain import converting
-from chatbot.variants.base import Reply, Workload
 
 CALLS = 2  # the second step's state has other strides than the first's
 

@@ -1,4 +1,5 @@
-"""The whole search captured as one CUDA graph: no kernel is launched from Python.
+"""The whole search as one CUDA graph, so that no kernel is launched from Python: captured as it is, or compiled by
+Inductor first (``torch.compile(mode="reduce-overhead")``).
 
 Source: https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
@@ -7,11 +8,12 @@ import torch
 from torch import Tensor
 
 from chatbot.model import Chatbot
-from chatbot.variants.inductor import example, require_shape
-from chatbot.variants.masked import Greedy
 from chatbot.variants.base import Reply, Workload
+from chatbot.variants.inductor import compiling, example, require_compiler, require_shape
+from chatbot.variants.masked import Greedy
 
 CALLS = 3  # before the capture: libraries choose their algorithms and workspaces in them
+COMPILED_CALLS = 4  # one compiles, one warms up, one captures
 
 
 class Captured:
@@ -41,3 +43,21 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     """Captured for the workload's shapes."""
     with torch.no_grad():
         return Captured(Greedy(chatbot, workload.reply_tokens).eval(), workload)
+
+
+def prepare_compiled(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Compiled and captured before it returns."""
+    require_compiler(workload.device)
+    search = Greedy(chatbot, workload.reply_tokens).eval()
+    whole = torch.compile(search, fullgraph=True, dynamic=False, mode="reduce-overhead")
+
+    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+        require_shape(prompts, workload)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        tokens: Tensor = whole(prompts)
+        return tokens.clone()  # the graph's own buffer is overwritten by the next call
+
+    with compiling(workload), torch.no_grad():
+        for _ in range(COMPILED_CALLS):
+            reply(*example(workload))
+    return reply

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from chatbot.variants.program import Compiled
+from chatbot.variants.base import Compiled
 
 # As PyTorch calls them; integers count as quantised weights.
 ONNX_TYPES = {1: "float32", 2: "quint8", 3: "qint8", 10: "float16", 11: "float64", 16: "bfloat16"}

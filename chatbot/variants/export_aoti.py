@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from chatbot import model, vocabulary
 from chatbot.model import Chatbot
 from chatbot.variants import inductor, masked
+from chatbot.variants.base import Reply, Workload
 from chatbot.variants.engines import engine_of
 from chatbot.variants.inductor import cache_folder, compiling, example, machine, require_compiler, settings, stepping
 from chatbot.variants.masked import MaskedEncoder, Step
-from chatbot.variants.base import Reply, Workload
 from chatbot.vocabulary import SOS
 
 SOURCES = (sys.modules[__name__], inductor, masked, model, vocabulary)

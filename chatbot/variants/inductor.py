@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from chatbot import compiler
-from chatbot.variants.search import filled
 from chatbot.variants.base import Reply, UnavailableError, Workload
+from chatbot.variants.search import filled
 from chatbot.vocabulary import EOS, SOS
 
 CACHE = "LATENCY_MATRIX_CACHE"  # the environment variable that names the folder of compiled artefacts

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from chatbot.model import Chatbot, Encoder
-from chatbot.variants.plain import converting
+from chatbot.variants.base import Reply, UnavailableError, Workload, converting
 from chatbot.variants.search import replying, search_of
-from chatbot.variants.base import Reply, UnavailableError, Workload
+from chatbot.variants.torchscript import scripted
 
 
 class QuantisedEncoder(nn.Module):
@@ -64,6 +64,11 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     """The eager search over the quantised networks."""
     encoder, decoder = quantised(chatbot)
     return replying(search_of(encoder, decoder, chatbot, workload), workload)
+
+
+def prepare_script(chatbot: Chatbot, workload: Workload) -> Reply:
+    """The quantised networks traced, the search over them scripted: few bytes and little Python."""
+    return replying(scripted(chatbot, *quantised(chatbot), workload), workload)
 
 
 def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:

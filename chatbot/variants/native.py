@@ -7,8 +7,7 @@ from torch import Tensor
 from chatbot.model import Chatbot
 from chatbot.native.build import BuildError
 from chatbot.native.engine import BYTES, Engine
-from chatbot.variants.program import Compiled
-from chatbot.variants.base import Reply, UnavailableError, Workload
+from chatbot.variants.base import Compiled, Reply, UnavailableError, Workload
 
 
 class NativeReply:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from chatbot.model import Chatbot
-from chatbot.variants.search import filled
 from chatbot.variants.base import Reply, UnavailableError, Workload
+from chatbot.variants.search import filled
 
 HELP = "pip install 'latency-matrix[onnx]'"
 

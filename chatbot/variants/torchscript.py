@@ -1,4 +1,5 @@
-"""TorchScript as the tutorial on deploying this chatbot has it: networks traced, search scripted.
+"""TorchScript as the tutorial on deploying this chatbot has it (networks traced, search scripted), and what PyTorch
+makes of the script: frozen, its weights inlined as constants of the graph, and rewritten for inference.
 
 Source: https://pytorch.org/tutorials/beginner/deploy_seq2seq_hybrid_frontend_tutorial.html
 """
@@ -7,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
-from chatbot.variants.plain import traced
+from chatbot.variants.base import Reply, UnavailableError, Workload, converting
 from chatbot.variants.search import replying, search_of
-from chatbot.variants.base import Reply, Workload
 from chatbot.vocabulary import EOS, PAD, SOS
 
 
@@ -29,26 +29,62 @@ def scripted(chatbot: Chatbot, encoder: nn.Module, decoder: nn.Module, workload:
     lengths = torch.tensor([3, 2])
     token = torch.full((1, 2), SOS, dtype=torch.long, device=device)
     with torch.no_grad():
-        traced_encoder = _traced(encoder, prompts, lengths)
+        traced_encoder = _trace(encoder, (prompts, lengths))
         outputs, hidden = encoder(prompts, lengths)
         state = hidden[: chatbot.config.decoder_layers]
-        traced_decoder = _traced(decoder, token, state, outputs, prompts == PAD)
+        traced_decoder = _trace(decoder, (token, state, outputs, prompts == PAD))
     search = torch.jit.script(search_of(traced_encoder, traced_decoder, chatbot, workload))
     assert isinstance(search, torch.jit.ScriptModule)
     return search
 
 
-def _traced(network: nn.Module, *example: Tensor) -> torch.jit.ScriptModule:
-    traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
-    assert isinstance(traced, torch.jit.ScriptModule)
-    return traced
+def _trace(network: nn.Module, inputs: tuple[Tensor, ...], strict: bool = True) -> torch.jit.ScriptModule:
+    script = torch.jit.trace(network, inputs, check_trace=False, strict=strict)  # type: ignore[no-untyped-call]
+    assert isinstance(script, torch.jit.ScriptModule)
+    return script
+
+
+def traced(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.jit.ScriptModule:
+    """A trace with these example inputs. Raises UnavailableError where the module can't be traced."""
+    with converting("torch.jit.trace"):
+        return _trace(module, inputs, strict=False)
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     """The scripted search, traced on the workload's device."""
-    return replying(scripted(chatbot, chatbot.encoder, chatbot.decoder, workload), workload)
+    return replying(_whole(chatbot, workload), workload)
+
+
+def prepare_frozen(chatbot: Chatbot, workload: Workload) -> Reply:
+    """Frozen, without the rewriting that ``torchscript-optimized`` stands for."""
+    return replying(torch.jit.freeze(_whole(chatbot, workload), optimize_numerics=False), workload)
+
+
+def prepare_optimized(chatbot: Chatbot, workload: Workload) -> Reply:
+    """On a CPU the linear layers become products with weights that were transposed once."""
+    return replying(torch.jit.optimize_for_inference(_whole(chatbot, workload)), workload)
+
+
+def _whole(chatbot: Chatbot, workload: Workload) -> torch.jit.ScriptModule:
+    return scripted(chatbot, chatbot.encoder, chatbot.decoder, workload)
 
 
 def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
     """Any module, traced."""
     return traced(module, inputs)
+
+
+def prepare_module_frozen(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
+    """The trace of any module, frozen."""
+    frozen: nn.Module = torch.jit.freeze(traced(module, inputs), optimize_numerics=False)
+    return frozen
+
+
+def prepare_module_optimized(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
+    """The trace of any module, rewritten. Raises UnavailableError where there is nothing to rewrite."""
+    script = traced(module, inputs)
+    frozen = torch.jit.freeze(script, optimize_numerics=False)
+    optimized = torch.jit.optimize_for_inference(script)
+    if str(optimized.inlined_graph) == str(frozen.inlined_graph):
+        raise UnavailableError("it finds nothing to rewrite in this model: it would be torchscript-frozen again")
+    return optimized

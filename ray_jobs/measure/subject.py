@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from chatbot.model import Chatbot
-from chatbot.variants import Reply, Variant, Workload, prepared, prepared_module, variant_named
+from chatbot.variants import Reply, Variant, Workload, load, prepared, prepared_module, variant_named
 from ray_jobs.measure import custom_model, replies
 from ray_jobs.measure.replies import LEAST_IDENTICAL, ReplyCheck
 from ray_jobs.measure.result import Weights, one_line
 from ray_jobs.measure.rounds import MOST_WARMUP_CALLS, Prompts, Questions
+
+load()  # in the server, before it forks: no variant's preparing is charged with its imports
 
 OF_A_LAUNCH = 100_000  # calls at most: each launch asks others
 
