@@ -75,6 +75,7 @@ def test_a_sweep_is_a_group_with_a_run_a_trial_and_one_for_the_whole(runs: list[
     swept(SweepSink("offline", record), record)
     assert [run.asked["id"] for run in runs] == ["s-0000", "s-0001", "s-sweep"]
     assert {run.asked["group"] for run in runs} == {"s"}
+    assert all(run.asked["settings"].x_disable_meta and run.asked["settings"].host == "hidden" for run in runs)
     first, second, whole = runs
     assert first.asked["config"]["learning_rate"] == TRIALS[0].settings["learning_rate"]
     assert [(step, values["validation_loss"]) for step, values in first.told] == [(10, 2.0), (20, 1.0)]

@@ -363,6 +363,16 @@ def test_an_offline_run_holds_the_spec_and_the_environment(offline: Told) -> Non
         assert config[part] == written[part]
 
 
+def test_an_offline_run_tells_nothing_of_the_driver_but_what_the_run_directory_holds(offline: Told) -> None:
+    (run,) = of_kind(offline, "run")
+    assert run.host == "hidden"
+    assert of_kind(offline, "environment") == []
+    log = log_of(offline).read_bytes()
+    assert sys.executable.encode() not in log
+    assert b"wandb_sink.client" not in log
+    assert not list(offline.folder.glob(f"{RUN}/wandb/offline-run-*/files/requirements.txt"))
+
+
 def test_an_offline_run_holds_each_cells_figures_in_its_summary(offline: Told) -> None:
     written: dict[str, Any] = {}
     for summary in of_kind(offline, "summary"):

@@ -20,7 +20,7 @@ from chatbot.model import PRESETS
 from ray_jobs.sweep.data import load_data
 from ray_jobs.sweep.space import Value, apply, parse_value
 from ray_jobs.sweep.spec import SweepSpec
-from ray_jobs.wandb_sink.client import PROJECT
+from ray_jobs.wandb_sink.client import open_run
 from ray_jobs.wandb_sink.sink import PATIENCE_S
 
 
@@ -86,14 +86,8 @@ class _Teller:
         self._run: Any = None
         if mode == "off":
             return
-        import wandb
-
-        settings = wandb.Settings(
-            init_timeout=PATIENCE_S, finish_timeout=PATIENCE_S, silent=True, disable_git=True, x_disable_stats=True
-        )
-        chosen: Any = mode
-        project = os.environ.get("WANDB_PROJECT", PROJECT)
-        self._run = wandb.init(id=name, project=project, config=config, mode=chosen, settings=settings)
+        limits = {"init_timeout": PATIENCE_S, "finish_timeout": PATIENCE_S, "silent": True}
+        self._run = open_run(limits, id=name, config=config, mode=mode)
 
     def progress(self, progress: training.Progress) -> None:
         values = {

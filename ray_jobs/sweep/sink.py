@@ -3,7 +3,6 @@
 Only the driver speaks to W&B. Nothing that W&B does may end a sweep: the first trouble is said in one line.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from ray_jobs.measure.result import one_line
 from ray_jobs.sweep.folder import BEST, Record
 from ray_jobs.sweep.spec import Trial
 from ray_jobs.sweep.table import TrialRow, Validation, best_of, flat
-from ray_jobs.wandb_sink.client import PROJECT
+from ray_jobs.wandb_sink.client import open_run
 from ray_jobs.wandb_sink.sink import PATIENCE_S
 
 CURVES = ("epoch", "train_loss", "validation_loss", "free_running_loss", "best_loss")
@@ -98,25 +97,18 @@ class SweepSink:
             return self._init(suffix, kind, config)
 
     def _init(self, suffix: str, kind: str, config: dict[str, Any]) -> Any:
-        import wandb
-
-        settings = wandb.Settings(
-            init_timeout=PATIENCE_S, finish_timeout=PATIENCE_S, silent=True, disable_git=True, x_disable_stats=True
-        )
         self._dir = self._dir or mkdtemp(prefix="latency-matrix-wandb-")
-        mode: Any = self._mode
-        run = wandb.init(
+        run = open_run(
+            {"init_timeout": PATIENCE_S, "finish_timeout": PATIENCE_S, "silent": True},
             id=f"{self._record.id}-{suffix}",
             name=f"{self._record.id}-{suffix}",
             group=self._record.id,
             job_type=kind,
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
             config=config,
             dir=self._dir,
-            mode=mode,
+            mode=self._mode,
             reinit="create_new",
             resume="allow" if self._mode == "online" else None,
-            settings=settings,
         )
         self._used = True
         return run

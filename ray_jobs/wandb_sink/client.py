@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +26,17 @@ from ray_jobs.wandb_sink.content import Head, cells_of, distributions_of, files_
 PROJECT = "latency-matrix"
 LONGEST_MESSAGE = 1 << 20  # bytes
 TROUBLE = re.compile(r"ERROR|Fatal error|Timed out", re.IGNORECASE)  # in what W&B's client prints
+# Of the machine, the user and the command line W&B gets what a run directory holds, and nothing else.
+PRIVATE = {
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "host": "hidden",
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
 SEND_EVERY_S = 2.0  # what was logged; W&B's own 15 s would be too late for a run that is cut short
 
 Tell = Callable[[dict[str, Any]], None]
@@ -56,28 +67,25 @@ def publish(place: str, mode: str, folder: Path, line: socket.socket, printed: I
     _tell(line, {"done": run.url, "log": None if mode == "online" else str(Path(run.dir).parent)})
 
 
-def _open(head: Head, mode: Any, folder: Path) -> Any:
+def open_run(settings: Mapping[str, Any], **asked: Any) -> Any:
+    """``wandb.init`` with these arguments, in the project that the user names, and private."""
     import wandb
 
-    settings = wandb.Settings(
-        console="off",
-        disable_code=True,
-        disable_git=True,
-        silent=False,  # it prints into a file of ours
-        x_disable_stats=True,
-        x_file_stream_transmit_interval=SEND_EVERY_S,
-    )
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    return wandb.init(project=project, settings=wandb.Settings(**PRIVATE, **settings), **asked)
+
+
+def _open(head: Head, mode: str, folder: Path) -> Any:
     if mode == "offline":  # the same told again: an earlier log, sent after this one, would tell it a second time
         for earlier in (folder / "wandb").glob(f"offline-run-*-{head.id}"):
             shutil.rmtree(earlier)
-    return wandb.init(
+    return open_run(
+        {"silent": False, "x_file_stream_transmit_interval": SEND_EVERY_S},  # it prints into a file of ours
         dir=folder,
         mode=mode,
-        settings=settings,
         id=head.id,
         resume="allow" if mode == "online" else None,  # so that W&B tells whether it has the step of history
         name=head.name,
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
         group=os.environ.get("WANDB_RUN_GROUP", head.group),
         tags=head.tags,
         config=dict(head.config),
