@@ -142,7 +142,7 @@ class Best:
     """The fastest of several programs that took turns with each other."""
 
     name: str
-    rivals: tuple[str, ...]  # not told apart from it
+    rivals: tuple[str, ...]  # indistinguishable from it
 
 
 def paired(
@@ -173,7 +173,7 @@ def best_of(turns: Sequence[Mapping[str, Floats]], baseline: str, eligible: Coll
     means, https://doi.org/10.2307/2282330). To count only the leader's k-1 comparisons would be too few.
 
     Args:
-        turns: as in ``paired``, of everything that is to be told apart, whether eligible or not.
+        turns: as in ``paired``, of everything that took part, whether eligible or not.
         baseline: which of them that is.
         eligible: those that may be named.
     """

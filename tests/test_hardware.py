@@ -387,8 +387,8 @@ def test_a_station_with_another_speedup_is_told_of_with_what_chance_would_allow(
     reach = limit([0.0] * 5, 0.01 / math.sqrt(10), 9)
     low, high = 1.25 * math.exp(-reach), 1.25 * math.exp(reach)
     assert found[SCRIPT].disagreeing == (
-        "node-7:cpu: torchscript's speedup of 1.050 is not that of the other 5 stations, "
-        f"1.250 (by chance {low:.3f} to {high:.3f})",
+        "node-7:cpu: torchscript's speedup of 1.050 differs from that of the other 5 stations, "
+        f"1.250 (chance allows {low:.3f} to {high:.3f})",
     )
 
 

@@ -242,9 +242,9 @@ def rivals(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 def test_two_that_are_not_told_apart_are_not_set_above_each_other_in_a_committed_run() -> None:
     view = load(RunDirectory.existing(str(RESULTS / "variants-tutorial")))
     two = only(view, "torchscript", "torchscript-frozen")
-    assert said(two)[SAME][0] == "torchscript-frozen (torchscript is not told apart)"
+    assert said(two)[SAME][0] == "torchscript-frozen (indistinguishable from torchscript)"
     folded = Text(page([two] * 4)).all
-    assert folded.count("all replies the same. torchscript is not told apart from it.") == 4
+    assert folded.count("all replies the same. It is indistinguishable from torchscript.") == 4
     assert said(only(view, "torchscript", "torchscript-optimized"))[SAME][0] == "torchscript-optimized"
     assert said(only(view, "torchscript", "compile"))[SAME][0] == "torchscript"
 
@@ -260,7 +260,7 @@ def test_exact_variants_are_told_before_approximate_ones_of_a_committed_run() ->
 def test_neither_control_nor_invalid_nor_approximate_competes_with_the_exact(rivals: dict[str, float]) -> None:
     facts = {"int8": VariantFacts(replies=100, identical=93)}
     found = said(made_view([Case(rivals, facts=facts)]))
-    assert found[SAME] == ("twin (torchscript is not told apart)", "8.00 ms, eager 10.0 ms")
+    assert found[SAME] == ("twin (indistinguishable from torchscript)", "8.00 ms, eager 10.0 ms")
     assert found[NEARLY] == ("int8", "2.00 ms, eager 10.0 ms; 93.00% of the replies the same")
     found = said(
         made_view([Case(rivals, facts={name: VariantFacts(invalid="it is eager") for name in ("twin", "int8")})])
@@ -271,7 +271,7 @@ def test_neither_control_nor_invalid_nor_approximate_competes_with_the_exact(riv
 
 def test_an_exact_winner_whose_replies_differ_in_ties_says_so() -> None:
     view = made_view([Case(facts={"torchscript": VariantFacts(replies=100, identical=99)})])
-    assert said(view)[SAME][1] == "8.00 ms, eager 10.0 ms; 99.00% of the replies the same, the others tied"
+    assert said(view)[SAME][1] == "8.00 ms, eager 10.0 ms; 99.00% of the replies the same, the rest differ in ties only"
 
 
 def test_where_samples_were_not_read_nothing_is_said_to_be_compared(rivals: dict[str, float]) -> None:
@@ -284,11 +284,11 @@ def test_over_many_trials_it_is_told_how_often_others_were_as_fast(rivals: dict[
     clear = {**rivals, "twin": 6.0}
     cases = [Case(rivals), Case(clear, Workload(batch=16)), Case(clear, Workload(threads=2))]
     view = made_view(cases)
-    assert said(view)[SAME] == ("twin", "in 3 of 3 measured trials, not told apart from others in 1")
+    assert said(view)[SAME] == ("twin", "in 3 of 3 measured trials, indistinguishable from others in 1")
     half = replace(view, draws=dict(list(view.draws.items())[:2]))
-    told = "in 3 of 3 measured trials, not told apart from others in 1, not compared with the others in 1"
+    told = "in 3 of 3 measured trials, indistinguishable from others in 1, not compared with the others in 1"
     assert said(half)[SAME] == ("twin", told)
-    assert said(view, made_view(cases, run="again"))[SAME][1].startswith("in 6 of 6 measured trials, not told apart")
+    assert said(view, made_view(cases, run="again"))[SAME][1].startswith("in 6 of 6 measured trials, indistinguishable")
 
 
 def test_faster_alone_but_not_as_the_best_of_many_is_no_variant_beyond_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,7 +409,7 @@ def test_several_runs_stand_beneath_each_other_where_they_measured_the_same() ->
         ("batch 16", "after"),
     ]
     told = summarize(views)
-    assert told.headline == "2 runs beside each other"
+    assert told.headline == "2 runs side by side"
     assert told.sentences[0].startswith("before: torchscript is faster than eager in 2 of 2 trials")
     text = Text(page(views)).all
     assert "before, workbench-7:cpu" in text

@@ -305,10 +305,10 @@ def rounds(count: int = 10, /, **columns: list[int]) -> Interference:
 
 # A little and much of each disturbance in a round of a second, and what is said of much.
 CAUSES = {
-    "foreign_cpu_ns": (SECOND // 2 + TICK_NS, 3 * SECOND // 2 + 2 * TICK_NS, "another process used 1.5 cores"),
+    "foreign_cpu_ns": (SECOND // 2 + TICK_NS, 3 * SECOND // 2 + 2 * TICK_NS, "other processes used 1.5 cores"),
     "run_delay_ns": (SECOND // 100, SECOND // 4, "the launch waited 25% of the time for its cores"),
     "steal_ns": (SECOND // 100, SECOND // 4, "the hypervisor took 25% of the time away"),
-    "throttled_ns": (SECOND // 2000, SECOND // 4, "the control group's quota stopped it for 25% of the time"),
+    "throttled_ns": (SECOND // 2000, SECOND // 4, "the cgroup's quota stopped the launch for 25% of the time"),
     "gpu_throttle": (0, 0x40, "the GPU was slowed down (NVML's bit mask of reasons: 64)"),
     "gpu_foreign": (0, 3, "3 other processes used the GPU"),
 }

@@ -10,9 +10,9 @@ from ray_jobs.report.tables import table
 from ray_jobs.report.text import UNKNOWN, between
 
 EVERY_S = 30.0  # between lines of progress
-PEER_NAMES = {
-    "torch_benchmark": "torch.utils.benchmark as it is by default, one after the other",
-    "mean_of_100": "mean of 100 calls without a warm-up, one after the other",
+ONE_BY_ONE = {  # alternatives, and how each times one program after the other
+    "torch_benchmark": ("torch.utils.benchmark", "with its defaults"),
+    "mean_of_100": ("mean of 100 calls", "without a warm-up"),
 }
 Part = Mapping[str, Any]
 
@@ -48,7 +48,7 @@ def section(part: Part) -> str:
 
 
 def _identical(part: Part) -> str:
-    load = ", beside a background load on every core" if part["part"].endswith("load") else ", quiet"
+    load = ", next to a background load on every core" if part["part"].endswith("load") else ", quiet"
     count = part["comparisons"]
     rows = [
         _rate_row("this tool, its verdicts", part, part["false_verdicts"], part["rate_low"], part["rate_high"]),
@@ -56,7 +56,13 @@ def _identical(part: Part) -> str:
             "this tool, its intervals", part, part["intervals_missing_1"], part["missing_low"], part["missing_high"]
         ),
         *(
-            _rate_row(PEER_NAMES[name], peer, peer["false_verdicts"], peer["rate_low"], peer["rate_high"])
+            _rate_row(
+                f"{' '.join(ONE_BY_ONE[name])}, one program after the other",
+                peer,
+                peer["false_verdicts"],
+                peer["rate_low"],
+                peer["rate_high"],
+            )
             for name, peer in part["peers"].items()
             if peer["comparisons"]
         ),
@@ -70,8 +76,9 @@ def _identical(part: Part) -> str:
             "",
             *table(("", "called different", "rate (95%)", "seconds each"), rows),
             "",
-            f"An interval calls them different where it misses 1 (5% claimed); the others where their two figures "
-            f"differ by more than {part['spec']['margin']:.0%}, as {part['beyond_margin']} of this tool's speedups do. "
+            f"An interval calls two programs different where it excludes 1 (5% claimed); an alternative, where its two "
+            f"figures differ by more than {part['spec']['margin']:.0%}, as {part['beyond_margin']} of this tool's "
+            "speedups do. "
             f"Verdicts: same {part['same']}, undecided {part['inconclusive']}, different {part['false_verdicts']} "
             f"of {count}. Median half-width {_number(part['median_half_width'], '.2%')}; {_machine(part)}.",
             *_worst_errors(part),
@@ -102,14 +109,9 @@ def _machine(part: Part) -> str:
 
 
 def _worst_errors(part: Part) -> list[str]:
-    worst = [
-        f"{PEER_NAMES[name].split(' as ')[0].split(' without')[0]} {p['worst_error']:.1%}"
-        for name, p in part["peers"].items()
-        if p["comparisons"]
-    ]
-    return (
-        [f"Largest difference that the others showed between identical programs: {', '.join(worst)}."] if worst else []
-    )
+    known = {ONE_BY_ONE[name][0]: peer for name, peer in part["peers"].items() if peer["comparisons"]}
+    worst = ", ".join(f"{name} {peer['worst_error']:.1%}" for name, peer in known.items())
+    return [f"Largest difference that the alternatives reported between identical programs: {worst}."] if worst else []
 
 
 def _effect(part: Part) -> str:
@@ -127,7 +129,7 @@ def _effect(part: Part) -> str:
     head = ("found", "share (95%)", "called slower", "bias (95%)", "median half-width", "seconds each", "longest")
     return "\n".join(
         [
-            f"## A slowdown of {part['percent']}%" + (", beside a background load" if "load" in part["part"] else ""),
+            f"## A slowdown of {part['percent']}%" + (", next to a background load" if "load" in part["part"] else ""),
             "",
             f"{_trials(part)} Promise ({asked}): **{part['promise']}**.",
             "",

@@ -21,7 +21,7 @@ def report(
         typer.Option(help=f"The file; without it RUN/{FILE}, of several runs {FILE} here; other formats go to stdout."),
     ] = None,
 ) -> None:
-    """Show finished runs, beside each other where there are several."""
+    """Show finished runs, side by side where there are several."""
     if kind not in FORMATS:
         raise one_of("format", kind, list(FORMATS))
     directories = [RunDirectory.existing(run) for run in runs]

@@ -131,7 +131,7 @@ def _broken(base: Cell, new: Cell) -> str | None:
         return f"{Verdict.INVALID if new.row.verdict == Verdict.INVALID else Status.FAILED}: {new.row.reason}"
     before, after = base.row.identical_replies, new.row.identical_replies
     if before is not None and after is not None and after < before - REPLIES_MARGIN:
-        return f"its replies changed: {before:.1%} were the baseline's, now {after:.1%}"
+        return f"its replies changed: {before:.1%} matched the baseline's before, {after:.1%} do now"
     return None
 
 

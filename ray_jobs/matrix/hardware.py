@@ -1,4 +1,4 @@
-"""Stations of one hardware class beside each other: the class's mean, its spread, and who disagrees with it.
+"""Stations of one hardware class: the class's mean, its spread, and who disagrees with it.
 
 Launches of several stations are never pooled: launches of one station share its silicon, so each station is one
 estimate with its own error, and stations differ by more than these errors (a random-effects meta-analysis). All
@@ -215,8 +215,6 @@ def _speedup_sentence(found: Disagreement, row: Row) -> str:
     if len(found.others) == 1:
         both = f"{mean:.3f} on {found.others[0]}, {own:.3f} on {found.station}"
         return f"{found.others[0]} and {found.station} disagree: {row.variant}'s speedup is {both}"
-    chance = (
-        f"{mean:.3f} (by chance {math.exp(found.mean - found.limit):.3f} to {math.exp(found.mean + found.limit):.3f})"
-    )
-    others = f"the other {len(found.others)} stations, {chance}"
-    return f"{found.station}: {row.variant}'s speedup of {own:.3f} is not that of {others}"
+    low, high = math.exp(found.mean - found.limit), math.exp(found.mean + found.limit)
+    others = f"the other {len(found.others)} stations, {mean:.3f} (chance allows {low:.3f} to {high:.3f})"
+    return f"{found.station}: {row.variant}'s speedup of {own:.3f} differs from that of {others}"

@@ -125,10 +125,10 @@ class Cause:
 # The limits: a core lost for 2% of a round moves its median turn by less than the default margin. Foreign use
 # elsewhere on the machine costs shared caches and memory bandwidth; half a core of it is far above an idle system's.
 CAUSES = (
-    Cause("foreign_cpu_ns", 0.5, "another process used {0:.1f} cores", slack_ns=2 * TICK_NS),
+    Cause("foreign_cpu_ns", 0.5, "other processes used {0:.1f} cores", slack_ns=2 * TICK_NS),
     Cause("run_delay_ns", 0.02, "the launch waited {0:.0%} of the time for its cores", slack_ns=WAKE_UPS_NS),
     Cause("steal_ns", 0.02, "the hypervisor took {0:.0%} of the time away"),
-    Cause("throttled_ns", 0.001, "the control group's quota stopped it for {0:.0%} of the time"),
+    Cause("throttled_ns", 0.001, "the cgroup's quota stopped the launch for {0:.0%} of the time"),
     Cause("gpu_throttle", 0.5, "the GPU was slowed down (NVML's bit mask of reasons: {0:.0f})"),
     Cause("gpu_foreign", 0.5, "{0:.0f} other processes used the GPU"),
 )

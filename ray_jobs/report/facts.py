@@ -60,11 +60,13 @@ def _first_of(question: str, runs: Sequence[RunView], exact: bool) -> Fact | Non
     best, base = found[0], next(row for row in measured[0] if row.variant == row.baseline)
     told = [f"{words.digits(best.row.p50_ms)} ms, {base.variant} {words.digits(base.p50_ms)} ms"]
     if best.row.identical_replies != 1:
-        told.append(same_replies(best.row) + (", the others tied" if exact and best.row.identical_replies else ""))
+        told.append(
+            same_replies(best.row) + (", the rest differ in ties only" if exact and best.row.identical_replies else "")
+        )
     if best.rivals is None:
         told.append("not compared with the others")
-    others = not_told_apart(best)
-    return Fact(question, _short(best.row.variant, 40) + (f" ({others})" if others else ""), "; ".join(told))
+    rivals = named_rivals(best)
+    return Fact(question, _short(best.row.variant, 40) + (f" ({rivals})" if rivals else ""), "; ".join(told))
 
 
 def _most_often(question: str, found: Sequence[Fastest], measured: int) -> Fact:
@@ -74,22 +76,20 @@ def _most_often(question: str, found: Sequence[Fastest], measured: int) -> Fact:
     mine = [best for best in found if winner in (best.row.variant, *(best.rivals or ()))]
     shared, unknown = sum(bool(best.rivals) for best in mine), sum(best.rivals is None for best in mine)
     told = f"in {len(mine)} of {measured} measured trials"
-    told += f", not told apart from others in {shared}" if shared else ""
+    told += f", indistinguishable from others in {shared}" if shared else ""
     told += f", not compared with the others in {unknown}" if unknown else ""
     rows = [best.row for best in mine if best.row.variant == winner]
     replies = "" if all(row.identical_replies == 1 for row in rows) else f"; {worst_replies(rows)}"
     return Fact(question, _short(winner, 40), told + replies)
 
 
-def not_told_apart(best: Fastest) -> str:
+def named_rivals(best: Fastest) -> str:
     """Which others may be as fast, in words; empty where there is none."""
-    if not best.rivals:
-        return ""
-    names = [_short(name, 40) for name in best.rivals[:MOST_REASONS]]
-    if more := len(best.rivals) - len(names):
+    names = [_short(name, 40) for name in (best.rivals or ())[:MOST_REASONS]]
+    if more := len(best.rivals or ()) - len(names):
         names.append(words.counted(more, "other"))
-    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"{listed} {'is' if len(names) == 1 else 'are'} not told apart"
+    listed = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+    return listed and f"indistinguishable from {listed}"
 
 
 def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:

@@ -18,7 +18,7 @@ from ray_jobs.report import charts
 from ray_jobs.report import text as words
 from ray_jobs.report.charts import Chart, Named
 from ray_jobs.report.cold_start import Start, starts
-from ray_jobs.report.facts import not_told_apart
+from ray_jobs.report.facts import named_rivals
 from ray_jobs.report.heatmap import SIZES, anchor, matrix
 from ray_jobs.report.sentences import compared, sentence
 from ray_jobs.report.summary import summarize
@@ -133,11 +133,11 @@ def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
         draws = replace(draws, variants=tuple(one for one in draws.variants if one.variant not in invalid))
     best = run.fastest(trial, exact=True) or run.fastest(trial, exact=False)
     row = best.row if best else next(iter(compared(rows)), rows[0])
-    others = not_told_apart(best) if best else ""
+    rivals = named_rivals(best) if best else ""
     return TrialPart(
         name,
         words.title(rows[0]),
-        sentence(row, run.margin) + (f" {others} from it." if others else ""),
+        sentence(row, run.margin) + (f" It is {rivals}." if rivals else ""),
         rows,
         tuple(run.bound_why.get((trial, row.variant)) for row in rows),
         tuple(words.notes(rows)),

@@ -30,7 +30,7 @@ def summarize(runs: Sequence[RunView]) -> Summary:
     if len(runs) == 1:
         return Summary(told[0][0], tuple(told[0][1:]), facts)
     lines = [f"{run.id}: {headline}" for run, (headline, *_) in zip(runs, told, strict=True)]
-    return Summary(f"{len(runs)} runs beside each other", tuple(lines), facts)
+    return Summary(f"{len(runs)} runs side by side", tuple(lines), facts)
 
 
 def _told_of(run: RunView) -> list[str]:

@@ -37,7 +37,7 @@ class Fastest:
     """The fastest exact or the fastest approximate variant of a trial."""
 
     row: Row
-    rivals: tuple[str, ...] | None  # not told apart from it; None: samples were not read, so it was not compared
+    rivals: tuple[str, ...] | None  # indistinguishable from it; None: samples were not read, so it was not compared
 
 
 @dataclass(frozen=True)
