@@ -1,4 +1,35 @@
 """The latency matrix: what to measure, how, and how the numbers come home and are judged.
 
-Imports nothing, so that ``measure`` and ``launch`` run on a machine without Ray and pyarrow.
+Importing it loads nothing: names come when they are first used, so that ``measure`` and ``process`` run on a machine
+without Ray and pyarrow, and a command waits only for what it needs.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chatbot.variants import Variant
+    from ray_jobs.driver.api import Matrix, open_run, run
+    from ray_jobs.measure.custom_model import OwnModel
+    from ray_jobs.spec import Spec
+
+__all__ = ["Matrix", "OwnModel", "Spec", "Variant", "open_run", "run"]
+
+_PLACES = {
+    "Matrix": "ray_jobs.driver.api",
+    "OwnModel": "ray_jobs.measure.custom_model",
+    "Spec": "ray_jobs.spec",
+    "Variant": "chatbot.variants",
+    "open_run": "ray_jobs.driver.api",
+    "run": "ray_jobs.driver.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -33,11 +33,16 @@ class Terminated(KeyboardInterrupt):
 def connected(address: str) -> Iterator[None]:
     """Joins the cluster at ``auto`` or ``HOST:PORT``; ``local`` starts one here, which ends with the block.
 
+    Where this process is connected already, that connection is used, and stays.
     Inside, SIGTERM raises ``Terminated`` in the main thread.
 
     Raises:
         UsageError: a ``ray://`` address, or no cluster there.
     """
+    if ray.is_initialized():
+        with _terminable(), _nothing_more_requested():
+            yield
+        return
     if address.startswith("ray://"):
         raise UsageError("ray:// keeps the driver off the cluster; use: ray job submit -- python -m ray_jobs matrix")
     if ":" in address:

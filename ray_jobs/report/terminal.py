@@ -139,9 +139,9 @@ def _speedup_text(interval: Interval) -> str:
     return f"{interval.value:.3f}x ±{interval.half_width:.1%}"
 
 
-def print_matrix(rows: Sequence[Row], margin: float) -> None:
-    """The matrix on stdout: a table for each trial, and below it every reason and warning."""
-    console = Console()
+def print_matrix(rows: Sequence[Row], margin: float, console: Console | None = None) -> None:
+    """The matrix on stdout, or a console: a table for each trial, and below it every reason and warning."""
+    console = console or Console()
     for trial_id in dict.fromkeys(row.trial_id for row in rows):
         mine = [row for row in rows if row.trial_id == trial_id]
         console.print()
