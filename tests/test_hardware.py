@@ -32,7 +32,7 @@ STATIONS = st.lists(st.tuples(VALUES, ERRORS), min_size=2, max_size=12)
 
 
 def random_effects(stations: Sequence[tuple[float, float]]) -> RandomEffects:
-    found = effects_or_none([value for value, _ in stations], [error for _, error in stations])
+    found = effects_or_none([Estimate(value, error, 9) for value, error in stations])
     assert found is not None
     return found
 
@@ -144,7 +144,7 @@ def test_the_mean_lies_among_the_stations(stations: list[tuple[float, float]]) -
 
 def test_a_class_of_one_has_its_stations_value_and_nothing_of_the_others() -> None:
     assert random_effects([(0.3, 0.01)]) == RandomEffects(0.3)
-    assert effects_or_none([], []) is None
+    assert effects_or_none([]) is None
 
 
 def test_estimates_without_error_are_weighed_alike() -> None:

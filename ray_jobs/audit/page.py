@@ -51,18 +51,12 @@ def _identical(part: Part) -> str:
     load = ", next to a background load on every core" if part["part"].endswith("load") else ", quiet"
     count = part["comparisons"]
     rows = [
-        _rate_row("this tool, its verdicts", part, part["false_verdicts"], part["rate_low"], part["rate_high"]),
+        _rate_row("this tool, its verdicts", part, part["false_verdicts"], *_limits(part)),
         _rate_row(
             "this tool, its intervals", part, part["intervals_missing_1"], part["missing_low"], part["missing_high"]
         ),
         *(
-            _rate_row(
-                f"{' '.join(ONE_BY_ONE[name])}, one program after the other",
-                peer,
-                peer["false_verdicts"],
-                peer["rate_low"],
-                peer["rate_high"],
-            )
+            _rate_row(f"{' '.join(ONE_BY_ONE[name])}, one by one", peer, peer["false_verdicts"], *_limits(peer))
             for name, peer in part["peers"].items()
             if peer["comparisons"]
         ),
@@ -84,6 +78,10 @@ def _identical(part: Part) -> str:
             *_worst_errors(part),
         ]
     )
+
+
+def _limits(part: Part) -> tuple[float, float]:
+    return part["rate_low"], part["rate_high"]
 
 
 def _rate_row(who: str, part: Part, wrong: int, low: float, high: float) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import optimize
 
 from ray_jobs.matrix.rows import Row, Status
-from ray_jobs.statistics import CONFIDENCE, LEAST_ERROR, Estimate, Floats, Interval, Verdict, error_of_sum, quantile
+from ray_jobs.statistics import CONFIDENCE, LEAST_ERROR, Estimate, Floats, Verdict, error_of_sum, quantile
 
 MEDIAN_ERROR = math.sqrt(math.pi / 2)  # of a median over that of a mean, for many normal values
 CLASS = ("hardware", "device", "model", "batch", "prompt_tokens", "reply_tokens", "threads", "variant", "stop_at_eos")
@@ -68,7 +68,7 @@ class HardwareClass:
     stop_at_eos: bool = False
 
 
-def random_effects(estimates: Sequence[float], errors: Sequence[float]) -> RandomEffects | None:
+def random_effects(estimates: Collection[Estimate]) -> RandomEffects | None:
     """The mean of stations with its 95% interval, and their spread; None of no estimates.
 
     The variance between stations, tau^2, is Paule and Mandel's (1982, https://doi.org/10.6028/jres.087.022); the
@@ -77,7 +77,7 @@ def random_effects(estimates: Sequence[float], errors: Sequence[float]) -> Rando
     q = Q(tau^2) / (k - 1) is what Paule and Mandel set to 1, or is less where tau is 0. I^2 is Higgins and Thompson's
     (2002, https://doi.org/10.1002/sim.1186). An error below ``LEAST_ERROR`` counts as that.
     """
-    y, variances = np.asarray(estimates, dtype=np.float64), _variances(errors)
+    y, variances = _values(estimates)
     k = len(y)
     if k == 0:
         return None
@@ -92,8 +92,10 @@ def random_effects(estimates: Sequence[float], errors: Sequence[float]) -> Rando
     return RandomEffects(mean, mean - reach, mean + reach, math.sqrt(tau2), unexplained)
 
 
-def _variances(errors: Sequence[float]) -> Floats:
-    return np.maximum(np.asarray(errors, dtype=np.float64), LEAST_ERROR) ** 2
+def _values(estimates: Collection[Estimate]) -> tuple[Floats, Floats]:
+    """(k,) each: values and variances."""
+    values, errors = (np.array([getattr(one, name) for one in estimates], np.float64) for name in ("value", "error"))
+    return values, np.maximum(errors, LEAST_ERROR) ** 2
 
 
 def _dispersion(tau2: float, y: Floats, variances: Floats) -> float:
@@ -128,11 +130,11 @@ def disagreements(estimates: Mapping[str, Estimate], margin: float) -> list[Disa
 def _held_against(station: str, estimates: Mapping[str, Estimate], confidence: float) -> Disagreement:
     """The variance of the difference adds up from parts, each with its own degrees of freedom."""
     one, others = estimates[station], {name: other for name, other in estimates.items() if name != station}
-    y, variances = np.array([o.value for o in others.values()]), _variances([o.error for o in others.values()])
+    y, variances = _values(others.values())
     tau2 = _between(y, variances)
     shares = 1 / (variances + tau2) / (1 / (variances + tau2)).sum()
     between = tau2 * (1 + (shares**2).sum())  # of this station and of the others' mean
-    parts = np.array([*_variances([one.error]), between, *(shares**2 * variances)])
+    parts = np.array([*_values([one])[1], between, *(shares**2 * variances)])
     error, degrees = error_of_sum(parts, [one.degrees, max(1, len(others) - 1), *(o.degrees for o in others.values())])
     return Disagreement(station, tuple(others), one.value, float(shares @ y), quantile(degrees, confidence) * error)
 
@@ -178,14 +180,14 @@ def _latency(row: Row) -> Estimate | None:
 
 def speedup_of(row: Row) -> Estimate | None:
     """ln of the speedup, with the error that ``statistics.speedup`` made its interval of; None without an interval."""
-    if not (row.station and row.launches and row.speedup and row.speedup_low and row.speedup_high):
+    if row.station is None or row.launches is None or row.interval is None:
         return None
-    return Estimate.of_speedup(Interval(row.speedup, row.speedup_low, row.speedup_high), row.launches)
+    return Estimate.of_speedup(row.interval, row.launches)
 
 
 def _ratios(estimates: Collection[Estimate]) -> tuple[float | None, ...]:
     """Mean, low, high and spread of the stations, off the log scale, and I^2."""
-    effects = random_effects([e.value for e in estimates], [e.error for e in estimates])
+    effects = random_effects(estimates)
     if effects is None:
         return (None,) * 5
     limits = [None if log is None else math.exp(log) for log in (effects.low, effects.high)]

@@ -12,7 +12,7 @@ from ray_jobs import statistics
 from ray_jobs.measure import roofline, watch
 from ray_jobs.measure.replies import LEAST_COMPARED, Comparison
 from ray_jobs.measure.result import LaunchResult, VariantFacts
-from ray_jobs.statistics import Verdict
+from ray_jobs.statistics import Interval, Verdict
 
 DRIFT = 0.1  # of the sentinel, above which a row says so
 UNSETTLED = 0.2  # of the launches
@@ -81,6 +81,13 @@ class Row:
     per_token_ms: float | None = None  # mean latency of a call over the mean tokens of a reply
     compared_replies: int | None = None  # that identical_replies is a share of
     first_difference: float | None = None  # of replies that are not identical the median first differing step, from 1
+
+    @property
+    def interval(self) -> Interval | None:
+        """The speedup with its limits; None where it has none, as the baseline's."""
+        if self.speedup is None or self.speedup_low is None or self.speedup_high is None:
+            return None
+        return Interval(self.speedup, self.speedup_low, self.speedup_high)
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -262,7 +269,7 @@ def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[Va
     return warnings
 
 
-def imprecision(interval: statistics.Interval, asked: float) -> str:
+def imprecision(interval: Interval, asked: float) -> str:
     """The warning of an interval that is wider than asked."""
     return f"precision not reached: ±{interval.half_width:.1%} where ±{asked:.1%} was asked; give a larger --budget"
 

@@ -49,11 +49,12 @@ def _pays(row: Row, base: Row, extra_ms: float) -> str:
     """In words, with the range that the speedup's interval gives."""
     if row.variant == base.variant:
         return "the baseline"
-    if row.verdict != Verdict.FASTER or not (row.speedup and row.speedup_low and row.speedup_high and base.p50_ms):
+    interval = row.interval
+    if row.verdict != Verdict.FASTER or interval is None or not base.p50_ms:
         return "never: slower" if row.verdict == Verdict.SLOWER else "not shown to be faster"
     if extra_ms <= 0:
         return "from the first call"
-    gains = [base.p50_ms * (1 - 1 / speedup) for speedup in (row.speedup, row.speedup_high, row.speedup_low)]
+    gains = [base.p50_ms * (1 - 1 / speedup) for speedup in (interval.value, interval.high, interval.low)]
     middle, least, most = (break_even(extra_ms, gain) for gain in gains)
     if middle is None or least is None or most is None:
         return "not shown to be faster"

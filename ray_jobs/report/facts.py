@@ -93,10 +93,10 @@ def named_rivals(best: Fastest) -> str:
 
 
 def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
-    told = [row for row in compared(rows) if row.speedup and row.speedup_low and row.speedup_high]
+    told = [row for row in compared(rows) if row.interval is not None]
     if not told:
         return Fact("How sure", "nothing to be sure of", "no speedup has an interval")
-    widths = [(row.speedup_high - row.speedup_low) / 2 / row.speedup for row in told]  # type: ignore[operator]
+    widths = [row.interval.half_width for row in told if row.interval is not None]
     undecided = sum(row.verdict == Verdict.INCONCLUSIVE for row in told)
     asked = ", ".join(dict.fromkeys(f"{run.spec['precision']:.1%}" for run in runs if "precision" in run.spec))
     wanted = f"; ±{asked} was asked" if asked else ""

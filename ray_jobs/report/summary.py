@@ -9,7 +9,7 @@ from ray_jobs.report import text as words
 from ray_jobs.report.facts import MOST_REASONS, Fact, facts_of, worst_replies
 from ray_jobs.report.sentences import compared, hardware, sentence, state
 from ray_jobs.report.view import RunView
-from ray_jobs.statistics import Interval, Verdict
+from ray_jobs.statistics import Verdict
 
 MOST_SENTENCES = 6
 
@@ -63,9 +63,7 @@ def _doubts(run: RunView, trials: Sequence[Sequence[Row]]) -> list[str]:
 
 def _imprecision(row: Row, run: RunView) -> str | None:
     """The warning that says so, of a row with an interval."""
-    if not (row.speedup and row.speedup_low and row.speedup_high and "precision" in run.spec):
-        return None
-    return imprecision(Interval(row.speedup, row.speedup_low, row.speedup_high), run.spec["precision"])
+    return imprecision(row.interval, run.spec["precision"]) if row.interval and "precision" in run.spec else None
 
 
 def _nothing(run: RunView) -> list[str]:
