@@ -34,8 +34,7 @@ from ray_jobs.measure import custom_model
 from ray_jobs.report.compact import compact as make_compact
 from ray_jobs.report.terminal import Reporter, print_classes, print_matrix
 from ray_jobs.report.text import counted
-from ray_jobs.report.write import FILE as REPORT
-from ray_jobs.results.store import RunDirectory, StoreError
+from ray_jobs.results.store import REPORT, RunDirectory, StoreError
 from ray_jobs.spec import Spec, read_spec
 from ray_jobs.statistics import Verdict
 from ray_jobs.wandb_sink.sink import MODES, WandbSink, resolve_mode

@@ -9,8 +9,8 @@ import typer
 
 from chatbot.errors import UsageError, one_of
 from ray_jobs.report.view import RunView, load
-from ray_jobs.report.write import FILE, FORMATS, draw
-from ray_jobs.results.store import RunDirectory
+from ray_jobs.report.write import FORMATS, draw
+from ray_jobs.results.store import REPORT, RunDirectory
 
 
 def report(
@@ -18,7 +18,9 @@ def report(
     kind: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = "html",
     out: Annotated[
         Path | None,
-        typer.Option(help=f"The file; without it RUN/{FILE}, of several runs {FILE} here; other formats go to stdout."),
+        typer.Option(
+            help=f"The file. [default: RUN/{REPORT}, or {REPORT} here for several runs; stdout for other formats]"
+        ),
     ] = None,
 ) -> None:
     """Show finished runs, side by side where there are several."""
@@ -28,9 +30,9 @@ def report(
     views = [load(directory) for directory in directories]
     if kind == "html" and out is None and len(runs) == 1:
         draw(directories[0])
-        typer.echo(f"{directories[0].shown}: {FILE}")
+        typer.echo(f"{directories[0].shown}: {REPORT}")
         return
-    place = out or (Path(FILE) if kind == "html" else None)
+    place = out or (Path(REPORT) if kind == "html" else None)
     if place is None:
         typer.echo(FORMATS[kind](views), nl=False)
         return

@@ -42,7 +42,6 @@ class TrialPart:
     title: str
     sentence: str
     rows: tuple[Row, ...]
-    why: tuple[str | None, ...]  # of each row's limit
     notes: tuple[str, ...]
     calls: Chart
     time: Chart
@@ -139,7 +138,6 @@ def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
         words.title(rows[0]),
         sentence(row, run.margin) + (f" It is {rivals}." if rivals else ""),
         rows,
-        tuple(run.bound_why.get((trial, row.variant)) for row in rows),
         tuple(words.notes(rows)),
         charts.distributions(draws, rows) if draws else Chart(()),
         charts.over_time(draws, dots) if draws else Chart(()),

@@ -50,7 +50,6 @@ class RunView:
     classes: tuple[HardwareClass, ...]
     draws: Mapping[str, TrialDraws] = field(default_factory=dict)  # by trial
     traces: tuple[Trace, ...] = ()
-    bound_why: Mapping[tuple[str, str], str] = field(default_factory=dict)  # by trial and variant
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -112,7 +111,6 @@ def load(directory: RunDirectory, most_drawn: int = MOST_DRAWN) -> RunView:
         _classes(directory, run, rows),
         _draws(directory, rows, most_drawn),
         _traces(directory),
-        {(row["trial_id"], row["variant"]): row["bound_why"] for row in content if row.get("bound_why")},
     )
 
 

@@ -6,15 +6,14 @@ from ray_jobs.measure.result import one_line
 from ray_jobs.report.page import page
 from ray_jobs.report.tables import as_csv, as_json, markdown
 from ray_jobs.report.view import load
-from ray_jobs.results.store import RunDirectory
+from ray_jobs.results.store import REPORT, RunDirectory
 
-FILE = "report.html"
 FORMATS = {"html": page, "markdown": markdown, "csv": as_csv, "json": as_json}
 
 
 def draw(directory: RunDirectory) -> None:
     """Writes the page into a finished run. Raises UsageError and StoreError."""
-    directory.write(FILE, page([load(directory)]).encode())
+    directory.write(REPORT, page([load(directory)]).encode())
 
 
 def draw_or_say(directory: RunDirectory) -> None:

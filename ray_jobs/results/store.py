@@ -26,6 +26,7 @@ from ray_jobs.results.samples import SCHEMA, renamed, split_launches, to_result
 
 T = TypeVar("T")
 
+REPORT = "report.html"
 PROBE = ".probe"
 PART = ".part"  # of a name: not whole yet
 OBJECT_STORES = ("s3", "gcs", "abfs")

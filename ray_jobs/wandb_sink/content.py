@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.results.run import FinishedRun
-from ray_jobs.results.store import RunDirectory
+from ray_jobs.results.store import REPORT, RunDirectory
 
 SUMMARY = ("p50_ms", "speedup", "speedup_low", "speedup_high", "verdict")
 MOST_DISTRIBUTIONS = 200  # cells; more histograms than that nobody looks at
 BINS = 64
 SHOWN = 0.99  # of the calls: the slowest would flatten all others into one bar
 LONGEST_TAG, LONGEST_GROUP = 64, 128  # characters that W&B takes
-REPORT = "report.html"
 
 
 @dataclass(frozen=True)
