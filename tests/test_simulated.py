@@ -256,7 +256,7 @@ def test_a_row_names_what_disturbed_more_than_a_fifth_of_its_rounds(every_s: flo
         for row in comparison.rows().values():
             named = [text for text in row.warnings if "of the rounds were disturbed" in text]
             assert len(named) == (share_known > 0.2)
-            assert all("waited" in text and "another process" in text for text in named)
+            assert all("waited" in text and "other processes" in text for text in named)
 
 
 def test_the_bursts_of_these_tests_fall_on_both_sides_of_the_warning() -> None:
