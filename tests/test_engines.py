@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chatbot.variants import VARIANTS, Reply, Workload, onnx_runtime, openvino_runtime, prepared
 from chatbot.variants.masked import Greedy, Step
-from ray_jobs.measure.replies import label_fault, probe_fault, program_of, same_program_faults
+from ray_jobs.measure.program import label_fault, probe_fault, program_of, same_program_faults
 
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
 

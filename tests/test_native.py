@@ -23,7 +23,8 @@ from chatbot.native.engine import BYTES, Engine
 from chatbot.prompts import prompt_pool
 from chatbot.variants import BASELINE, VARIANTS, Prepare, UnavailableError, Workload, native
 from chatbot.vocabulary import EOS, FIRST_WORD, PAD
-from ray_jobs.measure.replies import check_replies, first_difference, label_fault, program_of, same_program_faults
+from ray_jobs.measure.program import label_fault, program_of, same_program_faults
+from ray_jobs.measure.replies import check_replies, first_difference
 
 COMPILES = any(map(shutil.which, build.COMPILERS))
 needs_compiler = pytest.mark.skipif(not COMPILES, reason=f"no C++ compiler: none of {', '.join(build.COMPILERS)}")

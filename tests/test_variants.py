@@ -35,7 +35,7 @@ from chatbot.variants import (
 )
 from chatbot.variants.masked import Greedy, MaskedEncoder
 from chatbot.vocabulary import EOS, FIRST_WORD, PAD
-from ray_jobs.measure.replies import label_fault, program_of
+from ray_jobs.measure.program import label_fault, program_of
 
 COMPILED = [  # which takes half a minute each, if nothing is kept of an earlier time
     pytest.param(name, marks=pytest.mark.slow) for name, variant in VARIANTS.items() if variant.cached

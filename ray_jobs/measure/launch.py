@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, variant_named
 from ray_jobs.measure import orders
-from ray_jobs.measure import replies as checks
+from ray_jobs.measure.program import Program, label_fault, probe_fault, program_of, same_program_faults
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, Weights, one_line
 from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, run_rounds, size, warm_up
 from ray_jobs.measure.subject import Subject, subject_of
@@ -122,7 +122,7 @@ def measure_alone(
 def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, facts: Facts) -> dict[str, Reply]:
     """Prepares each variant from its own copy of the weights; what can't be, or is mislabelled, is noted."""
     replies: dict[str, Reply] = {}
-    programs: dict[str, checks.Program] = {}
+    programs: dict[str, Program] = {}
     for name in built:
         prepare = subject.fresh()
         start = time.perf_counter()
@@ -135,10 +135,10 @@ def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, fac
             facts[name] = VariantFacts(failed=f"could not be prepared: {one_line(error)}")
             continue
         prepare_s = time.perf_counter() - start
-        programs[name] = program = checks.program_of(replies[name])
-        fault = checks.label_fault(name, program, workload)
+        programs[name] = program = program_of(replies[name])
+        fault = label_fault(name, program, workload)
         facts[name] = VariantFacts(prepare_s, program.identity, program.kind, invalid=fault)
-    for name, fault in checks.same_program_faults(programs).items():
+    for name, fault in same_program_faults(programs).items():
         facts[name] = replace(facts[name], invalid=fault)
     return replies
 
@@ -173,7 +173,7 @@ def _check_all(
 def _probe_all(replies: Mapping[str, Reply], asked: tuple[Any, Tensor], workload: Workload, facts: Facts) -> None:
     """One more call of each variant, after everything was timed, to look at how it works."""
     for name, reply in replies.items():
-        fault = facts[name].invalid or checks.probe_fault(reply, *asked, facts[name].kind, text=workload.own_model)
+        fault = facts[name].invalid or probe_fault(reply, *asked, facts[name].kind, text=workload.own_model)
         facts[name] = replace(facts[name], invalid=fault)
 
 

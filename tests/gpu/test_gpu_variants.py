@@ -12,7 +12,7 @@ from chatbot.model import Chatbot, Config
 from chatbot.variants import VARIANTS, Reply, UnavailableError, Workload, prepared, torchscript
 from chatbot.vocabulary import EOS, FIRST_WORD, PAD
 from ray_jobs.measure import launch
-from ray_jobs.measure.replies import label_fault, probe_fault, program_of
+from ray_jobs.measure.program import label_fault, probe_fault, program_of
 from ray_jobs.measure.result import Weights
 from ray_jobs.measure.timing import CudaTimer
 
