@@ -2,10 +2,8 @@
 
 import json
 import os
-import secrets
 import shlex
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +21,9 @@ from ray_jobs.cli.variants import print_variants
 from ray_jobs.cluster.connection import IN_A_JOB, Terminated
 from ray_jobs.cluster.fetch import JOB_OUT, bring_home, default_out, run_line
 from ray_jobs.cluster.schedule import ClusterLostError
+from ray_jobs.driver import in_process as debugging
 from ray_jobs.driver import run as main_job
+from ray_jobs.driver.api import new_run_id
 from ray_jobs.driver.plan import estimate
 from ray_jobs.driver.resume import Earlier
 from ray_jobs.driver.run import Where
@@ -91,6 +91,12 @@ def matrix(
     ] = None,
     run_id: Annotated[str | None, typer.Option(help="The run's folder in it; a new one by default.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the trials and their time; run nothing.")] = False,
+    in_process: Annotated[
+        bool,
+        typer.Option(
+            "--in-process", help="Run one launch in this process, without Ray, to debug a variant; keep nothing."
+        ),
+    ] = False,
     wandb: Annotated[str, typer.Option(help=f"{', '.join(MODES)}.")] = "auto",
     address: Annotated[
         str | None, typer.Option(help="local, auto or HOST:PORT. [default: $RAY_ADDRESS, else local]")
@@ -144,7 +150,11 @@ def matrix(
     if plan:
         _print_plan(asked, root)
         return
-    name = earlier.id if earlier else run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    if in_process:
+        for line in debugging.in_process(asked):
+            typer.echo(line)
+        return
+    name = earlier.id if earlier else run_id or new_run_id()
     directory = earlier.directory if earlier else RunDirectory.named(root, name)
     sink = WandbSink(mode, directory)
     reporter = Reporter(asked.budget, asked.precision)
