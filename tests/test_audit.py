@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from launches import WORKLOAD, made_launch, stolen
 
 from chatbot.checkpoint import Trained
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
 from ray_jobs.audit import page
 from ray_jobs.audit.cost import LAUNCH_SERVER, Cost, null_sample, processes
+from ray_jobs.audit.detection import FAULTS
 from ray_jobs.audit.load import timetable
 from ray_jobs.audit.mistakes import DELAYED, named
 from ray_jobs.audit.rates import (
@@ -33,7 +35,9 @@ from ray_jobs.audit.rates import (
     false_verdicts,
     share_interval,
 )
+from ray_jobs.audit.station import Measured
 from ray_jobs.cli.audit import _worst
+from ray_jobs.matrix.rows import TrialInfo, rows_of
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.result import Launch, LaunchResult, Weights
 
@@ -216,6 +220,37 @@ def test_a_page_says_what_each_part_found() -> None:
     assert "9.0 us" in text
     assert "Missed: sample." in text
     assert "None" not in text
+
+
+def measured(counter: str, disturbed_from: int) -> Measured:
+    """Ten launches of the baseline and its control; from one of them on a counter moves in every round."""
+    launches = []
+    for index in range(10):
+        watched = stolen(20, [])
+        getattr(watched, counter)[:] = 15 * 10**8 if index >= disturbed_from else 0
+        launches.append(made_launch({BASELINE: 10.0, CONTROL: 10.0}, index, interference=watched))
+    info = TrialInfo("run", "trial", WORKLOAD, (BASELINE, CONTROL), precision=0.01, margin=0.02)
+    return Measured(info, status="done", rows=rows_of(info, "done", None, launches), launches=launches)
+
+
+@pytest.mark.parametrize(
+    ("counter", "disturbed_from", "noticed"),
+    [
+        ("foreign_cpu_ns", 5, True),
+        ("run_delay_ns", 5, True),
+        ("steal_ns", 5, False),  # another machine's doing
+        ("foreign_cpu_ns", 0, False),  # no more after its start than before
+        ("foreign_cpu_ns", 10, False),
+    ],
+)
+def test_a_background_process_is_noticed_by_the_counters_it_moves(
+    counter: str, disturbed_from: int, noticed: bool
+) -> None:
+    (fault,) = [one for one in FAULTS if one.half_way]
+    state = measured(counter, disturbed_from)
+    assert (fault.judge(state) is not None) == noticed
+    unwarned = replace(state, rows=[replace(row, warnings=()) for row in state.rows])
+    assert fault.judge(unwarned) is None
 
 
 def test_costs_beyond_the_targets_are_named() -> None:

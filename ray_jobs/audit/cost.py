@@ -111,9 +111,7 @@ def processes() -> dict[int, tuple[str, float]]:
             if LAUNCH_SERVER in one.cmdline():
                 serves.add(one.pid)
     servers = {pid for pid in serves if parents[pid] not in serves}  # the others are forked from them
-    roles = (
-        dict.fromkeys(spent, "ray") | dict.fromkeys((parents[pid] for pid in servers), "worker") | {me.pid: "driver"}
-    )
+    roles = dict.fromkeys(spent, "ray") | dict.fromkeys((parents[pid] for pid in servers), "worker")
     roles |= dict.fromkeys(serves, "launch") | dict.fromkeys(servers, "server") | {me.pid: "driver"}
     return {pid: (roles[pid], seconds) for pid, seconds in spent.items()}
 
