@@ -421,7 +421,7 @@ def test_several_runs_stand_beneath_each_other_where_they_measured_the_same() ->
 
 def figures_of(rows: Sequence[Row]) -> list[str]:
     shown = [words.latency(row) for row in rows] + [words.speedup_cell(row) for row in rows]
-    return [text for text in shown if text != words.UNKNOWN]
+    return [text for text in shown if text != words.DASH]
 
 
 def test_variants_that_lack_something_do_not_skip_their_trial() -> None:

@@ -7,7 +7,7 @@ from ray_jobs.audit.cost import LEAST_TIMED_SHARE, MOST_OWN_CORES, MOST_SAMPLE_U
 from ray_jobs.audit.detection import IMPOSSIBLE
 from ray_jobs.audit.rates import CLAIMED, LEAST_FOUND, MOST_BIAS, MOST_FALSE
 from ray_jobs.report.tables import table
-from ray_jobs.report.text import UNKNOWN, between
+from ray_jobs.report.text import DASH, between
 
 EVERY_S = 30.0  # between lines of progress
 ONE_BY_ONE = {  # alternatives, and how each times one program after the other
@@ -179,4 +179,4 @@ def _cost(part: Part) -> str:
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:
-    return UNKNOWN if value is None else f"{value:{form}}{unit}"
+    return DASH if value is None else f"{value:{form}}{unit}"

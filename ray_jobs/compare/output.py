@@ -7,7 +7,7 @@ from typing import Any
 
 from ray_jobs.compare.gate import BaselineChange, Change, Exit, Outcome, RunComparison
 from ray_jobs.compare.match import Cell
-from ray_jobs.report import text as words
+from ray_jobs.report import text
 from ray_jobs.report.tables import plain, table
 from ray_jobs.results.run import FinishedRun
 
@@ -59,7 +59,7 @@ class Page:
 
     def _markdown(self) -> str:
         lines = table(HEAD, list(map(_columns, self.comparison.changes)))
-        remarks = [f"- {plain(text)}" for text in self._remarks()]
+        remarks = [f"- {plain(remark)}" for remark in self._remarks()]
         return "\n".join([f"### Latency: {plain(self.headline)}", "", *lines, "", *remarks])
 
     def _remarks(self) -> Iterator[str]:
@@ -69,7 +69,7 @@ class Page:
                 yield f"{change.verdict}: {change.new.name}: {change.reason}"
             if change.verdict == Outcome.UNDECIDED:
                 rows = {"BASE": change.base.row, "NEW": change.new.row}
-                yield from (f"{which}: {row.variant}: {text}" for which, row in rows.items() for text in row.warnings)
+                yield from (f"{which}: {row.variant}: {said}" for which, row in rows.items() for said in row.warnings)
         yield from _named("not measured in NEW, though asked for", self.comparison.missing)
         missing = {id(cell) for cell in self.comparison.missing}
         yield from _named("only in BASE", [cell for cell in self.comparison.only_base if id(cell) not in missing])
@@ -103,11 +103,11 @@ class Page:
 
 def _columns(change: Change) -> tuple[str, ...]:
     row = change.new.row
-    sizes = words.short_sizes(row)
+    sizes = text.short_sizes(row)
     verdict = change.verdict if change.gates else f"{change.verdict} (the control: no gate)"
-    speedups = [words.between(cell.row.speedup, None, None, words.ratio) for cell in (change.base, change.new)]
-    found = change.ratio and words.between(change.ratio.value, change.ratio.low, change.ratio.high, words.ratio)
-    return (row.variant, f"{sizes}, {change.new.hardware}", *speedups, found or words.UNKNOWN, verdict)
+    speedups = [text.between(cell.row.speedup, None, None, text.ratio) for cell in (change.base, change.new)]
+    found = change.ratio and text.between(change.ratio.value, change.ratio.low, change.ratio.high, text.ratio)
+    return (row.variant, f"{sizes}, {change.new.hardware}", *speedups, found or text.DASH, verdict)
 
 
 def _named(what: str, cells: Sequence[Cell]) -> Iterator[str]:
@@ -138,12 +138,12 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 def notes_of(base: FinishedRun, new: FinishedRun, comparison: RunComparison) -> Iterator[str]:
     """What a reader should know before believing it."""
-    for part, text in {"code": "this program's sources", "spec": "the specs"}.items():
+    for part, what in {"code": "this program's sources", "spec": "the specs"}.items():
         if not (base.run.get("identity") and new.run.get("identity")):
             yield "one run does not say which weights and prompts it used: whether they are the same was not checked"
             break
         if base.run["identity"].get(part) != new.run["identity"].get(part):
-            yield f"differs between the runs: {text}"
+            yield f"differs between the runs: {what}"
     for name, (before, after) in _packages(base, new).items():
         yield f"differs between the runs: {name} {before} -> {after}"
     for change in comparison.changes:

@@ -18,7 +18,10 @@ Clock = Callable[[], int]
 
 
 class Reading(NamedTuple):
-    """One call: when it began (ns of the clock), how long it took, and the counters around it."""
+    """One call: when it began (ns of the clock), how long it took, and the counters around it.
+
+    The counters disqualify nothing: they are kept with each sample for whoever asks why it was slow.
+    """
 
     start_ns: int
     wall_ns: int

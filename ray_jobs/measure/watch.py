@@ -38,9 +38,9 @@ class Counters(NamedTuple):
     run_delay_ns: int | None = None  # this process's threads were ready to run and waited for a core
     steal_ns: int | None = None  # the hypervisor ran something else on the measured cores
     throttled_ns: int | None = None  # this control group had used up its quota
-    pressure_ns: int | None = None  # anything on the machine waited for a core
+    pressure_ns: int | None = None  # anything on the machine waited for a core; no rule uses it, a reader may
     busy_ns: int | None = None  # all cores, whoever used them
-    gpu_clock_mhz: int | None = None
+    gpu_clock_mhz: int | None = None  # no rule uses it, a reader may
     gpu_throttle: int | None = None  # NVML's bit mask of the reasons that cost speed
     gpu_foreign: int | None = None  # other processes that compute on the GPU
 

@@ -1,4 +1,4 @@
-"""The questions of a report's first screen, each with its answer in a few words."""
+"""The questions of a report's first screen, each with its answer in a few text."""
 
 import math
 from collections import Counter
@@ -8,7 +8,7 @@ from statistics import median
 
 from chatbot.variants import CONTROL
 from ray_jobs.matrix.rows import Row, Status
-from ray_jobs.report import text as words
+from ray_jobs.report import text
 from ray_jobs.report.sentences import compared, same_replies
 from ray_jobs.report.view import Fastest, RunView
 from ray_jobs.statistics import CONFIDENCE, Verdict, most_by_chance
@@ -58,7 +58,7 @@ def _first_of(question: str, runs: Sequence[RunView], exact: bool) -> Fact | Non
     if len(measured) > 1:
         return _most_often(question, found, len(measured))
     best, base = found[0], next(row for row in measured[0] if row.variant == row.baseline)
-    told = [f"{words.digits(best.row.p50_ms)} ms, {base.variant} {words.digits(base.p50_ms)} ms"]
+    told = [f"{text.digits(best.row.p50_ms)} ms, {base.variant} {text.digits(base.p50_ms)} ms"]
     if best.row.identical_replies != 1:
         told.append(
             same_replies(best.row) + (", the rest differ in ties only" if exact and best.row.identical_replies else "")
@@ -87,7 +87,7 @@ def named_rivals(best: Fastest) -> str:
     """Which others may be as fast, in words; empty where there is none."""
     names = [_short(name, 40) for name in (best.rivals or ())[:MOST_REASONS]]
     if more := len(best.rivals or ()) - len(names):
-        names.append(words.counted(more, "other"))
+        names.append(text.counted(more, "other"))
     listed = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
     return listed and f"indistinguishable from {listed}"
 
@@ -101,7 +101,7 @@ def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
     asked = ", ".join(dict.fromkeys(f"{run.spec['precision']:.1%}" for run in runs if "precision" in run.spec))
     wanted = f"; ±{asked} was asked" if asked else ""
     if len(told) == 1:
-        launches = words.counted(told[0].launches or 0, "fresh launch", "fresh launches")
+        launches = text.counted(told[0].launches or 0, "fresh launch", "fresh launches")
         return Fact("How sure", f"±{widths[0]:.1%} at 95%", f"{launches}{wanted}", bool(undecided))
     more = f"at 95%, the median of {len(told)} speedups{wanted}; {undecided} undecided"
     return Fact("How sure", f"±{median(widths):.1%}", more, bool(undecided))
@@ -116,8 +116,8 @@ def _control_fact(rows: Sequence[Row]) -> Fact:
     wrong = sum(row.verdict in (Verdict.FASTER, Verdict.SLOWER) for row in told)
     most = most_by_chance(len(told), 1 - CONFIDENCE)
     if len(told) == 1:
-        call = "distrust this trial" if wrong else words.VERDICTS.get(told[0].verdict or "", "the same")
-        return Fact(question, words.speedup(told[0]), f"the baseline against itself: {call}", wrong > most)
+        call = "distrust this trial" if wrong else text.VERDICTS.get(told[0].verdict or "", "the same")
+        return Fact(question, text.speedup(told[0]), f"the baseline against itself: {call}", wrong > most)
     worst = math.expm1(max(abs(math.log(row.speedup or 1.0)) for row in told))
     more = f"the baseline against itself, {len(told)} times; chance explains up to {most}; at most {worst:.1%} off"
     return Fact(question, f"{wrong} of {len(told)} called different", more, wrong > most)
@@ -133,7 +133,7 @@ def _trouble_fact(rows: Sequence[Row], trials: Sequence[Sequence[Row]]) -> Fact:
     counts = [f"{count} {status}" for status, count in counted.items() if count]
     lacking = [row for found, skipped in zip(trials, whole, strict=True) if not skipped for row in found]
     if absent := sum(row.status == Status.SKIPPED for row in lacking):
-        counts += [f"{words.counted(absent, 'variant')} skipped"]
+        counts += [f"{text.counted(absent, 'variant')} skipped"]
     invalid = sum(row.verdict == Verdict.INVALID for row in rows)
     counts += [f"{invalid} invalid"] if invalid else []
     if not counts:
@@ -142,14 +142,14 @@ def _trouble_fact(rows: Sequence[Row], trials: Sequence[Sequence[Row]]) -> Fact:
         )
     bad = [row for row in rows if row.status != Status.DONE or row.verdict == Verdict.INVALID]
     reasons = list(dict.fromkeys(row.reason or "" for row in sorted(bad, key=lambda row: row.status == Status.SKIPPED)))
-    more = f" and {words.counted(len(reasons) - 1, 'other reason')}" if len(reasons) > 1 else ""
+    more = f" and {text.counted(len(reasons) - 1, 'other reason')}" if len(reasons) > 1 else ""
     return Fact(
-        question, ", ".join(counts), f"of {words.counted(len(trials), 'trial')}: {_short(reasons[0])}{more}", True
+        question, ", ".join(counts), f"of {text.counted(len(trials), 'trial')}: {_short(reasons[0])}{more}", True
     )
 
 
-def _short(text: str, most: int = 90) -> str:
-    return text if len(text) <= most else text[: most - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+def _short(said: str, most: int = 90) -> str:
+    return said if len(said) <= most else said[: most - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def worst_replies(rows: Sequence[Row]) -> str:
@@ -160,4 +160,4 @@ def worst_replies(rows: Sequence[Row]) -> str:
     worst = min(known, key=lambda row: row.identical_replies or 0.0)
     if worst.identical_replies == 1:
         return "all replies the same" + (" where it is valid" if len(known) < len(rows) else "")
-    return f"{words.replies(worst)} of the replies the same where they differ most"
+    return f"{text.replies(worst)} of the replies the same where they differ most"

@@ -122,7 +122,7 @@ def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Tile:
     milliseconds = f"{text.digits(row.p50_ms)} ms"
     if kind == Verdict.BASELINE:
         return Tile("baseline", milliseconds, word, unfinished, tip)
-    big = f"{text.ratio(row.speedup)}x" if row.speedup is not None else text.UNKNOWN
+    big = f"{text.ratio(row.speedup)}x" if row.speedup is not None else text.DASH
     tip += f", speedup {text.speedup(row)}, {text.counted(row.samples or 0, 'call')}"
     return Tile(f"{kind} {step(row)}", big, word, unfinished or milliseconds, tip)
 

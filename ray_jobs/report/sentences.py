@@ -1,10 +1,10 @@
-"""One row of the matrix in words."""
+"""One row of the matrix in text."""
 
 from collections.abc import Sequence
 
 from chatbot.variants import CONTROL
 from ray_jobs.matrix.rows import Row, Status
-from ray_jobs.report import text as words
+from ray_jobs.report import text
 from ray_jobs.statistics import Verdict
 
 
@@ -24,14 +24,14 @@ def hardware(row: Row) -> str:
 
 
 def sentence(row: Row, margin: float) -> str:
-    """One cell of the matrix in words."""
+    """One cell of the matrix in text."""
     kind = state(row)
     what: dict[str, str] = {Verdict.INVALID: "is invalid and has no speedup", Status.FAILED: "failed"}
     what[Status.SKIPPED] = "was skipped"
     if kind in what:
         return f"On {hardware(row)}, {row.variant} {what[kind]}: {row.reason or 'no reason is known'}."
     if kind == Verdict.BASELINE:
-        said = f"{row.variant} answers in {words.digits(row.p50_ms)} ms; it is the baseline"
+        said = f"{row.variant} answers in {text.digits(row.p50_ms)} ms; it is the baseline"
     else:
         said = f"{_compared(row, margin)}; {same_replies(row)}"
     unfinished = "" if row.status == Status.DONE else f"; the trial {row.status}: {row.reason}"
@@ -39,9 +39,9 @@ def sentence(row: Row, margin: float) -> str:
 
 
 def _compared(row: Row, margin: float) -> str:
-    speedup = "there is no interval" if row.speedup is None else f"{words.ratio(row.speedup)}x"
+    speedup = "there is no interval" if row.speedup is None else f"{text.ratio(row.speedup)}x"
     if row.speedup_low is not None and row.speedup_high is not None:
-        speedup += f" ({words.ratio(row.speedup_low)} to {words.ratio(row.speedup_high)})"
+        speedup += f" ({text.ratio(row.speedup_low)} to {text.ratio(row.speedup_high)})"
     if row.verdict == Verdict.SAME:
         return f"{row.variant} is as fast as {row.baseline}, within {margin:.0%}: {speedup}"
     if row.verdict == Verdict.INCONCLUSIVE:
@@ -54,4 +54,4 @@ def same_replies(row: Row) -> str:
     """How many replies equal the baseline's."""
     if row.identical_replies is None:
         return "replies were not compared"
-    return "all replies the same" if row.identical_replies == 1 else f"{words.replies(row)} of the replies the same"
+    return "all replies the same" if row.identical_replies == 1 else f"{text.replies(row)} of the replies the same"

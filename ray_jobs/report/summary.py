@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ray_jobs.matrix.rows import Row, Status, imprecision
-from ray_jobs.report import text as words
+from ray_jobs.report import text
 from ray_jobs.report.facts import MOST_REASONS, Fact, facts_of, worst_replies
 from ray_jobs.report.sentences import compared, hardware, sentence, state
 from ray_jobs.report.view import RunView
@@ -16,7 +16,7 @@ MOST_SENTENCES = 6
 
 @dataclass(frozen=True)
 class Summary:
-    """The first screen's words."""
+    """The first screen's text."""
 
     headline: str
     sentences: tuple[str, ...]
@@ -52,13 +52,13 @@ def _told_of(run: RunView) -> list[str]:
 
 def _doubts(run: RunView, trials: Sequence[Sequence[Row]]) -> list[str]:
     """What should be known before a figure is believed: warnings, except for the precision, which the facts report."""
-    doubts = [[text for row in rows for text in row.warnings if text != _imprecision(row, run)] for rows in trials]
+    doubts = [[one for row in rows for one in row.warnings if one != _imprecision(row, run)] for rows in trials]
     if len(trials) == 1:
-        return [f"But {text}." for text in list(dict.fromkeys(doubts[0]))[:MOST_REASONS]]
+        return [f"But {one}." for one in list(dict.fromkeys(doubts[0]))[:MOST_REASONS]]
     troubled = sum(map(bool, doubts))
     if not troubled:
         return []
-    return [f"But {words.counted(troubled, 'trial')} of {len(trials)} came with warnings, listed with each."]
+    return [f"But {text.counted(troubled, 'trial')} of {len(trials)} came with warnings, listed with each."]
 
 
 def _imprecision(row: Row, run: RunView) -> str | None:
@@ -78,9 +78,9 @@ def _nothing(run: RunView) -> list[str]:
 def _reason(rows: Sequence[Row], measured: Collection[str]) -> str:
     row = rows[-1]
     if state(row) in (Status.SKIPPED, Status.FAILED):
-        place = f"{hardware(row)}, {words.sizes(row)}" if hardware(row) in measured else hardware(row)
+        place = f"{hardware(row)}, {text.sizes(row)}" if hardware(row) in measured else hardware(row)
         return f"On {place}, nothing was measured: {state(row)}, {row.reason}."
-    return f"{words.title(row)}: {state(row)}."
+    return f"{text.title(row)}: {state(row)}."
 
 
 def _summaries(rows: Sequence[Row]) -> list[str]:
@@ -104,7 +104,7 @@ def _summary(name: str, rows: Sequence[Row]) -> str:
     parts: list[str] = []
     for kind in dict.fromkeys(kind for kind in (*first, *found) if kind in found):
         mine, texts = [row for row in rows if state(row) == kind], first | others if parts else first
-        total = "" if parts else f" of {words.counted(len(rows), 'trial')}"
+        total = "" if parts else f" of {text.counted(len(rows), 'trial')}"
         parts.append(f"{texts.get(kind, f'{kind} in')} {len(mine):,}{total}{_spread(mine)}")
     return f"{name} is {', '.join(parts)}; {worst_replies(rows)}."
 
@@ -113,5 +113,5 @@ def _spread(rows: Sequence[Row]) -> str:
     values = [row.speedup for row in rows if row.speedup is not None]
     if not values or state(rows[0]) not in (Verdict.FASTER, Verdict.SLOWER):
         return ""
-    low, high = (f"{words.ratio(value)}x" for value in (min(values), max(values)))
+    low, high = (f"{text.ratio(value)}x" for value in (min(values), max(values)))
     return f" ({low})" if low == high else f" ({low} to {high})"

@@ -9,18 +9,18 @@ from dataclasses import asdict
 from pydantic_core import to_json
 
 from ray_jobs.matrix.rows import COLUMNS, Row, Status
-from ray_jobs.report import text as words
+from ray_jobs.report import text
 from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
 
-RIGHT = (words.P50, words.SPEEDUP, words.REPLIES)
+RIGHT = (text.P50, text.SPEEDUP, text.REPLIES)
 SPECIAL = re.compile(r"[\\`*\[\]<>|#~&]|(?<![^\W_])_|_(?![^\W_])")  # within a word GitHub takes _ for itself
 MENTION = re.compile(r"(?<!\w)@(?=\w)")  # a backslash does not keep GitHub from telling a team; an empty space does
 
 
-def plain(text: str) -> str:
+def plain(said: str) -> str:
     """Text that Markdown shows as it is, in one line: no emphasis, link, image, HTML, cell's end or mention in it."""
-    return MENTION.sub("@&#8203;", SPECIAL.sub(r"\\\g<0>", " ".join(text.split())))
+    return MENTION.sub("@&#8203;", SPECIAL.sub(r"\\\g<0>", " ".join(said.split())))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> list[str]:
@@ -38,7 +38,7 @@ def markdown(runs: Sequence[RunView]) -> str:
     for run in runs:
         for rows in run.trials.values():
             name = f"{run.id}: " if len(runs) > 1 else ""
-            lines += ["", f"### {plain(name + words.title(rows[0]))}", "", *_matrix(rows, run.margin)]
+            lines += ["", f"### {plain(name + text.title(rows[0]))}", "", *_matrix(rows, run.margin)]
     return "\n".join(lines) + "\n"
 
 
@@ -46,21 +46,21 @@ def _matrix(rows: Sequence[Row], margin: float) -> Iterator[str]:
     if all(row.status == Status.SKIPPED for row in rows):
         yield f"skipped: {plain(rows[0].reason or '')}"
         return
-    cells = [words.cells(row, margin) for row in rows]
+    cells = [text.cells(row, margin) for row in rows]
     yield from table(list(cells[0]), [list(row.values()) for row in cells], RIGHT)
     yield ""
-    yield from (f"- {plain(note)}" for note in words.notes(rows))
+    yield from (f"- {plain(note)}" for note in text.notes(rows))
 
 
 def as_csv(runs: Sequence[RunView]) -> str:
     """A line per row of the matrix; what is unknown is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in (row for run in runs for row in run.rows):
         values = (getattr(row, name) for name in COLUMNS)
         writer.writerow(["; ".join(value) if isinstance(value, tuple) else value for value in values])
-    return text.getvalue()
+    return lines.getvalue()
 
 
 def as_json(runs: Sequence[RunView]) -> str:

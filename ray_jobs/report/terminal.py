@@ -17,7 +17,7 @@ from ray_jobs.cluster.events import Event
 from ray_jobs.matrix.hardware import CLASS, HardwareClass
 from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.process.trial import Committed
-from ray_jobs.report import text as words
+from ray_jobs.report import text
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval, Verdict, speedup
 
 PLAIN_EVERY_S = 10.0  # between lines about one trial where stderr is no terminal
@@ -31,7 +31,7 @@ STYLES: dict[str, str] = {
 LEFT = ("variant", "verdict", "hardware class")
 OF_LIMIT, SPREAD = "of limit", "spread between stations: p50, speedup"
 STACKED = {  # heads on two lines
-    words.REPLIES: "same\nreplies",
+    text.REPLIES: "same\nreplies",
     OF_LIMIT: "of\nlimit",
     "ms per token": "ms per\ntoken",
     SPREAD: "spread between stations\np50, speedup",
@@ -52,9 +52,9 @@ class Reporter:
         self._ended = 0
         self.trials = 0  # that there will be
 
-    def say(self, text: str) -> None:
+    def say(self, line: str) -> None:
         """A line that stays."""
-        print(text, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Reporter":
         if self._console.is_terminal:
@@ -75,16 +75,16 @@ class Reporter:
             if self._live is None and now - self._printed.get(trial, 0) < PLAIN_EVERY_S:
                 return
             self._printed[trial] = now
-        text = self._text(event, committed)
-        if text is None:
+        line = self._text(event, committed)
+        if line is None:
             return
-        self._lines[trial] = text
+        self._lines[trial] = line
         if isinstance(event, events.TrialEnded):
             self._ended += 1
             for known in (self._lines, self._printed):
                 known.pop(trial, None)
         if self._live is None or isinstance(event, STAY):
-            self.say(f"{trial}: {text}")
+            self.say(f"{trial}: {line}")
 
     def _text(self, event: Event, committed: Sequence[Committed]) -> str | None:
         match event:
@@ -145,28 +145,28 @@ def print_matrix(rows: Sequence[Row], margin: float, console: Console | None = N
     for trial_id in dict.fromkeys(row.trial_id for row in rows):
         mine = [row for row in rows if row.trial_id == trial_id]
         console.print()
-        console.print(Text(words.title(mine[0]), style="bold"), soft_wrap=True)
+        console.print(Text(text.title(mine[0]), style="bold"), soft_wrap=True)
         if all(row.status == Status.SKIPPED for row in mine):
             console.print(f"  skipped: {mine[0].reason}", soft_wrap=True, markup=False)
             continue
         limited = any(row.of_limit is not None for row in mine)
         plain = [_cells(row, margin, any(row.stop_at_eos for row in mine)) for row in mine]
         full = [
-            {**cells, OF_LIMIT: words.of_limit(row)} if limited else cells
+            {**cells, OF_LIMIT: text.of_limit(row)} if limited else cells
             for cells, row in zip(plain, mine, strict=True)
         ]
         shown = _show(console, full, plain)
-        for note in (*words.limit_notes(mine, shares=shown is plain), *words.notes(mine)):
+        for note in (*text.limit_notes(mine, shares=shown is plain), *text.notes(mine)):
             console.print(f"  {note}", soft_wrap=True, markup=False)
 
 
 def _cells(row: Row, margin: float, stopping: bool) -> dict[str, str | Text]:
     style = "dim" if row.status == Status.SKIPPED else STYLES.get(row.verdict or Verdict.INVALID, "")
     cells: dict[str, str | Text] = {
-        **words.cells(row, margin),
-        "verdict": Text(words.verdict(row, margin), style=style),
+        **text.cells(row, margin),
+        "verdict": Text(text.verdict(row, margin), style=style),
     }
-    return {**cells, "ms per token": words.per_token(row)} if stopping else cells
+    return {**cells, "ms per token": text.per_token(row)} if stopping else cells
 
 
 def print_classes(classes: Sequence[HardwareClass]) -> None:
@@ -176,7 +176,7 @@ def print_classes(classes: Sequence[HardwareClass]) -> None:
     for workload in dict.fromkeys(map(_workload, several)):
         mine = [one for one in several if _workload(one) == workload]
         console.print()
-        console.print(Text(f"{mine[0].device} by hardware class: {words.sizes(mine[0])}", style="bold"), soft_wrap=True)
+        console.print(Text(f"{mine[0].device} by hardware class: {text.sizes(mine[0])}", style="bold"), soft_wrap=True)
         _show(console, [_class_cells(one) for one in mine])
         for sentence in dict.fromkeys(sentence for one in mine for sentence in one.disagreeing):
             console.print(f"  {sentence}", soft_wrap=True, markup=False)
@@ -184,8 +184,8 @@ def print_classes(classes: Sequence[HardwareClass]) -> None:
 
 def _class_cells(one: HardwareClass) -> Cells:
     cells = {"hardware class": one.hardware, "stations": str(one.stations), "variant": one.variant}
-    cells |= {words.P50: words.p50(one), words.SPEEDUP: words.speedup(one)}
-    return {**cells, SPREAD: f"{words.percent(one.p50_spread)}, {words.percent(one.speedup_spread)}"}
+    cells |= {text.P50: text.p50(one), text.SPEEDUP: text.speedup(one)}
+    return {**cells, SPREAD: f"{text.percent(one.p50_spread)}, {text.percent(one.speedup_spread)}"}
 
 
 def _show(console: Console, *choices: Sequence[Cells]) -> Sequence[Cells]:

@@ -6,7 +6,7 @@ from ray_jobs.matrix.hardware import HardwareClass
 from ray_jobs.matrix.rows import Row
 from ray_jobs.statistics import Verdict
 
-UNKNOWN = "-"
+DASH = "-"
 P50, SPEEDUP, REPLIES = "p50 ms (95%)", "speedup (95%)", "same replies"
 VERDICTS: dict[str, str] = {
     Verdict.BASELINE: "baseline",
@@ -54,7 +54,7 @@ def counted(count: int, thing: str, things: str | None = None) -> str:
 
 def latency(row: Row) -> str:
     """The median with its interval; a program that is not what its label says has none."""
-    return UNKNOWN if row.verdict == Verdict.INVALID else p50(row)
+    return DASH if row.verdict == Verdict.INVALID else p50(row)
 
 
 def p50(of: Row | HardwareClass) -> str:
@@ -65,20 +65,20 @@ def p50(of: Row | HardwareClass) -> str:
 def between(value: float | None, low: float | None, high: float | None, show: Callable[[float], str]) -> str:
     """A figure with the limits of its interval, where they are known."""
     if value is None:
-        return UNKNOWN
+        return DASH
     return show(value) if low is None or high is None else f"{show(value)} ({show(low)} to {show(high)})"
 
 
 def digits(ms: float | None) -> str:
     """Three significant digits or so: intervals are seldom narrower than a part in a thousand."""
     if ms is None:
-        return UNKNOWN
+        return DASH
     return f"{ms:.{max(0, 2 - int(ms >= 10) - int(ms >= 100))}f}" if ms >= 1 else f"{ms:.3f}"
 
 
 def speedup_cell(row: Row) -> str:
     """The speedup with its interval."""
-    return UNKNOWN if row.variant == row.baseline else speedup(row)
+    return DASH if row.variant == row.baseline else speedup(row)
 
 
 def speedup(of: Row | HardwareClass) -> str:
@@ -101,7 +101,7 @@ def verdict(row: Row, margin: float) -> str:
 def replies(row: Row) -> str:
     """The share of replies that equal the baseline's, never rounded up to all."""
     if row.identical_replies is None or row.verdict == Verdict.INVALID:
-        return UNKNOWN
+        return DASH
     if row.identical_replies == 1:
         return "100%"
     return f"{min(row.identical_replies, 0.9999):.2%}"
@@ -109,12 +109,12 @@ def replies(row: Row) -> str:
 
 def per_token(row: Row) -> str:
     """The mean time of a token of a reply."""
-    return UNKNOWN if row.per_token_ms is None or row.verdict == Verdict.INVALID else digits(row.per_token_ms)
+    return DASH if row.per_token_ms is None or row.verdict == Verdict.INVALID else digits(row.per_token_ms)
 
 
 def of_limit(row: Row) -> str:
     """The share of what the hardware allows that a variant reaches."""
-    return UNKNOWN if row.of_limit is None else f"{row.of_limit:.0%}"
+    return DASH if row.of_limit is None else f"{row.of_limit:.0%}"
 
 
 def limit_notes(rows: Sequence[Row], shares: bool = False) -> list[str]:
@@ -139,4 +139,4 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def percent(value: float | None) -> str:
     """A share as a percentage."""
-    return UNKNOWN if value is None else f"{value:.1%}"
+    return DASH if value is None else f"{value:.1%}"
