@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chatbot.errors import UsageError
+from chatbot.errors import UsageError, first_line, imported
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,13 +94,7 @@ def own_variant(name: str) -> Variant:
     Raises:
         UsageError: there is none.
     """
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's module does when it is imported
-        cause = str(error).splitlines()[0] if str(error) else ""
-        kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
-        raise UsageError(f"variant {name!r} can't be imported: {kind}{cause}") from None
+    found = imported("variant", name)
     if not isinstance(found, Variant):
         raise UsageError(f"variant {name!r} is a {type(found).__name__}, not a chatbot.variants.Variant")
     return found
@@ -160,5 +154,4 @@ def converting(tool: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UnavailableError(f"{tool} can't take this model: {cause}") from error
+        raise UnavailableError(f"{tool} can't take this model: {first_line(error)}") from error

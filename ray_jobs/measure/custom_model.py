@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatbot.errors import UsageError
+from chatbot.errors import UsageError, first_line, imported
 from chatbot.variants import Workload
 
 SEED = 0  # of torch's generator while a factory runs: weights that it draws are the same in each process
@@ -42,19 +41,14 @@ def load(name: str) -> OwnModel:
     Raises:
         UsageError: one line: it can't be imported or called, or returns something else.
     """
-    module, _, attribute = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's module does when it is imported
-        kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
-        raise UsageError(f"model {name!r} can't be imported: {kind}{_first(error)}; give {FORM}") from None
+    factory = imported("model", name, f"; give {FORM}")
     if not callable(factory):
         raise UsageError(f"model {name!r} is a {type(factory).__name__}, not a function that returns an OwnModel")
     torch.manual_seed(SEED)
     try:
         found = factory()
     except Exception as error:
-        raise UsageError(f"model {name!r} can't be made: {type(error).__name__}: {_first(error)}") from None
+        raise UsageError(f"model {name!r} can't be made: {type(error).__name__}: {first_line(error)}") from None
     return _checked(name, found)
 
 
@@ -71,7 +65,7 @@ def _checked(name: str, found: object) -> OwnModel:
     try:
         copy.deepcopy(found.module)
     except Exception as error:
-        raise UsageError(f"model {name!r} can't be copied, once for each variant: {_first(error)}") from None
+        raise UsageError(f"model {name!r} can't be copied, once for each variant: {first_line(error)}") from None
     found.module.eval()
     return found
 
@@ -86,7 +80,7 @@ def inputs_of(model: OwnModel, index: int, workload: Workload) -> tuple[Tensor, 
     try:
         inputs = model.inputs(index, workload)
     except Exception as error:
-        raise UsageError(f"inputs({index}, workload) of {workload.model!r} failed: {_first(error)}") from None
+        raise UsageError(f"inputs({index}, workload) of {workload.model!r} failed: {first_line(error)}") from None
     if not isinstance(inputs, tuple) or not all(isinstance(one, Tensor) for one in inputs):
         what = type(inputs).__name__
         held = "" if not isinstance(inputs, tuple) else f" of {', '.join(type(one).__name__ for one in inputs)}"
@@ -111,7 +105,3 @@ def source_of(name: str) -> bytes:
     file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
     content = Path(file).read_bytes() if file and Path(file).is_file() else b""
     return f"{name} {hashlib.sha256(content).hexdigest()}".encode()
-
-
-def _first(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

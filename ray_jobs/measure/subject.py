@@ -44,14 +44,12 @@ class ChatbotSubject:
         self.chatbot = weights.chatbot().to(workload.device)
 
     def fresh(self) -> Callable[[Variant], Reply]:
-        """As ``Subject.fresh``."""
         source = self.chatbot
         bot = Chatbot(source.config, copy.deepcopy(source.encoder), copy.deepcopy(source.decoder))
         bot.decoder.embedding = bot.encoder.embedding  # shared, as deepcopy of each part alone would not keep it
         return lambda variant: prepared(variant, bot, self.workload)
 
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
-        """As ``Subject.check``."""
         asked = self.prompts.asked(*shape)
         return replies.check_replies(name, answers, baselines, asked, self.chatbot, self.workload)
 
@@ -65,7 +63,6 @@ class OwnQuestions:
         self.for_warm_up = MOST_WARMUP_CALLS
 
     def start_rounds(self) -> None:
-        """As ``Prompts.start_rounds``."""
         self._next = self._first + self.for_warm_up
 
     def next(self) -> tuple[Any, Tensor]:
@@ -91,7 +88,6 @@ class OwnSubject:
         self.questions: Questions = OwnQuestions(self.model, workload, launch * OF_A_LAUNCH)
 
     def fresh(self) -> Callable[[Variant], Reply]:
-        """As ``Subject.fresh``."""
         module = copy.deepcopy(self.model.module).to(self.workload.device)
         example = custom_model.inputs_of(self.model, 0, self.workload)
         return lambda variant: prepared_module(variant, module, example, self.workload)
