@@ -279,9 +279,9 @@ def test_all_nodes_are_knocked_at_in_the_time_of_one(bind: Bind, monkeypatch: py
         await asyncio.wait_for(together.wait(), 30)
         return address[1] % 2 == 0
 
-    monkeypatch.setattr(reachability, "_knock", meet)
+    monkeypatch.setattr(reachability, "_reach", meet)
     addresses = [("127.0.0.1", number) for number in range(1, count + 1)]
-    answers = asyncio.run(reachability._knock_at_all(addresses))
+    answers = asyncio.run(reachability._reach_all(addresses))
     assert answers == {address: address[1] % 2 == 0 for address in addresses}
 
 

@@ -13,7 +13,7 @@ from ray_jobs.audit import alternatives
 from ray_jobs.audit.load import background_load
 from ray_jobs.audit.mistakes import DELAYED
 from ray_jobs.audit.rates import Comparison
-from ray_jobs.audit.station import Measured, Stand
+from ray_jobs.audit.station import AuditStation, Measured
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import TIMED
 from ray_jobs.process.server import LaunchServer
@@ -42,25 +42,25 @@ class Plan:
         return f"{part}-beside-load" if self.beside_load else part
 
 
-def run_plan(stand: Stand, plan: Plan) -> Iterator[tuple[Comparison, Measured]]:
+def run_plan(station: AuditStation, plan: Plan) -> Iterator[tuple[Comparison, Measured]]:
     """Runs the plan; each comparison as it ends."""
-    spec = stand.spec
-    workload = stand.template.info.workload
+    spec = station.spec
+    workload = station.template.info.workload
     with ExitStack() as stack:
         if plan.with_peers:
-            others = [core for core in os.sched_getaffinity(0) if core not in stand.cores]
+            others = [core for core in os.sched_getaffinity(0) if core not in station.cores]
             server = stack.enter_context(LaunchServer(workload, others))
         if plan.beside_load:
             stack.enter_context(background_load(spec.seed, sorted(os.sched_getaffinity(0))))
         for number in range(plan.comparisons):
             seed = spec.seed * MOST + number
-            state = stand.run(f"{plan.name}-{number:04d}", (plan.variant,), seed)
+            state = station.run(f"{plan.name}-{number:04d}", (plan.variant,), seed)
             asked = {}
             if plan.with_peers:
-                pool = stand.inputs.prompts[workload.prompt_tokens]
+                pool = station.inputs.prompts[workload.prompt_tokens]
                 for name in alternatives.PEERS:
                     asked[name] = alternatives.ask(
-                        server, name, stand.cores, workload, stand.inputs.weights, pool, seed
+                        server, name, station.cores, workload, station.inputs.weights, pool, seed
                     )
             yield _comparison(number, plan, state, asked), state
 

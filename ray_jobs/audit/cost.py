@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chatbot.variants import BASELINE, CONTROL, Workload
-from ray_jobs.audit.station import Stand
+from ray_jobs.audit.station import AuditStation
 from ray_jobs.cluster.events import Event, LaunchDone
 from ray_jobs.measure.result import TIMED
 from ray_jobs.measure.rounds import CALLS, Log, Prompts, run_rounds
@@ -116,14 +116,14 @@ def processes() -> dict[int, tuple[str, float]]:
     return {pid: (roles[pid], seconds) for pid, seconds in spent.items()}
 
 
-def measure_cost(stand: Stand) -> Cost:
+def measure_cost(station: AuditStation) -> Cost:
     """Measures one trial, whole, and the null variant in a process pinned as a launch is."""
     census = _Census()
-    state = stand.run("cost", (BASELINE, CONTROL), stand.spec.seed, memory=True, watch=census.watch)
-    workload = stand.template.info.workload
-    others = [core for core in os.sched_getaffinity(0) if core not in stand.cores]
+    state = station.run("cost", (BASELINE, CONTROL), station.spec.seed, memory=True, watch=census.watch)
+    workload = station.template.info.workload
+    others = [core for core in os.sched_getaffinity(0) if core not in station.cores]
     with LaunchServer(workload, others) as server:
-        found = server.run(Request(partial(null_sample), stand.cores, workload.threads, 60.0))
+        found = server.run(Request(partial(null_sample), station.cores, workload.threads, 60.0))
     sample, inside, between = (None, None, None) if isinstance(found, Loss) else found
     seconds = state.seconds or 0.0
     timed = sum(int(launch.samples.wall_ns[launch.samples.phase == TIMED].sum()) for launch in state.launches) / 1e9

@@ -11,7 +11,7 @@ from chatbot.variants import BASELINE, CONTROL
 from ray_jobs.audit.comparisons import MOST
 from ray_jobs.audit.load import background_load
 from ray_jobs.audit.mistakes import named
-from ray_jobs.audit.station import Measured, Stand
+from ray_jobs.audit.station import AuditStation, Measured
 from ray_jobs.cluster.events import Event, LaunchDone
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.result import TIMED, LaunchResult
@@ -135,7 +135,7 @@ FAULTS = (
 )
 
 
-def plant(stand: Stand, fault: Fault, number: int) -> Detection:
+def plant(station: AuditStation, fault: Fault, number: int) -> Detection:
     """Runs one planted mistake."""
     done: list[Event] = []
     with ExitStack() as stack:
@@ -144,10 +144,10 @@ def plant(stand: Stand, fault: Fault, number: int) -> Detection:
             if isinstance(event, LaunchDone):
                 done.append(event)
                 if fault.half_way and len(done) == HALF_WAY:
-                    stack.enter_context(background_load(stand.spec.seed, sorted(os.sched_getaffinity(0)), BUSY))
+                    stack.enter_context(background_load(station.spec.seed, sorted(os.sched_getaffinity(0)), BUSY))
 
-        state = stand.run(
-            f"fault-{number:02d}", (BASELINE, *fault.variants), stand.spec.seed * MOST + number, watch=watch
+        state = station.run(
+            f"fault-{number:02d}", (BASELINE, *fault.variants), station.spec.seed * MOST + number, watch=watch
         )
     by = fault.judge(state)
     return Detection(fault.name, by is not None, by or _uncaught(state), fault.impossible)

@@ -17,7 +17,7 @@ from chatbot.errors import UsageError
 from ray_jobs.audit import page
 from ray_jobs.audit.comparisons import LaunchRow
 from ray_jobs.audit.rates import Comparison, effects_found, false_verdicts
-from ray_jobs.audit.station import Stand
+from ray_jobs.audit.station import AuditStation
 from ray_jobs.measure.result import one_line
 from ray_jobs.results.samples import schema_of
 from ray_jobs.results.store import RunDirectory, open_root
@@ -38,10 +38,10 @@ class Audit:
     launches: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, kind: str, stand: Stand, found: dict[str, Any]) -> dict[str, Any]:
+    def add(self, kind: str, station: AuditStation, found: dict[str, Any]) -> dict[str, Any]:
         """Keeps and prints what a part came to."""
-        self.environment = stand.environment()
-        part = {"part": kind, "spec": stand.spec.model_dump(), **found}
+        self.environment = station.environment()
+        part = {"part": kind, "spec": station.spec.model_dump(), **found}
         self.parts.append(part)
         typer.echo("\n" + page.section(part))
         self.write()

@@ -30,7 +30,7 @@ class Measured(TrialState):
 
 
 @dataclass(frozen=True)
-class Stand:
+class AuditStation:
     """A station and what its trials read."""
 
     spec: Spec
@@ -79,7 +79,7 @@ class Stand:
 
 
 @contextmanager
-def stand(spec: Spec, run_id: str) -> Iterator[Stand]:
+def audit_station(spec: Spec, run_id: str) -> Iterator[AuditStation]:
     """Starts Ray on this machine and takes its station.
 
     Raises:
@@ -91,7 +91,7 @@ def stand(spec: Spec, run_id: str) -> Iterator[Stand]:
         template = next(iter(place(spec, run_id, inputs, stations, BUSY_WAIT_S).values()))
         if template.job is None:
             raise UsageError(f"nothing to audit on: {template.reason}")
-        yield Stand(spec, run_id, inputs, template)
+        yield AuditStation(spec, run_id, inputs, template)
 
 
 def audit_spec(model: str, budget: float, precision: float, margin: float, seed: int) -> Spec:

@@ -17,7 +17,7 @@ from ray_jobs.audit.folder import Audit, make_again, new_audit
 from ray_jobs.audit.mistakes import DELAYED
 from ray_jobs.audit.page import EVERY_S
 from ray_jobs.audit.rates import EXIT, Comparison, Promise, effects_found, false_verdicts
-from ray_jobs.audit.station import Measured, Stand, audit_spec, stand
+from ray_jobs.audit.station import AuditStation, Measured, audit_spec, audit_station
 
 app = typer.Typer(
     help="How often is this tool wrong, on this machine? Without a part: all of them, twenty-five minutes.",
@@ -59,14 +59,14 @@ def everything(context: typer.Context, out: Annotated[str | None, typer.Option(h
         return
     codes = []
     with new_audit("all", out or "results", None) as audit:
-        with stand(audit_spec("small", SHORT_BUDGET_S, 0.01, 0.02, 0), audit.run_id) as here:
+        with audit_station(audit_spec("small", SHORT_BUDGET_S, 0.01, 0.02, 0), audit.run_id) as here:
             for beside_load in (False, True):
                 plan = Plan(SHORT_COMPARISONS, beside_load=beside_load, with_peers=True)
                 codes.append(EXIT[_aa(audit, here, plan)["promise"]])
             codes.append(_faults(audit, here))
-        with stand(audit_spec("small", FULL_BUDGET_S, 0.01, 0.02, 0), audit.run_id) as here:
+        with audit_station(audit_spec("small", FULL_BUDGET_S, 0.01, 0.02, 0), audit.run_id) as here:
             codes.append(EXIT[_effect(audit, here, Plan(SHORT_EFFECTS, percent=2))["promise"]])
-        with stand(audit_spec("tutorial", FULL_BUDGET_S, 0.01, 0.02, 0), audit.run_id) as here:
+        with audit_station(audit_spec("tutorial", FULL_BUDGET_S, 0.01, 0.02, 0), audit.run_id) as here:
             codes.append(BROKEN if _cost(audit, here)["missed"] else 0)
     raise typer.Exit(_worst(codes))
 
@@ -94,7 +94,7 @@ def aa(
         raise one_of("load", load, LOADS)
     spec = audit_spec(model, budget, precision, margin, seed)
     found = {}
-    with new_audit("aa", out, run_id) as audit, stand(spec, audit.run_id) as here:
+    with new_audit("aa", out, run_id) as audit, audit_station(spec, audit.run_id) as here:
         for beside_load in [False] * (load != "beside") + [True] * (load != "none"):
             plan = Plan(comparisons, beside_load=beside_load, with_peers=peers)
             found[plan.name] = _aa(audit, here, plan)
@@ -129,7 +129,7 @@ def effect(
     if load not in LOADS[:2]:
         raise one_of("load", load, LOADS[:2])
     spec = audit_spec(model, budget, precision, margin, seed)
-    with new_audit("effect", out, run_id) as audit, stand(spec, audit.run_id) as here:
+    with new_audit("effect", out, run_id) as audit, audit_station(spec, audit.run_id) as here:
         found = _effect(audit, here, Plan(comparisons, percent, beside_load=load == "beside"))
     if as_json:
         typer.echo(json.dumps(found))
@@ -150,7 +150,7 @@ def faults(
     Exits 0 where every one is caught, else 1.
     """
     spec = audit_spec(model, budget, 0.01, 0.02, seed)
-    with new_audit("faults", out, run_id) as audit, stand(spec, audit.run_id) as here:
+    with new_audit("faults", out, run_id) as audit, audit_station(spec, audit.run_id) as here:
         code = _faults(audit, here)
     if as_json:
         typer.echo(json.dumps(audit.parts[0]["faults"]))
@@ -183,23 +183,23 @@ def cost(
     Exits 0 where the targets are met, else 1.
     """
     spec = audit_spec(model, budget, 0.01, 0.02, seed)
-    with new_audit("cost", out, run_id) as audit, stand(spec, audit.run_id) as here:
+    with new_audit("cost", out, run_id) as audit, audit_station(spec, audit.run_id) as here:
         found = _cost(audit, here)
     if as_json:
         typer.echo(json.dumps(found))
     raise typer.Exit(BROKEN if found["missed"] else 0)
 
 
-def _aa(audit: Audit, here: Stand, plan: Plan) -> dict[str, Any]:
+def _aa(audit: Audit, here: AuditStation, plan: Plan) -> dict[str, Any]:
     done = _compared(audit, here, plan)
     return audit.add(plan.name, here, false_verdicts(done, here.spec.margin))
 
 
-def _effect(audit: Audit, here: Stand, plan: Plan) -> dict[str, Any]:
+def _effect(audit: Audit, here: AuditStation, plan: Plan) -> dict[str, Any]:
     return audit.add(plan.name, here, effects_found(_compared(audit, here, plan), plan.percent))
 
 
-def _faults(audit: Audit, here: Stand) -> int:
+def _faults(audit: Audit, here: AuditStation) -> int:
     found: list[planted.Detection] = []
     try:
         for number, fault in enumerate(planted.FAULTS):
@@ -210,12 +210,12 @@ def _faults(audit: Audit, here: Stand) -> int:
     return 0 if all(one.caught for one in found) else BROKEN
 
 
-def _cost(audit: Audit, here: Stand) -> dict[str, Any]:
+def _cost(audit: Audit, here: AuditStation) -> dict[str, Any]:
     found = measure_cost(here)
     return audit.add("cost", here, {**asdict(found), "missed": found.broken})
 
 
-def _compared(audit: Audit, here: Stand, plan: Plan) -> list[Comparison]:
+def _compared(audit: Audit, here: AuditStation, plan: Plan) -> list[Comparison]:
     """Runs a plan, with a line on stderr now and then."""
     done: list[Comparison] = []
     states: list[Measured] = []

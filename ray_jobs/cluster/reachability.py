@@ -73,7 +73,7 @@ class Watchman:
             with self._lock:
                 addresses = {address for _, address in self._watched.values()}
                 addresses |= {self._head} if self._head is not None else set()
-            answers = asyncio.run(_knock_at_all(sorted(addresses)))
+            answers = asyncio.run(_reach_all(sorted(addresses)))
             with self._lock:
                 self._missed = {
                     address: 0 if answered else self._missed.get(address, 0) + 1
@@ -81,12 +81,12 @@ class Watchman:
                 }
 
 
-async def _knock_at_all(addresses: list[Address]) -> dict[Address, bool]:
-    answers = await asyncio.gather(*map(_knock, addresses))
+async def _reach_all(addresses: list[Address]) -> dict[Address, bool]:
+    answers = await asyncio.gather(*map(_reach, addresses))
     return dict(zip(addresses, answers, strict=True))
 
 
-async def _knock(address: Address) -> bool:
+async def _reach(address: Address) -> bool:
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(*address), TIMEOUT_S)
     except (OSError, TimeoutError):
