@@ -14,6 +14,10 @@ from typer.testing import CliRunner
 
 from ray_jobs.cli.app import app
 from ray_jobs.report.page import page
+from ray_jobs.results.store import RunDirectory
+from ray_jobs.sweep.folder import read_rows, read_validations
+from ray_jobs.sweep.importance import Importance, Importances
+from ray_jobs.sweep.page import page as sweep_page
 
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium is installed: scripts/install-test-packages (root, apt-get) installs it"
@@ -64,6 +68,18 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed sweep's page."""
+    directory = RunDirectory.existing(str(RESULTS / "sweep-small"), "sweep.json")
+    sheet = json.loads(directory.read("sweep.json"))
+    shares = [Importance(**one) for one in sheet["importance"]["of"]]
+    found = Importances(tuple(shares), sheet["importance"]["trials"], sheet["importance"]["explained"])
+    path = tmp_path_factory.mktemp("pages") / "sweep.html"
+    path.write_text(sweep_page(sheet, read_rows(directory), read_validations(directory), found))
+    return path
+
+
 def nothing_else_happened(chromium: Browser, path: Path) -> None:
     assert chromium.complaints() == []
     assert set(chromium.requests()) == {path.resolve().as_uri()}
@@ -84,7 +100,7 @@ def test_complaints_and_requests_would_be_seen(chromium: Browser, tmp_path: Path
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", ["measured", "troubled", "many"])
+@pytest.mark.parametrize("name", ["measured", "troubled", "many", "swept"])
 def test_it_opens_quietly_and_fits_every_screen(
     name: str, dark: bool, size: tuple[int, int], chromium: Browser, request: pytest.FixtureRequest
 ) -> None:

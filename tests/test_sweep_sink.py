@@ -14,10 +14,11 @@ from ray_jobs.sweep import agent
 from ray_jobs.sweep.folder import Record
 from ray_jobs.sweep.sink import SweepSink
 from ray_jobs.sweep.spec import make_spec
-from ray_jobs.sweep.table import DONE, FAILED, Validation, row_of
+from ray_jobs.sweep.table import TrialStatus, Validation, row_of
 
 SPEC = make_spec({"trials": 2, "iterations": 20, "validate_every": 10, "size": "tiny"})
 TRIALS = SPEC.plan(17)
+DONE, STOPPED, FAILED = TrialStatus
 ROWS = [Validation(0, step, 1.0, 3.0, 3.0 - step / 10, 4.0, 3.0 - step / 10, 0.1, "h") for step in (10, 20)]
 
 

@@ -202,13 +202,14 @@ def _run(
     from ray_jobs.sweep import text as told
     from ray_jobs.sweep import tuning
     from ray_jobs.sweep.sink import SweepSink
+    from ray_jobs.sweep.table import SweepStatus
     from ray_jobs.sweep.worker import Data
 
     spec: SweepSpec = record.spec
     sink = SweepSink(mode, record)
     reporter = told.Reporter(record, trials)
     data = Data(tuple(pairs), words, {"corpus": spec.corpus, "min_count": spec.min_count, "sweep": record.id})
-    record.write("running")
+    record.write(SweepStatus.RUNNING)
     try:
         with connected(address):
             reporter.opening(len(pairs), len(words))
@@ -220,9 +221,9 @@ def _run(
         typer.echo(f"ray_jobs: {what}; what was kept is safe, go on with: {again}", err=True)
         if isinstance(error, StoreError):
             return 1
-        record.finish("interrupted")
+        record.finish(SweepStatus.INTERRUPTED)
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-    record.finish("done")
+    record.finish(SweepStatus.DONE)
     sink.finish()
     reporter.closing(sink.sync_command)
     if as_json:

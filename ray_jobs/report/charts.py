@@ -36,34 +36,41 @@ class Chart:
 
     lines: tuple[Line, ...]
     ticks: tuple[tuple[float, str], ...] = ()  # percent of the width, text
-    unit: str = ""
     note: str = ""
 
 
-def _svg(content: Markup, kind: str) -> Markup:
+def drawing(content: Markup, kind: str) -> Markup:
     return Markup(
         '<svg class="{}" viewBox="0 0 {:.0f} {:.0f}" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
         "{}</svg>"
     ).format(kind, WIDTH, TALL, content)
 
 
-def _path(kind: str, d: str) -> Markup:
+def path(kind: str, d: str) -> Markup:
     return Markup('<path class="{}" d="{}"/>').format(kind, d)
 
 
-def _dots(kind: str, x: Floats, y: Floats) -> Markup:
+def dots(kind: str, x: Floats, y: Floats) -> Markup:
     """Round whatever the drawing is stretched to: strokes of no length with round ends."""
     points = "".join(f"M{a:.0f} {b:.0f}h0" for a, b in zip(x, y, strict=True))
-    return _path(kind, points) if points else Markup()
+    return path(kind, points) if points else Markup()
 
 
-def _upright(kind: str, x: float, top: float = 0.0, bottom: float = TALL) -> Markup:
-    return _path(kind, f"M{x:.1f} {top:.0f}V{bottom:.0f}")
+def upright(kind: str, x: float, top: float = 0.0, bottom: float = TALL) -> Markup:
+    return path(kind, f"M{x:.1f} {top:.0f}V{bottom:.0f}")
+
+
+def estimate(kind: str, scale: Scale, value: float, low: float | None, high: float | None) -> Markup:
+    """A dot, on the bar of its interval where that is known."""
+    dot = dots(f"estimate {kind}", np.array([scale.at(value)]), np.array([50.0]))
+    if low is None or high is None:
+        return dot
+    return path(f"interval {kind}", f"M{scale.at(low):.1f} 50H{scale.at(high):.1f}") + dot
 
 
 def intervals(rows: Sequence[Named], margin: float, scale: Scale) -> Chart:
     """Speedups with their intervals, one beneath the other."""
-    return Chart(tuple(_interval(*each, margin, scale) for each in rows), tuple(scale.ticks()), "speedup")
+    return Chart(tuple(_interval(*each, margin, scale) for each in rows), tuple(scale.ticks()))
 
 
 def interval_scale(rows: Sequence[Row], margin: float) -> Scale:
@@ -77,15 +84,12 @@ def _interval(name: str, more: str, row: Row | HardwareClass, margin: float, sca
     band = Markup('<rect class="margin" x="{:.1f}" y="0" width="{:.1f}" height="{:.0f}"/>').format(
         left, right - left, TALL
     )
-    parts = [band, _upright("one", scale.at(1))]
+    parts = [band, upright("one", scale.at(1))]
     kind = (row.verdict or "none") if isinstance(row, Row) else "mean"
     if row.speedup is not None:
-        if row.speedup_low is not None and row.speedup_high is not None:
-            low, high = scale.at(row.speedup_low), scale.at(row.speedup_high)
-            parts.append(_path(f"interval {kind}", f"M{low:.1f} 50H{high:.1f}"))
-        parts.append(_dots(f"estimate {kind}", np.array([scale.at(row.speedup)]), np.array([50.0])))
+        parts.append(estimate(kind, scale, row.speedup, row.speedup_low, row.speedup_high))
     figure = words.speedup(row)
-    return Line(name, _svg(Markup().join(parts), "plot"), figure, more, f"{name} {more}: {figure}")
+    return Line(name, drawing(Markup().join(parts), "plot"), figure, more, f"{name} {more}: {figure}")
 
 
 def distributions(draws: TrialDraws, rows: Sequence[Row]) -> Chart:
@@ -99,21 +103,21 @@ def distributions(draws: TrialDraws, rows: Sequence[Row]) -> Chart:
     lines = tuple(_distribution(one, by_name[one.variant], scale) for one in shown if one.variant in by_name)
     beyond = sum(int((one.calls_ms > scale.high).sum()) for one in shown)
     note = f"The slowest {words.counted(beyond, 'call')} beyond the right edge stand in the last bar." if beyond else ""
-    return Chart(lines, tuple(scale.ticks()), "ms a call", note)
+    return Chart(lines, tuple(scale.ticks()), note)
 
 
 def _distribution(draws: VariantDraws, row: Row, scale: Scale) -> Line:
     counts, _ = np.histogram(scale.places(draws.calls_ms), bins=BINS, range=(0.0, WIDTH))
     tops = TALL - 92.0 * counts / max(1, counts.max())
     steps = "".join(f"V{top:.0f}h{WIDTH / BINS:.2f}" for top in tops)
-    parts = [_path("bars", f"M0 {TALL:.0f}{steps}V{TALL:.0f}Z")]
+    parts = [path("bars", f"M0 {TALL:.0f}{steps}V{TALL:.0f}Z")]
     if row.p95_ms is not None:
-        parts.append(_upright("p95", scale.at(row.p95_ms), 40.0))
+        parts.append(upright("p95", scale.at(row.p95_ms), 40.0))
     if row.p50_ms is not None:
-        parts.append(_upright("p50", scale.at(row.p50_ms)))
+        parts.append(upright("p50", scale.at(row.p50_ms)))
     p95 = f", p95 {words.digits(row.p95_ms)}" if row.p95_ms is not None else ""
     tip = f"{row.variant}: p50 {words.latency(row)} ms{p95} ms, {words.counted(len(draws.calls_ms), 'call')}"
-    return Line(row.variant, _svg(Markup().join(parts), "plot"), words.digits(row.p50_ms), tip=tip)
+    return Line(row.variant, drawing(Markup().join(parts), "plot"), words.digits(row.p50_ms), tip=tip)
 
 
 def over_time(draws: TrialDraws, most_dots: int) -> Chart:
@@ -134,8 +138,7 @@ def over_time(draws: TrialDraws, most_dots: int) -> Chart:
         notes.append(f"{left_out:,} turns, evenly chosen, are left out; no discarded one is.")
     if not draws.on_one_clock:
         notes.append("This run did not note the time between launches: they stand one after the other.")
-    ticks = tuple((place, text) for place, text in scale.ticks())
-    return Chart(lines, ticks, "s of the trial", " ".join(notes))
+    return Chart(lines, tuple(scale.ticks()), " ".join(notes))
 
 
 def _reach(shown: Sequence[VariantDraws]) -> tuple[float, float]:
@@ -162,8 +165,8 @@ def _strip(draws: VariantDraws, scale: Scale, reach: tuple[float, float], bands:
         kept = kept[np.linspace(0, len(kept) - 1, most_dots).astype(int)]
     gone = np.flatnonzero(draws.discarded)
     level = TALL - 4 - (TALL - 8) * (1 - reach[0]) / (reach[1] - reach[0])
-    parts = [bands, _path("one", f"M0 {level:.0f}H{WIDTH:.0f}"), _dots("turns", x[kept], y[kept])]
-    parts += [_dots("discarded", x[gone], y[gone]), _dots("hole", x[gone], y[gone])]
+    parts = [bands, path("one", f"M0 {level:.0f}H{WIDTH:.0f}"), dots("turns", x[kept], y[kept])]
+    parts += [dots("discarded", x[gone], y[gone]), dots("hole", x[gone], y[gone])]
     thrown = f", {words.counted(len(gone), 'turn')} discarded" if len(gone) else ""
     tip = f"{draws.variant}: median turn {words.digits(middle)} ms{thrown}"
-    return Line(draws.variant, _svg(Markup().join(parts), "plot"), words.digits(middle), tip=tip)
+    return Line(draws.variant, drawing(Markup().join(parts), "plot"), words.digits(middle), tip=tip)

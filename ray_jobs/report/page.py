@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from ray_jobs.matrix.hardware import HardwareClass
@@ -72,18 +72,23 @@ class RunPart:
     stations: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
 
-def page(runs: Sequence[RunView]) -> str:
-    """One HTML document that needs nothing else."""
+def template(name: str, folder: Path = TEMPLATES) -> Template:
+    """A template in a folder, which may build on those of the report."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["soft"] = soft
+    return environment.get_template(name)
+
+
+def page(runs: Sequence[RunView]) -> str:
+    """One HTML document that needs nothing else."""
     told = [_first(run) for run in runs]
     strips = sum(len(draws.variants) for run in runs for draws in run.draws.values())
     dots = max(LEAST_DOTS, min(MOST_DOTS, DOTS // max(1, strips)))
     parts = [_run_part(number, run, dots) for number, run in enumerate(told)]
-    return environment.get_template("page.html").render(
+    return template("page.html").render(
         title=", ".join(run.id for run in runs),
         summary=summarize(runs),
         matrix=matrix(told),

@@ -29,7 +29,8 @@ class Scale:
         if wide:
             grown = (high / low) ** room
             return cls(low / grown, high * grown, True)
-        return cls(max(0.0, low - room * (high - low)), high + room * (high - low))
+        least = low - room * (high - low)
+        return cls(least if low < 0 else max(0.0, least), high + room * (high - low))
 
     def at(self, value: float) -> float:
         """Where a value stands, 0 to ``WIDTH``; at the edge where it lies beyond."""

@@ -20,6 +20,7 @@ from chatbot.model import PRESETS
 from ray_jobs.sweep.data import load_data
 from ray_jobs.sweep.space import Value, apply, parse_value
 from ray_jobs.sweep.spec import SweepSpec
+from ray_jobs.sweep.table import TrialStatus
 from ray_jobs.wandb_sink.client import open_run
 from ray_jobs.wandb_sink.sink import PATIENCE_S
 
@@ -71,10 +72,10 @@ def run(settings: Mapping[str, Value], spec: SweepSpec, out: str, device: str, m
             on_validation=tell.progress,
         )
     except training.DivergedError as error:
-        tell.end("failed", str(error))
+        tell.end(TrialStatus.FAILED, str(error))
         typer.echo(f"ray_jobs: {error}", err=True)
         return 1
-    tell.end("done", None)
+    tell.end(TrialStatus.DONE, None)
     typer.echo(f"{path}: validation loss {trained.notes['validation_loss']:.4f}")
     return 0
 
@@ -100,8 +101,8 @@ class _Teller:
         if self._run is not None:
             self._run.log(values, step=progress.iteration)
 
-    def end(self, status: str, reason: str | None) -> None:
+    def end(self, status: TrialStatus, reason: str | None) -> None:
         if self._run is None:
             return
-        self._run.summary.update({"status": status, **({"reason": reason} if reason else {})})
-        self._run.finish(exit_code=int(status == "failed"))
+        self._run.summary.update({"status": status.value, **({"reason": reason} if reason else {})})
+        self._run.finish(exit_code=int(status == TrialStatus.FAILED))

@@ -1,16 +1,40 @@
-"""A sweep's pictures as inline SVG: they take their colours from the page, and need no script."""
+"""A sweep's charts, on the scales of the report's and drawn as those: SVG that stretches, and text that does not."""
 
-import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 
-from ray_jobs.sweep.importance import Importances
-from ray_jobs.sweep.importance import ranks as ranks_of
+import numpy as np
+from markupsafe import Markup
+
+from ray_jobs.report.charts import TALL, Chart, Line, drawing, estimate, path, upright
+from ray_jobs.report.scales import WIDTH, Scale
+from ray_jobs.sweep.importance import Importances, ranks
 from ray_jobs.sweep.space import Value
-from ray_jobs.sweep.table import FAILED, TrialRow, Validation, best_of
+from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of
 
-WIDTH = 920
-LABEL = 6  # px between an axis and what it is called
+FEW = 8  # values of a hyperparameter that stand evenly apart, each with its name
+INSET = 4.0  # percent of an axis above and below its values
+WIDE = 20.0  # a range of so many times is drawn on a logarithmic scale
+TRIAL = Markup('<g class="trial {}" data-trial="{}" data-tip="{}" style="--place:{:.0f}%">{}</g>')
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text at a place of a drawing."""
+
+    x: float  # percent of its width
+    y: float  # percent of its height, from the top
+    text: str
+    kind: str  # what it belongs to: "x", "y", "name" or "value"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One drawing of all trials, with its labels."""
+
+    title: str
+    drawing: Markup
+    labels: tuple[Label, ...]
 
 
 def shown(value: Value) -> str:
@@ -29,160 +53,135 @@ def settings_of(settings: Mapping[str, Value], names: Sequence[str] | None = Non
 
 
 def goodness(rows: Sequence[TrialRow]) -> dict[int, float]:
-    """Of each judged trial its place by loss: 0 for the best, 1 for the worst."""
+    """Each judged trial's place by loss: 0 for the best, 1 for the worst."""
     order = sorted((row for row in rows if row.judged), key=lambda row: (row.best_loss, row.trial))
     return {row.trial: place / max(1, len(order) - 1) for place, row in enumerate(order)}
 
 
-def curves(rows: Sequence[TrialRow], validations: Sequence[Validation], free: bool = False) -> str:
-    """Validation loss over iterations, a line a trial."""
-    height, left, right, top, bottom = 360, 56, 16, 14, 40
+def curves(rows: Sequence[TrialRow], validations: Sequence[Validation], free: bool = False) -> Plot | None:
+    """Validation loss over iterations, a line for each trial; None before the first validation."""
     if not validations:
-        return _empty("No trial came as far as a validation.")
-    losses = [_loss(row, free) for row in validations]
-    place, best = goodness(rows), best_of(rows)
-    whole = [_loss(row, free) for row in validations if best is not None and row.trial == best.trial]
-    low, high = min(losses), max([_upper(losses), *whole])
-    last = max(row.iteration for row in validations)
-    x = _scale(0, last, left, WIDTH - right)
-    y = _scale(high, low, top, height - bottom)
-    parts = [_grid_y(low, high, y, left, WIDTH - right), _ticks_x(last, x, height - bottom)]
-    for row in sorted(rows, key=lambda row: -place.get(row.trial, 2)):  # the best is drawn last, above all others
-        own = [one for one in validations if one.trial == row.trial]
-        points = " ".join(f"{x(one.iteration):.1f},{y(min(_loss(one, free), high)):.1f}" for one in own)
-        if not points:
-            continue
-        kind = _kind(row, best)
-        end = own[-1]
-        parts.append(
-            f'<g class="trial {kind}" data-trial="{row.trial}" {_tint(place, row)}>{_title(row)}'
-            f'<polyline points="{points}"/>'
-            f'<circle cx="{x(end.iteration):.1f}" cy="{y(min(_loss(end, free), high)):.1f}" r="3"/></g>'
-        )
-    what = "free-running" if free else "teacher-forced"
-    parts.append(f'<text class="axis" x="{left}" y="{height - 6}">iteration</text>')
-    return _svg(height, f"Learning curves: {what} validation loss of each trial", parts)
+        return None
+    courses: dict[int, list[tuple[int, float]]] = {}
+    for one in validations:
+        loss = one.free_running_loss if free else one.validation_loss
+        courses.setdefault(one.trial, []).append((one.iteration, loss))
+    losses = [loss for course in courses.values() for _, loss in course]
+    best = best_of(rows)
+    whole = [loss for _, loss in courses.get(best.trial, [])] if best else []
+    y = Scale.over(min(losses), max(_upper(losses), *whole), log=False)
+    x = Scale(0.0, float(max(one.iteration for one in validations)))
+    drawn = {trial: _curve([(x.at(i), _height(y, loss)) for i, loss in course]) for trial, course in courses.items()}
+    grid = Markup().join(path("grid", f"M0 {100 - place:.1f}H{WIDTH:.0f}") for place, _ in y.ticks())
+    labels = [Label(0, 100 - place, text, "y") for place, text in y.ticks()]
+    labels += [Label(place, 100, f"{float(text):,.0f}", "x") for place, text in x.ticks()]
+    labels.append(Label(50, 100, "iteration", "x below"))
+    title = f"{'Free-running' if free else 'Teacher-forced'} validation loss of each trial over its iterations"
+    return _plot(title, grid + _trials(rows, drawn), labels)
 
 
-def parallel(rows: Sequence[TrialRow]) -> str:
-    """An axis a hyperparameter and one for the loss; a line a trial."""
-    names = list(rows[0].settings) if rows else []
-    names = [name for name in names if len({row.settings[name] for row in rows}) > 1]
+def parallel(rows: Sequence[TrialRow]) -> Plot | None:
+    """An axis for each hyperparameter and one for the loss, a line for each trial; None where nothing varied."""
+    names = [name for name in (rows[0].settings if rows else ()) if len({row.settings[name] for row in rows}) > 1]
     if not names:
-        return _empty("No hyperparameter had more than one value.")
-    height, top, bottom = 396, 60, 24
-    columns = [*names, "loss"]
-    x = [70 + i * (WIDTH - 150) / (len(columns) - 1) for i in range(len(columns))]
-    heights, axes = _axes(rows, names, x[:-1], top, height - bottom)
-    losses = [row.best_loss for row in rows if row.best_loss is not None]
-    low, high = (min(losses), _upper(losses)) if losses else (0.0, 1.0)
-    y = _scale(high, low, top, height - bottom)
-    axes.append(_axis("validation loss", x[-1], top, height - bottom, raised=len(names) % 2 == 1))
-    axes += [_value(x[-1], y(value), f"{value:.3g}") for value in _nice(low, high, 5)]
-    place, best = goodness(rows), best_of(rows)
-    lines = []
-    for row in sorted(rows, key=lambda row: -place.get(row.trial, 2)):
-        dots = [(x[i], heights[name][row.trial]) for i, name in enumerate(names)]
-        if row.judged and row.best_loss is not None:
-            dots.append((x[-1], y(min(row.best_loss, high))))
-        path = _smooth(dots)
-        lines.append(
-            f'<g class="trial {_kind(row, best)}" data-trial="{row.trial}" {_tint(place, row)}>{_title(row)}'
-            f'<path d="{path}"/></g>'
-        )
-    return _svg(height, "Parallel coordinates: the settings and the loss of each trial", [*lines, *axes])
+        return None
+    x = np.linspace(0, WIDTH, len(names) + 1)
+    heights = np.empty((len(rows), len(names)))
+    labels = [Label(100, 0, "validation loss", "name raised" if len(names) % 2 else "name")]
+    for i, name in enumerate(names):
+        heights[:, i], values = _axis([row.settings[name] for row in rows])
+        labels.append(Label(x[i] / WIDTH * 100, 0, name, "name raised" if i % 2 else "name"))
+        labels += [Label(x[i] / WIDTH * 100, place, text, "value") for place, text in values]
+    losses = [row.best_loss for row in rows if row.judged and row.best_loss is not None] or [0.0, 1.0]
+    y = Scale.over(min(losses), _upper(losses), log=False)
+    labels += [Label(100, 100 - place, text, "value") for place, text in y.ticks()]
+    drawn = {}
+    for row, points in zip(rows, heights, strict=True):
+        end = [_height(y, row.best_loss)] if row.judged and row.best_loss is not None else []
+        drawn[row.trial] = path("course", _smooth(list(zip(x, [*points, *end], strict=False))))
+    axes = Markup().join(upright("one", place) for place in x)
+    return _plot("The settings and the loss of each trial", axes + _trials(rows, drawn), labels)
 
 
-def importance(found: Importances) -> str:
-    """A bar a hyperparameter, with the interval over resampled trials."""
-    known = [one for one in found.of if one.share is not None]
+def importance(found: Importances) -> Chart:
+    """The share of each hyperparameter with its interval over resampled trials."""
+    known = found.known
     if not known:
-        return ""
-    row, left, right = 34, 200, 70
-    height = row * len(known) + 40
-    edges = [edge for one in known for edge in (one.low or 0.0, one.high or 0.0, one.share or 0.0)]
-    x = _scale(min(0.0, *edges), max(0.1, *edges), left, WIDTH - right)
-    parts = [f'<line class="grid" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="4" y2="{height - 30}"/>']
-    for value in _nice(min(0.0, *edges), max(0.1, *edges), 6):
-        parts.append(f'<text class="tick" text-anchor="middle" x="{x(value):.1f}" y="{height - 12}">{value:.0%}</text>')
-    for i, one in enumerate(known):
-        share, low, high = one.share or 0.0, one.low or 0.0, one.high or 0.0
-        middle = 4 + row * i + row / 2
-        start, end = sorted((x(0), x(share)))
-        parts.append(
-            f'<g class="{"clear" if one.clear else "unclear"}">'
-            f"<title>{escape(one.name)}: {percent(share)} of the variance ({percent(low)} to {percent(high)})</title>"
-            f'<text class="name" text-anchor="end" x="{left - 10}" y="{middle + 4:.1f}">{escape(one.name)}</text>'
-            f'<rect class="bar" x="{start:.1f}" y="{middle - 8:.1f}" width="{end - start:.1f}" height="16" rx="2"/>'
-            f'<line class="whisker" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
-            f'<text class="figure" x="{x(max(high, share)) + 8:.1f}" y="{middle + 4:.1f}">{percent(share)}</text></g>'
+        return Chart(())
+    ends = [100 * value for _, *values in known for value in values]
+    scale = Scale.over(min(0.0, *ends), max(10.0, *ends), log=False)
+    lines = []
+    for name, *shares in known:
+        value, low, high = (100 * share for share in shares)
+        kind = "clear" if low > 0 else "inconclusive"
+        content = upright("one", scale.at(0)) + estimate(kind, scale, value, low, high)
+        figure = f"{percent(shares[0])} ({percent(shares[1])} to {percent(shares[2])})"
+        lines.append(Line(name, drawing(content, "plot"), figure, tip=f"{name}: {figure} of the variance"))
+    return Chart(tuple(lines), tuple(scale.ticks()))
+
+
+def _plot(title: str, content: Markup, labels: Sequence[Label]) -> Plot:
+    return Plot(title, drawing(content, "plot trials"), tuple(labels))
+
+
+def _trials(rows: Sequence[TrialRow], drawn: Mapping[int, Markup]) -> Markup:
+    """Each trial's line, the best above all others."""
+    place, best = goodness(rows), best_of(rows)
+    order = sorted((row for row in rows if row.trial in drawn), key=lambda row: -place.get(row.trial, 2))
+    return Markup("\n").join(
+        TRIAL.format(
+            "best" if row is best else row.status,
+            row.trial,
+            _tip(row),
+            100 * place.get(row.trial, 1),
+            drawn[row.trial],
         )
-    return _svg(height, "Parameter importance with 90% intervals", parts)
-
-
-def _axes(
-    rows: Sequence[TrialRow], names: Sequence[str], x: Sequence[float], top: float, bottom: float
-) -> tuple[dict[str, dict[int, float]], list[str]]:
-    """Where each trial crosses the axis of each hyperparameter, and the axes. Few values stand evenly apart."""
-    heights: dict[str, dict[int, float]] = {}
-    parts: list[str] = []
-    for name, place in zip(names, x, strict=True):
-        values = [row.settings[name] for row in rows]
-        distinct = dict(zip(ranks_of(values), values, strict=True))
-        parts.append(_axis(name, place, top, bottom, raised=list(x).index(place) % 2 == 1))
-        if len(distinct) <= 8:
-            y = _scale(0, max(1, len(distinct) - 1), bottom - 10, top + 10)
-            heights[name] = {row.trial: y(rank) for row, rank in zip(rows, ranks_of(values), strict=True)}
-            parts += [_value(place, y(rank), shown(value)) for rank, value in sorted(distinct.items())]
-            continue
-        numbers = [float(value) for value in values if isinstance(value, (int, float))]
-        log = min(numbers) > 0 and max(numbers) / min(numbers) >= 20
-        turned = math.log10 if log else float
-        y = _scale(turned(min(numbers)), turned(max(numbers)), bottom - 10, top + 10)
-        heights[name] = {row.trial: y(turned(float(row.settings[name] or 0))) for row in rows}
-        ends = (min(numbers), max(numbers))
-        parts += [_value(place, y(turned(value)), shown(float(f"{value:.3g}"))) for value in ends]
-    return heights, parts
-
-
-def _axis(name: str, x: float, top: float, bottom: float, raised: bool = False) -> str:
-    """Every other name is raised, so that long ones do not meet."""
-    return (
-        f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
-        f'<text class="name" text-anchor="middle" x="{x:.1f}" y="{top - (34 if raised else 16)}">{escape(name)}</text>'
+        for row in order
     )
 
 
-def _value(x: float, y: float, text: str) -> str:
-    return f'<text class="tick halo" x="{x + LABEL:.1f}" y="{y + 4:.1f}">{escape(text)}</text>'
+def _tip(row: TrialRow) -> str:
+    loss = "no loss" if row.best_loss is None else f"best loss {row.best_loss:.4f}"
+    end = f": {row.reason}" if row.status == TrialStatus.FAILED else ""
+    return f"trial {row.trial}, {row.status}{end}; {loss}; {settings_of(row.settings)}"
+
+
+def _curve(points: Sequence[tuple[float, float]]) -> Markup:
+    """A line with a dot at its end."""
+    course = "L".join(f"{x:.1f} {y:.2f}" for x, y in points)
+    x, y = points[-1]
+    return path("course", f"M{course}") + path("end", f"M{x:.1f} {y:.2f}h0")
 
 
 def _smooth(points: Sequence[tuple[float, float]]) -> str:
     (x, y), *rest = points
-    path = [f"M{x:.1f},{y:.1f}"]
+    parts = [f"M{x:.1f} {y:.2f}"]
     for end_x, end_y in rest:
         middle = (x + end_x) / 2
-        path.append(f"C{middle:.1f},{y:.1f} {middle:.1f},{end_y:.1f} {end_x:.1f},{end_y:.1f}")
+        parts.append(f"C{middle:.1f} {y:.2f} {middle:.1f} {end_y:.2f} {end_x:.1f} {end_y:.2f}")
         x, y = end_x, end_y
-    return " ".join(path)
+    return "".join(parts)
 
 
-def _loss(row: Validation, free: bool) -> float:
-    return row.free_running_loss if free else row.validation_loss
+def _axis(values: Sequence[Value]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Where each value stands, in percent from the top, and what is written where: few values, or the ends of many."""
+    places = ranks(values)
+    numbers = [float(value) for value in values if isinstance(value, (int, float))]
+    if places.max() >= FEW and len(numbers) == len(values):
+        low, high = min(numbers), max(numbers)
+        shares = Scale(low, high, log=low > 0 and high / low >= WIDE).places(np.array(numbers)) / WIDTH
+    else:
+        shares = places / places.max()
+    heights = [float(100 - INSET - (100 - 2 * INSET) * share) for share in shares]
+    known = {rank: (height, value) for rank, height, value in zip(places, heights, values, strict=True)}
+    told = [known[rank] for rank in sorted(known)]
+    told = told if len(told) <= FEW else [told[0], told[-1]]
+    return heights, [(height, f"{value:.3g}" if isinstance(value, float) else shown(value)) for height, value in told]
 
 
-def _kind(row: TrialRow, best: TrialRow | None) -> str:
-    return "best" if best is not None and row.trial == best.trial else row.status
-
-
-def _tint(place: Mapping[int, float], row: TrialRow) -> str:
-    return f'style="--place:{place[row.trial]:.0%}"' if row.trial in place else ""
-
-
-def _title(row: TrialRow) -> str:
-    loss = "no loss" if row.best_loss is None else f"best loss {row.best_loss:.4f}"
-    end = f": {row.reason}" if row.status == FAILED else ""
-    return f"<title>{escape(f'trial {row.trial}, {row.status}{end}; {loss}; {settings_of(row.settings)}')}</title>"
+def _height(scale: Scale, value: float) -> float:
+    """From the top of a drawing; at its edge where the value lies beyond."""
+    return TALL * (1 - scale.at(value) / WIDTH)
 
 
 def _upper(losses: Sequence[float]) -> float:
@@ -190,49 +189,3 @@ def _upper(losses: Sequence[float]) -> float:
     order = sorted(losses)
     middle = order[len(order) // 2]
     return min(order[-1], middle + 3 * max(middle - order[0], 0.05)) if order[-1] > order[0] else order[0] + 0.1
-
-
-def _scale(low: float, high: float, start: float, end: float) -> "_Scale":
-    return _Scale(low, high, start, end)
-
-
-class _Scale:
-    """A straight line from values to pixels."""
-
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self._low, self._span, self._start, self._length = low, (high - low) or 1.0, start, end - start
-
-    def __call__(self, value: float) -> float:
-        return self._start + (value - self._low) / self._span * self._length
-
-
-def _nice(low: float, high: float, count: int) -> list[float]:
-    """Round values within the ends."""
-    raw = (high - low) / count or 1.0
-    size = 10 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw)
-    return [round(step * i, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def _grid_y(low: float, high: float, y: "_Scale", left: float, right: float) -> str:
-    return "".join(
-        f'<line class="grid" x1="{left}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
-        f'<text class="tick" text-anchor="end" x="{left - LABEL}" y="{y(value) + 4:.1f}">{value:g}</text>'
-        for value in _nice(low, high, 6)
-    )
-
-
-def _ticks_x(last: int, x: "_Scale", bottom: float) -> str:
-    return "".join(
-        f'<text class="tick" text-anchor="middle" x="{x(value):.1f}" y="{bottom + 18}">{value:,.0f}</text>'
-        for value in _nice(0, last, 8)
-    )
-
-
-def _svg(height: int, label: str, parts: Sequence[str]) -> str:
-    inside = "\n".join(parts)
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">\n{inside}\n</svg>'
-
-
-def _empty(text: str) -> str:
-    return f'<p class="none">{escape(text)}</p>'

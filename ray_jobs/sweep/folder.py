@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +23,17 @@ from ray_jobs.results.store import RunDirectory, below
 from ray_jobs.sweep.importance import Importances, importances
 from ray_jobs.sweep.page import page
 from ray_jobs.sweep.spec import SweepSpec, make_spec
-from ray_jobs.sweep.table import TrialRow, Validation, best_of, epochs_table, flat, trials_table
+from ray_jobs.sweep.table import (
+    SweepStatus,
+    TrialRow,
+    TrialStatus,
+    Validation,
+    best_of,
+    epochs_table,
+    flat,
+    trials_table,
+    unflat,
+)
 
 SHEET = "sweep.json"
 BEST = "best.pt"
@@ -67,10 +77,10 @@ class Record:
         self.rows.append(row)
         if checkpoint is not None and self.best is row:
             self.directory.write(BEST, checkpoint)
-        self.write("running")
+        self.write(SweepStatus.RUNNING)
         self.directory.delete(state_name(row.trial))
 
-    def write(self, status: str) -> None:
+    def write(self, status: SweepStatus) -> None:
         """``trials.json``, ``trials.parquet`` and ``sweep.json``."""
         rows = sorted(self.rows, key=lambda row: row.trial)
         self.directory.write_json("trials.json", [flat(row) for row in rows])
@@ -81,11 +91,11 @@ class Record:
     def best(self) -> TrialRow | None:
         return best_of(self.rows)
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: SweepStatus) -> None:
         """Everything that is derived: the importances and the page."""
         judged = sorted((row for row in self.rows if row.judged), key=lambda row: row.trial)
         losses = [row.best_loss for row in judged if row.best_loss is not None]
-        if status == "done":
+        if status == SweepStatus.DONE:
             self.importances = importances([row.settings for row in judged], losses, self.spec.seed)
         self.write(status)
         rows = sorted(self.rows, key=lambda row: row.trial)
@@ -94,10 +104,10 @@ class Record:
 
     def summary(self) -> dict[str, Any]:
         """What a script wants to know."""
-        sheet = self.sheet("done")
+        sheet = self.sheet(SweepStatus.DONE)
         return {name: sheet[name] for name in ("sweep_id", "trials", "best", "importance")}
 
-    def sheet(self, status: str) -> dict[str, Any]:
+    def sheet(self, status: SweepStatus) -> dict[str, Any]:
         """``sweep.json``."""
         best = self.best
         facts = driver_facts()
@@ -111,7 +121,7 @@ class Record:
             "spec": self.spec.model_dump(),
             "environment": facts,
             "identity": identity(facts, self._data),
-            "trials": {name: sum(row.status == name for row in self.rows) for name in ("done", "stopped", "failed")},
+            "trials": {name: sum(row.status == name for row in self.rows) for name in TrialStatus},
             "best": None if best is None else flat(best),
             "importance": None if self.importances is None else asdict(self.importances),
         }
@@ -179,11 +189,10 @@ def read_rows(directory: RunDirectory) -> list[TrialRow]:
         content = json.loads(directory.read("trials.json"))
     except FileNotFoundError:
         return []
-    own = {field.name for field in fields(TrialRow)}
-    return [
-        TrialRow(**{k: v for k, v in row.items() if k in own}, settings={k: v for k, v in row.items() if k not in own})
-        for row in content
-    ]
+    try:
+        return [unflat(row) for row in content]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"{directory.shown} can't be resumed: its trials.json can't be read ({error})") from None
 
 
 def read_validations(directory: RunDirectory) -> list[Validation]:

@@ -3,12 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ray_jobs.report.page import template
 from ray_jobs.sweep import charts
 from ray_jobs.sweep.importance import Importances
 from ray_jobs.sweep.space import Space, Value
-from ray_jobs.sweep.table import FAILED, STOPPED, TrialRow, Validation, best_of
+from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of
 
 MOST_LISTED = 6  # values with which trials failed
 
@@ -17,16 +19,9 @@ def page(
     sheet: Mapping[str, Any], rows: Sequence[TrialRow], validations: Sequence[Validation], found: Importances | None
 ) -> str:
     """The whole page; ``sheet`` is ``sweep.json``."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("ray_jobs.sweep", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"shown": charts.shown, "loss": loss_text, "perplexity": perplexity}
     order = charts.goodness(rows)
     varied = Space.of(sheet["spec"]["space"]).varied
-    return environment.get_template("sweep.html.j2").render(
+    return template("sweep.html", Path(__file__).parent).render(
         sheet=sheet,
         spec=sheet["spec"],
         rows=sorted(rows, key=lambda row: (order.get(row.trial, 2), row.trial)),
@@ -34,15 +29,16 @@ def page(
         fixed={name: value for name, value in rows[0].settings.items() if name not in varied} if rows else {},
         best=best_of(rows),
         counts=Counter(row.status for row in rows),
-        failed=[row for row in rows if row.status == FAILED],
         failures=failures_by_value(rows),
-        stopped=STOPPED,
         found=found,
-        curves=Markup(charts.curves(rows, validations)),
-        free_curves=Markup(charts.curves(rows, validations, free=True)),
-        parallel=Markup(charts.parallel(rows)),
-        bars=Markup(charts.importance(found)) if found else None,
-        verdict=verdict(found) if found else None,
+        plots=[charts.curves(rows, validations), charts.curves(rows, validations, free=True)],
+        parallel=charts.parallel(rows),
+        bars=charts.importance(found) if found else None,
+        verdict=verdict(found) if found else "available when the sweep ends",
+        shown=charts.shown,
+        settings_of=charts.settings_of,
+        loss=loss_text,
+        perplexity=perplexity,
     )
 
 
@@ -51,12 +47,12 @@ def failures_by_value(rows: Sequence[TrialRow]) -> list[tuple[str, str, int, int
 
     The worst share comes first. Where nearly every trial has a value of its own, halves stand for values.
     """
-    usual = sum(row.status == FAILED for row in rows) / len(rows) if rows else 0.0
+    usual = sum(row.status == TrialStatus.FAILED for row in rows) / len(rows) if rows else 0.0
     found: list[tuple[str, str, int, int]] = []
     for name in rows[0].settings if usual else ():
         labels = _labels([row.settings[name] for row in rows])
         of = Counter(labels)
-        failed = Counter(label for label, row in zip(labels, rows, strict=True) if row.status == FAILED)
+        failed = Counter(label for label, row in zip(labels, rows, strict=True) if row.status == TrialStatus.FAILED)
         found += [(name, label, failed[label], of[label]) for label in of if failed[label] / of[label] > usual]
     return sorted(found, key=lambda one: (-one[2] / one[3], -one[3], one[0], one[1]))[:MOST_LISTED]
 
@@ -71,16 +67,14 @@ def _labels(values: Sequence[Value]) -> list[str]:
 
 
 def verdict(found: Importances) -> str:
-    """What the importances come to, in a sentence."""
+    """The importances in a sentence."""
     if found.explained is None:
         return next((one.reason for one in found.of if one.reason), None) or "nothing varied"
-    clear = [f"{one.name} ({charts.percent(one.share)})" for one in found.of if one.clear and one.share is not None]
     if found.explained <= 0:
-        return "the settings do not foretell the loss of trials that were not seen: take the shares for noise"
-    told = f"settings foretell {found.explained:.0%} of the variance between {found.trials} trials"
-    if not clear:
-        return f"{told}; no hyperparameter stands out from luck"
-    return f"{told}; what mattered beyond luck: {', '.join(clear)}"
+        return "the settings do not predict the loss of unseen trials; treat these shares as noise"
+    clear = [f"{name} ({charts.percent(share)})" for name, share, low, _ in found.known if low > 0]
+    told = f"the settings predict {found.explained:.0%} of the variance between {found.trials} trials"
+    return f"{told}; {'beyond luck: ' + ', '.join(clear) if clear else 'no hyperparameter stands out from luck'}"
 
 
 def loss_text(value: float | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from ray_jobs.sweep.spec import SweepSpec
-from ray_jobs.sweep.table import DONE, STOPPED, Validation, waited
+from ray_jobs.sweep.table import TrialStatus, Validation, waited
 
 
 class Judge(FIFOScheduler):  # type: ignore[misc]
@@ -22,7 +22,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._spec = spec
         self._asha = None
-        self.verdicts: dict[int, tuple[str, str | None]] = {}  # of trials that ended: status, reason
+        self.verdicts: dict[int, tuple[TrialStatus, str | None]] = {}  # of trials that ended: status, reason
         if spec.asha:
             self._asha = ASHAScheduler(
                 time_attr="iteration",
@@ -47,12 +47,12 @@ class Judge(FIFOScheduler):  # type: ignore[misc]
         seen.append(row)
         stopped = self._stops(row, first=len(seen) == 1)
         if row.iteration >= self._spec.iterations:
-            self.verdicts[row.trial] = DONE, None
+            self.verdicts[row.trial] = TrialStatus.DONE, None
         elif self._spec.patience is not None and waited(seen) >= self._spec.patience:
-            self.verdicts[row.trial] = DONE, f"no better loss in {self._spec.patience} validations"
+            self.verdicts[row.trial] = TrialStatus.DONE, f"no better loss in {self._spec.patience} validations"
         elif stopped:
-            share = f"1 in {self._spec.reduction:g}"
-            self.verdicts[row.trial] = STOPPED, f"at {row.iteration} iterations its loss was not in the best {share}"
+            why = f"at {row.iteration} iterations its loss was not in the best 1 in {self._spec.reduction:g}"
+            self.verdicts[row.trial] = TrialStatus.STOPPED, why
         return row.trial not in self.verdicts
 
     def _stops(self, row: Validation, first: bool) -> bool:

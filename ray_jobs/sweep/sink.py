@@ -13,7 +13,7 @@ from typing import Any
 from ray_jobs.measure.result import one_line
 from ray_jobs.sweep.folder import BEST, Record
 from ray_jobs.sweep.spec import Trial
-from ray_jobs.sweep.table import TrialRow, Validation, best_of, flat
+from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of, flat
 from ray_jobs.wandb_sink.client import open_run
 from ray_jobs.wandb_sink.sink import PATIENCE_S
 
@@ -53,7 +53,7 @@ class SweepSink:
             return
         values = {key: value for key, value in flat(row).items() if key not in row.settings and value is not None}
         self._guard(lambda: run.summary.update(values))
-        self._guard(lambda: run.finish(exit_code=int(row.status == "failed")))
+        self._guard(lambda: run.finish(exit_code=int(row.status == TrialStatus.FAILED)))
 
     def finish(self) -> None:
         """The sweep's own run: the table of trials, the importances, the best checkpoint."""

@@ -1,8 +1,9 @@
-"""The tables of a sweep: one row a validation, one row a trial. All but times follow from the sweep's seed."""
+"""The tables of a sweep: a row for each validation, one for each trial. All but times follow from the sweep's seed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any, get_args
 
 import pyarrow as pa
 
@@ -10,9 +11,23 @@ from ray_jobs.results.samples import schema_of
 from ray_jobs.sweep.space import KINDS, Value
 from ray_jobs.sweep.spec import Trial
 
-DONE, STOPPED, FAILED, UNFINISHED = "done", "stopped", "failed", "unfinished"
-JUDGED = (DONE, STOPPED)  # these have a loss that may be the best
 TIMES = ("seconds", "host")  # columns that do not follow from the seed
+
+
+class TrialStatus(StrEnum):
+    """How a training trial ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"  # early, because others were better
+    FAILED = "failed"
+
+
+class SweepStatus(StrEnum):
+    """How far a sweep has come."""
+
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    DONE = "done"
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,7 @@ class TrialRow:
     trial: int
     seed: int
     settings: Mapping[str, Value]
-    status: str
+    status: TrialStatus
     reason: str | None
     best_loss: float | None
     best_iteration: int | None
@@ -49,14 +64,15 @@ class TrialRow:
 
     @property
     def judged(self) -> bool:
-        return self.status in JUDGED and self.best_loss is not None
+        """Whether its loss may be the best."""
+        return self.status != TrialStatus.FAILED and self.best_loss is not None
 
 
 EPOCHS = schema_of(Validation)
 
 
 def row_of(
-    trial: Trial, rows: Sequence[Validation], status: str, reason: str | None = None, restarts: int = 0
+    trial: Trial, rows: Sequence[Validation], status: TrialStatus, reason: str | None = None, restarts: int = 0
 ) -> TrialRow:
     """A trial's row from its validations."""
     best = min(rows, key=lambda row: row.validation_loss, default=None)
@@ -90,9 +106,24 @@ def waited(rows: Sequence[Validation]) -> int:
 
 def flat(row: TrialRow) -> dict[str, Any]:
     """A row with a column for each hyperparameter; a clip of none is null."""
-    values = asdict(row)
-    settings = values.pop("settings")
-    return {"trial": values.pop("trial"), "seed": values.pop("seed"), **settings, **values}
+    values = {**asdict(row), "status": row.status.value}
+    return _spread(values, values["settings"])
+
+
+def unflat(values: Mapping[str, Any]) -> TrialRow:
+    """The row again. Raises TypeError and ValueError where it is none."""
+    own = {field.name for field in fields(TrialRow)}
+    settings = {name: value for name, value in values.items() if name not in own}
+    plain = {name: value for name, value in values.items() if name in own}
+    return TrialRow(**{**plain, "settings": settings, "status": TrialStatus(str(plain.get("status")))})
+
+
+def _spread(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With the hyperparameters' columns in place of ``settings``."""
+    found: dict[str, Any] = {}
+    for name, value in columns.items():
+        found |= settings if name == "settings" else {name: value}
+    return found
 
 
 def epochs_table(rows: Sequence[Validation]) -> pa.Table:
@@ -101,32 +132,15 @@ def epochs_table(rows: Sequence[Validation]) -> pa.Table:
 
 
 def trials_table(rows: Sequence[TrialRow]) -> pa.Table:
-    """One row a trial."""
-    names = rows[0].settings if rows else {}
-    own = [field for field in schema_of(_Plain) if field.name not in ("trial", "seed")]
-    ids = [pa.field("trial", pa.int64()), pa.field("seed", pa.int64())]
-    settings = [pa.field(name, _arrow(name)) for name in names]
-    return pa.Table.from_pylist([flat(row) for row in rows], schema=pa.schema([*ids, *settings, *own]))
+    """One row for each trial."""
+    settings = {name: KINDS[name] for name in (rows[0].settings if rows else ())}
+    kinds = _spread({field.name: field.type for field in fields(TrialRow)}, settings)
+    return pa.Table.from_pylist(
+        [flat(row) for row in rows], pa.schema([(n, _arrow(kind)) for n, kind in kinds.items()])
+    )
 
 
-@dataclass(frozen=True)
-class _Plain:
-    """The columns of TrialRow beside its settings."""
-
-    trial: int
-    seed: int
-    status: str
-    reason: str | None
-    best_loss: float | None
-    best_iteration: int | None
-    free_running_loss: float | None
-    iterations: int
-    validations: int
-    restarts: int
-    seconds: float
-
-
-def _arrow(name: str) -> pa.DataType:
-    kinds = {int: pa.int64(), str: pa.string()}
-    kind = KINDS[name]
-    return kinds.get(kind, pa.float64()) if isinstance(kind, type) else pa.float64()
+def _arrow(kind: Any) -> pa.DataType:
+    """Of a column whose values are of that kind, or null."""
+    known = next(one for one in get_args(kind) or (kind,) if one is not type(None))
+    return pa.string() if issubclass(known, str) else pa.int64() if known is int else pa.float64()

@@ -10,7 +10,7 @@ from ray_jobs.sweep.charts import percent, settings_of
 from ray_jobs.sweep.folder import BEST, Record
 from ray_jobs.sweep.space import Space
 from ray_jobs.sweep.spec import Trial
-from ray_jobs.sweep.table import DONE, FAILED, STOPPED, TrialRow, Validation, best_of
+from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of
 
 EVERY_S = 30.0  # between lines while nothing ends
 
@@ -53,7 +53,7 @@ class Reporter:
 
     def ended(self, row: TrialRow) -> None:
         loss = "no loss" if row.best_loss is None else f"loss {row.best_loss:.4f} at {row.best_iteration:,}"
-        end = f" ({row.reason})" if row.status == FAILED else ""
+        end = f" ({row.reason})" if row.status == TrialStatus.FAILED else ""
         star = " <- best so far" if best_of(self._record.rows) is row else ""
         told = f"trial {row.trial} {row.status}{end}: {loss}, {row.iterations:,} iterations"
         self._say(f"{told}; {settings_of(row.settings, self._varied)}{star}")
@@ -65,10 +65,8 @@ class Reporter:
         typer.echo("\n" + (f"no trial has a loss; {place}/sweep.html says why" if best is None else self._praise(best)))
         if record.importances is not None:
             typer.echo(f"what mattered: {page.verdict(record.importances)}")
-            for one in record.importances.of:
-                if one.share is not None and one.low is not None and one.high is not None:
-                    span = f"({percent(one.low)} to {percent(one.high)})"
-                    typer.echo(f"  {one.name:<24}{percent(one.share):>5}  {span}")
+            for name, share, low, high in record.importances.known:
+                typer.echo(f"  {name:<24}{percent(share):>5}  ({percent(low)} to {percent(high)})")
         files = ["sweep.html", "trials.parquet", "epochs.parquet", "sweep.json", *([BEST] if best else [])]
         typer.echo(f"{place}: {', '.join(files)}")
         if best is not None:
@@ -78,7 +76,7 @@ class Reporter:
 
     def _praise(self, best: TrialRow) -> str:
         rows = self._record.rows
-        counts = {status: sum(row.status == status for row in rows) for status in (DONE, STOPPED, FAILED)}
+        counts = {status: sum(row.status == status for row in rows) for status in TrialStatus}
         told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         return (
             f"best of {len(rows)} trials ({told}): trial {best.trial}, validation loss {best.best_loss:.4f} "

@@ -15,7 +15,7 @@ from ray_jobs.results.store import StoreError
 from ray_jobs.sweep.folder import Record
 from ray_jobs.sweep.rungs import Judge
 from ray_jobs.sweep.spec import SweepSpec, Trial
-from ray_jobs.sweep.table import DONE, FAILED, STOPPED, TrialRow, Validation, row_of
+from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, row_of
 from ray_jobs.sweep.worker import Data, States, Terms, checkpoint_in, train
 
 MOST_RESTARTS = 3  # of one trial, after its worker was lost
@@ -176,11 +176,11 @@ class _Driver(tune.Callback):  # type: ignore[misc]
 
     def _end(self, number: int, state: bytes | None) -> None:
         rows = self._record.of_trial(number)
-        status, reason = self._judge.verdicts.get(number, (FAILED, "it ended without a loss"))
+        status, reason = self._judge.verdicts.get(number, (TrialStatus.FAILED, "it ended without a loss"))
         if number in self._failures:
-            status, reason = FAILED, self._failures[number]
+            status, reason = TrialStatus.FAILED, self._failures[number]
         row = row_of(self._trials[number], rows, status, reason, self._restarts.get(number, 0))
-        judged = status in (DONE, STOPPED) and state is not None
+        judged = status != TrialStatus.FAILED and state is not None
         with self._noting():
             self._record.end(row, checkpoint_in(state) if judged and state is not None else None)
         for listener in self._listeners:
