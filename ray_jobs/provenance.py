@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -44,6 +45,13 @@ def station_facts() -> dict[str, Any]:
         "packages": package_versions(),
         "source_hash": source_hash(),
     }
+
+
+def command_line() -> list[str]:
+    """The words that started this process: the command, or a program or notebook that called ``ray_jobs.run``."""
+    if Path(sys.argv[0]).name == "latency-matrix":  # wherever it is installed
+        return ["latency-matrix", *sys.argv[1:]]
+    return ["python", *sys.orig_argv[1:]]
 
 
 def package_versions() -> dict[str, str | None]:

@@ -2,13 +2,14 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import chatbot
 import ray_jobs
-from ray_jobs.provenance import SOURCES, git_commit, source_hash
+from ray_jobs.provenance import SOURCES, command_line, git_commit, source_hash
 
 FOLDERS = [Path(package.__path__[0]) for package in (chatbot, ray_jobs)]
 
@@ -60,3 +61,27 @@ def test_a_repository_that_the_environment_happens_to_lie_in_is_not_ours(tmp_pat
     installed.mkdir(parents=True)
     assert git_commit(installed) is None
     assert git_commit(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "original", "said"),
+    [
+        (
+            ["/x/ray_jobs/__main__.py", "report"],
+            ["/bin/python3", "-m", "ray_jobs", "report"],
+            "python -m ray_jobs report",
+        ),
+        (
+            ["/v/bin/latency-matrix", "report"],
+            ["/v/python", "/v/bin/latency-matrix", "report"],
+            "latency-matrix report",
+        ),
+        (["mine.py", "7"], ["/bin/python3", "mine.py", "7"], "python mine.py 7"),
+    ],
+)
+def test_the_words_that_started_a_process_start_it_again(
+    argv: list[str], original: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    assert " ".join(command_line()) == said

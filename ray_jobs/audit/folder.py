@@ -2,7 +2,6 @@
 
 import json
 import secrets
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from ray_jobs.audit.comparisons import LaunchRow
 from ray_jobs.audit.rates import Comparison, effects_found, false_verdicts
 from ray_jobs.audit.station import AuditStation
 from ray_jobs.measure.result import one_line
+from ray_jobs.provenance import command_line
 from ray_jobs.results.samples import schema_of
 from ray_jobs.results.store import RunDirectory, open_root
 
@@ -54,7 +54,7 @@ class Audit:
             "run_id": self.run_id,
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
-            "command": ["python", "-m", "ray_jobs", *sys.argv[1:]],
+            "command": command_line(),
             "environment": self.environment,
             "parts": self.parts,
         }

@@ -5,7 +5,6 @@ Workers measure and return values; only this process writes in the run directory
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -184,7 +183,7 @@ def run_record(this: Run) -> dict[str, Any]:
         "started": this.started,
         "resumed": this.resumed,
         "seconds": round(since.total_seconds(), 1) if ended else None,
-        "command": ["python", "-m", "ray_jobs", *sys.argv[1:]],
+        "command": provenance.command_line(),
         "spec": this.spec.model_dump(),
         "identity": dict(this.identity),
         "plan": [vars(workload) for workload in this.spec.plan()],

@@ -6,7 +6,6 @@ sweep whose driver died goes on where it was.
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 
 from chatbot.corpus import Pair
 from chatbot.errors import UsageError
-from ray_jobs.provenance import driver_facts
+from ray_jobs.provenance import command_line, driver_facts
 from ray_jobs.results.store import RunDirectory, below
 from ray_jobs.sweep.importance import Importances, importances
 from ray_jobs.sweep.page import page
@@ -117,7 +116,7 @@ class Record:
             "status": status,
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 1),
-            "commands": self.commands or [command()],
+            "commands": self.commands or [command_line()],
             "spec": self.spec.model_dump(),
             "environment": facts,
             "identity": identity(facts, self._data),
@@ -142,7 +141,7 @@ class Record:
             raise UsageError(f"{self.directory.shown} can't be resumed: {what} changed since; start a new sweep")
         self.started = datetime.fromisoformat(sheet["started"])
         self._seconds_before = sheet["seconds"]
-        self.commands = [*sheet["commands"], command()]
+        self.commands = [*sheet["commands"], command_line()]
         self.rows = list(rows)
         self.validations = read_validations(self.directory)
         for row in rows:  # the driver may have died between the two
@@ -151,10 +150,6 @@ class Record:
 
 def state_name(number: int) -> str:
     return f"trial-{number:04d}.state"
-
-
-def command() -> list[str]:
-    return ["python", "-m", "ray_jobs", *sys.argv[1:]]
 
 
 def data_digest(pairs: Sequence[Pair]) -> str:
