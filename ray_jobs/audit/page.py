@@ -1,6 +1,6 @@
 """An audit on one page of Markdown, the same text that the terminal shows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_jobs.audit.cost import LEAST_TIMED_SHARE, MOST_OWN_CORES, MOST_SAMPLE_US
@@ -49,7 +49,6 @@ def section(part: Part) -> str:
 
 def _identical(part: Part) -> str:
     load = ", next to a background load on every core" if part["part"].endswith("load") else ", quiet"
-    count = part["comparisons"]
     rows = [
         _rate_row("this tool, its verdicts", part, part["false_verdicts"], *_limits(part)),
         _rate_row(
@@ -61,23 +60,24 @@ def _identical(part: Part) -> str:
             if peer["comparisons"]
         ),
     ]
-    return "\n".join(
-        [
-            f"## Identical programs{load}",
-            "",
-            f"{_trials(part)} Promise (the rate's interval reaches below {CLAIMED:.0%} and ends under "
-            f"{MOST_FALSE:.0%}): **{part['promise']}**.",
-            "",
-            *table(("", "called different", "rate (95%)", "seconds each"), rows),
-            "",
-            f"An interval calls two programs different where it excludes 1 (5% claimed); an alternative, where its two "
-            f"figures differ by more than {part['spec']['margin']:.0%}, as {part['beyond_margin']} of this tool's "
-            "speedups do. "
-            f"Verdicts: same {part['same']}, undecided {part['inconclusive']}, different {part['false_verdicts']} "
-            f"of {count}. Median half-width {_number(part['median_half_width'], '.2%')}; {_machine(part)}.",
-            *_worst_errors(part),
-        ]
+    spec, of = part["spec"], part["comparisons"]
+    errors = {ONE_BY_ONE[name][0]: peer["worst_error"] for name, peer in part["peers"].items() if peer["comparisons"]}
+    worst = ", ".join(f"{name} {error:.1%}" for name, error in errors.items())
+    return _section(
+        f"Identical programs{load}",
+        f"{_trials(part)} Promise (the rate's interval reaches below {CLAIMED:.0%} and ends under {MOST_FALSE:.0%}): "
+        f"**{part['promise']}**.",
+        table(("", "called different", "rate (95%)", "seconds each"), rows),
+        f"An interval calls two programs different where it excludes 1 (5% claimed); an alternative, where its two "
+        f"figures differ by more than {spec['margin']:.0%}, as {part['beyond_margin']} of this tool's speedups do. "
+        f"Verdicts: same {part['same']}, undecided {part['inconclusive']}, different {part['false_verdicts']} of {of}. "
+        f"Median half-width {_number(part['median_half_width'], '.2%')}; {_machine(part)}."
+        + (f"\nLargest difference the alternatives reported between identical programs: {worst}." if worst else ""),
     )
+
+
+def _section(title: str, said: str, lines: Sequence[str], more: str = "") -> str:
+    return "\n\n".join(filter(None, (f"## {title}", said, "\n".join(lines), more)))
 
 
 def _limits(part: Part) -> tuple[float, float]:
@@ -106,12 +106,6 @@ def _machine(part: Part) -> str:
     )
 
 
-def _worst_errors(part: Part) -> list[str]:
-    known = {ONE_BY_ONE[name][0]: peer for name, peer in part["peers"].items() if peer["comparisons"]}
-    worst = ", ".join(f"{name} {peer['worst_error']:.1%}" for name, peer in known.items())
-    return [f"Largest difference that the alternatives reported between identical programs: {worst}."] if worst else []
-
-
 def _effect(part: Part) -> str:
     count = part["comparisons"]
     asked = f"at least {LEAST_FOUND:.0%} found, bias within {MOST_BIAS:.1%}"
@@ -125,17 +119,12 @@ def _effect(part: Part) -> str:
         _number(part["most_seconds"], ".1f"),
     )
     head = ("found", "share (95%)", "called slower", "bias (95%)", "median half-width", "seconds each", "longest")
-    return "\n".join(
-        [
-            f"## A slowdown of {part['percent']}%" + (", next to a background load" if "load" in part["part"] else ""),
-            "",
-            f"{_trials(part)} Promise ({asked}): **{part['promise']}**.",
-            "",
-            *table(head, [row]),
-            "",
-            f"Found: the whole interval lies below 1. The verdict says slower where it also reaches beyond the margin "
-            f"of {part['spec']['margin']:.0%}; {_machine(part)}.",
-        ]
+    return _section(
+        f"A slowdown of {part['percent']}%" + (", next to a background load" if "load" in part["part"] else ""),
+        f"{_trials(part)} Promise ({asked}): **{part['promise']}**.",
+        table(head, [row]),
+        f"Found: the whole interval lies below 1. The verdict says slower where it also reaches beyond the margin of "
+        f"{part['spec']['margin']:.0%}; {_machine(part)}.",
     )
 
 
@@ -144,15 +133,11 @@ def _faults(part: Part) -> str:
     # Audits from before that was kept say it in the sentence.
     impossible = sum(f.get("impossible", f["by"].startswith(IMPOSSIBLE)) for f in part["faults"] if f["caught"])
     rows = [(fault["fault"], "yes" if fault["caught"] else "NO", fault["by"]) for fault in part["faults"]]
-    return "\n".join(
-        [
-            "## Planted mistakes",
-            "",
-            f"{caught} of {len(rows)} caught, {impossible} of them impossible by construction; each in a trial of its "
-            f"own (model {part['spec']['model']}).",
-            "",
-            *table(("mistake", "caught", "by"), rows),
-        ]
+    return _section(
+        "Planted mistakes",
+        f"{caught} of {len(rows)} caught, {impossible} of them impossible by construction; each in a trial of its own "
+        f"(model {part['spec']['model']}).",
+        table(("mistake", "caught", "by"), rows),
     )
 
 
@@ -166,15 +151,11 @@ def _cost(part: Part) -> str:
         ("our other processes while launches run", _number(part["own_cores"], ".1%", " of a core"), most),
         ("Ray's own processes", _number(part["ray_cores"], ".1%", " of a core"), ""),
     ]
-    return "\n".join(
-        [
-            "## What it costs",
-            "",
-            f"One trial of {part['launches']} launches in {part['seconds']:.0f} s, model {part['spec']['model']}. "
-            + (f"Missed: {', '.join(part['missed'])}." if part["missed"] else "Every target met."),
-            "",
-            *table(("", "measured", "target"), rows),
-        ]
+    return _section(
+        "What it costs",
+        f"One trial of {part['launches']} launches in {part['seconds']:.0f} s, model {part['spec']['model']}. "
+        + (f"Missed: {', '.join(part['missed'])}." if part["missed"] else "Every target met."),
+        table(("", "measured", "target"), rows),
     )
 
 

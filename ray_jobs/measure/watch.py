@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ FLOATS = 1_000_000  # 8 MB read from the caches or memory, three times
 REPEATS = 5
 
 Ints = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Counters(NamedTuple):
@@ -193,47 +194,39 @@ class MachineWatch:
 
     def read(self) -> Counters:
         """About 100 microseconds."""
-        steal, busy = self._cpu_times()
+        steal, busy = _told(self._cpu_times) or (None, None)
         return Counters(
             wall_ns=time.perf_counter_ns(),
             cpu_ns=time.process_time_ns(),
-            run_delay_ns=self._run_delay(),
+            run_delay_ns=_told(self._run_delay),
             steal_ns=steal,
             throttled_ns=self._throttled(),
-            pressure_ns=self._pressure(),
+            pressure_ns=_told(self._pressure),
             busy_ns=busy,
             **dict(zip(("gpu_clock_mhz", "gpu_throttle", "gpu_foreign"), self.gpu(), strict=True) if self.gpu else ()),
         )
 
-    def _run_delay(self) -> int | None:
+    def _run_delay(self) -> int:
         """Summed over this process's threads."""
-        try:
-            tasks = os.listdir(self.proc / "self/task")
-            return sum(int(_read(self.proc / f"self/task/{task}/schedstat").split()[1]) for task in tasks)
-        except (OSError, ValueError, IndexError):
-            return None
+        tasks = os.listdir(self.proc / "self/task")
+        return sum(int(_read(self.proc / f"self/task/{task}/schedstat").split()[1]) for task in tasks)
 
-    def _cpu_times(self) -> tuple[int | None, int | None]:
+    def _cpu_times(self) -> tuple[int | None, int]:
         """(steal of the measured cores, use of all cores)."""
-        try:
-            rows = [line.split() for line in _read(self.proc / "stat").splitlines() if line.startswith(b"cpu")]
-            own = {f"cpu{core}".encode() for core in self.cores}
-            stolen = [int(row[8]) for row in rows if row[0] in own]
-            # user, nice, system, irq, softirq; neither idle nor waiting for a disk, nor stolen
-            busy = sum(int(row[i]) for row in rows if row[0] == b"cpu" for i in (1, 2, 3, 6, 7))
-        except (OSError, ValueError, IndexError):
-            return None, None
+        rows = [line.split() for line in _read(self.proc / "stat").splitlines() if line.startswith(b"cpu")]
+        own = {f"cpu{core}".encode() for core in self.cores}
+        stolen = [int(row[8]) for row in rows if row[0] in own]
+        # user, nice, system, irq, softirq; neither idle nor waiting for a disk, nor stolen
+        busy = sum(int(row[i]) for row in rows if row[0] == b"cpu" for i in (1, 2, 3, 6, 7))
         return sum(stolen) * TICK_NS if stolen else None, busy * TICK_NS
 
     def _throttled(self) -> int | None:
         """Of this process's control group, of version 2 (microseconds) or version 1 (ns); else of the root's."""
-        for name, key, unit in self._quota_files:
-            try:
-                stat = dict(line.split() for line in _read(self.cgroup / name).splitlines())
-                return int(stat[key]) * unit
-            except (OSError, ValueError, KeyError):
-                continue
-        return None
+        told = (_told(partial(self._stat, *each)) for each in self._quota_files)
+        return next((value for value in told if value is not None), None)
+
+    def _stat(self, name: str, key: bytes, unit: int) -> int:
+        return int(dict(line.split() for line in _read(self.cgroup / name).splitlines())[key]) * unit
 
     @cached_property
     def _quota_files(self) -> list[tuple[str, bytes, int]]:
@@ -247,11 +240,16 @@ class MachineWatch:
         files += [(f"cpu/{own['cpu']}/cpu.stat", b"throttled_time", 1), ("cpu/cpu.stat", b"throttled_time", 1)]
         return [(name.lstrip("/"), key, unit) for name, key, unit in files]
 
-    def _pressure(self) -> int | None:
-        try:
-            return int(_read(self.proc / "pressure/cpu").split(b"total=")[1].split()[0]) * 1000
-        except (OSError, ValueError, IndexError):
-            return None
+    def _pressure(self) -> int:
+        return int(_read(self.proc / "pressure/cpu").split(b"total=")[1].split()[0]) * 1000
+
+
+def _told(read: Callable[[], T]) -> T | None:
+    """What ``read`` finds; None where the machine does not tell."""
+    try:
+        return read()
+    except (OSError, ValueError, LookupError):
+        return None
 
 
 def _read(path: Path) -> bytes:
