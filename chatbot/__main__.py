@@ -62,7 +62,7 @@ def _perplexity(loss: float) -> str:
 def train(
     out: Annotated[Path, typer.Option(help="Where the best checkpoint goes.")],
     size: Annotated[str, typer.Option(help=f"Preset of sizes: {', '.join(PRESETS)}.")] = "small",
-    source: Annotated[str, typer.Option("--corpus", help="chitchat, a .tsv, or a Cornell path.")] = "chitchat",
+    source: Annotated[str, typer.Option("--corpus", help="chitchat, a .tsv or .txt, or a Cornell path.")] = "chitchat",
     min_count: Annotated[int, typer.Option(min=1, help="Pairs with a rarer word are dropped.")] = corpus.MIN_COUNT,
     attention: Annotated[str, typer.Option(help=f"{', '.join(ATTENTIONS)}.")] = "dot",
     dropout: Annotated[float, typer.Option()] = 0.1,
@@ -107,12 +107,15 @@ def train(
         seed=seed,
         split_seed=split_seed,
     )
-    pairs = corpus.short_pairs(corpus.load(source).pairs)
+    read = corpus.load(source)
+    pairs = corpus.short_pairs(read.pairs)
     words = Vocabulary.of_pairs(pairs, min_count)
     usable = corpus.trim(pairs, min_count)
     config = replace(PRESETS[size], vocabulary=len(words), attention=attention, dropout=dropout)
     console = Console(stderr=True)
     console.print(f"{len(usable):,} of {len(pairs):,} short pairs, {len(words):,} tokens")
+    if read.notice:
+        console.print(f"corpus {source}: {read.notice}", markup=False)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=iterations)
@@ -212,7 +215,9 @@ def evaluate(
 def held_out_pairs(trained: checkpoint.Trained, source: str, pairs: list[corpus.Pair]) -> list[corpus.Pair]:
     """The pairs of ``source`` that training held out; none where it was trained on another corpus."""
     options = trained.notes.get("options")
-    if options is None or trained.notes.get("corpus") != source:
+    if not isinstance(options, dict) or not {"validation_share", "seed"} <= options.keys():
+        return []
+    if trained.notes.get("corpus") != source:
         return []
     split_seed = options.get("split_seed")  # older checkpoints have none
     return training.split(pairs, options["validation_share"], options["seed"] if split_seed is None else split_seed)[1]

@@ -6,12 +6,14 @@ Our format is one ``torch.save`` of plain values: ``format``, ``config``, ``word
 
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from chatbot import corpus
@@ -23,6 +25,12 @@ FORMAT = "chatbot-1"
 SHIPPED = Path(__file__).with_name("weights") / "small.pt"
 MODELS = "small, tutorial, or the path of a checkpoint"  # what --model takes
 SEED = 0  # of the tutorial preset's random weights
+SPECIAL = ("PAD", "SOS", "EOS")  # tokens 0, 1 and 2
+# A loss or an iteration that NumPy computed is a number, not code; NumPy 1 wrote it by the second name.
+_SCALAR: Any = np.float64(0).__reduce__()[0]  # the function that the pickle of a NumPy scalar names
+_NUMBERS: list[Any] = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype]
+_NUMBERS += {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DataParallel and of torch.compile
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +124,8 @@ def load(path: Path, name: str | None = None) -> Trained:
 def read_plain(path: Path) -> dict[str, Any]:
     """The dictionary in a ``torch.save`` file, without running any code of it. Raises UsageError."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd pickle protocols, which are refused anyway
+        # The warnings are of odd pickle protocols, which are refused anyway.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "unsupported global" in str(error).lower():  # a function or class to call
@@ -133,19 +142,33 @@ def read_plain(path: Path) -> dict[str, Any]:
 
 def build(config: Config, encoder: dict[str, Any], decoder: dict[str, Any]) -> Chatbot:
     """A chatbot with the given weights of any float type. Raises UsageError where a name, shape or value is off."""
+    for name, state, layers in (
+        ("encoder", encoder, config.encoder_layers),
+        ("decoder", decoder, config.decoder_layers),
+    ):
+        if _layers(state) != layers:
+            raise UsageError(f"the {name} has {_layers(state)} layers where its config says {layers}")
+    with torch.device("meta"):  # nothing of the sizes that are claimed is made before the tensors have them
+        expected = Chatbot.random(config)
+    for name, module, state in (("encoder", expected.encoder, encoder), ("decoder", expected.decoder, decoder)):
+        _check(name, state, {key: tensor.shape for key, tensor in module.state_dict().items()})
     chatbot = Chatbot.random(config)
-    for part, module, state in (("encoder", chatbot.encoder, encoder), ("decoder", chatbot.decoder, decoder)):
-        expected = module.state_dict()
-        if state.keys() != expected.keys():
-            odd = sorted(state.keys() ^ expected.keys())
-            raise UsageError(f"the {part} does not fit its sizes: {', '.join(odd[:3])} missing or too many")
-        for key, tensor in state.items():
-            if tensor.shape != expected[key].shape:
-                raise UsageError(f"{part} {key} has shape {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}")
-            if not torch.isfinite(tensor).all():
-                raise UsageError(f"{part} {key} holds NaN or infinity")
-        module.load_state_dict({key: tensor.float() for key, tensor in state.items()})
+    chatbot.encoder.load_state_dict({key: tensor.float() for key, tensor in encoder.items()})
+    chatbot.decoder.load_state_dict({key: tensor.float() for key, tensor in decoder.items()})
     return chatbot
+
+
+def _check(name: str, state: dict[str, Any], shapes: dict[str, torch.Size]) -> None:
+    if state.keys() != shapes.keys():
+        odd = sorted(state.keys() ^ shapes.keys())
+        raise UsageError(f"the {name} does not fit its sizes: {', '.join(odd[:3])} missing or too many")
+    for key, tensor in state.items():
+        if tensor.shape != shapes[key]:
+            raise UsageError(f"{name} {key} has shape {tuple(tensor.shape)}, expected {tuple(shapes[key])}")
+        if tensor.untyped_storage().nbytes() < tensor.nbytes:
+            raise UsageError(f"{name} {key} repeats a few numbers, so that it is larger than the file it came from")
+        if not torch.isfinite(tensor).all():
+            raise UsageError(f"{name} {key} holds NaN or infinity")
 
 
 def _stored(module: torch.nn.Module, half: bool) -> dict[str, torch.Tensor]:
@@ -158,14 +181,15 @@ def _ours(content: dict[str, Any]) -> tuple[Chatbot, Vocabulary, dict[str, Any]]
         raise UsageError(f"its config holds {sorted(content['config'])}, expected {sorted(known)}")
     config = Config(**content["config"])
     vocabulary = _checked(content["words"], config.vocabulary)
-    decoder = {**content["decoder"], "embedding.weight": content["encoder"]["embedding.weight"]}
-    return build(config, content["encoder"], decoder), vocabulary, dict(content["notes"])
+    encoder = _unwrapped(content["encoder"])
+    decoder = {**_unwrapped(content["decoder"]), "embedding.weight": encoder["embedding.weight"]}
+    return build(config, encoder, decoder), vocabulary, _plain(dict(content["notes"]))
 
 
 def _tutorials(content: dict[str, Any]) -> tuple[Chatbot, Vocabulary, dict[str, Any]]:
     """The sizes follow from the tensors; the tutorial does not store them."""
-    encoder, decoder = dict(content["en"]), dict(content["de"])
-    shared = content["embedding"]["weight"]
+    encoder, decoder = _unwrapped(content["en"]), _unwrapped(content["de"])
+    shared = _unwrapped(content["embedding"])["weight"]
     encoder["embedding.weight"] = decoder["embedding.weight"] = shared
     energy = decoder.get("attn.attn.weight")
     attention = "dot" if energy is None else "general" if energy.shape[0] == energy.shape[1] else "concat"
@@ -177,10 +201,26 @@ def _tutorials(content: dict[str, Any]) -> tuple[Chatbot, Vocabulary, dict[str, 
         vocabulary=shared.shape[0],
     )
     names = content["voc_dict"]["index2word"]
+    special = tuple(str(names[i]) for i in range(FIRST_WORD))
+    if special != SPECIAL:
+        raise UsageError(f"its first tokens are {', '.join(special)}, expected {', '.join(SPECIAL)} in this order")
     count = content["voc_dict"].get("num_words", len(names))
     vocabulary = _checked([names[i] for i in range(FIRST_WORD, count)], config.vocabulary)
-    notes = {"source": "tutorial", "iteration": content.get("iteration")}
+    notes = {"source": "tutorial", "iteration": _plain(content.get("iteration"))}
     return build(config, encoder, decoder), vocabulary, notes
+
+
+def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+    return {_WRAPPERS.sub("", key): tensor for key, tensor in state.items()}
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's scalars as Python's, wherever they are in it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _layers(state: dict[str, Any]) -> int:

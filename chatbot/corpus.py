@@ -1,11 +1,10 @@
 """Dialogue corpora -> (prompt, reply) pairs, normalised and filtered as the tutorial does.
 
-Three sources: ``chitchat`` (the ``chitchat-dataset`` package, MIT), the Cornell Movie-Dialogs Corpus from
-a path (it may not be redistributed), and a two-column TSV. A message is one line of one speaker; a
-conversation is a list of messages in order; a pair is a message and its answer.
+Three sources: ``chitchat`` (the ``chitchat-dataset`` package, MIT), the Cornell Movie-Dialogs Corpus or another
+of ConvoKit's from a path (Cornell's may not be redistributed), and two columns of text. A message is one line of
+one speaker; a pair is a message and its answer.
 """
 
-import ast
 import csv
 import importlib.util
 import json
@@ -13,11 +12,12 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from chatbot.conversations import Message, lines_of, of_convokit, of_movie_files
 from chatbot.errors import UsageError
 
 MAX_LENGTH = 10  # a side of a pair has strictly fewer words (tutorial)
@@ -43,11 +43,15 @@ class Pair(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """What a source holds: ``messages`` in conversation order, and ``pairs`` of any length (both normalised)."""
+    """What a source holds: ``messages`` in conversation order, and ``pairs`` of any length (both normalised).
+
+    ``notice`` is one line for the person who trains on it, or empty.
+    """
 
     name: str
     messages: tuple[str, ...]
     pairs: tuple[Pair, ...]
+    notice: str = ""
 
 
 def normalise(text: str) -> str:
@@ -73,8 +77,9 @@ def words_of(sentence: str) -> list[str]:
 def load(source: str = "chitchat") -> Corpus:
     """The corpus named ``chitchat``, or read from a path.
 
-    A path is a ``.tsv`` file (prompt, tab, reply), a ConvoKit ``utterances.jsonl``, or a folder that holds
-    one, or that holds ``movie_lines.txt`` and ``movie_conversations.txt``.
+    A path is a ``.tsv`` or ``.txt`` file (prompt, tab, reply; the tutorial's ``formatted_movie_lines.txt`` is one), a
+    ConvoKit ``utterances.jsonl``, or a folder that holds one, or that holds ``movie_lines.txt`` and
+    ``movie_conversations.txt``.
 
     Raises:
         UsageError: nothing usable is there; one line says what was expected.
@@ -86,13 +91,13 @@ def load(source: str = "chitchat") -> Corpus:
         return _cornell_folder(path)
     if not os.path.isfile(path):
         raise UsageError(
-            f"no corpus {source!r}; give 'chitchat', a .tsv, a ConvoKit utterances.jsonl, or a Cornell folder"
+            f"no corpus {source!r}; give 'chitchat', a .tsv or .txt, a ConvoKit utterances.jsonl, or a Cornell folder"
         )
     if path.suffix == ".jsonl":
-        return _corpus(path.name, _convokit(path))
-    if path.suffix == ".tsv":
-        return _tsv(path)
-    raise UsageError(f"corpus {source!r} has an unknown form; give a .tsv or .jsonl file, or a Cornell folder")
+        return _corpus(path.name, of_convokit(path))
+    if path.suffix in (".tsv", ".txt"):
+        return _two_columns(path)
+    raise UsageError(f"corpus {source!r} has an unknown form; give a .txt, .tsv or .jsonl file, or a Cornell folder")
 
 
 def short_pairs(pairs: Iterable[Pair], max_length: int = MAX_LENGTH) -> list[Pair]:
@@ -111,17 +116,46 @@ def count_words(pairs: Iterable[Pair]) -> Counter[str]:
     return Counter(word for pair in pairs for side in pair for word in words_of(side))
 
 
-def _corpus(name: str, conversations: Iterable[list[str]]) -> Corpus:
-    """Pairs every message with the next one of its conversation, as the tutorial does."""
+def _corpus(name: str, conversations: Iterable[list[Message]]) -> Corpus:
+    """Pairs every message with those that answer it."""
+    written: list[str] = []
     messages: list[str] = []
     pairs: list[Pair] = []
     for conversation in conversations:
-        lines = [(line.strip(), normalise(line)) for line in conversation]
+        lines = [(message.text.strip(), normalise(message.text)) for message in conversation]
+        written.extend(raw for raw, _ in lines)
         messages.extend(normal for _, normal in lines if normal)
-        pairs.extend(Pair(a, b) for (raw, a), (answer, b) in pairwise(lines) if raw and answer)
+        for message, (answer, normal) in zip(conversation, lines, strict=True):
+            if message.answers is not None and answer and lines[message.answers][0]:
+                pairs.append(Pair(lines[message.answers][1], normal))
+    notice = _notice(name, written)
     if not pairs:
         raise UsageError(f"corpus {name!r} holds no pair of consecutive messages")
-    return Corpus(name, tuple(messages), tuple(pairs))
+    return Corpus(name, tuple(messages), tuple(pairs), notice)
+
+
+def _notice(name: str, written: Sequence[str]) -> str:
+    """What normalising loses of a text, in one line; empty where that is next to nothing.
+
+    Raises:
+        UsageError: more than half of the messages are in another script, so that nothing would be learnt but silence.
+    """
+    texts = [text for text in written if any(c.isalpha() for c in text)]
+    bare = sum(not any(c.isalpha() for c in normalise(text)) for text in texts)
+    if 2 * bare > len(texts):
+        raise UsageError(
+            f"corpus {name!r}: {bare:,} of {len(texts):,} messages hold no letter from a to z, "
+            "and words are made of those alone; give a text in the Latin alphabet (accents are stripped)"
+        )
+    torn = Counter(c for text in texts if not text.isascii() for c in text.lower() if _is_torn_out(c))
+    if not torn:
+        return ""
+    letters = ", ".join(c for c, _ in torn.most_common(5))
+    return f"{sum(torn.values()):,} letters are not from a to z even without accents ({letters}); each splits its word"
+
+
+def _is_torn_out(letter: str) -> bool:
+    return not letter.isascii() and letter.isalpha() and not normalise(letter)
 
 
 def _clean(message: str) -> str:
@@ -151,84 +185,31 @@ def _chitchat() -> Corpus:
     return Corpus("chitchat", tuple(messages), tuple(pairs))
 
 
-def _tsv(path: Path) -> Corpus:
-    pairs: list[Pair] = []
-    with path.open(encoding="utf-8", newline="") as file:
-        try:
-            for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-                if len(row) != 2:
-                    raise UsageError(
-                        f"{path} line {number}: {len(row)} columns where two were expected (prompt, tab, reply)"
-                    )
-                pairs.append(Pair(normalise(row[0]), normalise(row[1])))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{path} is not UTF-8 text in two columns: {error}") from None
+def _two_columns(path: Path) -> Corpus:
+    rows: list[list[str]] = []
+    try:
+        for number, row in enumerate(
+            csv.reader(lines_of(path, "utf-8-sig"), delimiter="\t", quoting=csv.QUOTE_NONE), 1
+        ):
+            if len(row) != 2:
+                raise UsageError(
+                    f"{path} line {number}: {len(row)} columns where two were expected (prompt, tab, reply)"
+                )
+            rows.append(row)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is not UTF-8 text in two columns: {error}") from None
+    notice = _notice(path.name, [side for row in rows for side in row])
+    pairs = (Pair(normalise(prompt), normalise(reply)) for prompt, reply in rows)
     usable = tuple(p for p in pairs if p.prompt and p.reply)
     if not usable:
         raise UsageError(f"{path} holds no pair of a prompt and a reply")
-    return Corpus(path.name, tuple(side for pair in usable for side in pair), usable)
+    return Corpus(path.name, tuple(side for pair in usable for side in pair), usable, notice)
 
 
 def _cornell_folder(path: Path) -> Corpus:
     if (path / "utterances.jsonl").is_file():
-        return _corpus(path.name, _convokit(path / "utterances.jsonl"))
+        return _corpus(path.name, of_convokit(path / "utterances.jsonl"))
     lines, conversations = path / "movie_lines.txt", path / "movie_conversations.txt"
     if lines.is_file() and conversations.is_file():
-        return _corpus(path.name, _movie_files(lines, conversations))
+        return _corpus(path.name, of_movie_files(lines, conversations))
     raise UsageError(f"{path} holds neither utterances.jsonl nor movie_lines.txt with movie_conversations.txt")
-
-
-def _convokit(path: Path) -> Iterator[list[str]]:
-    """ConvoKit's layout: a JSON object a line with ``id``, ``conversation_id``, ``text`` (and ``reply-to``, unused).
-
-    The lines of a conversation stand last first; as in the tutorial the order is turned round.
-    """
-    conversations: dict[str, list[str]] = {}
-    with path.open(encoding="iso-8859-1") as file:  # as the tutorial opens it; \\u escapes carry the rest
-        for number, line in enumerate(file, 1):
-            try:
-                utterance = json.loads(line)
-                key, text = utterance["conversation_id"], utterance["text"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise UsageError(
-                    f"{path} line {number}: not a ConvoKit utterance (id, conversation_id, text)"
-                ) from None
-            conversations.setdefault(str(key), []).insert(0, str(text or ""))
-    yield from conversations.values()
-
-
-def _movie_files(lines: Path, conversations: Path) -> Iterator[list[str]]:
-    """The older layout: fields separated by `` +++$+++ ``, ISO-8859-1, conversations as lists of line ids."""
-    texts: dict[str, str] = {}
-    for row in _fields(lines):
-        if len(row) >= 5:
-            texts[row[0]] = row[4]
-        elif len(row) == 4:  # a line without text
-            texts[row[0].strip()] = ""
-        else:
-            raise UsageError(f"{lines}: {len(row)} fields where five were expected, separated by ' +++$+++ '")
-    for row in _fields(conversations):
-        try:
-            ids = [str(key) for key in ast.literal_eval(row[3].strip())]
-        except (IndexError, ValueError, SyntaxError, TypeError):
-            raise UsageError(
-                f"{conversations}: no list of line ids in the fourth field, as in \"['L1', 'L2']\""
-            ) from None
-        # An id that the lines do not have ends the exchange there: its neighbours did not answer each other.
-        run: list[str] = []
-        for key in ids:
-            if key in texts:
-                run.append(texts[key])
-            else:
-                yield run
-                run = []
-        yield run
-
-
-def _fields(path: Path) -> Iterator[list[str]]:
-    with path.open(
-        encoding="iso-8859-1", newline="\n"
-    ) as file:  # text may hold \x85 and lone \r, which are not line ends
-        for line in file:
-            if line.strip():
-                yield line.rstrip("\r\n").split(" +++$+++ ")

@@ -3,10 +3,11 @@
 import io
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tutorial import GreedySearchDecoder, fresh, tutorial_reply
@@ -130,6 +131,50 @@ def test_sizes_of_a_tutorial_checkpoint_follow_from_its_tensors(tmp_path: Path) 
     assert (sizes, config.attention) == ((8, 1, 2, 23), "general")
 
 
+@pytest.mark.parametrize("number", [np.float64(2.5), np.float32(2.5), np.int64(7), np.bool_(True)], ids=repr)
+def test_a_numpy_scalar_is_a_number_and_no_code(number: np.generic, trained: Trained, tmp_path: Path) -> None:
+    torch.save({**tutorial_content(fresh("dot", 8, 2, 2, 23)), "iteration": number, "loss": number}, tmp_path / "a.tar")
+    iteration = load(tmp_path / "a.tar").notes["iteration"]
+    assert (iteration, type(iteration)) == (number.item(), type(number.item()))
+    save(replace(trained, notes={"options": {"losses": [number]}}), tmp_path / "ours.pt")
+    assert load(tmp_path / "ours.pt").notes == {"options": {"losses": [number.item()]}}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_weights_saved_from_a_wrapped_network_are_read(prefix: str, content: Content, tmp_path: Path) -> None:
+    """As ``DataParallel`` and ``torch.compile`` name them."""
+
+    def wrapped(content: Content, *names: str) -> Content:
+        return content | {name: {prefix + key: value for key, value in content[name].items()} for name in names}
+
+    theirs = tutorial_content(fresh("general", 8, 2, 2, 23))
+    for plain, names in ((content, ("encoder", "decoder")), (theirs, ("en", "de", "embedding"))):
+        torch.save(plain, tmp_path / "plain.pt")
+        torch.save(wrapped(plain, *names), tmp_path / "wrapped.pt")
+        one, other = (load(tmp_path / f"{name}.pt").chatbot for name in ("plain", "wrapped"))
+        assert one.config == other.config
+        assert all(torch.equal(a, b) for a, b in zip(one.encoder.parameters(), other.encoder.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one.decoder.parameters(), other.decoder.parameters(), strict=True))
+
+
+def test_nothing_of_a_claimed_size_is_made_before_the_tensors_have_it(
+    content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two kilobytes asked for 240 GB."""
+    content["config"]["hidden"] = 100_000
+    torch.save(content, tmp_path / "bot.pt")
+    made: list[str] = []
+    random = Chatbot.random
+
+    def watched(config: Config, seed: int = 0) -> Chatbot:
+        made.append(torch.empty(0).device.type)
+        return random(config, seed)
+
+    monkeypatch.setattr(Chatbot, "random", watched)
+    refusal(tmp_path / "bot.pt")
+    assert made == ["meta"]
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_truncated_file_is_refused(trained: Trained, share: float, tmp_path: Path) -> None:
     path = tmp_path / "bot.pt"
@@ -207,6 +252,15 @@ OURS_SPOILT: dict[str, tuple[Callable[[Content], object], str]] = {
     "a config with more": (lambda c: c["config"].update(depth=3), "its config holds"),
     "no hidden units": (lambda c: c["config"].update(hidden=0), "hidden is 0"),
     "a text as size": (lambda c: c["config"].update(hidden="6"), "missing or malformed"),
+    "layers beyond counting": (lambda c: c["config"].update(encoder_layers=10**9), "1 layers where its config says 10"),
+    "a size that no tensor has": (
+        lambda c: c["config"].update(hidden=100_000),
+        r"shape \(23, 6\), expected \(23, 100000\)",
+    ),
+    "a tensor larger than its file": (
+        lambda c: c["decoder"].update({"out.bias": torch.zeros(1).expand(23)}),
+        "out.bias repeats a few numbers",
+    ),
     "a size beyond memory": (lambda c: c["config"].update(hidden=10**15), "bot.pt"),
     "a word too few": (lambda c: c["words"].pop(), "22 tokens but its weights have 23"),
     "a word too many": (lambda c: c["words"].append("more"), "24 tokens but its weights have 23"),
@@ -238,6 +292,10 @@ TUTORIALS_SPOILT: dict[str, tuple[Callable[[Content], object], str]] = {
     "an empty embedding": (lambda c: c.update(embedding={}), "missing or malformed"),
     "a flat embedding": (lambda c: c.update(embedding={"weight": torch.zeros(23)}), "bot.tar"),
     "a word missing": (lambda c: c["voc_dict"]["index2word"].pop(22), "missing or malformed"),
+    "another order of the special tokens": (
+        lambda c: c["voc_dict"]["index2word"].update({0: "SOS", 1: "EOS", 2: "PAD"}),
+        "its first tokens are SOS, EOS, PAD, expected PAD, SOS, EOS in this order",
+    ),
     "another vocabulary": (lambda c: c["voc_dict"].update(num_words=20), "20 tokens but its weights have 23"),
     "no GRU": (lambda c: c.update(en={}), "encoder_layers is 0"),
     "a weight missing": (lambda c: c["de"].pop("out.bias"), "out.bias missing or too many"),

@@ -183,16 +183,124 @@ def test_convokit_reads_raw_latin_1_bytes_and_escapes_beyond_them(tmp_path: Path
     path = tmp_path / "utterances.jsonl"
     write_convokit(path, [("Crème brûlée?", "Très bon!")], ascii_only=False)
     with path.open("ab") as file:
-        file.write(rb'{"id": "b", "conversation_id": "a", "text": "It\u2019s \u0141\u00f3d\u017a"}' + b"\n")
+        file.write(
+            rb'{"id": "b", "conversation_id": "a", "text": "It\u2019s \u0141\u00f3d\u017a", "reply-to": "a"}' + b"\n"
+        )
         file.write(rb'{"id": "a", "conversation_id": "a", "text": "Where is it\u2026"}' + b"\n")
     assert corpus.load(str(path)).pairs == (("creme brulee ?", "tres bon !"), ("where is it", "it s odz"))
 
 
 def test_convokit_takes_a_null_text_as_empty(tmp_path: Path) -> None:
     path = tmp_path / "utterances.jsonl"
-    rows = [{"id": str(i), "conversation_id": "c", "text": text} for i, text in enumerate(("d", "c", None, "a", "z"))]
+    rows = [
+        {"id": str(i), "conversation_id": "c", "text": text, "reply-to": str(i + 1)}
+        for i, text in enumerate(("d", "c", None, "a", "z"))
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
     assert corpus.load(str(path)).pairs == (("z", "a"), ("c", "d"))
+
+
+QUESTION, ANSWER, AGAIN = (
+    {"id": f"u{i}", "conversation_id": "u0", "text": text} for i, text in enumerate(("who ?", "me .", "why ?"))
+)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ({**QUESTION, "reply-to": None}, {**ANSWER, "reply-to": "u0"}, {**AGAIN, "reply-to": "u1"}),
+        ({**AGAIN, "reply-to": "u1"}, {**ANSWER, "reply-to": "u0"}, {**QUESTION, "reply-to": None}),
+        ({**AGAIN, "reply_to": "u1"}, {**QUESTION, "reply_to": None}, {**ANSWER, "reply_to": "u0"}),
+        ({**ANSWER, "timestamp": 20}, {**AGAIN, "timestamp": 100}, {**QUESTION, "timestamp": 3}),
+        ({**ANSWER, "timestamp": "20"}, {**AGAIN, "timestamp": "100"}, {**QUESTION, "timestamp": "3"}),
+        ({**QUESTION, "timestamp": None}, {**ANSWER, "timestamp": None}, {**AGAIN, "timestamp": None}),
+        ({**QUESTION, "timestamp": 9}, {**ANSWER, "timestamp": 5}, {**AGAIN}),
+        (QUESTION, ANSWER, AGAIN),
+    ],
+    ids=["oldest first", "newest first", "mixed", "time", "time as text", "no time", "half a time", "as it stands"],
+)
+def test_convokit_orders_a_conversation_by_replies_then_time_then_place(
+    tmp_path: Path, rows: Sequence[dict[str, object]]
+) -> None:
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
+    assert corpus.load(str(tmp_path / "talk.jsonl")).pairs == (("who ?", "me ."), ("me .", "why ?"))
+
+
+def test_convokit_pairs_each_answer_with_what_it_answers_not_with_its_neighbour(tmp_path: Path) -> None:
+    """A thread with two answers to one question, one to a message that is not there, and two that answer each other."""
+    rows = [("a", None), ("b", "a"), ("c", "b"), ("d", "a"), ("e", "lost"), ("f", "g"), ("g", "f")]
+    lines = [json.dumps({"id": key, "conversation_id": "a", "text": key, "reply-to": to}) for key, to in rows]
+    (tmp_path / "talk.jsonl").write_text("\n".join(lines), encoding="ascii")
+    pairs = set(corpus.load(str(tmp_path / "talk.jsonl")).pairs)
+    assert pairs == {("a", "b"), ("b", "c"), ("a", "d"), ("g", "f"), ("f", "g")}
+
+
+def test_a_long_conversation_is_read_in_linear_time(tmp_path: Path) -> None:
+    """Neither its depth nor its length is a problem: by recursion, or by inserting at the front, it would be."""
+    n = 50_000
+    lines = (json.dumps({"id": i, "conversation_id": 0, "text": "hm", "reply-to": i + 1}) for i in range(n))
+    (tmp_path / "talk.jsonl").write_text("\n".join(lines), encoding="ascii")
+    assert len(corpus.load(str(tmp_path / "talk.jsonl")).pairs) == n - 1
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "byte order mark"])
+@pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1"])
+def test_a_corpus_is_read_as_utf_8_and_as_latin_1_where_it_is_not_that(
+    tmp_path: Path, start: str, encoding: str
+) -> None:
+    """Read as ISO-8859-1, UTF-8's accents and curly apostrophes become letters: "it’s" would be "itas"."""
+    text, normal = ("caf\xe9 na\xefve", "cafe naive")
+    if encoding == "utf-8":
+        text, normal = start + text + " it\u2019s", normal + " it s"
+    (tmp_path / "movie_lines.txt").write_bytes(
+        "".join(SEPARATOR.join((key, "u", "m", "A", text)) + "\n" for key in ("L1", "L2", "L3")).encode(encoding)
+    )
+    (tmp_path / "movie_conversations.txt").write_text(SEPARATOR.join(("u", "u", "m", "['L2', 'L3']")), "ascii")
+    assert corpus.load(str(tmp_path)).pairs == ((normal, normal),)
+    row = json.dumps({"id": "a", "conversation_id": "a", "text": text.strip("\ufeff")}, ensure_ascii=False)
+    lead = start if encoding == "utf-8" else ""
+    (tmp_path / "talk.jsonl").write_bytes(f"{lead}{row}\n\n{row}\n\n".encode(encoding))
+    assert corpus.load(str(tmp_path / "talk.jsonl")).pairs == ((normal, normal),)
+
+
+def test_movie_files_read_lists_without_commas(tmp_path: Path) -> None:
+    """As in a republished form of the corpus: Python joins 'L1' 'L2' into one, and no pair was left."""
+    write_movie_files(tmp_path, [("one", "two", "three")])
+    path = tmp_path / "movie_conversations.txt"
+    path.write_bytes(path.read_bytes().replace(b",", b""))
+    assert corpus.load(str(tmp_path)).pairs == (("one", "two"), ("two", "three"))
+
+
+def test_the_tutorials_own_file_of_pairs_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "formatted_movie_lines.txt"
+    path.write_text('\ufeffhello there\thi\n"how are ""you"""\tfine\n', encoding="utf-8")
+    assert corpus.load(str(path)).pairs == (("hello there", "hi"), ("how are you", "fine"))
+
+
+@pytest.mark.parametrize("form", ["movie files", "columns"])
+def test_a_text_in_another_script_is_refused_with_the_count_of_messages_that_hold_no_letter(
+    tmp_path: Path, form: str
+) -> None:
+    texts = ("привет", "да", "нет, no", "123")
+    (tmp_path / "talk.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in zip(texts, texts, strict=True)), "utf-8")
+    lines = "".join(SEPARATOR.join((f"L{i}", "u", "m", "A", text)) + "\n" for i, text in enumerate(texts))
+    (tmp_path / "movie_lines.txt").write_text(lines, "utf-8")
+    (tmp_path / "movie_conversations.txt").write_text(
+        SEPARATOR.join(("u", "u", "m", "['L0', 'L1', 'L2', 'L3']")), "ascii"
+    )
+    counted = "2 of 3" if form == "movie files" else "4 of 6"  # digits are no script
+    with pytest.raises(UsageError, match=f"{counted} messages hold no letter from a to z") as caught:
+        corpus.load(str(tmp_path if form == "movie files" else tmp_path / "talk.tsv"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_letters_that_split_their_word_are_told(tmp_path: Path) -> None:
+    (tmp_path / "talk.tsv").write_text("die Straße\tder Größte\nen ø\tÉté\n", "utf-8")
+    read = corpus.load(str(tmp_path / "talk.tsv"))
+    assert read.pairs == (("die stra e", "der gro te"), ("en", "ete"))
+    assert read.notice == "3 letters are not from a to z even without accents (ß, ø); each splits its word"
+    (tmp_path / "talk.tsv").write_text("Été\tit\u2019s\n", "utf-8")
+    assert corpus.load(str(tmp_path / "talk.tsv")).notice == ""
 
 
 def test_movie_files_pair_each_line_with_the_next_of_its_conversation(tmp_path: Path) -> None:
@@ -239,6 +347,7 @@ MOVIE_IDS = {
     "no Python": b"['L1', 'L2'",
     "a call": b"print()",
     "no text": b"",
+    "sixty thousand minus signs": b"-" * 60_000,
 }
 MALFORMED: dict[str, dict[str, bytes]] = {
     "an empty folder": {},
@@ -252,6 +361,8 @@ MALFORMED: dict[str, dict[str, bytes]] = {
     "utterances that are no JSON": {"utterances.jsonl": b"hello\n"},
     "utterances cut short": {"utterances.jsonl": b'{"id": "a", "conversation_id": "a", "te'},
     "utterances that are lists": {"utterances.jsonl": b'["a", "b"]\n'},
+    "utterances with a number of 5,000 digits": {"utterances.jsonl": b"9" * 5000},
+    "utterances nested deeply": {"utterances.jsonl": b"[" * 100_000},
     "utterances without a conversation": {"utterances.jsonl": b'{"id": "a", "text": "hello"}\n'},
     "no utterances": {"utterances.jsonl": b""},
     "one utterance": {"utterances.jsonl": b'{"id": "a", "conversation_id": "a", "text": "hello"}\n'},
@@ -291,6 +402,12 @@ def test_a_malformed_tsv_is_one_clear_line(tmp_path: Path, content: bytes, compl
     with pytest.raises(UsageError, match=complaint) as caught:
         corpus.load(str(tmp_path / "talk.tsv"))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_that_can_not_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "talk.tsv").symlink_to("/proc/self/mem")  # fails for every user, root too
+    with pytest.raises(UsageError, match=r"talk\.tsv can't be read: Input/output error"):
+        corpus.load(str(tmp_path / "talk.tsv"))
 
 
 def test_a_path_without_a_corpus_says_what_would_be_one(tmp_path: Path) -> None:
