@@ -15,7 +15,7 @@ from ray_jobs.driver.run import write_matrix
 from ray_jobs.matrix.hardware import classes_of
 from ray_jobs.matrix.rows import Row, TrialInfo, rows_of
 from ray_jobs.measure.result import LaunchResult, VariantFacts
-from ray_jobs.report.series import trial_draws
+from ray_jobs.report.series import trial_series
 from ray_jobs.report.view import RunView
 from ray_jobs.results.samples import to_table
 from ray_jobs.results.store import RunDirectory
@@ -88,13 +88,13 @@ def run_json(run: str, cases: Sequence[Case]) -> dict[str, Any]:
 
 def made_view(cases: Sequence[Case], names: Mapping[str, str] | None = None, run: str = "made") -> RunView:
     """A finished run in memory; variants go by names of the table and are shown by ``names``."""
-    shown, rows, draws = dict(names or {}), [], {}
+    shown, rows, series = dict(names or {}), [], {}
     for number, case in enumerate(cases):
         launches = case.launches()
         rows += [replace(row, variant=shown.get(row.variant, row.variant)) for row in case.rows(run, number, launches)]
         if launches:
-            draws[case.trial(number)] = trial_draws([_renamed(launch, shown) for launch in launches])
-    return RunView(run, run_json(run, cases), tuple(rows), tuple(classes_of(rows, MARGIN)), draws)
+            series[case.trial(number)] = trial_series([_renamed(launch, shown) for launch in launches])
+    return RunView(run, run_json(run, cases), tuple(rows), tuple(classes_of(rows, MARGIN)), series)
 
 
 def made_run(place: Path, cases: Sequence[Case]) -> RunDirectory:

@@ -26,8 +26,7 @@ from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
 from ray_jobs.cli.app import app
 from ray_jobs.matrix.rows import COLUMNS, Row
 from ray_jobs.measure.result import VariantFacts
-from ray_jobs.report import text as words
-from ray_jobs.report import write
+from ray_jobs.report import text, write
 from ray_jobs.report.cold_start import break_even, starts
 from ray_jobs.report.compact import compact
 from ray_jobs.report.facts import facts_of
@@ -35,7 +34,7 @@ from ray_jobs.report.heatmap import matrix, step
 from ray_jobs.report.page import page, spec_toml
 from ray_jobs.report.scales import WIDTH, Scale
 from ray_jobs.report.sentences import sentence
-from ray_jobs.report.series import trial_draws
+from ray_jobs.report.series import trial_series
 from ray_jobs.report.summary import summarize
 from ray_jobs.report.tables import as_csv, as_json, markdown
 from ray_jobs.report.view import RunView, load
@@ -275,9 +274,9 @@ def test_an_exact_winner_whose_replies_differ_in_ties_says_so() -> None:
 
 
 def test_where_samples_were_not_read_nothing_is_said_to_be_compared(rivals: dict[str, float]) -> None:
-    unread = replace(made_view([Case(rivals)]), draws={})
+    unread = replace(made_view([Case(rivals)]), series={})
     assert said(unread)[SAME] == ("twin", "8.00 ms, eager 10.0 ms; not compared with the others")
-    assert said(replace(made_view([Case()]), draws={}))[SAME] == ("torchscript", "8.00 ms, eager 10.0 ms")
+    assert said(replace(made_view([Case()]), series={}))[SAME] == ("torchscript", "8.00 ms, eager 10.0 ms")
 
 
 def test_over_many_trials_it_is_told_how_often_others_were_as_fast(rivals: dict[str, float]) -> None:
@@ -285,7 +284,7 @@ def test_over_many_trials_it_is_told_how_often_others_were_as_fast(rivals: dict[
     cases = [Case(rivals), Case(clear, Workload(batch=16)), Case(clear, Workload(threads=2))]
     view = made_view(cases)
     assert said(view)[SAME] == ("twin", "in 3 of 3 measured trials, indistinguishable from others in 1")
-    half = replace(view, draws=dict(list(view.draws.items())[:2]))
+    half = replace(view, series=dict(list(view.series.items())[:2]))
     told = "in 3 of 3 measured trials, indistinguishable from others in 1, not compared with the others in 1"
     assert said(half)[SAME] == ("twin", told)
     assert said(view, made_view(cases, run="again"))[SAME][1].startswith("in 6 of 6 measured trials, indistinguishable")
@@ -333,7 +332,7 @@ def test_a_slow_start_is_weighed_against_the_gain() -> None:
     assert (found["torchscript"].prepare_ms, found["torchscript"].slow_start_ms) == (999.0, None)
     assert found[BASELINE].pays_after == "the baseline"
     assert found[CONTROL].pays_after == "not shown to be faster"
-    drawn = {one.variant: one for one in starts(view.rows, next(iter(view.draws.values())))}
+    drawn = {one.variant: one for one in starts(view.rows, next(iter(view.series.values())))}
     # tests/launches.py makes the one warm-up call of each variant a thousand times as long as its others.
     assert drawn["torchscript"].slow_start_ms == pytest.approx(999 * 16.0, rel=1e-3)
     assert drawn["torchscript"].pays_after == "from the first call", "the baseline starts more slowly still"
@@ -347,28 +346,28 @@ def test_a_slow_start_is_weighed_against_the_gain() -> None:
 
 def test_discarded_turns_are_drawn_and_their_calls_are_not_counted() -> None:
     view = made_view([Case(disturbed=(1, 5))])
-    (draws,) = view.draws.values()
-    eager = draws.variants[0]
+    (series,) = view.series.values()
+    eager = series.variants[0]
     assert len(eager.turn_ms) == 6 * 8
     assert eager.discarded.sum() == 6 * 2
     assert len(eager.calls_ms) == 6 * 6 * 3
-    assert [span.index for span in draws.launches] == list(range(6))
-    assert all(span.discarded_rounds == 2 for span in draws.launches)
-    assert draws.on_one_clock
-    assert [span.end_s for span in draws.launches] == pytest.approx([1000.0 * (i + 1) for i in range(6)])
+    assert [span.index for span in series.launches] == list(range(6))
+    assert all(span.discarded_rounds == 2 for span in series.launches)
+    assert series.on_one_clock
+    assert [span.end_s for span in series.launches] == pytest.approx([1000.0 * (i + 1) for i in range(6)])
     assert np.all(np.diff(eager.turn_s) > 0)
 
 
 def test_launches_without_a_clock_stand_one_after_the_other() -> None:
-    draws = trial_draws([made_launch({BASELINE: 5.0, CONTROL: 5.0}, index) for index in range(3)])
-    assert not draws.on_one_clock
-    spans = [(span.start_s, span.end_s) for span in draws.launches]
+    series = trial_series([made_launch({BASELINE: 5.0, CONTROL: 5.0}, index) for index in range(3)])
+    assert not series.on_one_clock
+    spans = [(span.start_s, span.end_s) for span in series.launches]
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
 
 
 def test_a_variant_that_some_launches_lack_is_drawn_of_the_others() -> None:
-    draws = trial_draws([made_launch({BASELINE: 5.0, "a": 4.0}), made_launch({BASELINE: 5.0}, 1)])
-    assert [(one.variant, len(one.turn_ms)) for one in draws.variants] == [(BASELINE, 40), ("a", 20)]
+    series = trial_series([made_launch({BASELINE: 5.0, "a": 4.0}), made_launch({BASELINE: 5.0}, 1)])
+    assert [(one.variant, len(one.turn_ms)) for one in series.variants] == [(BASELINE, 40), ("a", 20)]
 
 
 @given(st.floats(1e-3, 1e5), st.floats(1.0001, 1e6), st.sampled_from([None, True, False]))
@@ -378,9 +377,9 @@ def test_a_scale_holds_what_it_is_made_for(low: float, times: float, log: bool |
     assert 0 <= places[0] < places[1] <= WIDTH
     assert scale.at(low / 1e9) == pytest.approx(0, abs=1e-6)
     assert scale.at(low * times * 1e9) == pytest.approx(WIDTH)
-    for place, text in scale.ticks():
+    for place, label in scale.ticks():
         assert 0 <= place <= 100
-        assert scale.at(float(text)) / WIDTH * 100 == pytest.approx(place, abs=1.0)
+        assert scale.at(float(label)) / WIDTH * 100 == pytest.approx(place, abs=1.0)
     assert len(scale.ticks()) <= 13
 
 
@@ -420,8 +419,8 @@ def test_several_runs_stand_beneath_each_other_where_they_measured_the_same() ->
 
 
 def figures_of(rows: Sequence[Row]) -> list[str]:
-    shown = [words.latency(row) for row in rows] + [words.speedup_cell(row) for row in rows]
-    return [text for text in shown if text != words.DASH]
+    shown = [text.latency(row) for row in rows] + [text.speedup_cell(row) for row in rows]
+    return [figure for figure in shown if figure != text.DASH]
 
 
 def test_variants_that_lack_something_do_not_skip_their_trial() -> None:
@@ -436,7 +435,7 @@ def test_a_committed_run_is_shown_with_all_its_figures(run: str) -> None:
     shown = Text(page([view]))
     for figure in figures_of(view.rows):
         assert figure in shown.all
-    for warning in (text for row in view.rows for text in row.warnings):
+    for warning in (one for row in view.rows for one in row.warnings):
         assert warning in shown.all
     assert view.run["environment"]["driver"]["git_commit"] in shown.all
     assert " ".join(view.run["command"]) in shown.all
@@ -545,8 +544,8 @@ def invoke(*arguments: str) -> tuple[int, str]:
 def test_a_run_is_read_as_it_was_written(run: RunDirectory) -> None:
     view, made = load(run), made_view([TROUBLED[3], TROUBLED[5]], run="small")
     assert view.rows == made.rows
-    assert list(view.draws) == list(made.draws)
-    read, kept = (next(iter(one.draws.values())) for one in (view, made))
+    assert list(view.series) == list(made.series)
+    read, kept = (next(iter(one.series.values())) for one in (view, made))
     assert read.launches == kept.launches
     assert np.array_equal(read.variants[2].turn_ms, kept.variants[2].turn_ms)
     assert [asdict(one) for one in view.classes] == [asdict(one) for one in made.classes]
@@ -554,7 +553,7 @@ def test_a_run_is_read_as_it_was_written(run: RunDirectory) -> None:
 
 def test_only_so_many_trials_are_drawn_and_the_page_says_so(tmp_path: Path) -> None:
     view = load(made_run(tmp_path / "three", [Case(count=2), Case(count=2), Case(count=2)]), most_drawn=2)
-    assert len(view.draws) == 2
+    assert len(view.series) == 2
     assert Text(page([view])).all.count("Its samples are not drawn") == 1
 
 

@@ -8,9 +8,9 @@ from markupsafe import Markup
 
 from ray_jobs.matrix.hardware import HardwareClass
 from ray_jobs.matrix.rows import Row
-from ray_jobs.report import text as words
+from ray_jobs.report import text
 from ray_jobs.report.scales import WIDTH, Scale
-from ray_jobs.report.series import LaunchSpan, TrialDraws, VariantDraws
+from ray_jobs.report.series import LaunchSpan, TrialSeries, VariantSeries
 from ray_jobs.statistics import Floats
 
 Named = tuple[str, str, Row | HardwareClass]  # a name, a second one, and whose speedup it is
@@ -88,13 +88,13 @@ def _interval(name: str, more: str, row: Row | HardwareClass, margin: float, sca
     kind = (row.verdict or "none") if isinstance(row, Row) else "mean"
     if row.speedup is not None:
         parts.append(estimate(kind, scale, row.speedup, row.speedup_low, row.speedup_high))
-    figure = words.speedup(row)
+    figure = text.speedup(row)
     return Line(name, drawing(Markup().join(parts), "plot"), figure, more, f"{name} {more}: {figure}")
 
 
-def distributions(draws: TrialDraws, rows: Sequence[Row]) -> Chart:
+def distributions(series: TrialSeries, rows: Sequence[Row]) -> Chart:
     """How long the calls of each variant took, on one scale."""
-    shown = [one for one in draws.variants if len(one.calls_ms)]
+    shown = [one for one in series.variants if len(one.calls_ms)]
     if not shown:
         return Chart(())
     edges = [np.quantile(one.calls_ms, CALL_EDGES) for one in shown]
@@ -102,12 +102,12 @@ def distributions(draws: TrialDraws, rows: Sequence[Row]) -> Chart:
     by_name = {row.variant: row for row in rows}
     lines = tuple(_distribution(one, by_name[one.variant], scale) for one in shown if one.variant in by_name)
     beyond = sum(int((one.calls_ms > scale.high).sum()) for one in shown)
-    note = f"The slowest {words.counted(beyond, 'call')} beyond the right edge stand in the last bar." if beyond else ""
+    note = f"The slowest {text.counted(beyond, 'call')} beyond the right edge stand in the last bar." if beyond else ""
     return Chart(lines, tuple(scale.ticks()), note)
 
 
-def _distribution(draws: VariantDraws, row: Row, scale: Scale) -> Line:
-    counts, _ = np.histogram(scale.places(draws.calls_ms), bins=BINS, range=(0.0, WIDTH))
+def _distribution(series: VariantSeries, row: Row, scale: Scale) -> Line:
+    counts, _ = np.histogram(scale.places(series.calls_ms), bins=BINS, range=(0.0, WIDTH))
     tops = TALL - 92.0 * counts / max(1, counts.max())
     steps = "".join(f"V{top:.0f}h{WIDTH / BINS:.2f}" for top in tops)
     parts = [path("bars", f"M0 {TALL:.0f}{steps}V{TALL:.0f}Z")]
@@ -115,19 +115,19 @@ def _distribution(draws: VariantDraws, row: Row, scale: Scale) -> Line:
         parts.append(upright("p95", scale.at(row.p95_ms), 40.0))
     if row.p50_ms is not None:
         parts.append(upright("p50", scale.at(row.p50_ms)))
-    p95 = f", p95 {words.digits(row.p95_ms)}" if row.p95_ms is not None else ""
-    tip = f"{row.variant}: p50 {words.latency(row)} ms{p95} ms, {words.counted(len(draws.calls_ms), 'call')}"
-    return Line(row.variant, drawing(Markup().join(parts), "plot"), words.digits(row.p50_ms), tip=tip)
+    p95 = f", p95 {text.digits(row.p95_ms)}" if row.p95_ms is not None else ""
+    tip = f"{row.variant}: p50 {text.latency(row)} ms{p95} ms, {text.counted(len(series.calls_ms), 'call')}"
+    return Line(row.variant, drawing(Markup().join(parts), "plot"), text.digits(row.p50_ms), tip=tip)
 
 
-def over_time(draws: TrialDraws, most_dots: int) -> Chart:
+def over_time(series: TrialSeries, most_dots: int) -> Chart:
     """Each variant's turns while the trial ran, in a strip of its own whose range is that share of its median."""
-    shown = [one for one in draws.variants if len(one.turn_ms)]
-    if not shown or not draws.launches:
+    shown = [one for one in series.variants if len(one.turn_ms)]
+    if not shown or not series.launches:
         return Chart(())
-    scale = Scale(0.0, max(span.end_s for span in draws.launches) or 1.0)
+    scale = Scale(0.0, max(span.end_s for span in series.launches) or 1.0)
     reach = _reach(shown)
-    bands = Markup().join(_band(scale, span) for span in draws.launches[::2])
+    bands = Markup().join(_band(scale, span) for span in series.launches[::2])
     lines = tuple(_strip(one, scale, reach, bands, most_dots) for one in shown)
     left_out = sum(max(0, int((~one.discarded).sum()) - most_dots) for one in shown)
     notes = [
@@ -136,12 +136,12 @@ def over_time(draws: TrialDraws, most_dots: int) -> Chart:
     ]
     if left_out:
         notes.append(f"{left_out:,} turns, evenly chosen, are left out; no discarded one is.")
-    if not draws.on_one_clock:
+    if not series.on_one_clock:
         notes.append("This run did not note the time between launches: they stand one after the other.")
     return Chart(lines, tuple(scale.ticks()), " ".join(notes))
 
 
-def _reach(shown: Sequence[VariantDraws]) -> tuple[float, float]:
+def _reach(shown: Sequence[VariantSeries]) -> tuple[float, float]:
     """The range that holds all but a few turns of every variant, as shares of its median."""
     shares = [one.turn_ms / np.median(one.turn_ms) for one in shown]
     low = min(float(np.quantile(share, 0.005)) for share in shares)
@@ -156,17 +156,17 @@ def _band(scale: Scale, span: LaunchSpan) -> Markup:
     )
 
 
-def _strip(draws: VariantDraws, scale: Scale, reach: tuple[float, float], bands: Markup, most_dots: int) -> Line:
-    middle = float(np.median(draws.turn_ms))
-    x = scale.places(draws.turn_s)
-    y = TALL - 4 - (TALL - 8) * np.clip((draws.turn_ms / middle - reach[0]) / (reach[1] - reach[0]), 0, 1)
-    kept = np.flatnonzero(~draws.discarded)
+def _strip(series: VariantSeries, scale: Scale, reach: tuple[float, float], bands: Markup, most_dots: int) -> Line:
+    middle = float(np.median(series.turn_ms))
+    x = scale.places(series.turn_s)
+    y = TALL - 4 - (TALL - 8) * np.clip((series.turn_ms / middle - reach[0]) / (reach[1] - reach[0]), 0, 1)
+    kept = np.flatnonzero(~series.discarded)
     if len(kept) > most_dots:
         kept = kept[np.linspace(0, len(kept) - 1, most_dots).astype(int)]
-    gone = np.flatnonzero(draws.discarded)
+    gone = np.flatnonzero(series.discarded)
     level = TALL - 4 - (TALL - 8) * (1 - reach[0]) / (reach[1] - reach[0])
     parts = [bands, path("one", f"M0 {level:.0f}H{WIDTH:.0f}"), dots("turns", x[kept], y[kept])]
     parts += [dots("discarded", x[gone], y[gone]), dots("hole", x[gone], y[gone])]
-    thrown = f", {words.counted(len(gone), 'turn')} discarded" if len(gone) else ""
-    tip = f"{draws.variant}: median turn {words.digits(middle)} ms{thrown}"
-    return Line(draws.variant, drawing(Markup().join(parts), "plot"), words.digits(middle), tip=tip)
+    thrown = f", {text.counted(len(gone), 'turn')} discarded" if len(gone) else ""
+    tip = f"{series.variant}: median turn {text.digits(middle)} ms{thrown}"
+    return Line(series.variant, drawing(Markup().join(parts), "plot"), text.digits(middle), tip=tip)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ray_jobs.matrix.rows import Row
 from ray_jobs.report import text
-from ray_jobs.report.series import TrialDraws
+from ray_jobs.report.series import TrialSeries
 from ray_jobs.statistics import Verdict
 
 
@@ -28,9 +28,9 @@ def break_even(extra_ms: float, gain_ms: float) -> int | None:
     return max(0, math.ceil(extra_ms / gain_ms))
 
 
-def starts(rows: Sequence[Row], draws: TrialDraws | None) -> list[Start]:
+def starts(rows: Sequence[Row], series: TrialSeries | None) -> list[Start]:
     """Of each variant of a trial that was prepared and measured; empty where the baseline was not."""
-    slow = {one.variant: one.slow_start_ms for one in draws.variants} if draws else {}
+    slow = {one.variant: one.slow_start_ms for one in series.variants} if series else {}
     known = {
         row.variant: row for row in rows if row.prepare_s is not None and row.p50_ms and row.verdict != Verdict.INVALID
     }

@@ -14,8 +14,7 @@ from markupsafe import Markup, escape
 
 from ray_jobs.matrix.hardware import HardwareClass
 from ray_jobs.matrix.rows import Row
-from ray_jobs.report import charts
-from ray_jobs.report import text as words
+from ray_jobs.report import charts, text
 from ray_jobs.report.charts import Chart, Named
 from ray_jobs.report.cold_start import Start, starts
 from ray_jobs.report.facts import named_rivals
@@ -85,7 +84,7 @@ def template(name: str, folder: Path = TEMPLATES) -> Template:
 def page(runs: Sequence[RunView]) -> str:
     """One HTML document that needs nothing else."""
     told = [_first(run) for run in runs]
-    strips = sum(len(draws.variants) for run in runs for draws in run.draws.values())
+    strips = sum(len(series.variants) for run in runs for series in run.series.values())
     dots = max(LEAST_DOTS, min(MOST_DOTS, DOTS // max(1, strips)))
     parts = [_run_part(number, run, dots) for number, run in enumerate(told)]
     return template("page.html").render(
@@ -97,7 +96,7 @@ def page(runs: Sequence[RunView]) -> str:
         folded=sum(len(part.trials) for part in parts) > MOST_OPEN,
         most_open=MOST_OPEN,
         left_out=sum(len(run.trials) for run in runs) - sum(len(run.trials) for run in told),
-        words=words,
+        text=text,
     )
 
 
@@ -109,9 +108,9 @@ def _first(run: RunView) -> RunView:
     return replace(run, rows=tuple(row for row in run.rows if row.trial_id in kept))
 
 
-def soft(text: str) -> Markup:
+def soft(said: str) -> Markup:
     """A text that may be broken after the marks that join long names."""
-    return Markup(JOINT.sub(r"\1<wbr>", str(escape(text))))
+    return Markup(JOINT.sub(r"\1<wbr>", str(escape(said))))
 
 
 def _run_part(number: int, run: RunView, dots: int) -> RunPart:
@@ -131,23 +130,23 @@ def _run_part(number: int, run: RunView, dots: int) -> RunPart:
 
 
 def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
-    rows, draws = run.trials[trial], run.draws.get(trial)
+    rows, series = run.trials[trial], run.series.get(trial)
     invalid = {row.variant for row in rows if row.verdict == Verdict.INVALID}
-    if draws is not None:  # what is not what its label says has no latency
-        draws = replace(draws, variants=tuple(one for one in draws.variants if one.variant not in invalid))
+    if series is not None:  # what is not what its label says has no latency
+        series = replace(series, variants=tuple(one for one in series.variants if one.variant not in invalid))
     best = run.fastest(trial, exact=True) or run.fastest(trial, exact=False)
     row = best.row if best else next(iter(compared(rows)), rows[0])
     rivals = named_rivals(best) if best else ""
     return TrialPart(
         name,
-        words.title(rows[0]),
+        text.title(rows[0]),
         sentence(row, run.margin) + (f" It is {rivals}." if rivals else ""),
         rows,
-        tuple(words.notes(rows)),
-        charts.distributions(draws, rows) if draws else Chart(()),
-        charts.over_time(draws, dots) if draws else Chart(()),
-        tuple(starts(rows, draws)),
-        draws is not None,
+        tuple(text.notes(rows)),
+        charts.distributions(series, rows) if series else Chart(()),
+        charts.over_time(series, dots) if series else Chart(()),
+        tuple(starts(rows, series)),
+        series is not None,
     )
 
 
@@ -160,7 +159,7 @@ def _groups(runs: Sequence[RunView]) -> list[Group]:
     scale = charts.interval_scale([row for _, row in told], margin)
     workloads: dict[str, list[tuple[RunView, Row]]] = {}
     for run, row in told:
-        workloads.setdefault(f"{row.device}: {words.sizes(row)}", []).append((run, row))
+        workloads.setdefault(f"{row.device}: {text.sizes(row)}", []).append((run, row))
     groups = []
     for title, found in workloads.items():
         names = dict.fromkeys(row.variant for _, row in found)

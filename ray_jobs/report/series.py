@@ -24,7 +24,7 @@ class LaunchSpan:
 
 
 @dataclass(frozen=True)
-class VariantDraws:
+class VariantSeries:
     """One variant of a trial: its calls, and its turns over time."""
 
     variant: str
@@ -36,16 +36,16 @@ class VariantDraws:
 
 
 @dataclass(frozen=True)
-class TrialDraws:
+class TrialSeries:
     """All variants of a trial on one clock."""
 
     launches: tuple[LaunchSpan, ...]
-    variants: tuple[VariantDraws, ...]
+    variants: tuple[VariantSeries, ...]
     on_one_clock: bool  # else launches stand one after the other, without the time between them
     turns: tuple[Mapping[str, Floats], ...]  # of each launch, every variant's turns in ns, by the round they share
 
 
-def trial_draws(launches: Sequence[LaunchResult]) -> TrialDraws:
+def trial_series(launches: Sequence[LaunchResult]) -> TrialSeries:
     """The launches of a trial, in order, put together."""
     ends = [_last_s(launch) for launch in launches]
     timed = all(launch.elapsed_s is not None for launch in launches)
@@ -56,7 +56,7 @@ def trial_draws(launches: Sequence[LaunchResult]) -> TrialDraws:
     spans = [_span(*each) for each in zip(launches, starts, ends, strict=True)]
     names = dict.fromkeys(name for launch in launches for name in launch.variants)
     turns = tuple(dict(zip(launch.variants, launch.turn_medians.T, strict=True)) for launch in launches)
-    return TrialDraws(tuple(spans), tuple(_variant(name, launches, starts) for name in names), timed, turns)
+    return TrialSeries(tuple(spans), tuple(_variant(name, launches, starts) for name in names), timed, turns)
 
 
 def _last_s(launch: LaunchResult) -> float:
@@ -70,11 +70,11 @@ def _span(launch: LaunchResult, start_s: float, length_s: float) -> LaunchSpan:
     return LaunchSpan(launch.launch.index, start_s + first_s, start_s + length_s, int((~launch.kept_rounds).sum()))
 
 
-def _variant(name: str, launches: Sequence[LaunchResult], starts: Sequence[float]) -> VariantDraws:
+def _variant(name: str, launches: Sequence[LaunchResult], starts: Sequence[float]) -> VariantSeries:
     mine = [(launch, start) for launch, start in zip(launches, starts, strict=True) if name in launch.variants]
     turns = [_turns(launch, name, start) for launch, start in mine]
     slow = [extra for launch, _ in mine if (extra := _slow_start_ms(launch, name)) is not None]
-    return VariantDraws(
+    return VariantSeries(
         name,
         calls_ms=np.concatenate([launch.timed_ms(name) for launch, _ in mine]),
         turn_s=np.concatenate([began for began, _, _ in turns]),

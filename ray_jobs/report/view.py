@@ -12,7 +12,7 @@ from chatbot.variants import CONTROL
 from ray_jobs import statistics
 from ray_jobs.matrix.hardware import HardwareClass, classes_of
 from ray_jobs.matrix.rows import Row
-from ray_jobs.report.series import TrialDraws, trial_draws
+from ray_jobs.report.series import TrialSeries, trial_series
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.statistics import Verdict
 
@@ -48,7 +48,7 @@ class RunView:
     run: Mapping[str, Any]  # run.json
     rows: tuple[Row, ...]
     classes: tuple[HardwareClass, ...]
-    draws: Mapping[str, TrialDraws] = field(default_factory=dict)  # by trial
+    series: Mapping[str, TrialSeries] = field(default_factory=dict)  # by trial
     traces: tuple[Trace, ...] = ()
 
     @property
@@ -80,12 +80,12 @@ class RunView:
         faster = {row.variant: row for row in rows if row.verdict == Verdict.FASTER}
         if not faster:
             return None
-        if trial not in self.draws:
+        if trial not in self.series:
             row = max(faster.values(), key=lambda row: row.speedup or 0.0)
             return Fastest(row, () if len(rows) == 1 else None)
         base = rows[0].baseline
         names = {base, *(row.variant for row in rows)}
-        turns = [{n: ns for n, ns in launch.items() if n in names} for launch in self.draws[trial].turns]
+        turns = [{n: ns for n, ns in launch.items() if n in names} for launch in self.series[trial].turns]
         best = statistics.best_of(turns, base, faster)
         return None if best is None else Fastest(faster[best.name], best.rivals)
 
@@ -109,7 +109,7 @@ def load(directory: RunDirectory, most_drawn: int = MOST_DRAWN) -> RunView:
         run,
         rows,
         _classes(directory, run, rows),
-        _draws(directory, rows, most_drawn),
+        _series(directory, rows, most_drawn),
         _traces(directory),
     )
 
@@ -129,9 +129,9 @@ def _classes(directory: RunDirectory, run: Mapping[str, Any], rows: Sequence[Row
         return tuple(classes_of(rows, float((run.get("spec") or {}).get("margin", MARGIN))))
 
 
-def _draws(directory: RunDirectory, rows: Sequence[Row], most: int) -> dict[str, TrialDraws]:
+def _series(directory: RunDirectory, rows: Sequence[Row], most: int) -> dict[str, TrialSeries]:
     measured = list(dict.fromkeys(row.trial_id for row in rows if row.samples))[:most]
-    return {trial: trial_draws(found) for trial, found in directory.read_launches(set(measured)).items()}
+    return {trial: trial_series(found) for trial, found in directory.read_launches(set(measured)).items()}
 
 
 def _traces(directory: RunDirectory) -> tuple[Trace, ...]:
