@@ -144,7 +144,7 @@ def test_rows_tell_nothing_of_prompts_and_replies() -> None:
         ("own_models:absent", "can't be imported: module 'own_models' has no attribute 'absent'"),
         ("own_models:", "can't be imported"),
         ("own_models:NUMBER", "is a int, not a function that returns an OwnModel"),
-        ("own_models:nothing", "returned a NoneType, not a ray_jobs.measure.custom_model.OwnModel"),
+        ("own_models:nothing", "returned a NoneType, not a ray_jobs.OwnModel"),
         ("own_models:broken", "can't be made: RuntimeError: no weights on this machine"),
         ("own_models:half", "has weights in float16: give float32"),
         ("own_models:listed", "is a list, not a tuple of tensors"),

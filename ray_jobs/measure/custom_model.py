@@ -1,4 +1,4 @@
-"""A model that is not the chatbot: what its factory gives, and finding the factory."""
+"""A model that is not the chatbot: finding its factory, and checking what the factory returns."""
 
 import copy
 import hashlib
@@ -36,10 +36,10 @@ class OwnModel:
 
 
 def load(name: str) -> OwnModel:
-    """What the factory called ``package.module:factory`` returns, its module in evaluation mode.
+    """Calls the factory named ``package.module:factory``; the module that it returns is put in evaluation mode.
 
     Raises:
-        UsageError: one line: it can't be imported or called, or returns something else.
+        UsageError: it can't be imported or called, or returns something else; one line.
     """
     factory = imported("model", name, f"; give {FORM}")
     if not callable(factory):
@@ -54,9 +54,7 @@ def load(name: str) -> OwnModel:
 
 def _checked(name: str, found: object) -> OwnModel:
     if not isinstance(found, OwnModel):
-        raise UsageError(
-            f"model {name!r} returned a {type(found).__name__}, not a ray_jobs.measure.custom_model.OwnModel"
-        )
+        raise UsageError(f"model {name!r} returned a {type(found).__name__}, not a ray_jobs.OwnModel")
     if not isinstance(found.module, nn.Module):
         raise UsageError(f"model {name!r} holds a {type(found.module).__name__} as its module, not an nn.Module")
     floats = {str(one.dtype).removeprefix("torch.") for one in found.module.parameters() if one.is_floating_point()}
@@ -89,7 +87,7 @@ def inputs_of(model: OwnModel, index: int, workload: Workload) -> tuple[Tensor, 
 
 
 def places_of(name: str) -> list[str]:
-    """The folder that a fresh process must look in to import the factory's module; none where it is not found."""
+    """The folders that a fresh process needs on its path to import the factory's module; none where it is not found."""
     try:
         spec = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])
     except (ImportError, ValueError):
@@ -101,7 +99,7 @@ def places_of(name: str) -> list[str]:
 
 
 def source_of(name: str) -> bytes:
-    """What tells whether a model is another one: its name, and a hash of the file that its factory is in."""
+    """Identifies a model by its name and a hash of the file that defines its factory."""
     file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
     content = Path(file).read_bytes() if file and Path(file).is_file() else b""
     return f"{name} {hashlib.sha256(content).hexdigest()}".encode()

@@ -1,4 +1,4 @@
-"""What is measured, the chatbot or a model of somebody's own: its copies, what it is asked, which answers are right."""
+"""The measured model, the chatbot or a user's own: copies it, asks it, and checks its answers."""
 
 import copy
 from collections.abc import Callable
@@ -23,7 +23,7 @@ OF_A_LAUNCH = 100_000  # calls at most: each launch asks others
 
 
 class Subject(Protocol):
-    """What a launch needs of a model."""
+    """The interface of a model to a launch."""
 
     questions: Questions
 
@@ -55,7 +55,7 @@ class ChatbotSubject:
 
 
 class OwnQuestions:
-    """Inputs of an own model's calls, made as they are asked for, outside of what is timed."""
+    """The inputs of an own model's calls, made on demand, outside the timed region."""
 
     def __init__(self, model: custom_model.OwnModel, workload: Workload, first: int) -> None:
         self._model, self._workload, self._first, self._next = model, workload, first, first
@@ -71,7 +71,7 @@ class OwnQuestions:
         return self.last()
 
     def last(self) -> tuple[Any, Tensor]:
-        """What ``next`` gave last."""
+        """The same again as ``next`` returned last."""
         return custom_model.inputs_of(self._model, self._next - 1, self._workload), self.lengths
 
     def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
@@ -80,7 +80,7 @@ class OwnQuestions:
 
 
 class OwnSubject:
-    """A model of somebody's own; ``launch`` is its index, so that no two launches ask the same."""
+    """A user's own model; no two launches, told apart by their index ``launch``, ask the same."""
 
     def __init__(self, weights: Weights, workload: Workload, launch: int) -> None:
         assert weights.factory is not None
@@ -130,7 +130,7 @@ def _comparable(answer: object) -> object:
 
 
 def subject_of(weights: Weights, pool: NDArray[np.int64], workload: Workload, launch: int = 0) -> Subject:
-    """What the weights say: an own model, or the chatbot, which is asked the prompts of ``pool`` in order."""
+    """An own model where the weights name a factory, else the chatbot, asked the prompts of ``pool`` in order."""
     if weights.factory is not None:
         return OwnSubject(weights, workload, launch)
     return ChatbotSubject(weights, pool, workload)
