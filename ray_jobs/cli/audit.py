@@ -34,13 +34,13 @@ SHORT_COMPARISONS, SHORT_EFFECTS, SHORT_BUDGET_S = 40, 12, 5.0
 FULL_BUDGET_S = 60.0
 
 Model = Annotated[str, typer.Option(help=f"{checkpoint.MODELS}.")]
-Budget = Annotated[float, typer.Option(help="Seconds a trial.")]
-Precision = Annotated[float, typer.Option(help="Asked half-width of the interval: 0.01 is 1%.")]
-Margin = Annotated[float, typer.Option(help="Differences below it are called the same.")]
-Seed = Annotated[int, typer.Option(help="Of prompts, orders and the load's timetable.")]
+Budget = Annotated[float, typer.Option(help="Maximum seconds per trial.")]
+Precision = Annotated[float, typer.Option(help="Half-width of the interval to reach: 0.01 is 1%.")]
+Margin = Annotated[float, typer.Option(help="Speedups within this margin of 1 are called the same.")]
+Seed = Annotated[int, typer.Option(help="Seed for prompts, orders and the load's timetable.")]
 OUT = "The results root: a folder or any pyarrow.fs URI."
 Out = Annotated[str, typer.Option(help=OUT)]
-RunId = Annotated[str | None, typer.Option(help="The audit's folder in it; a new one by default.")]
+RunId = Annotated[str | None, typer.Option(help="Name of the audit's folder; a new one by default.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON as the last line of stdout.")]
 
 
@@ -73,14 +73,14 @@ def everything(context: typer.Context, out: Annotated[str | None, typer.Option(h
 
 @app.command()
 def aa(
-    comparisons: Annotated[int, typer.Option(min=1, max=MOST, help="How many.")] = 200,
-    load: Annotated[str, typer.Option(help="none, beside or both: a background load on every core.")] = "none",
+    comparisons: Annotated[int, typer.Option(min=1, max=MOST, help="Number of comparisons.")] = 200,
+    load: Annotated[str, typer.Option(help="Background load on every core: none, beside or both.")] = "none",
     model: Model = "small",
     budget: Budget = 5.0,
     precision: Precision = 0.01,
     margin: Margin = 0.02,
     seed: Seed = 0,
-    peers: Annotated[bool, typer.Option(help="Also what a user would write instead.")] = True,
+    peers: Annotated[bool, typer.Option(help="Also time with the tools that a user would reach for.")] = True,
     out: Out = "results",
     run_id: RunId = None,
     as_json: Json = False,
@@ -108,8 +108,8 @@ def aa(
 @app.command()
 def effect(
     percent: Annotated[int, typer.Option(help=f"The slowdown: {', '.join(map(str, DELAYED))}.")] = 2,
-    comparisons: Annotated[int, typer.Option(min=1, max=MOST, help="How many.")] = 40,
-    load: Annotated[str, typer.Option(help="none or beside.")] = "none",
+    comparisons: Annotated[int, typer.Option(min=1, max=MOST, help="Number of comparisons.")] = 40,
+    load: Annotated[str, typer.Option(help="Background load on every core: none or beside.")] = "none",
     model: Model = "small",
     budget: Budget = FULL_BUDGET_S,
     precision: Precision = 0.01,
@@ -119,7 +119,7 @@ def effect(
     run_id: RunId = None,
     as_json: Json = False,
 ) -> None:
-    """Make one of two identical programs slower by a known share: how often is it found, and is the figure right?
+    """Slow one of two identical programs down by a known share: how often is it found, and is the figure right?
 
     Exits 0 where a slowdown of 2% or more is found 9 times in 10 without bias, 1 where it is not, 3 where there were
     too few comparisons to tell.
@@ -159,13 +159,13 @@ def faults(
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def cluster() -> None:
-    """Say where the cluster's faults went: mounting and cutting networks as root is a test's business."""
+    """Say where the cluster's faults went: mounting file systems and cutting networks as root is for tests."""
     raise UsageError("the faults of a cluster are injected by its tests: make test-cluster, or make cluster-table")
 
 
 @app.command()
 def summary(audit: Annotated[str, typer.Argument(help="The directory of an audit.")]) -> None:
-    """Make the figures and the page of a finished audit again, from its tables."""
+    """Rebuild the figures and the page of a finished audit from its tables."""
     typer.echo(make_again(audit))
 
 

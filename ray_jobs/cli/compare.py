@@ -16,19 +16,19 @@ INCOMPARABLE = {"model": "the model's weights", "prompts": "the prompts"}
 
 
 def compare(
-    base: Annotated[str, typer.Argument(help="The directory of the run before: a folder or any pyarrow.fs URI.")],
-    new: Annotated[str, typer.Argument(help="That of the run after.")],
-    gate: Annotated[str | None, typer.Option(help="Too slow is more than that: 3% or 0.03.", metavar="SHARE")] = None,
+    base: Annotated[str, typer.Argument(help="Directory of the earlier run: a folder or any pyarrow.fs URI.")],
+    new: Annotated[str, typer.Argument(help="Directory of the later run.")],
+    gate: Annotated[str | None, typer.Option(help="Largest slowdown to accept: 3% or 0.03.", metavar="SHARE")] = None,
     form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = "text",
-    out: Annotated[Path | None, typer.Option(help="Write there instead of to the terminal.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write instead of the terminal.")] = None,
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="Also where the models or the prompts are not the same.")
+        bool, typer.Option("--anyway", help="Compare even where the models or the prompts differ.")
     ] = False,
 ) -> None:
-    """Hold one run against another, by their speedups over the baseline.
+    """Compare two runs by their speedups over the baseline.
 
-    Exits 0, or 2 on unusable arguments. With --gate 0 when every variant is within it, 1 when one is slower beyond
-    doubt, invalid, failed or answers otherwise than before, 3 when it is undecided.
+    Exits 0, or 2 on unusable arguments. With --gate 0 when every variant is within it, 1 when one is certainly
+    slower, invalid, failed or answers differently, 3 when it is undecided.
     """
     if form not in FORMATS:
         raise one_of("format", form, FORMATS)
