@@ -32,7 +32,7 @@ class Plan:
 
     @property
     def variant(self) -> str:
-        """The program that stands beside the baseline."""
+        """The program compared with the baseline."""
         return DELAYED[self.percent] if self.percent else CONTROL
 
     @property
@@ -43,7 +43,7 @@ class Plan:
 
 
 def run_plan(station: AuditStation, plan: Plan) -> Iterator[tuple[Comparison, Measured]]:
-    """Runs the plan; each comparison as it ends."""
+    """Runs the plan and yields each comparison as it ends."""
     spec = station.spec
     workload = station.template.info.workload
     with ExitStack() as stack:
@@ -98,7 +98,7 @@ def _of_row(row: Row) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LaunchRow:
-    """What one launch of a trial came to, from which every interval can be made again."""
+    """The result of one launch of a trial, from which every interval can be rebuilt."""
 
     part: str
     comparison: int

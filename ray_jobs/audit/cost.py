@@ -1,4 +1,4 @@
-"""What honesty costs: time that is not spent inside timed calls, overhead of a sample, CPU use beside a launch."""
+"""The cost of honesty: time not spent inside timed calls, overhead of a sample, CPU used while launches run."""
 
 import os
 import time
@@ -29,7 +29,7 @@ LAUNCH_SERVER = "ray_jobs.process.server"  # as its command line has it
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one trial of the baseline and its control; None where it could not be found out."""
+    """The cost of one trial of the baseline and its control; None where it could not be measured."""
 
     timed_share: float | None  # time inside timed calls / time of the trial, the start of its server included
     sample_us: float | None  # a sample of a variant that does nothing: timing it, keeping it, taking its reply

@@ -1,4 +1,4 @@
-"""The directory of an audit: figures, tables and page, written as they come and made again from the tables."""
+"""The directory of an audit: figures, tables and page, written as they come and rebuilt from the tables."""
 
 import json
 import secrets
@@ -39,7 +39,7 @@ class Audit:
     environment: dict[str, Any] = field(default_factory=dict)
 
     def add(self, kind: str, station: AuditStation, found: dict[str, Any]) -> dict[str, Any]:
-        """Keeps and prints what a part came to."""
+        """Keeps and prints the result of a part."""
         self.environment = station.environment()
         part = {"part": kind, "spec": station.spec.model_dump(), **found}
         self.parts.append(part)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-SHARE = 0.2  # of the time it wants each core; beside a launch it gets less
+SHARE = 0.2  # of the time it wants each core; next to a launch it gets less
 BURST_S = (0.02, 0.2)
 BYTES = 8_000_000
 

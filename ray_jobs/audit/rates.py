@@ -37,7 +37,7 @@ EXIT: dict[str, int] = {Promise.KEPT: 0, Promise.BROKEN: 1, Promise.TOO_FEW: 3, 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One trial of two programs whose true speedup is known, and what other ways of timing said of them."""
+    """One trial of two programs whose true speedup is known, and what alternatives reported for them."""
 
     number: int
     beside_load: bool
@@ -66,7 +66,7 @@ class Comparison:
 
     @property
     def told(self) -> bool:
-        """Whether the trial came to its end and said something, if only that a variant is invalid."""
+        """True if the trial ended with a finding, if only that a variant is invalid."""
         return self.status == Status.DONE and (self.interval is not None or self.verdict == Verdict.INVALID)
 
     @property

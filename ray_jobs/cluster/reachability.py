@@ -46,7 +46,7 @@ class Watchman:
             self._watched.pop(handle, None)
 
     def unreachable(self) -> Mapping[str, str]:
-        """By node id, those that have missed enough knocks, and how that is said."""
+        """The nodes that have missed enough knocks: node id to reason."""
         with self._lock:
             lost = [place for place in self._watched.values() if self._missed.get(place[1], 0) >= MISSES]
         return {

@@ -65,7 +65,7 @@ class BaselineChange:
 
     @property
     def sentinel(self) -> float | None:
-        """The same of the fixed computation beside the launches: what of it is the machine's."""
+        """The same ratio of the fixed computation next to the launches: the machine's part in it."""
         return _ratio(self.base.row.sentinel_ms, self.new.row.sentinel_ms)
 
 
@@ -145,7 +145,7 @@ def ratio(base: Estimate, new: Estimate, confidence: float = NOMINAL) -> Interva
 
 
 def outcome(base: Estimate, new: Estimate, gate: float, tests: int) -> Outcome:
-    """``slower`` where it is so beyond the gate with confidence, or what can be said instead.
+    """``slower`` where it certainly is by more than the gate, else what can be said.
 
     One false alarm among many cells fails the gate, so the cells share the 2.5% on that side of 95% (Bonferroni). All
     of them must be within it for the gate to pass, so that needs no more than each one's own 95%.

@@ -1,4 +1,4 @@
-"""The cells of two runs beside each other: what each run says of one variant and workload on one kind of hardware."""
+"""The cells of two runs, paired: one variant and workload on one kind of hardware in each."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def match(base: Iterable[Cell], new: Iterable[Cell]) -> Matched:
     Several stations of a class whose names changed are not paired: which of them is which is not known, and they are
     never pooled. A run from before classes is paired by the name of its device.
     """
-    left_base, left_new = _measured(base), _measured(new)
+    left_base, left_new = ([cell for cell in cells if cell.row.station is not None] for cells in (base, new))
     both: list[tuple[Cell, Cell]] = []
     for key in (_by_station, _by_hardware, _by_device):
         first, second = _grouped(left_base, key), _grouped(left_new, key)
@@ -80,11 +80,6 @@ def match(base: Iterable[Cell], new: Iterable[Cell]) -> Matched:
         left_base = [cell for cell in left_base if id(cell) not in taken]
         left_new = [cell for cell in left_new if id(cell) not in taken]
     return Matched(tuple(sorted(both, key=lambda pair: pair[1].name)), tuple(left_base), tuple(left_new))
-
-
-def _measured(cells: Iterable[Cell]) -> list[Cell]:
-    """Those that were placed on a station."""
-    return [cell for cell in cells if cell.row.station is not None]
 
 
 def _by_station(cell: Cell) -> Key:

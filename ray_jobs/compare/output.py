@@ -28,7 +28,7 @@ SENTENCES = {
 
 @dataclass(frozen=True)
 class Page:
-    """What is shown, whatever its form."""
+    """The content of a comparison, whatever its form."""
 
     base: FinishedRun
     new: FinishedRun
@@ -39,7 +39,7 @@ class Page:
 
     @property
     def headline(self) -> str:
-        """The sentence."""
+        """The outcome in one sentence."""
         count = len(self.comparison.gated)
         cells = f"{count} {'cell' if count == 1 else 'cells'}" if count else "no cell that both runs have"
         if self.gate is None:
@@ -48,7 +48,7 @@ class Page:
         return f"{self.new.id} against {self.base.id}: {cells}, {outcome}"
 
     def render(self, form: str) -> str:
-        """In one of ``FORMATS``."""
+        """The comparison in one of ``FORMATS``."""
         return {"text": self._text, "markdown": self._markdown, "json": self._json}[form]()
 
     def _text(self) -> str:
@@ -137,7 +137,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 
 def notes_of(base: FinishedRun, new: FinishedRun, comparison: RunComparison) -> Iterator[str]:
-    """What a reader should know before believing it."""
+    """Notes on how far the comparison can be trusted."""
     for part, what in {"code": "this program's sources", "spec": "the specs"}.items():
         if not (base.run.get("identity") and new.run.get("identity")):
             yield "one run does not say which weights and prompts it used: whether they are the same was not checked"

@@ -22,7 +22,7 @@ CLASS = ("hardware", "device", "model", "batch", "prompt_tokens", "reply_tokens"
 
 @dataclass(frozen=True)
 class RandomEffects:
-    """The mean of a class that the measured stations are a sample of; what one station can't tell is None."""
+    """The mean of a class of which the measured stations are a sample; None where one station is not enough."""
 
     mean: float
     low: float | None = None

@@ -36,7 +36,7 @@ class Precision:
     """How a program's numbers lie in memory, in bytes, and what it multiplies in."""
 
     weight: int  # an element of a matrix
-    scale: int  # beside each row of a matrix
+    scale: int  # for each row of a matrix
     other: int  # an element of a bias, an embedding or a state
     product: str  # the type whose peak rate counts
 
@@ -85,7 +85,7 @@ class Speeds:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Speeds":
-        """As ``dataclasses.asdict`` and JSON have left them."""
+        """From a record that ``dataclasses.asdict`` and JSON made."""
         return cls(tuple((int(size), float(rate)) for size, rate in record["read"]), dict(record["gflops"]))
 
     def gb_s(self, working_set: float) -> float:
@@ -192,7 +192,7 @@ def moved_bytes(phases: Iterable[Phase]) -> int:
 
 
 def _precision(dtype: str) -> Precision | None:
-    """Of a label with several types the narrowest: as if all weights were in it, the limit still is one."""
+    """For a label with several types the narrowest: if all weights were in it, the limit would still hold."""
     known = [PRECISIONS.get(name) for name in dtype.split("+")]
     if any(precision is None for precision in known):
         return None
@@ -224,14 +224,14 @@ def limit_of(config: Config, workload: Workload, dtype: str, speeds: Speeds) -> 
 
 
 def limits_of(config: Config, workload: Workload, variants: Iterable[str], speeds: Speeds) -> dict[str, Limit]:
-    """Of each variant whose program is known to be the chatbot's, in a precision of ours."""
+    """The limits of the variants whose program is known to be the chatbot's, in a known precision."""
     entries = [variant_named(name) for name in variants]
     known = {entry.name: limit_of(config, workload, entry.dtype, speeds) for entry in entries if entry.kind != UNKNOWN}
     return {name: limit for name, limit in known.items() if limit is not None}
 
 
 def columns(limit: Limit | None, p50_ms: float | None, batch: int, disturbed: bool = False) -> dict[str, Any]:
-    """What a row says of the limit; all of it null where there is none, or nothing was measured.
+    """The columns of a row about the limit; empty where there is none, or nothing was measured.
 
     On a ``disturbed`` machine a latency is too long, so what explains a quarter of it explains more of the program's
     own; but what looks like overhead may be the others.

@@ -163,7 +163,7 @@ def disturbed(watched: Interference) -> int:
 
 
 def complaint(launches: Sequence[Interference]) -> str | None:
-    """What disturbed more than ``WARN_SHARE`` of these launches' rounds, the two commonest causes; else None."""
+    """The warning where more than ``WARN_SHARE`` of these launches' rounds were disturbed, and by what; else None."""
     rounds = sum(len(watched.round_ns) for watched in launches)
     share = sum(map(disturbed, launches)) / rounds if rounds else 0.0
     if share <= WARN_SHARE:
@@ -173,7 +173,7 @@ def complaint(launches: Sequence[Interference]) -> str | None:
 
 
 def commonest(launches: Sequence[Interference]) -> dict[str, str]:
-    """The two causes that disturbed most rounds of these launches: each one's column, and how it is said."""
+    """The two causes that disturbed most rounds of these launches: each one's column and sentence."""
     found: list[tuple[int, Cause, float]] = []
     for cause in CAUSES:
         hits = np.concatenate([cause.amount(watched)[cause.severity(watched) > 1] for watched in launches])
@@ -221,7 +221,7 @@ class MachineWatch:
         return sum(stolen) * TICK_NS if stolen else None, busy * TICK_NS
 
     def _throttled(self) -> int | None:
-        """Of this process's control group, of version 2 (microseconds) or version 1 (ns); else of the root's."""
+        """For this process's control group, version 2 (microseconds) or 1 (ns); else for the root's."""
         told = (_told(partial(self._stat, *each)) for each in self._quota_files)
         return next((value for value in told if value is not None), None)
 

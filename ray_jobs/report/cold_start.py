@@ -12,7 +12,7 @@ from ray_jobs.statistics import Verdict
 
 @dataclass(frozen=True)
 class Start:
-    """What a variant costs before it is as fast as it gets, and when that has paid."""
+    """The cost of a variant before it is as fast as it gets, and when that has paid off."""
 
     variant: str
     prepare_ms: float
@@ -29,7 +29,7 @@ def break_even(extra_ms: float, gain_ms: float) -> int | None:
 
 
 def starts(rows: Sequence[Row], series: TrialSeries | None) -> list[Start]:
-    """Of each variant of a trial that was prepared and measured; empty where the baseline was not."""
+    """One for each variant of a trial that was prepared and measured; empty where the baseline was not."""
     slow = {one.variant: one.slow_start_ms for one in series.variants} if series else {}
     known = {
         row.variant: row for row in rows if row.prepare_s is not None and row.p50_ms and row.verdict != Verdict.INVALID

@@ -27,7 +27,7 @@ class Fact:
 
 
 def facts_of(runs: Sequence[RunView]) -> tuple[Fact, ...]:
-    """Those of one run or of several."""
+    """The facts of one run or of several."""
     rows = [row for run in runs for row in run.rows]
     trials = [found for run in runs for found in run.trials.values()]
     known = (_fastest_fact(runs), *_approximate_fact(runs))
@@ -50,7 +50,7 @@ def _approximate_fact(runs: Sequence[RunView]) -> list[Fact]:
 
 
 def _first_of(question: str, runs: Sequence[RunView], exact: bool) -> Fact | None:
-    """Of one trial its fastest variant, of several the one that is most often among the fastest."""
+    """The fastest variant of one trial; of several trials, the one that is most often among the fastest."""
     found = [best for run in runs for trial in run.trials if (best := run.fastest(trial, exact)) is not None]
     if not found:
         return None

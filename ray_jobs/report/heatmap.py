@@ -84,7 +84,7 @@ def matrix(runs: Sequence[RunView]) -> Matrix:
 
 
 def _narrow(name: str, most: int = 36) -> str:
-    """With its middle left out where it is long: what tells names apart stands at their ends."""
+    """A name with its middle left out where it is long: names differ at their ends."""
     half = most // 2
     return name if len(name) <= most else f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"
 
@@ -105,7 +105,7 @@ def _row(
 
 
 def _part(row: Row, name: str) -> str:
-    """Of what a row is about, in short; empty where it is of no matter to its model."""
+    """One property of a row in short; empty where it does not apply to its model."""
     if name == "hardware":
         return f"{row.device} {row.device_name or ''}".strip()
     value = getattr(row, name)

@@ -9,12 +9,12 @@ from ray_jobs.statistics import Verdict
 
 
 def state(row: Row) -> str:
-    """What a cell says: its verdict, or why it has none."""
+    """The verdict of a row, or the status that explains why it has none."""
     return row.verdict or row.status
 
 
 def compared(rows: Sequence[Row]) -> list[Row]:
-    """Those that the run is about: neither the baseline nor its control."""
+    """The rows that the run is about: neither the baseline nor its control."""
     return [row for row in rows if row.variant not in (row.baseline, CONTROL)]
 
 

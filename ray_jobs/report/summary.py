@@ -24,7 +24,7 @@ class Summary:
 
 
 def summarize(runs: Sequence[RunView]) -> Summary:
-    """Of one run or of several."""
+    """The summary of one run or of several."""
     told = [_told_of(run) for run in runs]
     facts = facts_of(runs)
     if len(runs) == 1:
@@ -67,7 +67,7 @@ def _imprecision(row: Row, run: RunView) -> str | None:
 
 
 def _nothing(run: RunView) -> list[str]:
-    """Of a run without a comparison."""
+    """The sentences of a run without a comparison."""
     baselines = [row for row in run.rows if row.verdict == Verdict.BASELINE]
     if baselines:
         return [sentence(row, run.margin) for row in baselines[:MOST_SENTENCES]]

@@ -31,7 +31,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[
 
 
 def markdown(runs: Sequence[RunView]) -> str:
-    """What was found out, then a table for each trial with its reasons and warnings."""
+    """The findings, then a table for each trial with its reasons and warnings."""
     told = summarize(runs)
     lines = [f"**{plain(told.headline)}**", "", *(f"- {plain(sentence)}" for sentence in told.sentences), ""]
     lines += [f"- {plain(f'{fact.question}: {fact.answer}; {fact.more}')}" for fact in told.facts]

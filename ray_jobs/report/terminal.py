@@ -21,7 +21,7 @@ from ray_jobs.report import text
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval, Verdict, speedup
 
 PLAIN_EVERY_S = 10.0  # between lines about one trial where stderr is no terminal
-STAY = (events.TrialWaiting, events.LaunchLost, events.WorkerLost)  # said beside the live display too
+STAY = (events.TrialWaiting, events.LaunchLost, events.WorkerLost)  # shown above the live display too
 STYLES: dict[str, str] = {
     Verdict.FASTER: "green",
     Verdict.SLOWER: "red",
@@ -58,7 +58,7 @@ class Reporter:
 
     def __enter__(self) -> "Reporter":
         if self._console.is_terminal:
-            # Once a second: on a local run the terminal is drawn beside the measurement.
+            # Once a second: on a local run the terminal is drawn while measuring.
             self._live = Live(console=self._console, refresh_per_second=1, transient=True, get_renderable=self._drawn)
             self._live.start()
         return self

@@ -42,7 +42,7 @@ def sizes(of: Row | HardwareClass) -> str:
 
 
 def short_sizes(of: Row) -> str:
-    """The same in short, without the model."""
+    """A workload in short, without the model."""
     tokens = "" if of.prompt_tokens is None else f"prompt {of.prompt_tokens}, reply {of.reply_tokens}, "
     return f"batch {of.batch}, {tokens}threads {of.threads}"
 
