@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
 export WANDB_ERROR_REPORTING ?= false
 
-.PHONY: matrix plan seed audit sweep trace chat train cpp test test-all test-cluster cluster-table test-s3 test-gpu check lock clean
+.PHONY: matrix plan seed audit sweep trace chat train cpp quick test test-all test-cluster test-installed cluster-table test-s3 test-gpu test-packages check lock clean
 
 matrix: .venv/installed          ## measure the shipped chatbot on this machine and print the latency matrix
 	$(BIN)/python -m ray_jobs matrix $(ARGS)
@@ -35,14 +35,21 @@ chat: .venv/installed            ## talk to the shipped chatbot
 train: .venv/installed           ## train the shipped chatbot again, into checkpoints/small.pt
 	mkdir -p checkpoints && $(BIN)/python -m chatbot train --out checkpoints/small.pt --size small --min-count 10 --learning-rate 0.000468256 --dropout 0.3 --decoder-learning-ratio 1 --batch 128 --clip 1 --teacher-forcing 1 --iterations 2700 --validate-every 100 --patience 5 --seed 1349961490 --split-seed 0 --half $(ARGS)
 
-test: check                      ## linters and tests: two at a time, then those that need the machine to themselves
-	@scripts/install-test-packages
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not alone' $(ARGS) || [ $$? -eq 5 ]
-	$(BIN)/python -m pytest -m 'not slow and not gpu and alone' $(ARGS) || [ $$? -eq 5 ]
+quick: check                     ## linters and every test that starts no process, with few examples and small simulations (90 s)
+	TEST_PROFILE=quick $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not process and not slow and not gpu and not alone' $(ARGS)
 
-test-all: check                  ## the slow tests too
-	@scripts/install-test-packages
-	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+test: check                      ## linters and tests: two at a time, then those that need the machine to themselves
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not alone' --durations=25 $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m 'not slow and not gpu and alone' --durations=25 $(ARGS) || [ $$? -eq 5 ]
+
+test-all: check                  ## the slow tests too, and every example of Hypothesis
+	TEST_PROFILE=full $(BIN)/python -m pytest -m 'not gpu' --durations=25 $(ARGS)
+
+test-installed: .venv/installed  ## what a user installs: the wheel, in another environment, run from outside this folder
+	scripts/test-installed
+
+test-packages:                   ## Chromium and iproute2, which some tests need and are skipped without (apt-get, as root)
+	scripts/install-test-packages
 
 test-cluster: .venv/installed    ## every fault of a cluster, on real Ray processes (twenty minutes; needs root and iproute2)
 	$(BIN)/python -m pytest -m 'not gpu' tests/cluster $(ARGS)

@@ -8,20 +8,25 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import profiles
 import pytest
 import torch
-from hypothesis import settings
+from skips import SkipList
 
 from chatbot import corpus, training
 from chatbot.checkpoint import Trained, load
 from chatbot.model import Config
+from chatbot.variants import VARIANTS
 from chatbot.vocabulary import Vocabulary
 
 torch.set_num_threads(1)
-settings.register_profile("patient", deadline=None)  # the machine may be busy
-settings.load_profile("patient")
+profiles.load()
 
 TOY_WORDS = (("i", "we", "they"), ("", "really "), ("like", "want", "see"), ("cats", "dogs", "tea", "rain"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--allowed-skips", type=Path, help="Fail on a skip that is not listed in this file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,7 +36,28 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         os.environ["LATENCY_MATRIX_LOCKS"] = os.path.join(tempfile.gettempdir(), f"latency-matrix-tests-{worker}")
+    elif allowed := config.getoption("allowed_skips"):
+        config.pluginmanager.register(SkipList(allowed))
     config.addinivalue_line("filterwarnings", r"ignore::torch.jit.TracerWarning:torch\.(?!jit)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A case of a native variant starts the compiler, if only to ask for its version."""
+    native = {name for name, variant in VARIANTS.items() if variant.kind == "native"}
+    for item in items:
+        if (
+            isinstance(item, pytest.Function)
+            and hasattr(item, "callspec")
+            and item.callspec.params.get("name") in native
+        ):
+            item.add_marker(pytest.mark.process)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_unmarked() -> None:
+    """In a quick run, which leaves out what is marked so; pytest-xdist has started its workers by then."""
+    if profiles.QUICK:
+        profiles.forbid_processes()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("batch", "skipped"), [(1, None), (2, "give --batch 1")])
 def test_the_example_is_measured_as_the_walk_says(batch: int, skipped: str | None) -> None:
     workload = Workload(batch=batch, prompt_tokens=4, reply_tokens=5, model="tiny")

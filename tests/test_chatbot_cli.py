@@ -98,6 +98,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_no_file(
     assert sorted(out.parent.rglob("*")) == [Path(places["ODD"]), out]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("line", REFUSED_IN_A_PROCESS, ids=" ".join)
 def test_a_mistake_is_one_line_and_exit_code_2_of_the_process(
     line: Line, places: dict[str, str], run_chatbot: RunChatbot
@@ -121,6 +122,7 @@ def test_help_explains_a_command(
     assert shown.err == ""
 
 
+@pytest.mark.process
 def test_help_lists_the_commands(run_chatbot: RunChatbot) -> None:
     run = run_chatbot("--help")
     assert (run.returncode, run.stderr) == (0, "")
@@ -141,6 +143,7 @@ def bot(run_chatbot: RunChatbot, toy_tsv: Path, tmp_path_factory: pytest.TempPat
     return path
 
 
+@pytest.mark.process
 def test_chat_answers_lines_from_a_pipe_until_q(run_chatbot: RunChatbot, bot: Path) -> None:
     talk = "I like tea!\nwe REALLY want unicorns\n\n42\nq\nthey see rain\n"
     run = run_chatbot("chat", "--model", bot, "--time", stdin=talk)
@@ -153,6 +156,7 @@ def test_chat_answers_lines_from_a_pipe_until_q(run_chatbot: RunChatbot, bot: Pa
     assert run.stderr == "(unknown: !)\n(unknown: unicorns)\n(unknown: no words)\n"
 
 
+@pytest.mark.process
 def test_chat_with_torchscript_gives_the_same_replies(
     run_chatbot: RunChatbot, bot: Path, toy_pairs: list[corpus.Pair]
 ) -> None:
@@ -218,6 +222,7 @@ def at_terminal(*arguments: str) -> Iterator[tuple[Terminal, subprocess.Popen[by
             os.close(ours)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("farewell", ["q\n", "\x04"], ids=["q", "Ctrl-D"])
 def test_chat_at_a_terminal_prompts_answers_and_leaves(farewell: str, toy_checkpoint: Path) -> None:
     with at_terminal("chat", "--model", str(toy_checkpoint)) as (terminal, process):
@@ -230,6 +235,7 @@ def test_chat_at_a_terminal_prompts_answers_and_leaves(farewell: str, toy_checkp
     assert "q leaves" in terminal.seen
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("own", "seed"), [(("--split-seed", 3), 3), ((), 7)])
 def test_what_is_held_out_follows_from_its_own_seed_or_else_from_that_of_training(
     own: tuple[str | int, ...], seed: int, run_chatbot: RunChatbot, toy_tsv: Path, tmp_path: Path
@@ -243,6 +249,7 @@ def test_what_is_held_out_follows_from_its_own_seed_or_else_from_that_of_trainin
     assert load(path).notes["options"]["seed"] == 7
 
 
+@pytest.mark.process
 def test_evaluate_judges_the_pairs_that_training_held_out(run_chatbot: RunChatbot, bot: Path, toy_tsv: Path) -> None:
     run = run_chatbot("evaluate", "--model", bot, "--corpus", toy_tsv, "--json")
     assert (run.returncode, run.stderr) == (0, "")
@@ -255,6 +262,7 @@ def test_evaluate_judges_the_pairs_that_training_held_out(run_chatbot: RunChatbo
     assert f"{len(held_out)} held-out pairs of {toy_tsv}" in run.stdout
 
 
+@pytest.mark.process
 def test_export_writes_the_search_and_prints_only_its_graph(
     run_chatbot: RunChatbot, toy_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -267,6 +275,7 @@ def test_export_writes_the_search_and_prints_only_its_graph(
     assert (tmp_path / "search.pt").stat().st_size > 0
 
 
+@pytest.mark.process
 def test_the_shipped_chatbot_answers(run_chatbot: RunChatbot) -> None:
     run = run_chatbot("chat", stdin="hello\n")
     assert (run.returncode, run.stderr) == (0, "")

@@ -475,6 +475,7 @@ def test_the_example_workflow_measures_both_commits_and_compares(workflow: dict[
     assert places == {"base", "new"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("code", "job"), [(0, 0), (1, 1), (2, 2), (3, 0)])
 def test_the_example_workflow_fails_when_it_should(
     code: int, job: int, workflow: dict[Any, Any], tmp_path: Path, stand_in: Callable[[int], None]

@@ -12,7 +12,10 @@ import torch
 
 SOURCES = Path(__file__).resolve().parent.parent / "examples" / "cpp"
 LACKING = [tool for tool in ("cmake", "g++") if shutil.which(tool) is None]
-pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"no {' and no '.join(LACKING)} here")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(bool(LACKING), reason=f"no {' and no '.join(LACKING)} here"),
+]
 
 PROMPTS = (
     *(

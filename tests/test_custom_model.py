@@ -56,6 +56,7 @@ def test_every_variant_that_takes_a_module_answers_as_it_promises() -> None:
     assert {"torchscript", "torchscript-frozen", "torchscript-optimized", "bf16", "int8"} <= found.keys()
 
 
+@pytest.mark.process
 def test_a_module_of_pytorchs_own_is_compiled() -> None:
     facts = facts_of(EXAMPLE, "compile")["compile"]
     assert (facts.failed, facts.invalid, facts.skipped, facts.kind) == (None, None, None, "inductor")
@@ -204,6 +205,7 @@ def test_its_replies_are_not_traced(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert (ended.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
 
 
+@pytest.mark.process
 def test_a_launch_finds_the_factory_wherever_its_server_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with LaunchServer(Workload(model=EXAMPLE)) as server:
@@ -213,6 +215,7 @@ def test_a_launch_finds_the_factory_wherever_its_server_runs(tmp_path: Path, mon
     assert custom_model.places_of("nowhere.at_all:factory") == []
 
 
+@pytest.mark.process
 def test_the_example_is_measured_from_the_folder_that_holds_it(tmp_path: Path) -> None:
     (tmp_path / "own_model.py").write_text((ROOT / "examples/own_model.py").read_text())
     asked = ("--model", EXAMPLE, "--variants", "torchscript,int8,native", "--budget", "3")
@@ -238,6 +241,7 @@ def test_the_example_is_measured_from_the_folder_that_holds_it(tmp_path: Path) -
     assert "None" not in page
 
 
+@pytest.mark.process
 def test_the_walk_shows_the_example_as_it_is() -> None:
     walk, example = (ROOT / "docs/own-model.md").read_text(), (ROOT / "examples/own_model.py").read_text()
     assert example[example.index("from torch") :].strip() in walk

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parent.parent
 SLOW = "<!-- slow -->\n"
 TORCHSCRIPT = ROOT / "docs" / "torchscript.md"

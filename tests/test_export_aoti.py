@@ -16,6 +16,8 @@ from chatbot import compiler
 from chatbot.native import build
 from chatbot.variants import Workload, export_aoti, inductor
 
+pytestmark = pytest.mark.process
+
 
 def key(workload: Workload = WORKLOAD) -> str:
     return export_aoti._key(tiny(), workload)

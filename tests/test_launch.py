@@ -315,6 +315,7 @@ print(json.dumps([counts, {name: facts.failed or facts.skipped for name, facts i
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("weights", "compiled", "stop"),
     [

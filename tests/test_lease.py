@@ -19,6 +19,8 @@ from chatbot.errors import UsageError
 from ray_jobs.process import lease
 from ray_jobs.process.lease import Lease, LeaseError, describe, holder_of, names_of, wait_for
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parent.parent
 CORES = ("core-0", "core-1", "core-2", "core-3")
 

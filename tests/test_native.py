@@ -26,6 +26,8 @@ from chatbot.vocabulary import EOS, FIRST_WORD, PAD
 from ray_jobs.measure.program import label_fault, program_of, same_program_faults
 from ray_jobs.measure.replies import check_replies, first_difference
 
+pytestmark = pytest.mark.process
+
 COMPILES = any(map(shutil.which, build.COMPILERS))
 needs_compiler = pytest.mark.skipif(not COMPILES, reason=f"no C++ compiler: none of {', '.join(build.COMPILERS)}")
 NARROWER = {"avx2": ("-march=haswell",), "plain": ("-march=x86-64",)}  # instructions, and flags for no more than those

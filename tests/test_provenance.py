@@ -48,6 +48,7 @@ def repository(folder: Path) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.process
 def test_the_commit_is_told_with_a_mark_where_the_tree_differs(tmp_path: Path) -> None:
     commit = repository(tmp_path / "ours")
     assert git_commit(tmp_path / "ours") == commit
@@ -55,6 +56,7 @@ def test_the_commit_is_told_with_a_mark_where_the_tree_differs(tmp_path: Path) -
     assert git_commit(tmp_path / "ours") == f"{commit}+"
 
 
+@pytest.mark.process
 def test_a_repository_that_the_environment_happens_to_lie_in_is_not_ours(tmp_path: Path) -> None:
     repository(tmp_path / "theirs")
     installed = tmp_path / "theirs" / ".venv" / "site-packages"

@@ -19,9 +19,12 @@ from ray_jobs.sweep.folder import read_rows, read_validations
 from ray_jobs.sweep.importance import Importance, Importances
 from ray_jobs.sweep.page import page as sweep_page
 
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium is installed: scripts/install-test-packages (root, apt-get) installs it"
-)
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(
+        BROWSER is None, reason="no Chromium is installed: make test-packages (root, apt-get) installs it"
+    ),
+]
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 DESKTOP, PHONE = (1280, 800), (390, 844)
 TEXT = "document.body.innerText"

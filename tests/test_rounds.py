@@ -77,6 +77,7 @@ def warmed(walls_ns: Sequence[int], then: int | None = None) -> tuple[WarmUp, in
 # Warm-up
 
 
+@pytest.mark.process
 def test_a_profiling_jit_is_waited_for_and_its_slow_calls_are_counted() -> None:
     """The first call profiles, the second compiles."""
     assert warmed([30, 400, 7]) == (WarmUp(7.0, calls=2), 7)

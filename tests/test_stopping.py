@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from profiles import QUICK
 from scipy import special
 
 from chatbot.variants import BASELINE, Workload
@@ -61,7 +62,7 @@ def outcomes(logs: NDArray[np.float64], precision: float = PRECISION) -> list[La
 
 # How often an interval misses the truth. Launches' log speedups are normal; the truth is 0.
 
-TRIALS = 120_000
+TRIALS = 12_000 if QUICK else 120_000
 MOST_LAUNCHES = 80  # then the budget ends, whatever the precision
 STATED = 3 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / TRIALS)  # error of the simulation: 3 standard errors, 0.19%
 # The scatter of launches in multiples of the precision: from where the least launches nearly always suffice, over

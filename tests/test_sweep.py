@@ -36,7 +36,7 @@ batch = 16
 """
 ASKED = ("--trials", "4", "--iterations", "600", "--validate-every", "100", "--concurrent", "1", "--min-count", "1")
 PATIENCE_S = 500.0
-pytestmark = pytest.mark.timeout(600)  # the machine may be busy
+pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]  # the machine may be busy
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ def a_record(root: Path) -> Record:
     return Record(RunDirectory.named(str(root), "s"), SPEC, "data")
 
 
+@pytest.mark.process
 def test_what_a_driver_left_when_it_died_at_any_point_of_a_trials_end_is_put_right(tmp_path: Path) -> None:
     record = a_record(tmp_path)
     with record.directory.created(samples=False):
@@ -111,6 +112,7 @@ def test_what_a_driver_left_when_it_died_at_any_point_of_a_trials_end_is_put_rig
     assert len(again.commands) == 2
 
 
+@pytest.mark.process
 def test_only_the_best_checkpoint_is_kept_and_never_that_of_a_failed_trial(tmp_path: Path) -> None:
     record = a_record(tmp_path)
     with record.directory.created(samples=False):
@@ -120,6 +122,7 @@ def test_only_the_best_checkpoint_is_kept_and_never_that_of_a_failed_trial(tmp_p
         assert record.directory.read("best.pt") == b"1"
 
 
+@pytest.mark.process
 def test_a_sweep_of_other_data_or_sources_is_not_gone_on_with(tmp_path: Path) -> None:
     record = a_record(tmp_path)
     with record.directory.created(samples=False):

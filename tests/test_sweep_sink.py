@@ -16,6 +16,8 @@ from ray_jobs.sweep.sink import SweepSink
 from ray_jobs.sweep.spec import make_spec
 from ray_jobs.sweep.table import TrialStatus, Validation, row_of
 
+pytestmark = pytest.mark.process
+
 SPEC = make_spec({"trials": 2, "iterations": 20, "validate_every": 10, "size": "tiny"})
 TRIALS = SPEC.plan(17)
 DONE, STOPPED, FAILED = TrialStatus

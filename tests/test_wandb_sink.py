@@ -35,6 +35,8 @@ from ray_jobs.wandb_sink import content
 from ray_jobs.wandb_sink.content import Head, distributions_of, files_of, speedups_of, summary_of
 from ray_jobs.wandb_sink.sink import PATIENCE_S, WandbSink, resolve_mode
 
+pytestmark = pytest.mark.process
+
 RUN = "20261123-120000-abcd"
 HOST = "host.example"  # W&B's client takes a dot in some names for a nesting
 INFO = info_of(RUN, ALL, host=HOST)

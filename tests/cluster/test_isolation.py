@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from nulls import TOGETHER
 
-NULLS = Path(__file__).resolve().parents[1] / "nulls.py"
+NULLS = Path(__file__).resolve().parents[1] / "support" / "nulls.py"
 CORES = sorted(os.sched_getaffinity(0))
 TRIALS = {"cuda0-b1", "cuda1-b1"}
 LAUNCHES = 10

@@ -1,0 +1,50 @@
+"""How thorough a test run is: the environment's ``TEST_PROFILE``, which ``make quick`` and ``make test-all`` set."""
+
+import os
+import sys
+from enum import StrEnum
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+
+class Profile(StrEnum):
+    """How many examples Hypothesis tries, and how large a simulation is."""
+
+    QUICK = "quick"
+    USUAL = "usual"
+    FULL = "full"
+
+
+PROFILE = Profile(os.environ.get("TEST_PROFILE", Profile.USUAL))
+QUICK = PROFILE is Profile.QUICK
+EXAMPLES = {Profile.QUICK: 20, Profile.USUAL: 50, Profile.FULL: 100}[PROFILE]
+# What starts a process in this one's stead; that of Ray and of the launch server ends in subprocess.Popen too.
+STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
+
+
+def examples(most: int) -> settings:
+    """For a test whose examples are dear: ``most`` of them, fewer in a quick run."""
+    return settings(max_examples=min(most, EXAMPLES))
+
+
+def trials(count: int) -> int:
+    """How many a simulation runs: a fifth in a quick run."""
+    return count // 5 if QUICK else count
+
+
+def load() -> None:
+    """Applies the profile to Hypothesis. The machine may be busy, so no example has a deadline."""
+    settings.register_profile(PROFILE, deadline=None, max_examples=EXAMPLES)
+    settings.load_profile(PROFILE)
+
+
+def forbid_processes() -> None:
+    """From now on whatever starts a process fails the test that did it."""
+    sys.addaudithook(_refuse)
+
+
+def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in STARTS:
+        pytest.fail(f"This test starts a process ({event}): mark it pytest.mark.process, and make quick leaves it out")
