@@ -21,7 +21,7 @@ from chatbot.variants import VARIANTS, torchscript
 from chatbot.vocabulary import Vocabulary
 
 app = typer.Typer(
-    help="Train, try, judge and export the tutorial's chatbot.",
+    help="Train, try, evaluate and export the tutorial's chatbot.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -60,28 +60,34 @@ def _perplexity(loss: float) -> str:
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Where the best checkpoint goes.")],
+    out: Annotated[Path, typer.Option(help="File for the best checkpoint.")],
     size: Annotated[str, typer.Option(help=f"Preset of sizes: {', '.join(PRESETS)}.")] = "small",
     source: Annotated[str, typer.Option("--corpus", help="chitchat, a .tsv or .txt, or a Cornell path.")] = "chitchat",
-    min_count: Annotated[int, typer.Option(min=1, help="Pairs with a rarer word are dropped.")] = corpus.MIN_COUNT,
-    attention: Annotated[str, typer.Option(help=f"{', '.join(ATTENTIONS)}.")] = "dot",
-    dropout: Annotated[float, typer.Option()] = 0.1,
-    iterations: Annotated[int, typer.Option()] = 4000,
-    batch: Annotated[int, typer.Option()] = 64,
-    learning_rate: Annotated[float, typer.Option()] = 1e-4,
-    decoder_learning_ratio: Annotated[float, typer.Option(help="The decoder learns this much faster.")] = 5.0,
-    optimizer: Annotated[str, typer.Option(help=f"{', '.join(training.OPTIMIZERS)}.")] = "adam",
-    clip: Annotated[str, typer.Option(help="Largest gradient norm of each network, or none.")] = "50",
-    teacher_forcing: Annotated[float, typer.Option(help="Probability, drawn per batch.")] = 1.0,
-    validate_every: Annotated[int, typer.Option(help="Iterations.")] = 200,
-    patience: Annotated[str, typer.Option(help="Validations without a better loss before it stops, or none.")] = "5",
-    seed: Annotated[int, typer.Option()] = 0,
-    split_seed: Annotated[int | None, typer.Option(help="Of which pairs are held out; without it the seed.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    min_count: Annotated[
+        int, typer.Option(min=1, help="Drop pairs with a word that occurs less often.")
+    ] = corpus.MIN_COUNT,
+    attention: Annotated[str, typer.Option(help=f"Attention: {', '.join(ATTENTIONS)}.")] = "dot",
+    dropout: Annotated[float, typer.Option(help="Dropout probability.")] = 0.1,
+    iterations: Annotated[int, typer.Option(help="Maximum number of batches.")] = 4000,
+    batch: Annotated[int, typer.Option(help="Pairs per batch.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of the encoder.")] = 1e-4,
+    decoder_learning_ratio: Annotated[
+        float, typer.Option(help="Factor by which the decoder learns faster than the encoder.")
+    ] = 5.0,
+    optimizer: Annotated[str, typer.Option(help=f"Optimizer: {', '.join(training.OPTIMIZERS)}.")] = "adam",
+    clip: Annotated[str, typer.Option(help="Maximum gradient norm of each network, or none.")] = "50",
+    teacher_forcing: Annotated[float, typer.Option(help="Probability of teacher forcing, drawn per batch.")] = 1.0,
+    validate_every: Annotated[int, typer.Option(help="Iterations between validations.")] = 200,
+    patience: Annotated[str, typer.Option(help="Stop after this many validations without improvement, or none.")] = "5",
+    seed: Annotated[int, typer.Option(help="Seed for weights and batches.")] = 0,
+    split_seed: Annotated[
+        int | None, typer.Option(help="Seed for the choice of held-out pairs. [default: --seed]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
     half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT.resume.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from OUT.resume.")] = False,
 ) -> None:
-    """Train a chatbot; the best one by validation loss is kept in OUT all along."""
+    """Train a chatbot; OUT always holds the best one so far by validation loss."""
     if size not in PRESETS:
         raise one_of("size", size, list(PRESETS))
     if device not in ("cpu", "cuda"):
@@ -149,10 +155,10 @@ def train(
 @app.command()
 def chat(
     model: ModelOption = "small",
-    variant: Annotated[str, typer.Option(help=f"{', '.join(VARIANTS)}.")] = "eager",
+    variant: Annotated[str, typer.Option(help=f"Variant to run: {', '.join(VARIANTS)}.")] = "eager",
     time: Annotated[bool, typer.Option("--time", help="Show each reply's latency.")] = False,
 ) -> None:
-    """Talk to it; q, quit or the end of input leaves. Lines from a pipe are answered one by one."""
+    """Talk to the chatbot; q, quit or the end of input leaves. Lines from a pipe are answered one by one."""
     speaker = Speaker(checkpoint.open_model(model, need_trained=True), variant)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
@@ -182,9 +188,9 @@ def _read_line(interactive: bool) -> str | None:
 def evaluate(
     model: ModelOption = "small",
     source: CorpusOption = "chitchat",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
 ) -> None:
-    """Perplexity on pairs that it was not trained on, and ten sample replies."""
+    """Report the perplexity on held-out pairs, and ten sample replies."""
     trained = checkpoint.open_model(model, need_trained=True)
     pairs = [
         p for p in corpus.short_pairs(corpus.load(source).pairs) if all(trained.vocabulary.knows(side) for side in p)
@@ -213,7 +219,7 @@ def evaluate(
 
 
 def held_out_pairs(trained: checkpoint.Trained, source: str, pairs: list[corpus.Pair]) -> list[corpus.Pair]:
-    """The pairs of ``source`` that training held out; none where it was trained on another corpus."""
+    """Returns the pairs of ``source`` that training held out; none if the model was trained on another corpus."""
     options = trained.notes.get("options")
     if not isinstance(options, dict) or not {"validation_share", "seed"} <= options.keys():
         return []
@@ -227,10 +233,10 @@ def held_out_pairs(trained: checkpoint.Trained, source: str, pairs: list[corpus.
 def export(
     model: ModelOption = "small",
     out: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
-    device: Annotated[str, typer.Option(help="Where it will run: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device it will run on: cpu or cuda.")] = "cpu",
     graph: Annotated[bool, typer.Option("--graph", help="Print the scripted search's graph.")] = False,
 ) -> None:
-    """Save the TorchScript search, with its vocabulary, as one file that needs only PyTorch."""
+    """Save the TorchScript search and its vocabulary as one file that needs only PyTorch."""
     if device not in ("cpu", "cuda"):
         raise one_of("device", device, ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
@@ -257,7 +263,7 @@ def export(
 
 
 def main() -> None:
-    """Runs the command line; a mistake of the user's is one line and exit code 2."""
+    """Runs the command line; a user's mistake is one line and exit code 2."""
     try:
         app(prog_name="python -m chatbot")
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""What compiled code depends on besides its sources and flags: the compiler's version, and the CPU it is made for."""
+"""The compiler's version and the target CPU, on which compiled code depends besides its sources and flags."""
 
 import platform
 import subprocess
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def version(compiler: str) -> str:
-    """What a C++ compiler says of itself."""
+    """Returns the version that a C++ compiler prints."""
     return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
 
 
 def cpu() -> str:
-    """What tells this CPU's instructions and tuning from another's."""
+    """Returns whatever distinguishes this CPU's instructions and tuning from another's."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:

@@ -36,14 +36,14 @@ _NOT_LETTERS = re.compile(r"[^a-zA-Z.!?]+")
 
 
 class Pair(NamedTuple):
-    """A normalised prompt and the reply that a person gave to it."""
+    """A normalised prompt and the reply that a person gave."""
 
     prompt: str
     reply: str
 
 
 class Corpus(NamedTuple):
-    """What a source holds: ``messages`` in conversation order, and ``pairs`` of any length (both normalised).
+    """A corpus: ``messages`` in conversation order, and ``pairs`` of any length (both normalised).
 
     ``notice`` is one line for the person who trains on it, or empty.
     """
@@ -112,7 +112,7 @@ def trim(pairs: list[Pair], min_count: int = MIN_COUNT) -> list[Pair]:
 
 
 def count_words(pairs: Iterable[Pair]) -> Counter[str]:
-    """How often each word occurs, in order of first occurrence."""
+    """Counts each word, in order of first occurrence."""
     return Counter(word for pair in pairs for side in pair for word in words_of(side))
 
 

@@ -1,11 +1,11 @@
-"""The one exception that a person is meant to read, and what is said in it."""
+"""The one exception meant for people to read, and helpers to word it."""
 
 import importlib
 from typing import Any
 
 
 class UsageError(ValueError):
-    """A mistake of the user's: one line that says what was wrong and what would be right."""
+    """A user's mistake: one line that says what was wrong and what would be right."""
 
 
 def one_of(kind: str, name: str, valid: list[str] | tuple[str, ...]) -> UsageError:
@@ -14,12 +14,12 @@ def one_of(kind: str, name: str, valid: list[str] | tuple[str, ...]) -> UsageErr
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says; its kind where it says nothing."""
+    """The first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def imported(kind: str, name: str, advice: str = "") -> Any:
-    """What ``package.module:attribute``, a ``kind`` of the user's own, names. Raises UsageError where there is none."""
+    """Imports ``package.module:attribute``, a user's own ``kind``. Raises UsageError if that fails."""
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

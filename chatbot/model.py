@@ -37,7 +37,9 @@ class Config:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.vocabulary <= FIRST_WORD:
-            raise UsageError(f"vocabulary is {self.vocabulary}; it must hold a word beside PAD, SOS and EOS")
+            raise UsageError(
+                f"vocabulary is {self.vocabulary}; it must hold at least one word besides PAD, SOS and EOS"
+            )
         if self.decoder_layers > 2 * self.encoder_layers:  # it starts from that many of the encoder's final states
             raise UsageError(
                 f"decoder_layers is {self.decoder_layers}; at most twice encoder_layers ({self.encoder_layers})"

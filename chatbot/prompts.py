@@ -1,4 +1,4 @@
-"""Real prompts of exactly the asked number of tokens."""
+"""Real prompts of exactly the requested number of tokens."""
 
 import random
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from chatbot.vocabulary import Vocabulary
 def prompt_pool(corpus: Corpus, vocabulary: Vocabulary, tokens: int, count: int, seed: int = 0) -> NDArray[np.int64]:
     """Up to ``count`` distinct prompts, (N, tokens), each ending in EOS, which is counted.
 
-    Messages of that length where there are enough; for the rest consecutive messages are joined and cut to length.
-    Only messages whose words are all known are used.
+    Uses messages of that length if there are enough; otherwise joins consecutive messages and cuts them to length.
+    Only messages whose words are all known count.
 
     Raises:
         UsageError: the corpus holds no such prompt.
@@ -35,7 +35,7 @@ def prompt_pool(corpus: Corpus, vocabulary: Vocabulary, tokens: int, count: int,
 
 
 def _joined(messages: list[list[str]], length: int) -> Iterator[tuple[str, ...]]:
-    """From every message on: it and those after it, cut to ``length`` words."""
+    """Joins each message with those after it, cut to ``length`` words."""
     for start in range(len(messages)):
         words: list[str] = []
         for message in messages[start:]:

@@ -33,7 +33,7 @@ class Speaker:
             self._timed([EOS])
 
     def answer(self, line: str) -> Answer:
-        """The reply to the known words of a line; to a line without any, an empty one."""
+        """Answers the known words of a line; a line without any gets an empty reply."""
         known, unknown = self._words.split_known(normalise(line))
         if not known:
             return Answer("", tuple(unknown), 0.0)
@@ -53,7 +53,7 @@ class Speaker:
 def _reply_of(name: str, trained: Trained) -> Reply:
     variant = variant_named(name)
     if not variant.any_shape:
-        raise UsageError(f"variant {name!r} is made for prompts of one length; choose another to talk to")
+        raise UsageError(f"variant {name!r} takes only prompts of one length; choose another one to chat with")
     try:
         with torch.inference_mode():
             return prepared(variant, trained.chatbot, Workload(reply_tokens=MAX_LENGTH))
@@ -62,7 +62,7 @@ def _reply_of(name: str, trained: Trained) -> Reply:
 
 
 def readable(words: str) -> str:
-    """Puts ``.!?`` back to the words before them."""
+    """Attaches ``.!?`` to the preceding words."""
     for mark in ".!?":
         words = words.replace(f" {mark}", mark)
     return words

@@ -1,7 +1,7 @@
 """Training as in the tutorial: masked loss, teacher forcing, one optimizer and one clip for each network.
 
 The loss that is minimised is the tutorial's (the sum over steps of the mean over unfinished replies). What
-is judged and reported is the validation loss per token: it does not depend on how a run was trained.
+is reported is the validation loss per token, which does not depend on how a run was trained.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, 
 
 @dataclass(frozen=True)
 class Options:
-    """How to train; the defaults are the tutorial's, but for the validation."""
+    """Training options; the defaults are the tutorial's, except for validation."""
 
     iterations: int = 4000
     batch: int = 64
@@ -59,13 +59,13 @@ class Options:
             raise UsageError(f"validation_share is {self.validation_share}; it must be above 0 and below 1")
 
     def split(self, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
-        """(training, validation) pairs of these options."""
+        """Splits the pairs into (training, validation) by these options."""
         return split(pairs, self.validation_share, self.seed if self.split_seed is None else self.split_seed)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands after a validation. Losses are per token, in nats; all but the first on held-out pairs."""
+    """The state after a validation. Losses are per token, in nats; all but the first are on held-out pairs."""
 
     iteration: int
     train_loss: float  # mean since the last validation
@@ -88,7 +88,7 @@ class Batch:
 
 
 def state_path(path: Path) -> Path:
-    """Where the state to resume from is kept."""
+    """The path of the state to resume from."""
     return path.with_name(path.name + ".resume")
 
 
@@ -132,7 +132,7 @@ def token_losses(chatbot: Chatbot, batch: Batch, teacher_forced: bool = True) ->
 
 
 def tutorial_loss(losses: Tensor, replies: Tensor) -> Tensor:
-    """The sum over steps of the mean over the replies that still run: (S, B) -> ()."""
+    """The sum over steps of the mean over unfinished replies: (S, B) -> ()."""
     running = (replies != PAD).sum(1)  # at least 1 in every step
     return (losses.sum(1) / running).sum()
 
@@ -167,13 +167,13 @@ def fit(
 ) -> Trained:
     """Trains from seeded weights; ``path`` always holds the best model so far by validation loss.
 
-    Beside it ``<path>.resume`` holds the whole state at the last validation; ``resume`` goes on from there and ends
-    with the same weights as an unbroken run. It is removed at the end. Both files are whole when ``on_validation`` is
-    called. ``free_running`` also judges each validation without teacher forcing.
+    ``<path>.resume`` next to it holds the whole state at the last validation; ``resume`` continues from there and ends
+    with the same weights as an uninterrupted run. It is removed at the end. Both files are complete when
+    ``on_validation`` is called. ``free_running`` also evaluates each validation without teacher forcing.
 
     Raises:
         DivergedError: the loss became NaN or infinite; the best model so far stays at ``path``.
-        UsageError: nothing to train on, or a state of other options to resume.
+        UsageError: there is nothing to train on, or the state to resume belongs to other options.
     """
     train, held_out = options.split(pairs)
     if not train:
@@ -278,7 +278,7 @@ class _Run:
         save_plain({"identity": self._identity(), **self._state()}, self.state_path)
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change between the parts of a resumed run; more iterations or patience may be asked."""
+        """The options that must not change when a run is resumed; iterations and patience may grow."""
         digest = hashlib.sha256("\n".join("\t".join(pair) for pair in self.pairs).encode())
         options = {k: v for k, v in asdict(self.options).items() if k not in ("iterations", "patience")}
         return {**options, **asdict(self.chatbot.config), "pairs": digest.hexdigest()}
@@ -297,12 +297,12 @@ class _Run:
             raise UsageError(f"nothing to resume: {self.state_path} does not exist")
         state = read_plain(self.state_path)
         if "identity" not in state:
-            raise UsageError(f"{self.state_path} is no state of a training")
+            raise UsageError(f"{self.state_path} is not the state of a training")
         mine, theirs = self._identity(), state["identity"]
         changed = [k for k in mine if mine[k] != theirs.get(k)]
         if changed:
             was = ", ".join(f"{k} was {theirs.get(k)!r}, now {mine[k]!r}" for k in changed)
-            raise UsageError(f"{self.state_path} is of a training with other options: {was}")
+            raise UsageError(f"{self.state_path} belongs to a training with other options: {was}")
         for parts, states in ((self.networks, state["networks"]), (self.optimizers, state["optimizers"])):
             for part, content in zip(parts, states, strict=True):
                 part.load_state_dict(content)

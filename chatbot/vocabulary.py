@@ -37,7 +37,7 @@ class Vocabulary:
         return cls(tuple(word for word, _ in counts.most_common(size - FIRST_WORD)))
 
     def knows(self, sentence: str) -> bool:
-        """Whether every word of a normalised sentence is known."""
+        """Tells whether every word of a normalised sentence is known."""
         return all(word in self._index for word in words_of(sentence))
 
     def split_known(self, sentence: str) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""Where a run comes from: sources, commit, packages."""
+"""The provenance of a run: sources, commit, packages."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ PACKAGE_FOLDERS = tuple(Path(package.__path__[0]).resolve() for package in (chat
 
 
 def driver_facts() -> dict[str, Any]:
-    """What tells this run's program from another's."""
+    """The facts that identify this run's program."""
     return {
         "python": platform.python_version(),
         "packages": package_versions(),

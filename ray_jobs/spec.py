@@ -28,7 +28,7 @@ def _devices(value: Any) -> Any:
 
 
 def _variants(value: Any) -> Any:
-    """The baseline and its control stand first in every trial, asked for or not."""
+    """The baseline and its control come first in every trial, requested or not."""
     names = [name for given in _listed(value) for name in (VARIANTS if given == "all" else (given,))]
     for name in names:
         variant_named(str(name))

@@ -345,8 +345,8 @@ def test_a_compiler_that_fails_is_quoted(anew: Path, tmp_path: Path, monkeypatch
 def test_a_cache_that_cant_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv(build.CACHE, str(tmp_path / "file" / "cache"))
-    assert reason().startswith("the compiled engine can't be kept: ")
-    assert reason().endswith(f"set {build.CACHE} to a folder of yours")
+    assert reason().startswith("the compiled engine can't be stored: ")
+    assert reason().endswith(f"set {build.CACHE} to a writable folder")
 
 
 @needs_compiler

@@ -173,7 +173,7 @@ def test_the_timed_program_is_what_its_entry_says(name: str, toy: Trained, ragge
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if not variant.any_shape])
 def test_what_is_made_for_one_length_is_not_for_talking(name: str, toy: Trained) -> None:
-    with pytest.raises(UsageError, match="made for prompts of one length"):
+    with pytest.raises(UsageError, match="takes only prompts of one length"):
         Speaker(toy, name)
 
 

@@ -1,1 +1,1 @@
-"""The chatbot in C++, compiled on this machine for this machine: one call a reply, weights packed for streaming."""
+"""The chatbot in C++, compiled on and for this machine: one call per reply, weights packed for streaming."""

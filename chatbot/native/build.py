@@ -1,6 +1,6 @@
 """Compiles the engine once for this machine, and loads it.
 
-The library lies in a cache, under a name that tells of everything it was made from: sources, compiler, flags and CPU.
+The library is cached under a key of everything it was built from: sources, compiler, flags and CPU.
 """
 
 import ctypes
@@ -27,12 +27,12 @@ PATIENCE_S = 120
 
 
 class BuildError(Exception):
-    """The engine can't be made here; the message says what is missing, and what would help."""
+    """The engine can't be built here; the message says what is missing and what would help."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """The loaded engine, and the hash of all that it was made from."""
+    """The loaded engine, and the hash of everything it was built from."""
 
     functions: ctypes.CDLL
     identity: str
@@ -40,10 +40,10 @@ class Library:
 
 @cache
 def library(machine: tuple[str, ...] = NATIVE) -> Library:
-    """The engine, compiled where the cache does not hold it yet. ``machine``: the flags that choose instructions.
+    """Loads the engine, compiling it if the cache lacks it. ``machine``: the flags that choose instructions.
 
     Raises:
-        BuildError: no compiler, it refuses the sources, or the cache can't be written.
+        BuildError: there is no compiler, it rejects the sources, or the cache can't be written.
     """
     compiler = _compiler()
     flags = (*FLAGS, *machine)
@@ -55,7 +55,7 @@ def library(machine: tuple[str, ...] = NATIVE) -> Library:
 
 
 def _compiler() -> str:
-    """The path of a C++ compiler: ``$CXX``, or the first that the system has."""
+    """The path of a C++ compiler: ``$CXX``, or the first one found."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else list(COMPILERS)
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
@@ -78,12 +78,12 @@ def _cache_folder() -> Path:
     try:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise BuildError(f"the compiled engine can't be kept: {error}; set {CACHE} to a folder of yours") from None
+        raise BuildError(f"the compiled engine can't be stored: {error}; set {CACHE} to a writable folder") from None
     return base
 
 
 def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
-    """To a file of this process's own, then renamed: whoever else compiles the same puts the same in its place."""
+    """Compiles to a private file and renames it, so that concurrent builds replace each other with the same library."""
     try:
         with tempfile.TemporaryDirectory(prefix=".building-", dir=path.parent) as folder:
             made = Path(folder) / path.name

@@ -23,7 +23,7 @@ def _whole(_: Chatbot) -> Pack:
 
 
 def _rounded(chatbot: Chatbot) -> Pack:
-    """The GRUs in 8 bits, the others in 16: in 8 they change one reply in two hundred (docs/performance.md)."""
+    """Rounds the GRUs to 8 bits, the others to 16: in 8 bits those change one reply in 200 (docs/performance.md)."""
     inputs = rounding.inputs_of(chatbot)
 
     def of(arena: Arena, name: str, weight: Tensor, bias: Tensor | None) -> Packed:
@@ -83,10 +83,10 @@ class Engine:
 
     Args:
         chatbot: its weights are copied.
-        precision: of the weights, the output layer's aside: a key of ``PRECISIONS``.
-        steps: tokens of a reply.
-        threads: of each call, the caller's among them.
-        stop_at_eos: a call ends when each of its replies has; behind a reply's EOS stands PAD.
+        precision: a key of ``PRECISIONS``, for all weights but the output layer's.
+        steps: tokens per reply.
+        threads: threads per call, including the caller's.
+        stop_at_eos: a call ends when all its replies have; PAD follows each EOS.
         machine: compiler flags that choose the instructions.
 
     Raises:
@@ -139,22 +139,22 @@ class Engine:
 
     @property
     def dtypes(self) -> frozenset[str]:
-        """What it computes in, read from the layers' weights; the output layer rules out in 8 bits, decides in 32."""
+        """The types it computes in, read from the weights: the output layer screens in 8 bits, decides in 32."""
         return frozenset({"float32", BYTES, *map(_dtype, self._layers)})
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Everything that it reads."""
+        """All memory that it reads."""
         return tuple(self._arena.tensors)
 
     @property
     def recomputed(self) -> int:
-        """How many logits were computed in 32 bits since this was made; all others were ruled out in 8."""
+        """The number of logits computed in 32 bits so far; all others were ruled out in 8."""
         return int(self._functions.engine_recomputed(self._engine))
 
     @property
     def instructions(self) -> str:
-        """What the 8-bit products were compiled to: avx512-vnni, avx2 or plain."""
+        """The instructions of the 8-bit products: avx512-vnni, avx2 or plain."""
         return str(self._functions.engine_instructions().decode())
 
     def _network(self, chatbot: Chatbot) -> NetworkFields:
@@ -238,7 +238,7 @@ def _fields(packed: Packed) -> LinearFields:
 
 
 def _declared(functions: ctypes.CDLL) -> ctypes.CDLL:
-    """The functions of engine.cpp with their types."""
+    """Declares the types of engine.cpp's functions."""
     functions.engine_new.argtypes, functions.engine_new.restype = [POINTER(NetworkFields), c_int], c_void_p
     functions.engine_free.argtypes, functions.engine_free.restype = [c_void_p], None
     functions.engine_reply.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_int, c_int64, c_void_p]

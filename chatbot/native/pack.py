@@ -1,6 +1,6 @@
-"""Weights as the engine reads them: panels of rows, in 32, 16 or 8 bits, in memory of large pages.
+"""Packs weights the way the engine reads them: panels of rows, in 32, 16 or 8 bits, in large pages.
 
-``linear.h`` tells of the layout, ``screen.h`` of what the radii are for.
+``linear.h`` describes the layout, ``screen.h`` the use of the radii.
 """
 
 import mmap
@@ -28,14 +28,14 @@ def up(value: int, multiple: int) -> int:
 
 
 class Arena:
-    """Memory in large pages, where the system has them: streaming through small ones waits for their addresses."""
+    """Memory in large pages, if the system has them: with small ones, streaming waits for address translation."""
 
     def __init__(self) -> None:
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self.tensors: list[Tensor] = []
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor of zeros at the start of a cache line, with a panel of room behind it."""
+        """A tensor of zeros at the start of a cache line, with room for a panel after it."""
         count = int(torch.Size(shape).numel())
         taken = up((count + 2 * PANEL) * dtype.itemsize, LINE)
         if taken > len(self._chunk):
@@ -46,7 +46,7 @@ class Arena:
         return tensor
 
     def keep(self, values: Tensor) -> Tensor:
-        """A copy in here."""
+        """Copies a tensor into the arena."""
         tensor = self.zeros(values.shape, values.dtype)
         tensor.copy_(values)
         return tensor
@@ -79,12 +79,12 @@ def pack(arena: Arena, weight: Tensor, bias: Tensor | None) -> Packed:
 
 
 def scales_of(weight: Tensor, largest: int) -> Tensor:
-    """(R, K) -> what a whole number of at most ``largest`` stands for, for each row (R)."""
+    """(R, K) -> the scale of each row (R), for whole numbers of at most ``largest``."""
     return weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * largest) / largest
 
 
 def quantise(weight: Tensor, largest: int = LARGEST) -> tuple[Tensor, Tensor]:
-    """(R, K) -> whole numbers (R, K) of at most ``largest`` and a scale for each row (R): their product is about it."""
+    """(R, K) -> whole numbers (R, K) of at most ``largest`` and a scale per row (R); their product approximates it."""
     scales = scales_of(weight, largest)
     return (weight / scales.unsqueeze(1)).round().clamp(-largest, largest), scales
 
@@ -96,7 +96,7 @@ def pack_bytes(arena: Arena, numbers: Tensor, scales: Tensor, bias: Tensor | Non
 
 
 def pack_words(arena: Arena, weight: Tensor, bias: Tensor | None) -> Packed:
-    """(R, K) weights in 16 bits, packed as their high bytes and, apart, their low ones."""
+    """(R, K) weights in 16 bits, packed as their high bytes and, separately, their low bytes."""
     rows, inputs = weight.shape
     numbers, scales = quantise(weight, LARGEST_WORD)
     high = ((numbers + 128) / 256).floor()
@@ -106,7 +106,7 @@ def pack_words(arena: Arena, weight: Tensor, bias: Tensor | None) -> Packed:
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """The output layer in 8 bits, and how far a logit of it may be off: radius x length of the input + slack."""
+    """The output layer in 8 bits, and the bound on a logit's error: radius x length of the input + slack."""
 
     coarse: Packed
     radii: Tensor

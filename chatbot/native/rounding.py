@@ -1,4 +1,4 @@
-"""Weights in 8 bits, rounded so that what a layer gives to its usual inputs is right, not each weight by itself.
+"""Rounds weights to 8 bits so that a layer's outputs for its usual inputs are right, not each weight by itself.
 
 GPTQ (Frantar et al. 2023, https://arxiv.org/abs/2210.17323): column by column, and what rounding one of them does to
 the layer's outputs is made good by the columns that are still to come, as far as their inputs go together. The inputs
@@ -49,7 +49,7 @@ def _spread(inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def inputs_of(chatbot: Chatbot) -> Inputs:
-    """What each GRU's weights are multiplied with while random prompts are answered."""
+    """Records the inputs of each GRU's weights while random prompts are answered."""
     rng = torch.Generator().manual_seed(0)
     prompts = torch.randint(FIRST_WORD, chatbot.config.vocabulary, (PROMPTS, PROMPT_TOKENS), generator=rng)
     prompts[:, -1] = EOS
@@ -58,7 +58,7 @@ def inputs_of(chatbot: Chatbot) -> Inputs:
 
 
 def _encoder_inputs(chatbot: Chatbot, prompts: Tensor) -> tuple[Inputs, Tensor, Tensor]:
-    """Also the outputs (T, B, H) and the final states (layers x directions, B, H)."""
+    """Returns also the outputs (T, B, H) and the final states (layers x directions, B, H)."""
     encoder, met = chatbot.encoder, {}
     outputs, finals = encoder.embedding(prompts.t()), []
     for layer in range(encoder.gru.num_layers):
@@ -75,7 +75,7 @@ def _encoder_inputs(chatbot: Chatbot, prompts: Tensor) -> tuple[Inputs, Tensor, 
 
 
 def _passed_through(gru: nn.GRU, suffix: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """(T, B, K) -> the states before each step (T x B, H), and behind it (T, B, H)."""
+    """(T, B, K) -> the states before each step (T x B, H), and after it (T, B, H)."""
     weights = [getattr(gru, kind + suffix) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     state = inputs.new_zeros(inputs.size(1), gru.hidden_size)
     befores, states = [], []

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, waiting for what it is to have, and leaving it when told to."""
+"""Joining a Ray cluster, waiting for its resources, and leaving it on a signal."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ class Terminated(KeyboardInterrupt):
 def connected(address: str) -> Iterator[None]:
     """Joins the cluster at ``auto`` or ``HOST:PORT``; ``local`` starts one here, which ends with the block.
 
-    Where this process is connected already, that connection is used, and stays.
+    If this process is already connected, that connection is used and left open.
     Inside, SIGTERM raises ``Terminated`` in the main thread.
 
     Raises:
@@ -70,7 +70,7 @@ def connected(address: str) -> Iterator[None]:
 
 @contextmanager
 def _nothing_more_requested() -> Iterator[None]:
-    """What was asked of the autoscaler stays asked for after the driver has ended, unless it is taken back."""
+    """Withdraws requests to the autoscaler, which would otherwise outlive the driver."""
     try:
         yield
     finally:
@@ -105,7 +105,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Raises UsageError where nothing listens: Ray itself would try for minutes."""
+    """Raises UsageError if nothing listens there: Ray itself would keep trying for minutes."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
@@ -114,10 +114,10 @@ def _reach(address: str) -> None:
 
 
 def wait_for(resources: Mapping[str, float], seconds: float, tell: Callable[[str], None]) -> str | None:
-    """Waits until the live nodes have these together (``{"CPU": 4, "GPU": 1}``), and asks an autoscaler for them.
+    """Waits until the live nodes together have these (``{"CPU": 4, "GPU": 1}``), and asks an autoscaler for them.
 
-    Returns None when they are there, else what was missing when the time was up. ``tell`` is given a line whenever
-    what is there changes.
+    Returns None once they do, otherwise what was missing when the time was up. ``tell`` gets a line whenever the
+    available resources change.
     """
     if not resources:
         return None
@@ -131,14 +131,14 @@ def wait_for(resources: Mapping[str, float], seconds: float, tell: Callable[[str
             return None
         text = ", ".join(f"{there[name]:g} of {count:g} {name}" for name, count in resources.items())
         if time.monotonic() >= end:
-            return f"{seconds:.0f} s were waited for {text}"
+            return f"waited {seconds:.0f} s; only {text} available"
         if text != said:
-            tell(f"waiting for the cluster: {text} are there")
+            tell(f"waiting for the cluster: {text} available")
             said = text
         time.sleep(POLL_S)
 
 
 def _request(resources: Mapping[str, float]) -> None:
-    """Tells the autoscaler, where there is one; single units, since no node need hold them all."""
+    """Asks the autoscaler, if there is one, in single units, since no node need have them all."""
     bundles = [{name: 1} for name, count in resources.items() if name != "CPU" for _ in range(int(count))]
     autoscaler.request_resources(num_cpus=int(resources.get("CPU", 0)) or None, bundles=bundles or None)

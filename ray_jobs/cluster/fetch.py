@@ -1,4 +1,4 @@
-"""A submitted job's run directory brought home through the port of Ray's dashboard alone.
+"""Copies a submitted job's run directory to this machine through the port of Ray's dashboard alone.
 
 A second, small job on the head node packs the directory and prints it; the logs of both come through the same port.
 """
@@ -44,17 +44,17 @@ print("{end}")
 
 
 def default_out() -> str:
-    """The results root where none is named."""
+    """The default results root."""
     return str(Path(JOB_OUT).expanduser()) if IN_A_JOB in os.environ else "results"
 
 
 def run_line(directory: RunDirectory) -> str:
-    """What a job says of where its results are; ``bring_home`` reads it."""
+    """The line in which a job reports its run directory; ``bring_home`` reads it."""
     return f"ray_jobs: the run directory is {directory.local_path or directory.shown} on {platform.node()}"
 
 
 def bring_home(job: str, address: str, out: Path) -> str:
-    """Copies a job's run directory into a local folder; its path there.
+    """Copies a job's run directory into a local folder and returns its path.
 
     Raises:
         UsageError: no such job or address, or the job has no run directory on its node.
@@ -63,7 +63,7 @@ def bring_home(job: str, address: str, out: Path) -> str:
     place = _place(client, job)
     target = out / Path(place).name
     if target.exists():
-        raise UsageError(f"{target} exists already; move it away or give another --out")
+        raise UsageError(f"{target} already exists; move it away or give another --out")
     content = _unpacked(_packed(client, place))
     out.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
@@ -81,7 +81,7 @@ def _client(address: str) -> Any:
 
 
 def _place(client: Any, job: str) -> str:
-    """Where the job's log says that its run directory is."""
+    """The run directory according to the job's log."""
     try:
         log = client.get_job_logs(job)
     except RuntimeError as error:
@@ -90,7 +90,7 @@ def _place(client: Any, job: str) -> str:
         raise UsageError(f"no job {job!r} there ({one_line(error)}); its jobs: {known}") from None
     said = LINE.search(log)
     if said is None:
-        raise UsageError(f"job {job} names no run directory: it has not come to measuring, or is no matrix job")
+        raise UsageError(f"job {job} names no run directory: it has not started measuring, or is not a matrix job")
     if "://" in said[1]:
         raise UsageError(f"job {job} keeps its results in {said[1]}: read them there")
     return said[1]
@@ -124,8 +124,8 @@ def _packed(client: Any, place: str) -> str:
 
 
 def _unpacked(log: str) -> bytes:
-    """What stands between the two marks. Raises UsageError where the log is cut off."""
+    """The text between the two marks. Raises UsageError if the log is cut off."""
     start, end = log.find(f"{BEGIN}\n"), log.find(f"\n{END}")
     if start < 0 or end < 0:
-        raise UsageError("the packed directory did not come through whole; try again")
+        raise UsageError("the packed directory arrived incomplete; try again")
     return base64.b64decode("".join(log[start + len(BEGIN) : end].split()))

@@ -1,4 +1,4 @@
-"""What a launch does once it is pinned: prepares every variant anew, warms each, runs its rounds, checks the replies.
+"""One launch, once it is pinned: prepares every variant, warms each up, runs the rounds, checks the replies.
 
 Needs PyTorch and NumPy only.
 """
@@ -33,14 +33,14 @@ def measure(
 ) -> LaunchResult:
     """Runs one launch in this process, all of it in inference mode.
 
-    What is compiled for tensors made in one mode is compiled again for those of another, within a timed call.
+    Code compiled for tensors of one mode would be recompiled for those of another, within a timed call.
 
     Args:
-        workload: what is asked of the variants.
+        workload: sizes of the calls.
         variants: their names, the baseline among them; indices in the samples refer to this order.
         weights: the model.
         pool: (N, T) distinct prompts; a launch draws its own from them. A model from a factory needs none.
-        launch: which one this is.
+        launch: number, orders and sizes of this launch.
     """
     rng = launch.rng()
     own = pool[rng.permutation(len(pool))]
@@ -90,7 +90,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Alone:
-    """What a process found out that had one variant to itself, untimed."""
+    """Untimed findings of a process that ran a single variant."""
 
     peak_mb: float
     tokens: NDArray[np.int64] | None = None  # (N, S): its replies to the first prompts of the pool
@@ -100,10 +100,10 @@ class Alone:
 def measure_alone(
     workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64], compared: int = 0
 ) -> Alone:
-    """Peak memory in MB of this process, which prepares one variant and asks it a few prompts; then its replies.
+    """Measures the peak memory in MB of preparing and calling one variant in this process; then collects its replies.
 
-    On the CPU the resident set, Python and PyTorch included; on CUDA what the allocator held. ``compared`` is of how
-    many prompts the replies are asked, whole batches of them, as far as the pool goes.
+    On the CPU it is the resident set, including Python and PyTorch; on CUDA what the allocator held. ``compared`` is
+    the number of prompts to answer, in whole batches, as far as the pool goes.
     """
     subject = subject_of(weights, pool, workload)
     reply = subject.fresh()(variant_named(variant))
@@ -120,7 +120,7 @@ def measure_alone(
 
 
 def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, facts: Facts) -> dict[str, Reply]:
-    """Prepares each variant from its own copy of the weights; what can't be, or is mislabelled, is noted."""
+    """Prepares each variant from its own copy of the weights; notes failures and wrong labels."""
     replies: dict[str, Reply] = {}
     programs: dict[str, Program] = {}
     for name in built:
@@ -171,14 +171,14 @@ def _check_all(
 
 
 def _probe_all(replies: Mapping[str, Reply], asked: tuple[Any, Tensor], workload: Workload, facts: Facts) -> None:
-    """One more call of each variant, after everything was timed, to look at how it works."""
+    """Calls each variant once more, after all timing, to examine how it works."""
     for name, reply in replies.items():
         fault = facts[name].invalid or probe_fault(reply, *asked, facts[name].kind, text=workload.own_model)
         facts[name] = replace(facts[name], invalid=fault)
 
 
 def machine_facts() -> dict[str, Any]:
-    """What this process ran on, as it is, not as it was asked for."""
+    """The machine and settings of this process as they are, not as requested."""
     return {
         "pid": os.getpid(),
         "cores": sorted(os.sched_getaffinity(0)),

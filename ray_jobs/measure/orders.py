@@ -1,8 +1,8 @@
-"""Balanced random orders: who is built when, and whose turn comes when.
+"""Balanced random orders of building the variants and of their turns.
 
-Random alone is not enough: with few rounds one variant would stand first more often than another, and a place in
-the order has a cost of its own. A Latin square gives each variant each place equally often; Williams' square
-(Williams 1949, https://doi.org/10.1071/CH9490149) also lets each follow each other one equally often.
+Random order alone is not enough: with few rounds one variant would come first more often than another, and each place
+has a cost of its own. A Latin square gives each variant each place equally often; in Williams' square (Williams 1949,
+https://doi.org/10.1071/CH9490149) each variant also follows every other one equally often.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def round_orders(n: int, rounds: int, rng: np.random.Generator) -> Orders:
 
 
 def building_order(n: int, launch: int, seed: int) -> tuple[int, ...]:
-    """The order in which a launch builds the variants; over each block of n launches each stands in each place once."""
+    """The order in which a launch builds the variants; in each block of n launches each takes each place once."""
     pair, row = divmod(launch, 2 * n)
     return tuple(int(i) for i in random_pair(n, np.random.default_rng([seed, pair, BUILDING]))[row])
 

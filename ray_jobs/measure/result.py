@@ -1,4 +1,4 @@
-"""What a launch is asked, and everything that it brings home."""
+"""The request for a launch, and everything that it returns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from ray_jobs.measure.watch import Interference
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a launch takes the model from.
+    """The source of a launch's model.
 
     A checkpoint's path on this machine, a preset's random weights, or the factory of a model that is not the chatbot.
     """
@@ -29,7 +29,7 @@ class Weights:
     factory: str | None = None
 
     def chatbot(self) -> Chatbot:
-        """A fresh copy on the CPU; not of a factory."""
+        """A fresh chatbot on the CPU; not for a factory."""
         if self.path is not None:
             return checkpoint.load(Path(self.path)).chatbot
         assert self.preset is not None
@@ -38,7 +38,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Launch:
-    """Which launch of a trial this is, and what follows from that."""
+    """The number of a launch within its trial, and what follows from it."""
 
     index: int
     seed: int  # of the trial; the orders and the prompts follow from it and the index
@@ -53,7 +53,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Samples:
-    """One array per column, a row per call, in the order in which the calls were made."""
+    """One array per column, one row per call, in the order of the calls."""
 
     variant: NDArray[np.int16]  # index into the launch's variants
     phase: NDArray[np.int8]  # index into PHASES
@@ -73,7 +73,7 @@ WARMUP, REFRESH, TIMED = range(3)
 
 @dataclass(frozen=True)
 class VariantFacts:
-    """What a launch found out about one variant."""
+    """A launch's findings about one variant."""
 
     prepare_s: float | None = None
     program: str | None = None  # identity of the timed program
@@ -91,7 +91,7 @@ class VariantFacts:
 
 @dataclass(frozen=True)
 class LaunchResult:
-    """Everything that a launch brings home."""
+    """Everything that a launch returns."""
 
     launch: Launch
     variants: tuple[str, ...]
@@ -107,7 +107,7 @@ class LaunchResult:
 
     @cached_property
     def kept_rounds(self) -> NDArray[np.bool_]:
-        """(rounds,): those that the statistics rest on."""
+        """(rounds,): the rounds that the statistics use."""
         if self.interference is None:
             return np.ones(self.rounds, dtype=bool)
         return np.asarray(watch.kept(self.interference))
@@ -128,7 +128,7 @@ class LaunchResult:
         return {v: float(r) for v, r, ok in zip(self.variants, logs, sound, strict=True) if ok and v != BASELINE}
 
     def timed_ms(self, variant: str) -> NDArray[np.float64]:
-        """The timed calls of one variant in the rounds that are kept."""
+        """The timed calls of one variant in the kept rounds."""
         samples = self.samples
         chosen = (samples.phase == TIMED) & (samples.variant == self.variants.index(variant))
         chosen[chosen] = self.kept_rounds[samples.round[chosen]]

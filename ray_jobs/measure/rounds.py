@@ -1,7 +1,7 @@
 """The timed part of a launch: prompts, warm-up and rounds, on any timer and any watch.
 
-Each round gives every variant one turn on the same prompts; a turn is one untimed call, which brings back the caches
-that the others emptied, and a few timed ones. No prompt is asked twice of a variant within a launch.
+Each round gives every variant one turn on the same prompts; a turn is one untimed call, which refills the caches that
+the others emptied, and a few timed ones. A variant never gets the same prompt twice within a launch.
 """
 
 import gc
@@ -32,7 +32,7 @@ STEADY = 0.05  # a window that is faster by no more than this has settled
 
 
 class Log:
-    """Samples as they come; lists of plain integers, turned into arrays after the last call."""
+    """Collects samples as lists of plain integers, which become arrays after the last call."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, int, int, int, int]] = []
@@ -44,7 +44,7 @@ class Log:
         self.readings.append(reading)
 
     def samples(self) -> Samples:
-        """Everything so far."""
+        """All samples so far."""
         where = np.array(self.rows, dtype=np.int64).reshape(-1, 5).T
         start, wall, device, cpu, switches = (
             np.array([-1 if value is None else value for value in column], dtype=np.int64)
@@ -65,26 +65,26 @@ class Log:
 
 
 class Questions(Protocol):
-    """What the calls of a launch are asked, each once of a variant."""
+    """The inputs of a launch's calls, each given once to each variant."""
 
     lengths: Tensor
     for_warm_up: int  # calls at most
 
     def start_rounds(self) -> None:
-        """Goes on behind what is set aside for the warm-up."""
+        """Continues after what is reserved for the warm-up."""
 
     def next(self) -> tuple[Any, Tensor]:
-        """The two arguments of a call. Raises IndexError when all were given."""
+        """The two arguments of a call. Raises IndexError when all have been given."""
 
     def last(self) -> tuple[Any, Tensor]:
-        """What ``next`` gave last."""
+        """The last result of ``next``."""
 
     def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
-        """As many whole squares of rounds, up to ``rounds``, as can be asked. Raises ValueError where none can."""
+        """The most whole squares of rounds, up to ``rounds``, that inputs suffice for. Raises ValueError if none do."""
 
 
 class Prompts:
-    """Batches of prompts, none given twice; the first ones are set aside for the warm-up, however long that takes."""
+    """Batches of prompts, none given twice; the first ones are reserved for the warm-up, however long it takes."""
 
     def __init__(self, pool: NDArray[np.int64], workload: Workload) -> None:
         rows = len(pool) // workload.batch * workload.batch
@@ -98,25 +98,25 @@ class Prompts:
         self.for_warm_up = min(MOST_WARMUP_CALLS, max(WARMUP_CALLS, len(self._batches) // 4))
 
     def start_rounds(self) -> None:
-        """Goes on behind the warm-up's batches, so that the same launch asks the same prompts again."""
+        """Continues after the warm-up's batches, so that the same launch always uses the same prompts."""
         self._used = self.for_warm_up
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """(prompts (B, T), lengths (B,)). Raises IndexError when all were given."""
+        """(prompts (B, T), lengths (B,)). Raises IndexError when all have been given."""
         batch = self._batches[self._used]
         self._used += 1
         return batch, self.lengths
 
     def last(self) -> tuple[Tensor, Tensor]:
-        """What ``next`` gave last."""
+        """The last result of ``next``."""
         return self._batches[self._used - 1], self.lengths
 
     def first(self, count: int) -> list[Tensor]:
-        """As many batches from the pool's start as hold ``count`` prompts, all where there are fewer."""
+        """The batches from the pool's start that hold ``count`` prompts, or all of them if there are fewer."""
         return self._batches[: -(-count // len(self.lengths))]
 
     def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
-        """As many whole squares of rounds, up to ``rounds``, as the unused prompts suffice for."""
+        """The most whole squares of rounds, up to ``rounds``, that the unused prompts suffice for."""
         possible = (len(self._batches) - self._used) // (1 + calls) // variants * variants
         if not possible:
             raise ValueError(
@@ -125,13 +125,13 @@ class Prompts:
         return min(rounds, possible)
 
     def asked(self, calls: int, rounds: int) -> list[Tensor]:
-        """The batches of the timed calls of the last ``rounds``, in order."""
+        """The batches of the timed calls in the last ``rounds``, in order."""
         first = self._used - rounds * (1 + calls)
         return [self._batches[first + r * (1 + calls) + c] for r in range(rounds) for c in range(1, 1 + calls)]
 
 
 def size(typical_ns: Mapping[str, float], seconds: float, variants: int) -> tuple[int, int]:
-    """(rounds, calls) of a launch whose rounds should last about ``seconds``, given each variant's typical call."""
+    """Returns (rounds, calls) so that the rounds last about ``seconds``, given each variant's typical call."""
     calls = int(np.clip(TURN_NS / min(typical_ns.values()), CALLS, MOST_CALLS))
     round_s = sum(typical_ns.values()) * (1 + calls) / 1e9
     affordable = int(seconds / round_s) // variants * variants
@@ -140,7 +140,7 @@ def size(typical_ns: Mapping[str, float], seconds: float, variants: int) -> tupl
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What the warm-up of one variant came to."""
+    """The result of one variant's warm-up."""
 
     typical_ns: float  # the median of the last calls
     calls: int | None = None  # slow ones before it was settled; None: it was not
@@ -148,7 +148,7 @@ class WarmUp:
 
 
 def settled(walls: Sequence[float]) -> bool:
-    """Whether the last calls are no longer faster than those before them, by more than the noise."""
+    """Tells whether the last calls are no faster than those before them, beyond noise."""
     if len(walls) < max(2 * WINDOW, WARMUP_CALLS):
         return False
     before, last = np.median(walls[-2 * WINDOW : -WINDOW]), np.median(walls[-WINDOW:])
@@ -156,7 +156,7 @@ def settled(walls: Sequence[float]) -> bool:
 
 
 def slow_calls(walls: Sequence[float]) -> int:
-    """How many calls at the start were slower than what the variant settled to."""
+    """Counts the calls at the start that were slower than the settled ones."""
     final = float(np.median(walls[-WINDOW:]))
     for first in range(len(walls) - WINDOW + 1):
         if walls[first] <= 1.25 * final and np.median(walls[first : first + WINDOW]) <= 1.1 * final:
@@ -167,9 +167,9 @@ def slow_calls(walls: Sequence[float]) -> int:
 def warm_up(
     replies: Mapping[str, Reply], variants: Sequence[str], prompts: Questions, timer: Timer, log: Log
 ) -> dict[str, WarmUp]:
-    """Calls of each variant, on the same prompts, until it has settled (a profiling JIT recompiles on its second).
+    """Calls each variant on the same prompts until it has settled (a profiling JIT recompiles on its second call).
 
-    ``replies`` are in the order in which they were built, ``variants`` in that of the samples' indices.
+    ``replies`` are in building order, ``variants`` in the order of the samples' indices.
     """
     batches: list[tuple[Any, Tensor]] = []
     found: dict[str, WarmUp] = {}
@@ -196,20 +196,20 @@ def warm_up(
 
 
 def copied(value: Any) -> Any:
-    """A tensor, or a tuple, list or dict of tensors, in memory of its own."""
+    """Copies a tensor, or a tuple, list or dict of tensors."""
     if isinstance(value, Tensor):
         return value.clone()
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two structures of the same form hold the same tensors."""
+    """Compares two structures of the same form, tensor by tensor."""
     return all(map(torch.equal, tree_leaves(one), tree_leaves(other)))
 
 
 @dataclass
 class Answers:
-    """What the rounds brought, by the variants' indices."""
+    """The replies of the rounds, by the variants' indices."""
 
     replies: dict[int, list[Any]]  # the timed ones, in order
     broken: dict[int, str] = field(default_factory=dict)  # why a variant that raised is left out
@@ -230,7 +230,7 @@ def run_rounds(
     log: Log,
     watch: Watch,
 ) -> Answers:
-    """The measurement.
+    """Measures the rounds.
 
     A reply is copied as soon as its time is taken: what is filled in later, or overwritten by the next call, was not
     an answer within that time.

@@ -1,6 +1,6 @@
-"""One timed call, and what the machine did to this process meanwhile.
+"""One timed call, and what the machine did to this process during it.
 
-Between the two readings of the clock stands the call and, on CUDA, a synchronisation; nothing else.
+Between the two clock readings there is only the call and, on CUDA, a synchronisation.
 """
 
 import time
@@ -18,9 +18,9 @@ Clock = Callable[[], int]
 
 
 class Reading(NamedTuple):
-    """One call: when it began (ns of the clock), how long it took, and the counters around it.
+    """One call: its start (ns of the clock), its duration, and the counters around it.
 
-    The counters disqualify nothing: they are kept with each sample for whoever asks why it was slow.
+    The counters disqualify nothing: they are kept with each sample to explain why it was slow.
     """
 
     start_ns: int
@@ -34,7 +34,7 @@ class Timer(Protocol):
     """Times calls on one kind of device."""
 
     def call(self, reply: Reply, prompts: Tensor, lengths: Tensor) -> tuple[Tensor, Reading]:
-        """The reply's tokens, and the reading."""
+        """Returns the reply's tokens and the reading."""
         ...
 
 
@@ -54,7 +54,7 @@ class CpuTimer:
 
 
 class CudaTimer:
-    """Wall time between two synchronisations, with the device's own time from events beside it."""
+    """Wall time between two synchronisations, together with the device's own time from events."""
 
     def __init__(self, clock: Clock = time.perf_counter_ns) -> None:
         self.clock = clock
@@ -82,6 +82,6 @@ def timer_for(device: str) -> Timer:
 
 
 def _spent(before: struct_rusage, after: struct_rusage) -> tuple[int, int]:
-    """(CPU ns of all threads, involuntary switches); one system call tells both, to the microsecond."""
+    """(CPU ns of all threads, involuntary switches); one system call returns both, to the microsecond."""
     cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return round(cpu_s * 1e9), after.ru_nivcsw - before.ru_nivcsw

@@ -44,7 +44,7 @@ def test_a_job_that_succeeds_comes_home_whole(bench: Bench) -> None:
     assert {p.relative_to(home): p.read_bytes() for p in home.rglob("*") if p.is_file()} == there
     again = fetch(bench, "good", home)
     assert again.wait(120) == 2
-    assert f"{home / 'r1'} exists already" in again.said
+    assert f"{home / 'r1'} already exists" in again.said
 
 
 def test_a_trial_that_fails_fails_the_job(bench: Bench) -> None:

@@ -21,7 +21,7 @@ FAULTS = (
     Fault("a label that nobody has", skipped("has zone=nowhere", "--stations", "zone=nowhere")),
     Fault(
         "a GPU that never comes",
-        skipped("3 s were waited for", "--device", "cuda", "--wait-for", "gpu=1", "--wait", "3"),
+        skipped("waited 3 s; only", "--device", "cuda", "--wait-for", "gpu=1", "--wait", "3"),
     ),
     Fault("a node that joins late", late_node),
     Fault("a station with another torch", other_torch),
