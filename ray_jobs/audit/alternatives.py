@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +15,7 @@ from torch.utils import benchmark
 from chatbot.variants import BASELINE, CONTROL, Reply, Workload, variant_named
 from ray_jobs.measure.result import Weights
 from ray_jobs.measure.rounds import Prompts
-from ray_jobs.process.server import LaunchServer, Loss, Request, TrialError
+from ray_jobs.process.server import LaunchServer, Request, TrialError
 
 MEAN_OF = 100
 TIMEOUT_S = 120.0
@@ -79,11 +80,7 @@ def ask(
 ) -> PeerResult:
     """Runs a peer in a fresh process pinned as a launch is."""
     work = partial(one_after_the_other, peer, workload, weights, pool, seed)
-    try:
+    result = None
+    with suppress(TrialError):
         result = server.run(Request(work, cores, workload.threads, TIMEOUT_S))
-    except TrialError:
-        return PeerResult(None, None)
-    if isinstance(result, Loss):
-        return PeerResult(None, None)
-    found: PeerResult = result
-    return found
+    return result if isinstance(result, PeerResult) else PeerResult(None, None)

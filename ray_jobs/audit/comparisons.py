@@ -14,10 +14,10 @@ from ray_jobs.audit.load import background_load
 from ray_jobs.audit.mistakes import DELAYED
 from ray_jobs.audit.rates import Comparison
 from ray_jobs.audit.station import AuditStation, Measured
-from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import TIMED
 from ray_jobs.process.server import LaunchServer
 
+FROM_ROW = ("status", "reason", "speedup", "speedup_low", "speedup_high", "verdict", "warnings", "sentinel_ms")
 MOST = 1000  # comparisons, so that no two --seed share a trial's seed
 
 
@@ -77,9 +77,9 @@ def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alter
         beside_load=plan.beside_load,
         variant=plan.variant,
         truth=1 / (1 + plan.percent / 100),
-        status=row.status,
-        reason=row.reason,
-        **_of_row(row),
+        **{name: getattr(row, name) for name in FROM_ROW},
+        discarded_rounds=row.discarded_rounds or 0,
+        disturbed_rounds=row.disturbed_rounds or 0,
         launches=len(launches),
         lost_launches=len(state.lost),
         rounds=launches[0].rounds if launches else 0,
@@ -88,12 +88,6 @@ def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alter
         seconds=state.seconds or 0.0,
         **peered,
     )
-
-
-def _of_row(row: Row) -> dict[str, Any]:
-    names = ("speedup", "speedup_low", "speedup_high", "verdict", "warnings", "sentinel_ms")
-    counts = {name: getattr(row, name) or 0 for name in ("discarded_rounds", "disturbed_rounds")}
-    return {name: getattr(row, name) for name in names} | counts
 
 
 @dataclass(frozen=True)

@@ -85,27 +85,28 @@ def share_interval(count: int, of: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def _limits(name: str, count: int, of: int) -> dict[str, float]:
+    low, high = share_interval(count, of)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
 def false_verdicts(comparisons: Sequence[Comparison], margin: float) -> dict[str, Any]:
     """How often identical programs were called different, by this tool and by its peers."""
     told = [c for c in comparisons if c.told]
     intervals = [c.interval for c in told if c.interval is not None]
     wrong = sum(c.verdict in WRONG for c in told)
-    low, high = share_interval(wrong, len(told))
     missing = sum(not interval.low <= 1 <= interval.high for interval in intervals)
-    missing_low, missing_high = share_interval(missing, len(intervals))
     beyond = sum(_beyond(interval.value, margin) for interval in intervals)
     failed = len(comparisons) - len(told)
     return {
         "comparisons": len(told),
         "false_verdicts": wrong,
-        "rate_low": low,
-        "rate_high": high,
+        **_limits("rate", wrong, len(told)),
         "same": sum(c.verdict == Verdict.SAME for c in told),
         "inconclusive": sum(c.verdict == Verdict.INCONCLUSIVE for c in told),
         "beyond_margin": beyond,
         "intervals_missing_1": missing,
-        "missing_low": missing_low,
-        "missing_high": missing_high,
+        **_limits("missing", missing, len(intervals)),
         "median_half_width": _median([interval.half_width for interval in intervals]),
         "failed": failed,
         "lost_launches": sum(c.lost_launches for c in comparisons),
@@ -138,12 +139,10 @@ def _peer(peer: str, comparisons: Sequence[Comparison], margin: float) -> dict[s
     asked = [c for c in comparisons if getattr(c, peer) is not None]
     ratios = [getattr(c, peer) for c in asked]
     wrong = sum(_beyond(ratio, margin) for ratio in ratios)
-    low, high = share_interval(wrong, len(asked))
     return {
         "comparisons": len(asked),
         "false_verdicts": wrong,
-        "rate_low": low,
-        "rate_high": high,
+        **_limits("rate", wrong, len(asked)),
         "worst_error": max((math.expm1(abs(math.log(ratio))) for ratio in ratios), default=None),
         "seconds_each": _median([getattr(c, f"{peer}_s") for c in asked]),
     }
@@ -157,7 +156,6 @@ def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, 
     """
     told = [(c, c.interval) for c in comparisons if c.told and c.interval is not None]
     found = sum(interval.high < 1 for _, interval in told)
-    low, high = share_interval(found, len(comparisons))
     errors = [math.log(interval.value / c.truth) for c, interval in told]
     estimate = Estimate.of(errors)
     bias = estimate.interval(CONFIDENCE) if estimate else None
@@ -166,8 +164,7 @@ def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, 
         "percent": percent,
         "comparisons": len(comparisons),
         "found": found,
-        "found_low": low,
-        "found_high": high,
+        **_limits("found", found, len(comparisons)),
         "called_slower": sum(c.verdict == Verdict.SLOWER for c, _ in told),
         "bias": float(np.mean(errors)) if errors else None,
         "bias_low": bias_low,
