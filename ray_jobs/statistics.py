@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 class Verdict(StrEnum):
-    """What the interval of a speedup says; ``invalid`` where the program is not what its label says."""
+    """The verdict on a speedup's interval; ``invalid`` if the program is not what its label says."""
 
     BASELINE = "baseline"
     FASTER = "faster"
@@ -96,7 +96,7 @@ def error_of_sum(variances: Sequence[float] | Floats, degrees: Sequence[float] |
 
 
 def median_present(values: Floats) -> Floats:
-    """The median along the first axis of what is not NaN; NaN where nothing is. ``np.nanmedian``, only fast."""
+    """The median along the first axis, ignoring NaN; NaN where there is nothing else. A fast ``np.nanmedian``."""
     ordered = np.sort(values, axis=0)  # NaN last
     count = len(values) - np.isnan(values).sum(axis=0)
     middle = np.stack([np.maximum(count - 1, 0) // 2, np.minimum(count // 2, len(values) - 1)])
@@ -119,7 +119,7 @@ def turn_medians(
 
 
 def log_speedups(turns: Floats, baseline: int) -> Floats:
-    """(variants,): each one's r of a launch, the median over rounds of ln(baseline / variant); NaN where absent."""
+    """(variants,): each variant's r of a launch, the median over rounds of ln(baseline / variant); NaN if absent."""
     logs = np.log(turns[:, [baseline]] / turns)
     present = ~np.isnan(logs).all(axis=0)
     ratios = np.full(turns.shape[1], np.nan)
@@ -148,11 +148,11 @@ class Best:
 def paired(
     turns: Sequence[Mapping[str, Floats]], other: str, confidence: float = NOMINAL
 ) -> dict[str, Interval | None]:
-    """How many times as fast each program is as ``other``, over the launches that have both.
+    """The speedup of each program over ``other``, from the launches that have both.
 
     Args:
         turns: of each launch and program, (rounds,) the median of its turn in ns; NaN where it had none.
-        other: the program that the others are held against.
+        other: the program to compare with.
         confidence: of each interval by itself.
     """
     logs: dict[str, list[float]] = {name: [] for launch in turns for name in launch}

@@ -30,50 +30,58 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command("sweep")
 def sweep(
     space: Annotated[
-        Path | None, typer.Option(help="A TOML file of hyperparameters. [default: the original's five]")
+        Path | None, typer.Option(help="TOML file of hyperparameters to vary. [default: the original's five]")
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Draws from the space, all different. [default: 16]")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Most of a trial. [default: 4000]")] = None,
-    validate_every: Annotated[int | None, typer.Option(help="Iterations. [default: 200]")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Number of trials, all different draws from the space. [default: 16]")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Maximum iterations per trial. [default: 4000]")] = None,
+    validate_every: Annotated[int | None, typer.Option(help="Iterations between validations. [default: 200]")] = None,
     patience: Annotated[
-        str | None, typer.Option(help="Validations without a better loss that end a trial, or none. [default: 5]")
+        str | None,
+        typer.Option(help="End a trial after this many validations without improvement, or none. [default: 5]"),
     ] = None,
     asha: Annotated[
         bool | None, typer.Option("--asha/--no-asha", help="Stop poor trials early. [default: asha]")
     ] = None,
     grace: Annotated[
-        int | None, typer.Option(help="Iterations before a trial may be stopped. [default: a ninth]")
+        int | None, typer.Option(help="Iterations before a trial may be stopped. [default: a ninth of --iterations]")
     ] = None,
-    reduction: Annotated[float | None, typer.Option(help="One trial in N goes on beyond a rung. [default: 3]")] = None,
-    size: Annotated[str | None, typer.Option(help=f"Preset: {', '.join(PRESETS)}. [default: small]")] = None,
+    reduction: Annotated[float | None, typer.Option(help="Keep one trial in N at each rung. [default: 3]")] = None,
+    size: Annotated[
+        str | None, typer.Option(help=f"Preset of model sizes: {', '.join(PRESETS)}. [default: small]")
+    ] = None,
     corpus_source: Annotated[
-        str | None, typer.Option("--corpus", help="chitchat, a .tsv, or a Cornell path. [default: chitchat]")
+        str | None, typer.Option("--corpus", help="Corpus: chitchat, a .tsv, or a Cornell path. [default: chitchat]")
     ] = None,
-    min_count: Annotated[int | None, typer.Option(help="Pairs with a rarer word are dropped. [default: 3]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws and of every trial. [default: 0]")] = None,
-    split_seed: Annotated[int | None, typer.Option(help="Of the held-out pairs. [default: 0]")] = None,
-    cpus: Annotated[int | None, typer.Option(help="A trial. [default: 1]")] = None,
-    gpus: Annotated[float | None, typer.Option(help="A trial; 0.25: four share one. [default: 0]")] = None,
+    min_count: Annotated[
+        int | None, typer.Option(help="Drop pairs with a word that occurs less often. [default: 3]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for the draws and for every trial. [default: 0]")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Seed for the choice of held-out pairs. [default: 0]")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs per trial. [default: 1]")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs per trial; with 0.25, four share one. [default: 0]")] = None,
     concurrent: Annotated[
-        int | None, typer.Option(help="Trials at a time; 1 makes the sweep repeatable. [default: as many as fit]")
+        int | None,
+        typer.Option(help="Trials to run at a time; 1 makes the sweep repeatable. [default: as many as fit]"),
     ] = None,
     half: Annotated[bool | None, typer.Option("--half", help="Store the best weights in 16 bits.")] = None,
-    out: Annotated[str, typer.Option(help="The results root: a folder or any pyarrow.fs URI.")] = "results",
-    run_id: Annotated[str | None, typer.Option(help="The sweep's folder in it; a new one by default.")] = None,
+    out: Annotated[str, typer.Option(help="Results root: a folder or any pyarrow.fs URI.")] = "results",
+    run_id: Annotated[str | None, typer.Option(help="Name of the sweep's folder; a new one by default.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the trials' settings; run nothing.")] = False,
-    wandb: Annotated[str, typer.Option(help=f"{', '.join(MODES)}.")] = "auto",
+    wandb: Annotated[str, typer.Option(help=f"W&B mode: {', '.join(MODES)}.")] = "auto",
     address: Annotated[
-        str | None, typer.Option(help="local, auto or HOST:PORT. [default: $RAY_ADDRESS, else local]")
+        str | None, typer.Option(help="Ray cluster: local, auto or HOST:PORT. [default: $RAY_ADDRESS, else local]")
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with a sweep that was cut off: its directory, or its name in --out.")
+        str | None, typer.Option(help="Continue an interrupted sweep: its directory, or its name in --out.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")] = False,
 ) -> None:
-    """Search for good hyperparameters on Ray Tune, and say which of them mattered.
+    """Search for good hyperparameters on Ray Tune, and report which of them mattered.
 
-    Exits 0 when a trial has a loss (failed trials are rows), 1 when none has, 2 on unusable arguments, 130 when
-    interrupted, 143 when terminated; --resume goes on where it was.
+    Exits 0 when any trial has a loss (failed trials are rows), 1 when none has, 2 on unusable arguments, 130 when
+    interrupted and 143 when terminated; --resume continues.
     """
     _check_extra()
     flags = {
@@ -116,20 +124,24 @@ def sweep(
 @app.command("sweep-trial", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def sweep_trial(
     context: typer.Context,
-    out: Annotated[str, typer.Option(help="The folder of the checkpoints.")] = "checkpoints",
-    size: Annotated[str, typer.Option(help=f"Preset: {', '.join(PRESETS)}.")] = "small",
-    corpus_source: Annotated[str, typer.Option("--corpus", help="chitchat, a .tsv, or a Cornell path.")] = "chitchat",
-    min_count: Annotated[int, typer.Option(min=1, help="Pairs with a rarer word are dropped.")] = corpus.MIN_COUNT,
-    iterations: Annotated[int, typer.Option()] = 4000,
-    validate_every: Annotated[int, typer.Option()] = 200,
-    patience: Annotated[str, typer.Option(help="Validations, or none.")] = "5",
-    seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    wandb: Annotated[str, typer.Option(help=f"{', '.join(MODES)}.")] = "auto",
+    out: Annotated[str, typer.Option(help="Folder for the checkpoints.")] = "checkpoints",
+    size: Annotated[str, typer.Option(help=f"Preset of model sizes: {', '.join(PRESETS)}.")] = "small",
+    corpus_source: Annotated[
+        str, typer.Option("--corpus", help="Corpus: chitchat, a .tsv, or a Cornell path.")
+    ] = "chitchat",
+    min_count: Annotated[
+        int, typer.Option(min=1, help="Drop pairs with a word that occurs less often.")
+    ] = corpus.MIN_COUNT,
+    iterations: Annotated[int, typer.Option(help="Maximum number of batches.")] = 4000,
+    validate_every: Annotated[int, typer.Option(help="Iterations between validations.")] = 200,
+    patience: Annotated[str, typer.Option(help="Stop after this many validations without improvement, or none.")] = "5",
+    seed: Annotated[int, typer.Option(help="Seed for weights and batches.")] = 0,
+    device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
+    wandb: Annotated[str, typer.Option(help=f"W&B mode: {', '.join(MODES)}.")] = "auto",
 ) -> None:
-    """Train once with --HYPERPARAMETER=VALUE arguments, as `wandb agent` gives them, and tell W&B.
+    """Train once with --HYPERPARAMETER=VALUE arguments, as `wandb agent` passes them, and report to W&B.
 
-    Judged as a trial of `sweep` is: the same loss on the same held-out pairs. Exits 1 when it diverged.
+    Evaluated like a trial of `sweep`: the same loss on the same held-out pairs. Exits 1 if it diverged.
     """
     from ray_jobs.sweep import agent
 

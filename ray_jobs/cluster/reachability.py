@@ -1,4 +1,4 @@
-"""Whether nodes can still be reached, within fifteen seconds whatever Ray's settings are.
+"""Finds out within fifteen seconds that a node can't be reached, whatever Ray's settings are.
 
 With the health checks of the shipped cluster files Ray notices a silent network by itself; with its defaults, which a
 cluster that somebody else started has, it takes seven minutes.
@@ -20,10 +20,10 @@ Address = tuple[str, int]
 
 
 class Watchman:
-    """Knocks at the nodes that measure, in a thread of its own; never at the driver's own."""
+    """Pings the measuring nodes, in a thread of its own; never the driver's own node."""
 
     def __init__(self, own_address: str, head: Address | None = None) -> None:
-        """``head`` is knocked at in any case: where the cluster's own store of facts listens."""
+        """``head`` is always pinged: the address of the cluster's own store."""
         self._own, self._head = own_address, head
         self._watched: dict[Hashable, tuple[str, Address]] = {}  # by handle: node id, where
         self._missed: dict[Address, int] = {}
@@ -32,7 +32,7 @@ class Watchman:
         self._thread: threading.Thread | None = None
 
     def watch(self, handle: Hashable, node: str, address: Address) -> None:
-        """From now on, until it leaves."""
+        """Pings a node from now on, until it leaves."""
         if address[0] != self._own:
             with self._lock:
                 self._watched[handle] = (node, address)
@@ -41,12 +41,12 @@ class Watchman:
             self._thread.start()
 
     def leave(self, handle: Hashable) -> None:
-        """No longer; nothing where it was not watched."""
+        """Stops pinging a node, if it was watched."""
         with self._lock:
             self._watched.pop(handle, None)
 
     def unreachable(self) -> Mapping[str, str]:
-        """The nodes that have missed enough knocks: node id to reason."""
+        """The nodes that have missed enough pings: node id to reason."""
         with self._lock:
             lost = [place for place in self._watched.values() if self._missed.get(place[1], 0) >= MISSES]
         return {
@@ -55,7 +55,7 @@ class Watchman:
         }
 
     def headless(self) -> str | None:
-        """Why the head is thought to be gone; None where it answers."""
+        """The reason to believe that the head is gone; None if it answers."""
         with self._lock:
             if self._head is None or self._missed.get(self._head, 0) < MISSES:
                 return None

@@ -1,6 +1,6 @@
-"""Which trial runs when: one at a time on each node, nodes at the same time; nothing is waited for without end.
+"""The order of trials: one at a time on each node, nodes in parallel; no wait is unlimited.
 
-Knows nothing of Ray: a ``Backend`` runs the trials, and a clock tells the time.
+Knows nothing of Ray: a ``Backend`` runs the trials, and a clock gives the time.
 """
 
 import time
@@ -33,28 +33,28 @@ class ClusterLostError(RuntimeError):
 
 
 class Backend(Protocol):
-    """What runs trials. A handle is whatever it likes, as long as it can be a key."""
+    """The interface for running trials. A handle may be anything that can be a key."""
 
     def submit(self, job: Job) -> Any:
-        """Starts a trial; its handle."""
+        """Starts a trial and returns its handle."""
 
     def ready(self, handles: Sequence[Any], timeout_s: float) -> Sequence[Any]:
-        """Those that have something to say, waiting for the first one at most so long."""
+        """The handles with news; waits for the first one for at most the given time."""
 
     def next(self, handle: Any, job: Job, attempt: int) -> Event:
-        """What a ready one says next; ``TrialEnded`` or ``WorkerLost`` is its last word."""
+        """The next event of a ready handle; ``TrialEnded`` or ``WorkerLost`` is its last."""
 
     def cancel(self, handle: Any) -> None:
         """Ends a trial's processes, without waiting for it."""
 
     def holder(self, job: Job) -> str:
-        """Who holds the station of a trial that does not begin."""
+        """The holder of the station of a trial that does not begin."""
 
     def unreachable(self) -> Mapping[str, str]:
-        """Nodes that can't be reached, by their ids, and why that is thought. Never blocks.
+        """The unreachable nodes by id, each with the reason. Never blocks.
 
         Raises:
-            ClusterLostError: nothing more can come.
+            ClusterLostError: the whole cluster is gone.
         """
 
 
@@ -85,7 +85,7 @@ class Schedule:
         self._on_node: dict[str, set[Any]] = {}
 
     def events(self) -> Generator[Event]:
-        """Runs every trial and yields what happens as it happens; closing it ends what still runs."""
+        """Runs every trial and yields events as they happen; closing it ends what is still running."""
         looked = self._clock()
         free = deque(self._waiting)
         try:
@@ -105,7 +105,7 @@ class Schedule:
                 self._backend.cancel(handle)
 
     def _start(self, node: str) -> Iterator[Event]:
-        """Starts what may run on a node now."""
+        """Starts the trials that may run on a node now."""
         queue = self._waiting[node]
         while (job := next(filter(self._may_start, queue), None)) is not None:
             queue.remove(job)
@@ -113,7 +113,7 @@ class Schedule:
             self._submit(job, 1)
 
     def _may_start(self, job: Job) -> bool:
-        """Whether the node is empty or, for a GPU with a share of the cores, only other GPUs of it are in use."""
+        """Tells whether the node is empty or, for a GPU with a share of the cores, only its other GPUs are in use."""
         busy = [self._running[handle].job.station for handle in self._on_node.get(job.station.node_id, ())]
         if not busy:
             return True
@@ -143,7 +143,7 @@ class Schedule:
             yield from self._give_up(running.job.station.node_id, event.reason, free)
 
     def _again(self, handle: Any, lost: WorkerLost, free: deque[str]) -> Iterator[Event]:
-        """Goes on with a trial whose worker died, behind the launches that came home."""
+        """Continues a trial whose worker died, after the launches that were returned."""
         running = self._running[handle]
         last = running.attempt == ATTEMPTS
         self._forget(handle, free if last else None)
@@ -163,7 +163,7 @@ class Schedule:
             free.append(node)
 
     def _look(self, free: deque[str]) -> Iterator[Event]:
-        """Ends what is out of reach, silent or kept waiting for too long."""
+        """Ends trials that are unreachable, silent or kept waiting for too long."""
         for node, reason in self._backend.unreachable().items():
             yield from self._give_up(node, reason, free)
         now = self._clock()
@@ -189,7 +189,7 @@ class Schedule:
         yield TrialEnded(trial.id, reason)
 
     def _give_up(self, node: str, reason: str, free: deque[str]) -> Iterator[Event]:
-        """Everything on a node, running and still to come."""
+        """Gives up all trials of a node, running or pending."""
         for handle in list(self._on_node.get(node, ())):
             yield from self._end(handle, reason, free)
         queue = self._waiting.get(node, deque())

@@ -1,4 +1,4 @@
-"""The stations of a Ray cluster: what its live nodes are, and which of them a run asks for."""
+"""The stations of a Ray cluster: its live nodes, and the choice of those that a run uses."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,12 +20,12 @@ Facts = Mapping[str, Any]
 
 
 def find_stations(devices: Iterable[str], by_device: bool, cores_per_gpu: int | None) -> dict[str, list[Station]]:
-    """The live stations of each device kind, in order of their names; one that can't measure says why.
+    """The live stations of each device kind, ordered by name; one that can't measure has the reason.
 
     Args:
         devices: cpu, cuda.
-        by_device: whether a GPU is a station with a share of its node's cores; else it is the node that is one.
-        cores_per_gpu: that share; an equal one where it is None.
+        by_device: make each GPU a station with a share of its node's cores, instead of each node.
+        cores_per_gpu: that share; None for an equal one.
     """
     nodes = [node for node in ray.nodes() if node["Alive"] and node.get("Resources", {}).get("CPU")]
     answers = _ask(nodes)
@@ -53,7 +53,7 @@ def _order(found: tuple[Node, Facts]) -> tuple[Any, ...]:
 def _of_node(
     node: Node, facts: Facts, here: Facts, name: str, device: str, by_device: bool, cores_per_gpu: int | None
 ) -> list[Station]:
-    """Its station of a device kind, or one for each GPU; none where it has no such device."""
+    """A node's station of a device kind, or one for each GPU; none if it has no such device."""
     resources = node["Resources"]
     gpus = int(resources.get("GPU", 0))
     if device == "cuda" and not gpus:
@@ -81,13 +81,13 @@ def _of_node(
 
 
 def _gpu_names(facts: Facts, count: int) -> tuple[str, ...]:
-    """As Ray names them to a task: as the node's ``CUDA_VISIBLE_DEVICES`` does, else by their numbers."""
+    """The GPUs' names in a Ray task: from the node's ``CUDA_VISIBLE_DEVICES``, else their numbers."""
     visible = [name.strip() for name in (facts.get("visible_gpus") or "").split(",") if name.strip()]
     return tuple(visible if len(visible) >= count else map(str, range(count)))
 
 
 def fault_of(facts: Facts, here: Facts) -> str | None:
-    """Why a station can't measure for this driver: it did not answer, or is not set up as the driver is."""
+    """The reason why a station can't measure for this driver: no answer, or another setup; None if it can."""
     if "fault" in facts:
         return str(facts["fault"])
     packages = facts["packages"]
@@ -104,12 +104,12 @@ def fault_of(facts: Facts, here: Facts) -> str | None:
 
 
 def _public(version: str) -> str:
-    """Without the build, of which a GPU's node has another than a CPU's."""
+    """A version without its build, which differs between GPU and CPU nodes."""
     return version.split("+")[0]
 
 
 def choose(stations: Sequence[Station], asked: str) -> list[Station]:
-    """Those that ``all``, ``one-per-hardware`` or ``label=value[,label=value]`` names."""
+    """The stations named by ``all``, ``one-per-hardware`` or ``label=value[,label=value]``."""
     if asked == "all":
         return list(stations)
     if asked == "one-per-hardware":
@@ -121,7 +121,7 @@ def choose(stations: Sequence[Station], asked: str) -> list[Station]:
 
 
 def _ask(nodes: Sequence[Node]) -> dict[str, Facts]:
-    """What each node says of itself, all at once; a node that can't says so under ``fault``."""
+    """Asks all nodes for their facts in parallel; a node that has none gives the reason under ``fault``."""
     probe = ray.remote(num_cpus=0, max_retries=0)(_probe())
     asked = {
         probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
@@ -142,7 +142,7 @@ def _ask(nodes: Sequence[Node]) -> dict[str, Facts]:
 
 
 def _probe() -> Callable[[], dict[str, Any]]:
-    """A function that is sent by value: a node that lacks a package can still say which."""
+    """A function sent by value, so that a node that lacks a package can still say which."""
 
     def probe() -> dict[str, Any]:
         try:

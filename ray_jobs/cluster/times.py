@@ -1,4 +1,4 @@
-"""When things happened to a trial, by the driver's one clock, so that stations can be compared."""
+"""The times of a trial's events by the driver's single clock, so that stations can be compared."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -14,10 +14,10 @@ LOST, MEMORY, TRACE, WORKER_LOST, ENDED = "launch lost", "memory", "trace", "wor
 
 @dataclass
 class Moments:
-    """``at[kind]``: seconds after ``started_unix_s`` at which something of that kind was heard, each list in order.
+    """``at[kind]``: seconds after ``started_unix_s`` at which such events arrived, each list in order.
 
-    ``started`` is when the trial was handed to Ray (again, for each attempt), ``begun`` when its worker ran, ``launch``
-    when a launch came home and ``launch began`` when that one had begun, by its own duration.
+    ``started``: the trial was handed to Ray (once per attempt); ``begun``: its worker ran; ``launch``: a launch was
+    returned; ``launch began``: that launch began, by its own duration.
     """
 
     started_unix_s: float | None = None
@@ -26,17 +26,17 @@ class Moments:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any] | None) -> "Moments":
-        """What ``record()`` was; None, of a run from before it was kept, gives none."""
+        """Reads the result of ``record()``; None, from older runs, gives no times."""
         if not record:
             return cls()
         return cls(record["started_unix_s"], {kind: list(times) for kind, times in record["at_s"].items()})
 
     def record(self) -> dict[str, Any] | None:
-        """Plain values, None before the trial was started."""
+        """Plain values; None before the trial was started."""
         return None if self.started_unix_s is None else {"started_unix_s": self.started_unix_s, "at_s": self.at}
 
     def take(self, event: Event, launch_s: float = 0.0) -> None:
-        """Notes when an event is heard; ``launch_s`` is how long the launch that it brings took."""
+        """Notes the time of an event; ``launch_s`` is the duration of the launch that it carries."""
         kind = _kind(event)
         if kind is None or (kind == BEGUN and len(self.at.get(BEGUN, ())) >= len(self.at.get(STARTED, ()))):
             return  # a worker that begins is heard of again whenever it shows that it lives

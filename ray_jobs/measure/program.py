@@ -29,7 +29,7 @@ CUDA_GRAPH = "cuda-graph"
 
 @dataclass(frozen=True)
 class Program:
-    """What a callable executes, found by walking through what it refers to."""
+    """The program that a callable executes, found by walking through its references."""
 
     kind: str  # "eager", "torchscript", the kind of a ``Compiled``, several with "+" between, or "unknown"
     devices: frozenset[str]
@@ -70,7 +70,7 @@ def program_of(reply: Reply) -> Program:
 
 
 def _kinds(root: nn.Module) -> set[str]:
-    """What executes a module and its parts."""
+    """The kinds of program that execute a module and its parts."""
     backend = getattr(root, "dynamo_ctx", None)
     if backend is not None:
         return {_compiler(root)}
@@ -112,12 +112,12 @@ def _constants(script: torch.jit.ScriptModule) -> list[Tensor]:
 
 
 def _placed(tensor: Tensor) -> bool:
-    """Whether a tensor can say where it lies."""
+    """Tells whether a tensor has a memory address."""
     return tensor.layout == torch.strided
 
 
 def label_fault(name: str, program: Program, workload: Workload) -> str | None:
-    """Why a program is not what its table entry and its workload say; None where it is."""
+    """The reason why a program is not what its table entry and workload say; None if it is."""
     variant = variant_named(name)
     if program.kind != variant.kind:
         return f"it is labelled {variant.kind} but runs {program.kind}"
@@ -131,16 +131,16 @@ def label_fault(name: str, program: Program, workload: Workload) -> str | None:
 
 
 def _as_declared(found: frozenset[str], declared: set[str], workload: Workload) -> bool:
-    """A model of somebody's own need not keep anything in fp32 where a variant turns all that it holds into less."""
+    """Allows a user's own model to keep nothing in fp32 when a variant converts everything it holds."""
     if workload.own_model:
         return declared - {"float32"} <= found <= declared
     return found == declared
 
 
 def same_program_faults(programs: Mapping[str, Program]) -> dict[str, str]:
-    """For each variant that is another one under a second name, a sentence; a declared control may be its baseline.
+    """A sentence for each variant that is another one under a second name; a declared control may be its baseline.
 
-    Even a control must be prepared apart: the same objects timed twice would hide how much preparing varies.
+    Even a control must be prepared separately: timing the same objects twice would hide the variation of preparing.
     """
     faults: dict[str, str] = {}
     for a, b in combinations(programs, 2):
@@ -152,10 +152,10 @@ def same_program_faults(programs: Mapping[str, Program]) -> dict[str, str]:
 
 
 def probe_fault(reply: Reply, prompts: Any, lengths: Tensor, kind: str | None = None, text: bool = False) -> str | None:
-    """What one more, untimed, call does that a timed one must not: record gradients, handle text. None: neither.
+    """What an extra, untimed call does that a timed one must not: record gradients, process text. None: neither.
 
-    A program of ``kind`` "cuda-graph" must not call the modules that it says to have captured. ``text``: it may handle
-    text, since the model itself does.
+    A program of ``kind`` "cuda-graph" must not call the modules that it claims to have captured. ``text``: it may
+    process text, because the model itself does.
     """
     saved: list[int] = []
     called: list[str] = []
@@ -254,7 +254,7 @@ def _cells(function: types.FunctionType) -> Iterator[object]:
 
 
 def _structure(module: nn.Module) -> str:
-    """What a module executes: a script's graph with its calls inlined, else the classes and code of its parts."""
+    """The code of a module: a script's graph with its calls inlined, else the classes and code of its parts."""
     if isinstance(module, torch.jit.ScriptModule):
         if not hasattr(module, "forward"):
             return module.original_name

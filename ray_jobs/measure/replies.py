@@ -1,4 +1,4 @@
-"""Are a variant's replies right? Every one is held against the baseline's for the same prompt."""
+"""Are a variant's replies right? Each is compared with the baseline's for the same prompt."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ def first_difference(reply: Tensor, baseline: Tensor) -> int | None:
 
 @dataclass(frozen=True)
 class ReplyCheck:
-    """How a variant's timed replies compare with the baseline's."""
+    """The result of comparing a variant's timed replies with the baseline's."""
 
     replies: int
     identical: int
@@ -38,7 +38,7 @@ class ReplyCheck:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a variant's untimed replies to distinct prompts compare with the baseline's."""
+    """The result of comparing a variant's untimed replies to distinct prompts with the baseline's."""
 
     replies: int
     identical: int
@@ -93,20 +93,20 @@ def check_replies(
 
 
 def compare(tokens: NDArray[np.int64], baseline: NDArray[np.int64]) -> Comparison:
-    """Replies (N, S) to N distinct prompts beside the baseline's."""
+    """Compares replies (N, S) to N distinct prompts with the baseline's."""
     pairs = zip(torch.from_numpy(tokens), torch.from_numpy(baseline), strict=True)
     steps = [step for reply, expected in pairs if (step := first_difference(reply, expected)) is not None]
     return Comparison(len(baseline), len(baseline) - len(steps), tuple(steps))
 
 
 def written(tokens: Tensor) -> Tensor:
-    """(B,): how many of the tokens (B, S) stand up to and including the first EOS, all where there is none."""
+    """(B,): the number of tokens (B, S) up to and including the first EOS; all of them if there is none."""
     ends = tokens == EOS
     return tokens.size(1) - (ends.cumsum(1) - ends.long() > 0).sum(1)
 
 
 def _goes_on(tokens: Tensor) -> str | None:
-    """A sentence where a reply (B, S) holds words behind its EOS, though the workload stops there."""
+    """A sentence if a reply (B, S) has words after its EOS, although the workload stops there."""
     ends = tokens == EOS
     behind = ends.cumsum(1) - ends.long() > 0
     if bool((behind & (tokens != PAD) & (tokens != EOS)).any()):
@@ -115,16 +115,16 @@ def _goes_on(tokens: Tensor) -> str | None:
 
 
 def _tail(reply: Tensor, baseline: Tensor) -> Tensor:
-    """What a reply (S,) holds after the baseline's first EOS."""
+    """The tokens of a reply (S,) after the baseline's first EOS."""
     ends = (baseline == EOS).nonzero()
     return reply[int(ends[0]) + 1 :].cpu() if len(ends) else reply[:0].cpu()
 
 
 def _early_stop(tails: list[tuple[Tensor, Tensor]], replies: int) -> str | None:
-    """A sentence where a variant stops at EOS and fills up, while the workload asks every step of the others.
+    """A sentence if a variant stops at EOS and pads, while the workload demands every step of the others.
 
-    Seen from tails of two words or more that differ from the baseline's: one that has stopped repeats one token in
-    each of them, and never finds the baseline's own words.
+    Recognised by tails of two words or more that differ from the baseline's: a variant that has stopped repeats one
+    token in each of them and never produces the baseline's words.
     """
     long = [(tail, expected) for tail, expected in tails if len(tail) > 1]
     if any(torch.equal(tail, expected) and bool((tail != tail[0]).any()) for tail, expected in long):
@@ -136,7 +136,7 @@ def _early_stop(tails: list[tuple[Tensor, Tensor]], replies: int) -> str | None:
 
 
 def _is_tie(judge: Chatbot, prompt: Tensor, baseline: Tensor, token: int, step: int) -> bool:
-    """Whether the baseline's logits at ``step`` hold ``token`` as near its own choice as arithmetic noise."""
+    """Tells whether only numerical noise separates ``token`` from the baseline's own choice in its logits at ``step``."""
     if not 0 <= token < judge.config.vocabulary:
         return False
     length = torch.tensor([prompt.numel()])

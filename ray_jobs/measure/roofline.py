@@ -1,4 +1,4 @@
-"""How fast a reply could be: the bytes it must read and the sums it must form, at the station's own speeds.
+"""The least time of a reply: the bytes it must read and the FLOPs it must do, at the station's own speeds.
 
 The roofline model (Williams, Waterman and Patterson, *Roofline: an insightful visual performance model for multicore
 architectures*, CACM 52(4), 2009), phase by phase: a phase lasts at least as long as its slowest resource needs. A step
@@ -24,7 +24,7 @@ BEYOND = 1.05  # of the limit, above which it was not one
 
 
 class Bound(StrEnum):
-    """What holds a program up."""
+    """The resource that limits a program."""
 
     MEMORY = "memory"
     COMPUTE = "compute"
@@ -33,7 +33,7 @@ class Bound(StrEnum):
 
 @dataclass(frozen=True)
 class Precision:
-    """How a program's numbers lie in memory, in bytes, and what it multiplies in."""
+    """The bytes of a program's numbers in memory, and the type it multiplies in."""
 
     weight: int  # an element of a matrix
     scale: int  # for each row of a matrix
@@ -45,7 +45,7 @@ class Precision:
         return rows * (columns * self.weight + self.scale)
 
     def vector(self, count: int) -> int:
-        """Bytes of what is no matrix of weights."""
+        """Bytes of anything but a weight matrix."""
         return count * self.other
 
 
@@ -61,7 +61,7 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Read:
-    """Bytes that are read, and the bytes among which they are read again: those decide which cache they lie in."""
+    """Bytes read, and the size of the working set that they are reread from, which decides the cache they come from."""
 
     size: int
     working_set: int
@@ -69,7 +69,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a reply that waits for the one before."""
+    """A part of a reply that waits for the previous one."""
 
     times: int
     reads: tuple[Read, ...]  # at the same time
@@ -78,7 +78,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Speeds:
-    """What a station can do with the threads of a trial, measured."""
+    """The measured speeds of a station with the threads of a trial."""
 
     read: tuple[tuple[int, float], ...]  # (bytes of a working set, GB/s), growing
     gflops: Mapping[str, float]  # of large matrix products, by their type
@@ -89,9 +89,9 @@ class Speeds:
         return cls(tuple((int(size), float(rate)) for size, rate in record["read"]), dict(record["gflops"]))
 
     def gb_s(self, working_set: float) -> float:
-        """Read bandwidth: between two sizes interpolated over the logarithm, beyond them as at the last one.
+        """Read bandwidth, interpolated between sizes over the logarithm, constant beyond them.
 
-        A smaller working set is read at least as fast as a larger one, which mends what was measured too low.
+        A smaller working set is read at least as fast as a larger one, which corrects values measured too low.
         """
         sizes, rates = np.array(self.read).T
         rates = np.maximum.accumulate(rates[::-1])[::-1]
@@ -104,7 +104,7 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Limit:
-    """What a call (a batch of replies) takes at least."""
+    """The least time of a call (a batch of replies)."""
 
     ms: float
     memory_ms: float  # if sums took no time
@@ -139,7 +139,7 @@ class _Count:
 
 
 def _encoder(config: Config, workload: Workload, precision: Precision) -> tuple[_Count, Read]:
-    """What is read for the first time, and what is read again.
+    """The first reads, and the repeated reads.
 
     In each layer two directions of W_ih (3H, H), in upper layers (3H, 2H), and of W_hh (3H, H), each with a bias (3H).
     W_ih meets all T positions at once; W_hh waits for the state (B, H), and is read again at each of the other T - 1.
@@ -157,7 +157,7 @@ def _encoder(config: Config, workload: Workload, precision: Precision) -> tuple[
 def _decoder(config: Config, workload: Workload, precision: Precision) -> _Count:
     """A step without its attention: W_ih and W_hh (3H, H) of each layer, concat (H, 2H), out (V, H), each with a bias.
 
-    Beside them the embedding's row and a state of each layer, (B, H) each.
+    In addition the embedding's row and a state of each layer, (B, H) each.
     """
     wide, words, layers, batch = config.hidden, config.vocabulary, config.decoder_layers, workload.batch
     size = layers * 2 * (precision.matrix(3 * wide, wide) + precision.vector(3 * wide))
@@ -168,7 +168,7 @@ def _decoder(config: Config, workload: Workload, precision: Precision) -> _Count
 
 
 def _attention(config: Config, workload: Workload, precision: Precision) -> tuple[_Count, _Count]:
-    """Once a reply, and in each step: energies and context are products of a state (B, H) or a weight with (T, B, H).
+    """Once per reply, and per step: energies and context are products of a state (B, H) or a weight with (T, B, H).
 
     ``general`` and ``concat`` have a matrix (H, H) for the encoder's outputs (T, B, H), which does not depend on the
     step. ``concat`` has another for the decoder's state, and v (H,).
@@ -187,12 +187,12 @@ def _attention(config: Config, workload: Workload, precision: Precision) -> tupl
 
 
 def moved_bytes(phases: Iterable[Phase]) -> int:
-    """All that is read."""
+    """All bytes read."""
     return sum(phase.times * read.size for phase in phases for read in phase.reads)
 
 
 def _precision(dtype: str) -> Precision | None:
-    """For a label with several types the narrowest: if all weights were in it, the limit would still hold."""
+    """The narrowest type of a label with several: if all weights had it, the limit would still hold."""
     known = [PRECISIONS.get(name) for name in dtype.split("+")]
     if any(precision is None for precision in known):
         return None
@@ -200,9 +200,9 @@ def _precision(dtype: str) -> Precision | None:
 
 
 def limit_of(config: Config, workload: Workload, dtype: str, speeds: Speeds) -> Limit | None:
-    """The limit of a program with weights of this type; None where it is no type of ours.
+    """The limit of a program with weights of this type; None for an unknown type.
 
-    Where replies may stop early it is None too: how many steps they take is not known before.
+    It is also None if replies may stop early: the number of steps is not known in advance.
     """
     precision = _precision(dtype)
     if precision is None or workload.stop_at_eos:
@@ -231,10 +231,10 @@ def limits_of(config: Config, workload: Workload, variants: Iterable[str], speed
 
 
 def columns(limit: Limit | None, p50_ms: float | None, batch: int, disturbed: bool = False) -> dict[str, Any]:
-    """The columns of a row about the limit; empty where there is none, or nothing was measured.
+    """The columns of a row about the limit; empty if there is none, or nothing was measured.
 
-    On a ``disturbed`` machine a latency is too long, so what explains a quarter of it explains more of the program's
-    own; but what looks like overhead may be the others.
+    On a ``disturbed`` machine a latency is too long, so what explains a quarter of it explains even more of the
+    program's own time; but what looks like overhead may be other processes.
     """
     if limit is None or p50_ms is None:
         return {}
@@ -285,7 +285,7 @@ def _fraction(share: float) -> str:
 
 
 def warning(of_limit: float | None) -> str | None:
-    """A sentence where a latency is below what was taken for its limit."""
+    """A sentence if a latency is below its assumed limit."""
     if of_limit is None or of_limit <= BEYOND:
         return None
     return (

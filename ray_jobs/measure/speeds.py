@@ -1,6 +1,6 @@
-"""What a station can do: read bandwidth by the size of what is read again and again, and the rate of matrix products.
+"""A station's speeds: read bandwidth by the size of the working set, and the rate of matrix products.
 
-Best of many tries: a limit rests on what the machine can do, not on what it does when it is disturbed.
+The best of many tries counts: a limit rests on what the machine can do, not on what it does when disturbed.
 """
 
 import time
@@ -40,7 +40,7 @@ def _read_curve(device: str) -> tuple[tuple[int, float], ...]:
 
 
 def _reader(memory: Tensor, size: int, device: str) -> tuple[Stopwatch, int]:
-    """Reads the first ``size`` bytes, and the bytes that one call reads. Each thread has its share of them.
+    """Returns a reader of the first ``size`` bytes, and the bytes that one call reads. Each thread reads its share.
 
     On CUDA each block of a repeated read would take another repetition, all at once, so there it is read once.
     """
@@ -57,7 +57,7 @@ def _product_rates(device: str) -> dict[str, float]:
 
 
 def _product_rate(dtype: torch.dtype, device: str) -> float:
-    """GFLOP/s of square products, the larger the better while one call is quick; 0 where there is none of this type."""
+    """GFLOP/s of square products, as large as one quick call allows; 0 if there are none of this type."""
     rate = 0.0
     for width in WIDTHS:
         flops = 2.0 * width**3
@@ -79,7 +79,7 @@ def _product(width: int, dtype: torch.dtype, device: str) -> Callable[[], Tensor
 
 
 def _best(watch: Stopwatch, seconds: float) -> float:
-    """The shortest of as many calls as fit, and of two at least."""
+    """The shortest of as many calls as fit, and at least two."""
     end = time.perf_counter() + seconds
     best = min(watch(), watch())
     while time.perf_counter() < end:

@@ -71,7 +71,7 @@ class OwnQuestions:
         return self.last()
 
     def last(self) -> tuple[Any, Tensor]:
-        """The same again as ``next`` returned last."""
+        """The last result of ``next`` again."""
         return custom_model.inputs_of(self._model, self._next - 1, self._workload), self.lengths
 
     def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
@@ -80,7 +80,7 @@ class OwnQuestions:
 
 
 class OwnSubject:
-    """A user's own model; no two launches, told apart by their index ``launch``, ask the same."""
+    """A user's own model; no two launches, identified by their index ``launch``, get the same inputs."""
 
     def __init__(self, weights: Weights, workload: Workload, launch: int) -> None:
         assert weights.factory is not None
@@ -93,7 +93,7 @@ class OwnSubject:
         return lambda variant: prepared_module(variant, module, example, self.workload)
 
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
-        """As ``Subject.check``; an exact variant's answers must all be ``same``."""
+        """See ``Subject.check``; an exact variant's answers must all be ``same``."""
         exact, found = variant_named(name).exact, 0
         for call, (answer, expected) in enumerate(zip(answers, baselines, strict=True)):
             try:

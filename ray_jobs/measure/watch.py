@@ -1,4 +1,4 @@
-"""What else the machine was doing: counters read between rounds, and which rounds they disqualify.
+"""Other activity on the machine: counters read between rounds, and the rounds they disqualify.
 
 Rounds are discarded whole and by these counters alone, never by a latency: a rule that looked at latencies would
 choose its results. Sources: proc(5), https://docs.kernel.org/accounting/psi.html,
@@ -56,7 +56,7 @@ class Watch(Protocol):
 
 @dataclass(frozen=True)
 class Interference:
-    """What the machine did during each round of a launch: one entry a round, ``ABSENT`` where it does not tell."""
+    """The machine's activity in each round of a launch: one entry per round, ``ABSENT`` where it reports nothing."""
 
     round_ns: Ints
     run_delay_ns: Ints
@@ -93,7 +93,7 @@ def per_round(readings: Sequence[Counters]) -> Interference:
 
 @dataclass(frozen=True)
 class Cause:
-    """A kind of disturbance: how much of it a round bears, and how to say it."""
+    """A kind of disturbance: how much of it a round tolerates, and its wording."""
 
     column: str
     limit: float  # share of the round's time (of one core), or a count
@@ -115,7 +115,7 @@ class Cause:
     def amount(self, watched: Interference, less_ns: int = 0) -> NDArray[np.float64]:
         """(rounds,): the share (of the launch's median round, so that no round's own latency counts) or the count.
 
-        0 where it is not told.
+        0 where it is unknown.
         """
         values = np.asarray(getattr(watched, self.column)).astype(np.float64)
         if self.column.endswith("_ns"):
@@ -136,15 +136,15 @@ CAUSES = (
 
 
 def severity(watched: Interference) -> NDArray[np.float64]:
-    """(rounds,): how much the worst of the causes disturbed each round; above 1 it is disturbed."""
+    """(rounds,): how strongly the worst cause disturbed each round; above 1 the round is disturbed."""
     return np.asarray(np.max([cause.severity(watched) for cause in CAUSES], axis=0))
 
 
 def kept(watched: Interference) -> NDArray[np.bool_]:
     """(rounds,): the rounds to believe: those not disturbed, and never fewer than the least disturbed half.
 
-    Where more than half are disturbed this is the machine's usual state, which fewer rounds would not make better:
-    the row then says so.
+    If more than half are disturbed, that is the machine's usual state, and keeping fewer rounds would not help: the
+    row then says so.
     """
     scores = severity(watched)
     half = -(-len(scores) // 2)
@@ -158,12 +158,12 @@ def kept(watched: Interference) -> NDArray[np.bool_]:
 
 
 def disturbed(watched: Interference) -> int:
-    """How many rounds were disturbed, kept or not."""
+    """The number of disturbed rounds, kept or not."""
     return int((severity(watched) > 1).sum())
 
 
 def complaint(launches: Sequence[Interference]) -> str | None:
-    """The warning where more than ``WARN_SHARE`` of these launches' rounds were disturbed, and by what; else None."""
+    """The warning, with the causes, if more than ``WARN_SHARE`` of these launches' rounds were disturbed; else None."""
     rounds = sum(len(watched.round_ns) for watched in launches)
     share = sum(map(disturbed, launches)) / rounds if rounds else 0.0
     if share <= WARN_SHARE:
@@ -245,7 +245,7 @@ class MachineWatch:
 
 
 def _told(read: Callable[[], T]) -> T | None:
-    """What ``read`` finds; None where the machine does not tell."""
+    """The result of ``read``; None if the machine does not report it."""
     try:
         return read()
     except (OSError, ValueError, LookupError):
@@ -284,7 +284,7 @@ def gpu_state(nvml: Any, uuid: str) -> Callable[[], tuple[int | None, int | None
 
 
 def watch_for(device: str) -> MachineWatch:
-    """The watch of this process as it is pinned now; on CUDA with the GPU's state where ``pynvml`` is installed."""
+    """The watch of this process as it is pinned now; on CUDA with the GPU's state if ``pynvml`` is installed."""
     gpu = None
     if device == "cuda":
         try:
@@ -299,9 +299,9 @@ def watch_for(device: str) -> MachineWatch:
 
 
 def sentinel_ns(clock: Callable[[], int] = time.perf_counter_ns) -> int:
-    """The median time of a fixed computation that no variant has a part in: about 5 ms, half interpreter, half memory.
+    """The median time of a fixed computation unrelated to any variant: about 5 ms, half interpreter, half memory.
 
-    It tells a machine that got slower from a variant that did.
+    It distinguishes a slower machine from a slower variant.
     """
     floats = np.ones(FLOATS)
     times = []

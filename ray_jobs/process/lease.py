@@ -1,8 +1,8 @@
 """A host's cores and GPUs, each held by one trial at a time, whatever cluster, run or user that trial belongs to.
 
 Ray knows only of its own tasks: two clusters on one host, or two local runs, would measure each other. Each core and
-each GPU is a file that its holder has locked (flock(2)). The kernel lets go of it when the last process that shares the
-descriptor has ended, killed ones too, so nothing needs to be cleaned up after a crash.
+each GPU is a file that its holder has locked (flock(2)). The kernel releases it when the last process that shares the
+descriptor has ended, even if killed, so nothing needs to be cleaned up after a crash.
 """
 
 import fcntl
@@ -25,21 +25,21 @@ class LeaseError(UsageError):
 
 
 def names_of(cores: Sequence[int], gpus: Sequence[str] = ()) -> list[str]:
-    """What a trial takes: every core it may run on, and its GPUs."""
+    """The locks that a trial takes: every core it may run on, and its GPUs."""
     return [*(f"core-{core}" for core in sorted(cores)), *(f"gpu-{gpu}" for gpu in sorted(gpus))]
 
 
 def describe(run_id: str, trial_id: str) -> str:
-    """How a holder is shown to those who wait."""
+    """Describes a holder to those who wait."""
     since = f"{datetime.now(UTC):%H:%M:%S} UTC"
     return f"run {run_id}, trial {trial_id} (user {_user()}, process {os.getpid()}, since {since})"
 
 
 class Lease:
-    """All of some names, or none: a context manager that is given ``take()``'s turn until it succeeds."""
+    """All of some names, or none; a context manager that releases what ``take()`` has taken."""
 
     def __init__(self, names: Sequence[str], holder: str) -> None:
-        """``holder`` is what others are told; see ``describe``."""
+        """``holder`` is shown to others; see ``describe``."""
         self._names, self._holder = list(names), holder
         self._descriptors: list[int] = []
 
@@ -49,7 +49,7 @@ class Lease:
         return tuple(self._descriptors)
 
     def take(self) -> str | None:
-        """None where everything is ours now, else who holds the first thing that is not. Never waits.
+        """None if everything is ours now, else the holder of the first thing that is not. Never waits.
 
         Raises:
             LeaseError: the folder can't be used.
@@ -82,7 +82,7 @@ class Lease:
         return None
 
     def release(self) -> None:
-        """Lets go of all; a second time does nothing."""
+        """Releases everything; a second call does nothing."""
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
@@ -95,13 +95,13 @@ class Lease:
 
 
 def holder_of(names: Sequence[str]) -> str | None:
-    """Who holds one of these, None where they are free."""
+    """The holder of one of these; None if they are free."""
     with Lease(names, "a look at who holds it") as lease:
         return lease.take()
 
 
 def wait_for(lease: Lease, seconds: float) -> str | None:
-    """Tries for a while; None when the lease is ours, else who still holds it."""
+    """Tries for a while; None once the lease is ours, else the remaining holder."""
     end = time.monotonic() + seconds
     while (holder := lease.take()) is not None and time.monotonic() < end:
         time.sleep(0.05)
