@@ -136,7 +136,7 @@ def _early_stop(tails: list[tuple[Tensor, Tensor]], replies: int) -> str | None:
 
 
 def _is_tie(judge: Chatbot, prompt: Tensor, baseline: Tensor, token: int, step: int) -> bool:
-    """Tells whether only numerical noise separates ``token`` from the baseline's own choice in its logits at ``step``."""
+    """Tells whether only numerical noise separates ``token`` from the choice of the baseline's logits at ``step``."""
     if not 0 <= token < judge.config.vocabulary:
         return False
     length = torch.tensor([prompt.numel()])
