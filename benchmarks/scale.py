@@ -38,7 +38,7 @@ from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver import run
 from ray_jobs.driver.trials import place
 from ray_jobs.matrix.rows import Status, rows_of
-from ray_jobs.measure.result import LaunchResult
+from ray_jobs.measure.result import LaunchResult, Memory
 from ray_jobs.process.trial import Committed
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.results.samples import to_table
@@ -88,8 +88,8 @@ class NullBackend:
         for made in self._committed:
             committed, table = pickle.loads(pickle.dumps(made))
             yield LaunchDone(trial, committed, table)
-        yield MemoryKnown(trial, {})
-        yield RowsKnown(trial, rows_of(job.info, Status.DONE, None, self._made, {}), len(self._made))
+        yield MemoryKnown(trial, Memory())
+        yield RowsKnown(trial, rows_of(job.info, Status.DONE, None, self._made), len(self._made))
         yield TrialEnded(trial, None)
 
     def ready(self, handles: Sequence[int], timeout_s: float) -> Sequence[int]:

@@ -11,6 +11,7 @@ from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs.driver.run import write_matrix
 from ray_jobs.matrix.rows import TrialInfo, rows_of
+from ray_jobs.measure.result import Limits
 from ray_jobs.measure.roofline import Limit
 from ray_jobs.report.compact import COMPACT_FILE, compact
 from ray_jobs.results.samples import to_table
@@ -34,7 +35,7 @@ def run(tmp_path: Path) -> RunDirectory:
                 directory.add_launch(trial, to_table(trial, launch))
             info = TrialInfo("run", trial, Workload(), (BASELINE, CONTROL), 0.01, 0.02, station, HOST, "CPU")
             said = f"the station was busy: process 7 of {HOST}, {HOST}:cpu" if "#" in trial else None
-            rows += rows_of(info, "failed" if said else "done", said, launches, None, LIMITS)
+            rows += rows_of(info, "failed" if said else "done", said, launches, limits=Limits(of=LIMITS))
         write_matrix(directory, rows, 0.02)
         trials = {
             trial: {"station": station, "limits": {BASELINE: asdict(LIMITS[BASELINE])}}

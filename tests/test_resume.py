@@ -37,10 +37,10 @@ from ray_jobs.driver import run
 from ray_jobs.driver.resume import PARTS, Earlier
 from ray_jobs.driver.trials import Inputs
 from ray_jobs.matrix.rows import Status, rows_of
-from ray_jobs.measure.result import Launch, LaunchResult, Weights
+from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, Weights
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.process import lease
-from ray_jobs.process.trial import Committed, Failure, Limits, Trial, launches
+from ray_jobs.process.trial import Committed, Failure, Trial, launches
 from ray_jobs.report.compact import compact
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.results.samples import to_table
@@ -118,10 +118,10 @@ class Cluster:
                 return
             if len(self.ran) == self.cut_after:
                 raise Cut
-        yield MemoryKnown(name, PEAK)
+        yield MemoryKnown(name, Memory(PEAK))
         yield LimitsKnown(name, LIMITS)
         if not job.trial.committed:
-            yield RowsKnown(name, rows_of(job.info, Status.DONE, None, mine, PEAK, LIMITS.of), len(mine))
+            yield RowsKnown(name, rows_of(job.info, Status.DONE, None, mine, Memory(PEAK), LIMITS), len(mine))
         yield TrialEnded(name, None)
 
     def _launch(self, trial: Trial, launch: Launch) -> LaunchResult:

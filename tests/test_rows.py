@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from chatbot.variants import BASELINE, CONTROL, VARIANTS
 from ray_jobs.matrix.rows import COLUMNS, Row, Status, TrialInfo, rows_of
 from ray_jobs.measure.replies import Comparison
-from ray_jobs.measure.result import LaunchResult, VariantFacts
+from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.roofline import DISTURBED, Limit
 from ray_jobs.statistics import NOMINAL
 
@@ -182,8 +182,19 @@ def test_prepare_s_is_the_launches_median() -> None:
 
 
 def test_peak_memory_is_of_the_variant_or_unknown() -> None:
-    found = {row.variant: row.peak_memory_mb for row in rows_of(TRIAL, Status.DONE, None, launches(), {ODD: 300.5})}
-    assert found == {BASELINE: None, CONTROL: None, ODD: 300.5}
+    memory = Memory({ODD: 300.5}, lost={CONTROL: "it was killed"})
+    made = rows_of(TRIAL, Status.DONE, None, launches(noise=0.001), memory)
+    assert [row.peak_memory_mb for row in made] == [300.5 if row.variant == ODD else None for row in made]
+    assert {row.variant: row.warnings for row in made} == {
+        BASELINE: (),
+        CONTROL: ("its peak memory is not known: it was killed",),
+        ODD: (),
+    }
+
+
+def test_a_limit_that_could_not_be_found_out_is_said_in_every_row() -> None:
+    made = rows_of(TRIAL, Status.DONE, None, launches(noise=0.001), limits=Limits(lost="it was killed"))
+    assert {row.warnings for row in made} == {("its limit is not known: it was killed",)}
 
 
 def test_what_is_not_measured_yet_is_null() -> None:
@@ -191,7 +202,7 @@ def test_what_is_not_measured_yet_is_null() -> None:
 
 
 def test_a_row_says_how_far_it_is_from_its_limit_and_why() -> None:
-    found = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, launches(), None, {ODD: EIGHT})}
+    found = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, launches(), limits=Limits(of={ODD: EIGHT}))}
     assert values(found[BASELINE], LIMIT) == [None] * 5
     limit_ms, share, *others = values(found[ODD], LIMIT)
     assert (limit_ms, share) == (8.0, pytest.approx(0.8))
@@ -204,7 +215,7 @@ def test_a_disturbed_machine_leaves_open_what_looks_like_overhead() -> None:
     far = replace(EIGHT, ms=1.0)
     for disturbed, bound in (([], "overhead"), (list(range(20)), None)):
         made = [made_launch(dict.fromkeys(ALL, 10.0), i, interference=stolen(20, disturbed)) for i in range(10)]
-        row = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, made, None, {ODD: far})}[ODD]
+        row = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, made, limits=Limits(of={ODD: far}))}[ODD]
         assert (row.limit_ms, row.bound) == (1.0, bound)
         assert row.of_limit == pytest.approx(0.1)
         assert (row.bound_why == DISTURBED) == (bound is None)
@@ -212,20 +223,20 @@ def test_a_disturbed_machine_leaves_open_what_looks_like_overhead() -> None:
 
 def test_a_latency_below_its_limit_is_a_warning() -> None:
     limits = dict.fromkeys(ALL, replace(EIGHT, ms=11.0))
-    for row in rows_of(TRIAL, Status.DONE, None, launches(), None, limits):
+    for row in rows_of(TRIAL, Status.DONE, None, launches(), limits=Limits(of=limits)):
         assert row.of_limit == pytest.approx(1.1)
         assert any("faster than its theoretical limit (110%)" in text for text in row.warnings)
 
 
 def test_a_program_that_is_not_what_its_label_says_has_no_limit() -> None:
     made = with_facts(launches(), ODD, invalid="it is the same program as eager")
-    row = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, made, None, {ODD: EIGHT})}[ODD]
+    row = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, made, limits=Limits(of={ODD: EIGHT}))}[ODD]
     assert (row.verdict, values(row, LIMIT)) == ("invalid", [None] * 5)
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.SKIPPED])
 def test_what_was_not_measured_has_no_limit(status: str) -> None:
-    for row in rows_of(TRIAL, status, "a reason", (), None, dict.fromkeys(ALL, EIGHT)):
+    for row in rows_of(TRIAL, status, "a reason", limits=Limits(of=dict.fromkeys(ALL, EIGHT))):
         assert values(row, LIMIT) == [None] * 5
 
 
@@ -516,7 +527,9 @@ def approximate(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("approximate")
 def test_an_approximate_variant_is_judged_on_the_prompts_that_were_asked_apart() -> None:
     compared = {ODD: Comparison(500, 497, (4, 9, 2))}
-    row = next(row for row in rows_of(TRIAL, Status.DONE, None, launches(), {}, None, compared) if row.variant == ODD)
+    row = next(
+        row for row in rows_of(TRIAL, Status.DONE, None, launches(), Memory(compared=compared)) if row.variant == ODD
+    )
     assert (row.identical_replies, row.compared_replies, row.first_difference) == (497 / 500, 500, 5.0)
     assert not any("were compared" in warning for warning in row.warnings)
 

@@ -29,10 +29,10 @@ from ray_jobs.cluster.events import (
 )
 from ray_jobs.cluster.schedule import ATTEMPTS, PENDING_S, POLL_S, SILENCE_S, ClusterLostError, Schedule
 from ray_jobs.matrix.rows import TrialInfo
-from ray_jobs.measure.result import Launch, Weights
+from ray_jobs.measure.result import Launch, Limits, Memory, Weights
 from ray_jobs.measure.roofline import Speeds
 from ray_jobs.process.server import GRACE_S
-from ray_jobs.process.trial import Committed, Failure, Limits, Trial
+from ray_jobs.process.trial import Committed, Failure, Trial
 
 LAUNCH_TIMEOUT_S = 60.0
 PATIENCE_S = LAUNCH_TIMEOUT_S + GRACE_S + SILENCE_S
@@ -390,7 +390,7 @@ def test_other_things_are_told_as_they_are() -> None:
     lost = LaunchLost("a", Failure(Launch(3, seed=0), "it was killed by SIGKILL"))
     waiting = TrialWaiting("a", "core-0 is held by another run")
     limits = LimitsKnown("a", Limits(Speeds(((1, 20.0),), {"float32": 100.0}), {}))
-    extra = (lost, waiting, MemoryKnown("a", {"eager": 300.0}), limits, RowsKnown("a", [], 2))
+    extra = (lost, waiting, MemoryKnown("a", Memory({"eager": 300.0})), limits, RowsKnown("a", [], 2))
     told = run([job("a", station("n"))], World({"a": [Life(extra=extra)]}))
     assert of(told, "a")[-6:-1] == list(extra)
 

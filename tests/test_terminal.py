@@ -24,9 +24,9 @@ from ray_jobs.cluster.events import (
     WorkerLost,
 )
 from ray_jobs.matrix.rows import Row, Status, TrialInfo, rows_of
-from ray_jobs.measure.result import Launch
+from ray_jobs.measure.result import Launch, Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
-from ray_jobs.process.trial import Committed, Failure, Limits
+from ray_jobs.process.trial import Committed, Failure
 from ray_jobs.report import terminal
 from ray_jobs.report.terminal import PLAIN_EVERY_S, Reporter, print_matrix, time_left
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval
@@ -102,7 +102,8 @@ def test_each_thing_that_happens_to_a_trial_is_a_line(
 
 
 @pytest.mark.parametrize(
-    "event", [TrialBegun("a"), MemoryKnown("a", {"eager": 300.0}), LimitsKnown("a", LIMITS), RowsKnown("a", [], 12)]
+    "event",
+    [TrialBegun("a"), MemoryKnown("a", Memory({"eager": 300.0})), LimitsKnown("a", LIMITS), RowsKnown("a", [], 12)],
 )
 def test_what_nobody_waits_for_is_no_line(event: Event, plain: Reporter, capsys: Lines) -> None:
     with plain:
@@ -223,7 +224,7 @@ def test_the_screen_shows_where_the_running_trials_stand(clock: Clock, capsys: L
         assert drawn(reporter)[0].startswith("a: 2 launches in 4 s, "), "each launch, not now and then"
         reporter.show(TrialEnded("a", None), committed(2))
         assert drawn(reporter) == ["b: starting", "1 of 3 trials are over"]
-        reporter.show(MemoryKnown("b", {}), [])
+        reporter.show(MemoryKnown("b", Memory()), [])
         assert drawn(reporter)[0] == "b: starting"
     assert reporter._live is None
 
@@ -268,7 +269,7 @@ WHY = (
 def measured(limits: dict[str, Limit]) -> list[Row]:
     made = [made_launch(dict.fromkeys(ALL, 10.0), index) for index in range(10)]
     trial = TrialInfo("run", "trial", WORKLOAD, ALL, precision=0.01, margin=0.02)
-    return rows_of(trial, Status.DONE, None, made, None, limits)
+    return rows_of(trial, Status.DONE, None, made, limits=Limits(of=limits))
 
 
 def printed(rows: list[Row], width: int, monkeypatch: pytest.MonkeyPatch, capsys: Lines) -> list[str]:

@@ -14,6 +14,7 @@ from torch.profiler import profile
 from chatbot.variants import VARIANTS, Reply
 from ray_jobs.cluster import events
 from ray_jobs.cluster.times import Moments
+from ray_jobs.measure.result import Memory
 from ray_jobs.process.profile.phases import ENCODE, REPLY, named, networks, phase_names
 from ray_jobs.process.profile.profiler import Operator, Traced
 from ray_jobs.process.profile.shares import Shares, kind_of, merged, overlap, shares_of
@@ -240,7 +241,7 @@ WHOLE = (
     (2.5, events.TrialWaiting("t", "core-1 is held by another"), 0.0),
     (9.0, launch_done("t", 0, 3.0), 3.0),
     (11.9, launch_done("t", 1, 6.0), 3.0),  # news of the first came late: they do not overlap
-    (13.0, events.MemoryKnown("t", {}), 0.0),
+    (13.0, events.MemoryKnown("t", Memory()), 0.0),
     (13.5, events.TrialEnded("t", None), 0.0),
 )
 

@@ -16,21 +16,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from chatbot.model import PRESETS
 from chatbot.variants import BASELINE, CONTROL, Workload
 from chatbot.vocabulary import EOS
 from ray_jobs.measure.replies import LEAST_COMPARED
-from ray_jobs.measure.result import TIMED, WARMUP, Launch, LaunchResult, Samples, Weights
-from ray_jobs.measure.roofline import Speeds, limits_of
+from ray_jobs.measure.result import TIMED, WARMUP, Launch, LaunchResult, Limits, Memory, Samples, Weights
+from ray_jobs.process import server as launch_server
 from ray_jobs.process import trial as launch
-from ray_jobs.process.server import LaunchServer, Loss, Request, TrialError
+from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
 from ray_jobs.process.trial import (
     ATTEMPTS,
     Alive,
     Committed,
     Failure,
-    Limits,
-    Memory,
     Outcome,
     Trial,
     choose_cores,
@@ -153,6 +150,7 @@ def test_the_same_launch_asks_the_same_prompts_in_the_same_order(server: LaunchS
 def test_a_launch_that_raises_is_a_failure_with_a_line(server: LaunchServer, tmp_path: Path) -> None:
     outcome = server.run(request(Weights(path=str(tmp_path / "nowhere.pt"))))
     assert isinstance(outcome, Loss)
+    assert outcome.kind == LossKind.RAISED
     assert "nowhere.pt" in outcome.reason
     assert "\n" not in outcome.reason
 
@@ -160,6 +158,7 @@ def test_a_launch_that_raises_is_a_failure_with_a_line(server: LaunchServer, tmp
 def test_a_launch_that_hangs_is_ended_at_its_deadline(server: LaunchServer, endless: Weights) -> None:
     outcome = server.run(request(endless, timeout_s=1.0))
     assert isinstance(outcome, Loss)
+    assert outcome.kind == LossKind.LATE
     assert "did not finish in its time" in outcome.reason
     assert children(server.pid) == []
     assert isinstance(server.run(request()), LaunchResult), "the server goes on"
@@ -175,7 +174,49 @@ def test_a_killed_launch_is_named_by_its_signal(server: LaunchServer, endless: W
     outcome = server.run(request(endless))
     killer.join()
     assert isinstance(outcome, Loss)
+    assert outcome.kind == LossKind.DIED
     assert "SIGKILL" in outcome.reason
+
+
+HALF = """
+import os, signal, stat
+for fd in range(3, 64):
+    try:
+        sends = stat.S_ISFIFO(os.fstat(fd).st_mode)
+    except OSError:
+        continue
+    if sends:
+        os.write(fd, (1000).to_bytes(8, "little") + b"half")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+UNREADABLE = "type('Odd', (), {'__reduce__': lambda self: (int, ('x',))})()"
+
+
+@pytest.mark.parametrize(
+    ("work", "kind", "reason"),
+    [
+        (partial(exec, HALF), LossKind.DIED, "it was killed by SIGKILL"),
+        (partial(eval, UNREADABLE), LossKind.RAISED, "its result can't be read: ValueError"),
+        (partial(eval, "lambda: 0"), LossKind.RAISED, "PicklingError"),
+    ],
+    ids=["killed while it sends", "can't be unpickled", "can't be pickled"],
+)
+def test_a_result_that_does_not_arrive_costs_that_launch_only(
+    server: LaunchServer, work: Callable[[], object], kind: LossKind, reason: str
+) -> None:
+    outcome = server.run(replace(request(), work=work))
+    assert isinstance(outcome, Loss)
+    assert outcome.kind == kind
+    assert reason in outcome.reason
+    assert server.run(replace(request(), work=partial(int, "7"))) == 7, "the server goes on"
+
+
+def test_a_server_that_hangs_is_not_called_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_server, "GRACE_S", 0.1)
+    with LaunchServer(WORKLOAD) as server:
+        os.kill(server.pid, signal.SIGSTOP)
+        with pytest.raises(TrialError, match="the launch server hangs"):
+            server.run(request(timeout_s=0.1))
 
 
 def ask_and_be_refused(server: LaunchServer, asked: Request) -> None:
@@ -222,10 +263,7 @@ def test_nothing_survives_a_caller_that_is_killed(endless: Weights) -> None:
     wait_until(lambda: all(gone(pid) for pid in pids))
 
 
-def test_a_trial_runs_whole_blocks_and_then_the_memory_and_limit_of_each_variant(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(launch, "_speeds", {})
+def test_a_trial_runs_whole_blocks_and_then_the_memory_and_limit_of_each_variant() -> None:
     *launches, memory, limits = (outcome for outcome in run_trial(trial()) if not isinstance(outcome, Alive))
     results = [success(outcome) for outcome in launches]
     assert [result.launch.index for result in results] == list(range(len(results)))
@@ -236,15 +274,7 @@ def test_a_trial_runs_whole_blocks_and_then_the_memory_and_limit_of_each_variant
     assert set(memory.peak_mb) == set(NAMES)
     assert isinstance(limits, Limits)
     assert set(limits.of) == set(NAMES)
-    assert launch._speeds == {(CORES, ()): limits.speeds}, "later trials of this process need not measure them again"
     assert len({result.machine["pid"] for result in results}) == len(results)
-
-
-def test_speeds_that_are_known_are_not_measured_again(server: LaunchServer) -> None:
-    known = Speeds(((1, 20.0),), {"float32": 100.0})
-    limits = server.run(replace(request(), work=partial(launch._limits, trial(), known)))
-    assert limits.speeds == known
-    assert limits.of == limits_of(PRESETS["tiny"], WORKLOAD, NAMES, known)
 
 
 def test_a_trial_that_leaves_memory_out_leaves_the_limit_out_too() -> None:

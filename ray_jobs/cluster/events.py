@@ -6,9 +6,9 @@ from typing import Any
 import pyarrow as pa
 
 from ray_jobs.matrix.rows import Row, TrialInfo
-from ray_jobs.measure.replies import Comparison
+from ray_jobs.measure.result import Limits, Memory
 from ray_jobs.process.profile.profiler import Traced
-from ray_jobs.process.trial import Committed, Failure, Limits, Trial
+from ray_jobs.process.trial import Committed, Failure, Trial
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ class MemoryKnown:
     """The peak memory of a trial's variants, and how many replies of the approximate ones are the baseline's."""
 
     trial_id: str
-    peak_mb: dict[str, float]
-    compared: dict[str, Comparison] = field(default_factory=dict)
+    memory: Memory
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ from ray_jobs.cluster.events import (
 from ray_jobs.cluster.reachability import Watchman
 from ray_jobs.cluster.schedule import ClusterLostError, Schedule
 from ray_jobs.matrix.rows import Status, TrialInfo, rows_of
-from ray_jobs.measure.result import LaunchResult, Weights, one_line
-from ray_jobs.measure.roofline import Limit
+from ray_jobs.measure.result import LaunchResult, Limits, Memory, Weights, one_line
 from ray_jobs.process import lease
 from ray_jobs.process import trial as launch
 from ray_jobs.process.profile.launches import run_traces
@@ -139,9 +138,9 @@ def _event(trial_id: str, value: Any) -> Event:
     """What a task yielded, as it is told on."""
     if isinstance(value, launch.Failure):
         return LaunchLost(trial_id, value)
-    if isinstance(value, launch.Memory):
-        return MemoryKnown(trial_id, value.peak_mb, value.compared)
-    if isinstance(value, launch.Limits):
+    if isinstance(value, Memory):
+        return MemoryKnown(trial_id, value)
+    if isinstance(value, Limits):
         return LimitsKnown(trial_id, value)
     if isinstance(value, launch.Waiting):
         return TrialWaiting(trial_id, value.holder)
@@ -175,8 +174,7 @@ def _measure(
     """
     yield None
     launches: list[LaunchResult] = []
-    memory = launch.Memory({})
-    limits: dict[str, Limit] = {}
+    memory, limits = Memory(), Limits()
     with ExitStack() as stack:
         stack.enter_context(_told(lease.describe(trial.run_id, trial.id)))
         trial = replace(trial, pool=pool, **_share(node_gpus))
@@ -187,13 +185,13 @@ def _measure(
                 launches.append(outcome)
                 yield launch.Committed.of(outcome), samples.to_table(trial.id, outcome)
                 continue
-            if isinstance(outcome, launch.Memory):
+            if isinstance(outcome, Memory):
                 memory = outcome
-            elif isinstance(outcome, launch.Limits):
-                limits = outcome.of
+            elif isinstance(outcome, Limits):
+                limits = outcome
             yield outcome
     if not trial.committed and not traces:
-        rows = rows_of(info, Status.DONE, None, launches, memory.peak_mb, limits, memory.compared)
+        rows = rows_of(info, Status.DONE, None, launches, memory, limits)
         yield RowsKnown(trial.id, rows, len(launches))
 
 

@@ -13,6 +13,7 @@ from ray_jobs.cluster.times import Moments
 from ray_jobs.driver.trials import Store, TrialState
 from ray_jobs.matrix.rows import Status, TrialInfo
 from ray_jobs.measure.replies import Comparison
+from ray_jobs.measure.result import Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.process.trial import Committed
 from ray_jobs.results.samples import to_result
@@ -89,11 +90,8 @@ class Earlier:
         fault = state.reason or self._another(state, record)
         state.info = replace(state.info, **{key: record[key] for key in PLACE})  # where its launches were measured
         state.committed, state.rows = known, []
-        state.peak_mb, state.lost = dict(record["peak_memory_mb"]), list(record["lost_launches"])
-        state.limits = {name: Limit(**limit) for name, limit in record.get("limits", {}).items()}
-        if record.get("speeds"):
-            state.speeds = Speeds.of(record["speeds"])
-        state.compared = {name: Comparison(**found) for name, found in record.get("compared", {}).items()}
+        state.memory, state.limits = _found(record)
+        state.lost = list(record["lost_launches"])
         state.attempts = list(record["attempts"])
         state.moments = Moments.of_record(record.get("moments"))
         if record["status"] == Status.DONE and len(known) == record["launches"]:
@@ -141,3 +139,13 @@ class Earlier:
                 raise UsageError(f"{self.directory.shown} can't be resumed: samples/{name} is of another run")
             found.setdefault(trial, []).append(Committed.of(to_result(table)))
         return found
+
+
+def _found(record: Mapping[str, Any]) -> tuple[Memory, Limits]:
+    """What untimed processes had found out; less in runs from before it was kept."""
+    compared = {name: Comparison(**found) for name, found in record.get("compared", {}).items()}
+    limits = {name: Limit(**limit) for name, limit in record.get("limits", {}).items()}
+    speeds = Speeds.of(record["speeds"]) if record.get("speeds") else None
+    lost = record.get("not_known", {})
+    memory = Memory(dict(record["peak_memory_mb"]), compared, dict(lost.get("memory", {})))
+    return memory, Limits(speeds, limits, lost.get("limits"))

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +27,7 @@ from ray_jobs.measure.result import LaunchResult
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.report.write import draw_or_say
 from ray_jobs.results.samples import ROW_SCHEMA, schema_of, to_result
-from ray_jobs.results.store import RunDirectory
+from ray_jobs.results.store import RunDirectory, StoreError
 from ray_jobs.spec import Spec
 from ray_jobs.wandb_sink.sink import WandbSink
 
@@ -141,8 +141,11 @@ def take_in(this: Run, events: Iterable[Event], reporter: Reporter) -> None:
             if isinstance(event, TrialEnded):
                 write_run_now_and_then(this)
                 this.sink.progress(trial.rows)
-    finally:
-        write_run(this)
+    except BaseException:
+        with suppress(StoreError):  # a disk that is full for a launch is full for this too: the first error tells more
+            write_run(this)
+        raise
+    write_run(this)
 
 
 def write_matrix(directory: RunDirectory, rows: Sequence[Row], margin: float) -> None:

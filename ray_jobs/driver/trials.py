@@ -19,12 +19,11 @@ from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Event, Job, Station
 from ray_jobs.cluster.stations import choose
 from ray_jobs.cluster.times import Moments
-from ray_jobs.matrix.rows import Row, Status, TrialInfo, rows_of
+from ray_jobs.matrix.rows import NO_LIMITS, NO_MEMORY, Row, Status, TrialInfo, rows_of
 from ray_jobs.measure import custom_model
 from ray_jobs.measure.orders import up_to_multiple
-from ray_jobs.measure.replies import LEAST_COMPARED, Comparison
-from ray_jobs.measure.result import LaunchResult, Weights
-from ray_jobs.measure.roofline import Limit, Speeds
+from ray_jobs.measure.replies import LEAST_COMPARED
+from ray_jobs.measure.result import LaunchResult, Limits, Memory, Weights
 from ray_jobs.measure.rounds import MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS
 from ray_jobs.process import trial as launch
 from ray_jobs.process.trial import Committed
@@ -117,10 +116,8 @@ class TrialState:
     committed: list[Committed] = field(default_factory=list)
     lost: list[dict[str, Any]] = field(default_factory=list)  # launches that were run again
     attempts: list[dict[str, Any]] = field(default_factory=list)  # workers that were lost, earlier runs of the driver
-    peak_mb: dict[str, float] = field(default_factory=dict)
-    limits: dict[str, Limit] = field(default_factory=dict)
-    speeds: Speeds | None = None  # of the station, on which they rest
-    compared: dict[str, Comparison] = field(default_factory=dict)
+    memory: Memory = NO_MEMORY
+    limits: Limits = NO_LIMITS
     started: float | None = None
     seconds: float | None = None
     rows: list[Row] = field(default_factory=list)  # when it has ended
@@ -145,9 +142,9 @@ class TrialState:
         elif isinstance(event, events.WorkerLost):
             self.attempts.append({"reason": event.reason, "launches": len(self.committed)})
         elif isinstance(event, events.MemoryKnown):
-            self.peak_mb, self.compared = event.peak_mb, event.compared
+            self.memory = event.memory
         elif isinstance(event, events.LimitsKnown):
-            self.limits, self.speeds = event.limits.of, event.limits.speeds
+            self.limits = event.limits
         elif isinstance(event, events.RowsKnown):
             self.rows = event.rows if event.launches == len(self.committed) else []
         elif isinstance(event, events.TrialEnded):
@@ -165,7 +162,7 @@ class TrialState:
         self.status, self.reason, self.seconds = status, reason, seconds
         if not self.rows or status != Status.DONE:
             launches = store.launches(self.info.trial_id, [one.index for one in self.committed])
-            self.rows = rows_of(self.info, status, reason, launches, self.peak_mb, self.limits, self.compared)
+            self.rows = rows_of(self.info, status, reason, launches, self.memory, self.limits)
         # Of ten thousand trials these are most of what the driver would keep in memory.
         self.launches_kept, self.committed, self.job = len(self.committed), [], None
 
@@ -178,10 +175,11 @@ class TrialState:
             "station": self.info.station,
             "launches": self.launches_kept or len(self.committed),
             "lost_launches": self.lost,
-            "peak_memory_mb": self.peak_mb,
-            "limits": {name: asdict(limit) for name, limit in self.limits.items()},
-            "speeds": None if self.speeds is None else asdict(self.speeds),
-            "compared": {name: asdict(found) for name, found in self.compared.items()},
+            "peak_memory_mb": self.memory.peak_mb,
+            "limits": {name: asdict(limit) for name, limit in self.limits.of.items()},
+            "speeds": None if self.limits.speeds is None else asdict(self.limits.speeds),
+            "compared": {name: asdict(found) for name, found in self.memory.compared.items()},
+            "not_known": {"memory": self.memory.lost, "limits": self.limits.lost},  # and why
             "seconds": self.seconds,
             "moments": self.moments.record(),
             "attempts": self.attempts,

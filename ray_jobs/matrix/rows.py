@@ -11,12 +11,13 @@ from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
 from ray_jobs import statistics
 from ray_jobs.measure import roofline, watch
 from ray_jobs.measure.replies import LEAST_COMPARED, Comparison
-from ray_jobs.measure.result import LaunchResult, VariantFacts
+from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.statistics import Interval, Verdict
 
 DRIFT = 0.1  # of the sentinel, above which a row says so
 UNSETTLED = 0.2  # of the launches
 TREND = 0.02  # within a launch
+NO_MEMORY, NO_LIMITS = Memory(), Limits()
 
 
 class Status(StrEnum):
@@ -114,9 +115,8 @@ def rows_of(
     status: str,
     reason: str | None,
     launches: Sequence[LaunchResult] = (),
-    peak_mb: Mapping[str, float] | None = None,
-    limits: Mapping[str, roofline.Limit] | None = None,
-    compared: Mapping[str, Comparison] | None = None,
+    memory: Memory = NO_MEMORY,
+    limits: Limits = NO_LIMITS,
 ) -> list[Row]:
     """The rows of a trial, one for each of its variants.
 
@@ -136,14 +136,15 @@ def rows_of(
             rows.append(Row(**common, status=status, reason=reason or "no launch was completed"))
         else:
             measured = _measured(trial, variant, launches, facts)
-            measured["peak_memory_mb"] = (peak_mb or {}).get(variant)
-            measured |= _identical(facts, (compared or {}).get(variant))
+            measured["peak_memory_mb"] = memory.peak_mb.get(variant)
+            measured |= _identical(facts, memory.compared.get(variant))
             invalid = measured.pop("invalid")
             if invalid is None:  # else it is not known what was measured
-                measured |= _limited((limits or {}).get(variant), measured, trial.workload.batch, _complaint(launches))
+                measured |= _limited(limits.of.get(variant), measured, trial.workload.batch, _complaint(launches))
                 if common["exact"] is False and measured["compared_replies"] < LEAST_COMPARED:
                     few = f"only {measured['compared_replies']} replies were compared, not {LEAST_COMPARED}"
                     measured["warnings"] = (*measured.get("warnings", ()), few)
+            measured["warnings"] = (*measured.get("warnings", ()), *_not_known(memory.lost.get(variant), limits.lost))
             reasons = [text for text in (reason, invalid) if text]
             rows.append(Row(**common, **measured, status=status, reason="; ".join(reasons) or None))
     return rows
@@ -196,6 +197,11 @@ def _measured(
         **_machine(launches),
         **_compared(trial, variant, launches, facts, invalid),
     }
+
+
+def _not_known(memory: str | None, limits: str | None) -> list[str]:
+    lost = {"peak memory": memory, "limit": limits}
+    return [f"its {what} is not known: {reason}" for what, reason in lost.items() if reason is not None]
 
 
 def _limited(

@@ -14,6 +14,8 @@ from chatbot.model import PRESETS, Chatbot
 from chatbot.variants import BASELINE
 from ray_jobs import statistics
 from ray_jobs.measure import watch
+from ray_jobs.measure.replies import Comparison
+from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.measure.watch import Interference
 
 
@@ -133,6 +135,24 @@ class LaunchResult:
         chosen = (samples.phase == TIMED) & (samples.variant == self.variants.index(variant))
         chosen[chosen] = self.kept_rounds[samples.round[chosen]]
         return np.asarray(samples.wall_ns[chosen] / 1e6)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What untimed processes found out about each variant alone: peak memory in MB, replies next to the baseline's."""
+
+    peak_mb: dict[str, float] = field(default_factory=dict)
+    compared: dict[str, Comparison] = field(default_factory=dict)  # of the approximate variants
+    lost: dict[str, str] = field(default_factory=dict)  # why a variant's process told nothing
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the station can do, and what each variant whose program is known could reach there."""
+
+    speeds: Speeds | None = None
+    of: dict[str, Limit] = field(default_factory=dict)
+    lost: str | None = None  # why nothing is known
 
 
 def one_line(error: BaseException) -> str:

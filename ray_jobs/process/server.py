@@ -19,6 +19,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +33,7 @@ from chatbot.variants import Workload
 from ray_jobs.measure import custom_model, launch  # noqa: F401 (so that no launch spends its time on importing it)
 from ray_jobs.measure.result import one_line
 
-OUT_OF_TIME = "it did not finish in its time and was ended"
+HEADER = struct.Struct("<Q")  # the length of a launch's result, before it
 GRACE_S = 10.0  # between a launch's deadline and giving up on its server
 
 
@@ -44,10 +47,19 @@ class Request:
     timeout_s: float
 
 
+class LossKind(StrEnum):
+    """How a process was lost."""
+
+    RAISED = "raised"  # its work did
+    DIED = "died"  # without a whole result
+    LATE = "late"  # ended at its deadline
+
+
 @dataclass(frozen=True)
 class Loss:
     """A process that brought nothing home, and why."""
 
+    kind: LossKind
     reason: str
 
 
@@ -78,14 +90,16 @@ class LaunchServer:
         if workload.device == "cpu":
             env["CUDA_VISIBLE_DEVICES"] = ""
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the server)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "ray_jobs.process.server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            env=env,
-            pass_fds=descriptors,
-        )
+        self._connection, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ray_jobs.process.server", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._complaints,
+                stderr=self._complaints,
+                env=env,
+                pass_fds=[theirs.fileno(), *descriptors],
+            )
         if housekeeping_cores:
             os.sched_setaffinity(self._process.pid, housekeeping_cores)
 
@@ -98,31 +112,27 @@ class LaunchServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.kill()  # the launch in progress has asked the kernel to die with it
         self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._connection.close()
         self._complaints.close()
 
     def run(self, request: Request) -> Any:
         """The work's value from a fresh process; a ``Loss`` where it died, raised or outlasted its time.
 
         Raises:
-            TrialError: the server itself is gone.
+            TrialError: the server itself died or hangs.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        # Bytes, as Connection.send() would move tensors into shared memory.
         try:
-            _send(self._process.stdin, request)
-            ready, _, _ = select.select([self._process.stdout], [], [], request.timeout_s + GRACE_S)
-            answer = _receive(self._process.stdout) if ready else None
-        except (BrokenPipeError, EOFError):
-            answer = None
-        if answer is None:
-            raise TrialError(f"the launch server died: {self._last_words()}")
-        return answer.value if isinstance(answer, _Value) else answer
+            self._connection.send_bytes(pickle.dumps(request))
+            if not self._connection.poll(request.timeout_s + GRACE_S):
+                late_s = f"{GRACE_S:.0f} s after its launch's deadline"
+                raise TrialError(f"the launch server hangs: it had not answered {late_s}")
+            answer = self._connection.recv_bytes()
+        except (EOFError, OSError):
+            raise TrialError(f"the launch server died: {self._last_words()}") from None
+        return _value_of(answer)
 
     def _last_words(self) -> str:
         self._complaints.seek(0)
@@ -137,73 +147,61 @@ class _Value:
     value: Any
 
 
-def _send(pipe: IO[bytes], value: object) -> None:
-    data = pickle.dumps(value)
-    pipe.write(struct.pack("<Q", len(data)) + data)
-    pipe.flush()
+def _value_of(answer: bytes) -> Any:
+    try:
+        outcome: _Value | Loss = pickle.loads(answer)
+    except Exception as error:  # whatever its classes raise
+        return Loss(LossKind.RAISED, f"its result can't be read: {one_line(error)}")
+    return outcome.value if isinstance(outcome, _Value) else outcome
 
 
-def _receive(pipe: IO[bytes]) -> Any:
-    """The next value; EOFError where the other end is closed."""
-    header = pipe.read(8)
-    if len(header) < 8:
-        raise EOFError
-    data = pipe.read(struct.unpack("<Q", header)[0])
-    return pickle.loads(data)
-
-
-def serve(requests: IO[bytes], outcomes: IO[bytes]) -> None:
-    """The server's loop: one launch at a time, until the caller closes the pipe or dies."""
+def serve(caller: Connection) -> None:
+    """The server's loop: one launch at a time, until the caller closes its end or dies."""
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("a thread was started before the first launch: its locks would be copied by a fork")
     gc.freeze()  # a launch's collections need not walk through PyTorch, nor copy its pages
-    while True:
-        try:
-            request: Request = _receive(requests)
-        except EOFError:
-            return
-        outcome = _fork_launch(request, requests)
-        if outcome is None:
-            return
-        _send(outcomes, outcome)
+    with suppress(EOFError, ConnectionError):
+        while True:
+            request: Request = pickle.loads(caller.recv_bytes())
+            caller.send_bytes(_fork_launch(request, caller))
 
 
-def _fork_launch(request: Request, requests: IO[bytes]) -> _Value | Loss | None:
-    """Forks, waits for the outcome and ends the child at its deadline; None: the caller is gone."""
+def _fork_launch(request: Request, caller: Connection) -> bytes:
+    """Forks, waits for the outcome and ends the child at its deadline. Raises EOFError where the caller has gone."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read_end)
         _child(request, write_end)
     os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        data, reason = _wait_for(pipe, requests, time.monotonic() + request.timeout_s)
-    if reason is not None:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if reason == "":
-        return None
-    if reason is None and not data:
-        reason = f"it {_ending(status)}"
-    if reason is not None:
-        return Loss(reason)
-    outcome: _Value | Loss = pickle.loads(data)
+    data: bytes | None = None
+    try:
+        with os.fdopen(read_end, "rb") as pipe:
+            data = _wait_for(pipe, caller, time.monotonic() + request.timeout_s)
+    finally:
+        if data is None:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    if data is None:
+        return pickle.dumps(Loss(LossKind.LATE, "it did not finish in its time and was ended"))
+    size, outcome = data[: HEADER.size], data[HEADER.size :]
+    if len(size) < HEADER.size or len(outcome) < HEADER.unpack(size)[0]:  # killed before or while it sent
+        return pickle.dumps(Loss(LossKind.DIED, f"it {_ending(status)}"))
     return outcome
 
 
-def _wait_for(pipe: IO[bytes], requests: IO[bytes], deadline: float) -> tuple[bytes, str | None]:
-    """(all bytes of the pipe, None), or (.., why the launch is to be ended: "" where the caller has gone)."""
+def _wait_for(pipe: IO[bytes], caller: Connection, deadline: float) -> bytes | None:
+    """All bytes of the pipe, None where its deadline came first. Raises EOFError where the caller has gone."""
     chunks: list[bytes] = []
     while True:
-        left = deadline - time.monotonic()
-        ready, _, _ = select.select([pipe, requests], [], [], max(0.0, left))
-        if requests in ready:  # the caller sends nothing while a launch runs: its end is closed
-            return b"", ""
+        ready, _, _ = select.select([pipe.fileno(), caller.fileno()], [], [], max(0.0, deadline - time.monotonic()))
+        if caller.fileno() in ready:  # it sends nothing while a launch runs: its end is closed
+            raise EOFError
         if not ready:
-            return b"", OUT_OF_TIME
+            return None
         chunk = os.read(pipe.fileno(), 1 << 20)
         if not chunk:
-            return b"".join(chunks), None
+            return b"".join(chunks)
         chunks.append(chunk)
 
 
@@ -216,7 +214,6 @@ def _ending(status: int) -> str:
 
 def _child(request: Request, write_end: int) -> None:
     """The launch's own process: pins itself, works, sends the result, and ends without the server's clean-up."""
-    outcome: _Value | Loss
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the server
         os.sched_setaffinity(0, request.cores)
@@ -224,20 +221,16 @@ def _child(request: Request, write_end: int) -> None:
             os.setpriority(os.PRIO_PROCESS, 0, 0)
         torch.set_num_threads(request.threads)
         torch.set_num_interop_threads(1)
-        outcome = _Value(request.work())
+        outcome = pickle.dumps(_Value(request.work()))
     except BaseException as error:
-        outcome = Loss(one_line(error))
+        outcome = pickle.dumps(Loss(LossKind.RAISED, one_line(error)))
     with os.fdopen(write_end, "wb") as pipe:
-        pipe.write(pickle.dumps(outcome))
+        pipe.write(HEADER.pack(len(outcome)) + outcome)
     os._exit(0)
 
 
 if __name__ == "__main__":
-    # Results go to the pipe that the caller reads; anything a library prints must not mix with them.
-    outcomes = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    from ray_jobs.process.server import (
-        serve as serve_importable,  # classes pickled as ray_jobs.forkserver, not __main__
-    )
+    # Classes are pickled as ray_jobs.process.server's, not __main__'s.
+    from ray_jobs.process.server import serve as serve_importable
 
-    serve_importable(os.fdopen(os.dup(0), "rb"), outcomes)
+    serve_importable(Connection(int(sys.argv[1])))

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,13 +15,13 @@ from chatbot.variants import BASELINE, Workload, variant_named
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
 from ray_jobs.measure.launch import Alone
-from ray_jobs.measure.replies import LEAST_COMPARED, Comparison, compare
-from ray_jobs.measure.result import Launch, LaunchResult, Weights
-from ray_jobs.measure.roofline import Limit, Speeds, limits_of
+from ray_jobs.measure.replies import LEAST_COMPARED, compare
+from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, Weights
+from ray_jobs.measure.roofline import limits_of
 from ray_jobs.measure.speeds import measure_speeds
 from ray_jobs.process import lease
 from ray_jobs.process.lease import Lease
-from ray_jobs.process.server import OUT_OF_TIME, LaunchServer, Loss, Request, TrialError
+from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
 from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
 
 ATTEMPTS = 3  # of one launch
@@ -75,22 +75,6 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What untimed processes found out of each variant alone: peak memory in MB, replies beside the baseline's."""
-
-    peak_mb: dict[str, float]
-    compared: dict[str, Comparison] = field(default_factory=dict)  # of the approximate variants
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the station can do, and what each variant whose program is known could reach there."""
-
-    speeds: Speeds
-    of: dict[str, Limit]
-
-
-@dataclass(frozen=True)
 class Waiting:
     """Somebody else holds the station."""
 
@@ -105,9 +89,6 @@ class Alive:
 Outcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive
 Ask = Callable[[Callable[[], Any]], Any]  # a value from a fresh pinned process, or a ``Loss``
 T = TypeVar("T")
-
-Place = tuple[tuple[int, ...], tuple[str, ...]]  # cores and GPUs
-_speeds: dict[Place, Speeds] = {}  # as this process's earlier trials found them
 
 
 def choose_cores(allowed: Sequence[int], threads: int) -> tuple[int, ...]:
@@ -144,11 +125,8 @@ def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iter
         if trial.memory:
             yield from _memory(trial, alone)
         if trial.memory and not trial.workload.own_model:  # the bytes and sums of another model are not known
-            place = (cores, trial.gpus)
-            limits = ask(partial(_limits, trial, _speeds.get(place)))
-            if not isinstance(limits, Loss):
-                _speeds[place] = limits.speeds
-                yield limits
+            limits = ask(partial(_limits, trial))
+            yield Limits(lost=limits.reason) if isinstance(limits, Loss) else limits
 
     yield from on_station(trial, work)
 
@@ -257,15 +235,19 @@ def _build(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Alive
         for _ in range(BUILDS if variant_named(name).cached else 0):
             outcome = alone(name)
             yield Alive()
-            if not isinstance(outcome, Loss) or outcome.reason != OUT_OF_TIME:
+            if not isinstance(outcome, Loss) or outcome.kind != LossKind.LATE:
                 break
 
 
 def _memory(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Alive | Memory]:
     """Each variant in a process of its own; ends with what was found out."""
     told: dict[str, Alone] = {}
+    lost: dict[str, str] = {}
     for name in trial.variants:
-        if isinstance(outcome := alone(name), Alone):
+        outcome = alone(name)
+        if isinstance(outcome, Loss):
+            lost[name] = outcome.reason
+        else:
             told[name] = outcome
         yield Alive()
     compared = {}
@@ -273,7 +255,7 @@ def _memory(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Aliv
         for name, found in told.items():
             if name != BASELINE and found.tokens is not None and found.tokens.shape == expected.shape:
                 compared[name] = compare(found.tokens, expected)
-    yield Memory({name: found.peak_mb for name, found in told.items()}, compared)
+    yield Memory({name: found.peak_mb for name, found in told.items()}, compared, lost)
 
 
 def _alone(trial: Trial, variant: str) -> Alone:
@@ -283,6 +265,6 @@ def _alone(trial: Trial, variant: str) -> Alone:
     return measure.measure_alone(trial.workload, variant, trial.weights, trial.pool, compared)
 
 
-def _limits(trial: Trial, known: Speeds | None) -> Limits:
-    speeds = known or measure_speeds(trial.workload.device)
+def _limits(trial: Trial) -> Limits:
+    speeds = measure_speeds(trial.workload.device)
     return Limits(speeds, limits_of(trial.weights.chatbot().config, trial.workload, trial.variants, speeds))

@@ -20,10 +20,10 @@ from launches import made_launch
 from ray_jobs.driver.trials import Inputs
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.launch import Alone
-from ray_jobs.measure.result import Launch, LaunchResult, Weights
+from ray_jobs.measure.result import Launch, LaunchResult, Memory, Weights
 from ray_jobs.process import lease
 from ray_jobs.process import trial as launching
-from ray_jobs.process.trial import Memory, Outcome, Trial
+from ray_jobs.process.trial import Outcome, Trial
 from ray_jobs.spec import Spec, read_spec
 
 TESTS = Path(__file__).resolve().parent
@@ -81,7 +81,7 @@ def null_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Ite
     """Launches without a process of their own, all at once."""
     for index in range(int(os.environ[LAUNCHES])):
         yield replace(null_launch(trial, Launch(index, trial.seed), ()), elapsed_s=1.0)
-    yield Memory({})
+    yield Memory()
 
 
 @contextmanager
