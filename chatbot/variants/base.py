@@ -1,4 +1,4 @@
-"""What a variant is: what is asked of it, the form of its answer, what it promises, and how it says that it can't.
+"""The definition of a variant: its workload, the form of its reply, its promises, and how it reports that it can't run.
 
 Loads no PyTorch: naming variants and planning runs must not wait for it.
 """
@@ -20,7 +20,7 @@ DEVICES = ("cpu", "cuda")
 
 
 class UnavailableError(Exception):
-    """A variant can't run here, through no fault of its own; the message says what is missing, and what would help."""
+    """A variant can't run here, through no fault of its own; the message says what is missing and what would help."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Workload:
 
     @property
     def own_model(self) -> bool:
-        """Whether the model is not the chatbot; prompts and replies have no meaning then."""
+        """True if the model is not the chatbot; prompts and replies then have no meaning."""
         return is_own(self.model)
 
 
 def is_own(model: str) -> bool:
-    """Whether a model's name is of the form ``package.module:factory``."""
+    """Tells whether a model's name has the form ``package.module:factory``."""
     return ":" in model and "/" not in model
 
 
@@ -89,7 +89,7 @@ class Variant:
 
 
 def own_variant(name: str) -> Variant:
-    """The ``Variant`` called ``NAME`` in a module of the user's: ``package.module:NAME``.
+    """The ``Variant`` called ``NAME`` in a user's module: ``package.module:NAME``.
 
     Raises:
         UsageError: there is none.
@@ -102,9 +102,9 @@ def own_variant(name: str) -> Variant:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a program not made of PyTorch's modules executes, read from it (its session, its buffers), not its label.
+    """A program not made of PyTorch's modules, as read from itself (its session, its buffers), not from its label.
 
-    An object that a variant's callable refers to shows it as its attribute ``compiled``.
+    An object that a variant's callable refers to provides it as its attribute ``compiled``.
     """
 
     kind: str  # "native", "onnxruntime", ...: as in the variant's entry
@@ -118,7 +118,7 @@ def prepared(variant: Variant, chatbot: "Chatbot", workload: Workload) -> Reply:
     """The variant's callable for the workload.
 
     Raises:
-        UnavailableError: it can't run here, or not so; the message says why.
+        UnavailableError: it can't run here, or not this workload; the message says why.
     """
     _require_device(variant, workload)
     if workload.stop_at_eos and not variant.stops_at_eos:
@@ -127,7 +127,7 @@ def prepared(variant: Variant, chatbot: "Chatbot", workload: Workload) -> Reply:
 
 
 def prepared_module(variant: Variant, module: "nn.Module", inputs: tuple["Tensor", ...], workload: Workload) -> Reply:
-    """The variant's callable for a module that is not the chatbot; ``inputs`` are an example of what it is asked.
+    """The variant's callable for a module that is not the chatbot; ``inputs`` are an example.
 
     Raises:
         UnavailableError: it can't run here, or not this module; the message says why.

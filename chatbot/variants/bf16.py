@@ -18,7 +18,7 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
 
 
 class Narrowed(nn.Module):
-    """A module in bfloat16 that is asked in float32, as its users ask it."""
+    """A module in bfloat16 that takes inputs in float32, as its users pass them."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -30,5 +30,5 @@ class Narrowed(nn.Module):
 
 
 def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
-    """Any module in 16 bits; that its inputs become so too is part of a call."""
+    """Any module in 16 bits; converting its inputs is part of a call."""
     return Narrowed(module).eval()

@@ -16,7 +16,7 @@ CALLS = 2  # the second step's state has other strides than the first's
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
-    """Compiled before it returns; what an earlier process compiled is found in Inductor's cache."""
+    """Compiles before it returns; reuses what an earlier process compiled from Inductor's cache."""
     require_compiler(workload.device)
     encoder = torch.compile(MaskedEncoder(chatbot.encoder).eval(), fullgraph=True, dynamic=False)
     step = torch.compile(Step(chatbot.decoder).eval(), fullgraph=True, dynamic=False)
@@ -29,7 +29,7 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
 
 
 class Whole(nn.Module):
-    """Any module as one of our own: Dynamo compiles a module of PyTorch's own at another place than its forward."""
+    """Wraps any module: Dynamo compiles PyTorch's own modules elsewhere than in their forward."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Whole(nn.Module):
 
 
 def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> Callable[..., Any]:
-    """Any module, compiled for these shapes before it returns."""
+    """Compiles any module for these shapes before it returns."""
     require_compiler(workload.device)
     compiled = torch.compile(Whole(module).eval(), dynamic=False)
     with compiling(workload), torch.no_grad(), converting("torch.compile"):

@@ -40,13 +40,13 @@ class Captured:
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
-    """Captured for the workload's shapes."""
+    """Captures the search for the workload's shapes."""
     with torch.no_grad():
         return Captured(Greedy(chatbot, workload.reply_tokens).eval(), workload)
 
 
 def prepare_compiled(chatbot: Chatbot, workload: Workload) -> Reply:
-    """Compiled and captured before it returns."""
+    """Compiles and captures the search before it returns."""
     require_compiler(workload.device)
     search = Greedy(chatbot, workload.reply_tokens).eval()
     whole = torch.compile(search, fullgraph=True, dynamic=False, mode="reduce-overhead")

@@ -1,4 +1,4 @@
-"""What engines other than PyTorch's modules execute, read from their own sessions; no engine is imported for it."""
+"""Reads what engines other than PyTorch's modules execute from their own sessions, without importing any engine."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ UNKNOWN = "unknown"
 
 
 def engine_of(value: object) -> Compiled | None:
-    """What an engine's own object executes; None where it is not one that is known here."""
+    """The program of an engine's object; None if the engine is unknown."""
     kind = type(value)
     reader = READERS.get((kind.__module__, kind.__name__))
     return None if reader is None else reader(value)
@@ -26,7 +26,7 @@ def _identity(kind: str, parts: Iterable[bytes | str]) -> str:
 
 
 def _onnx_session(session: Any) -> Compiled:
-    """The provider that stands first executes what it can; weights as the model holds that the session was made of."""
+    """The first provider executes what it can; the weights are those of the model that the session was created from."""
     provider = session.get_providers()[0].removesuffix("ExecutionProvider").lower()
     try:
         import onnx
@@ -41,7 +41,7 @@ def _onnx_session(session: Any) -> Compiled:
 
 
 def _openvino_model(model: Any) -> Compiled:
-    """What the plugin was told to compute in, and what its layers with weights compute in."""
+    """The precision that the plugin was configured for, and that of its layers with weights."""
     devices = frozenset(name.split(".")[0].lower() for name in model.get_property("EXECUTION_DEVICES"))
     told = str(model.get_property("INFERENCE_PRECISION_HINT").to_string())
     layers = [_openvino_layer(layer) for layer in model.get_runtime_model().get_ops()]
@@ -56,14 +56,14 @@ def _openvino_layer(layer: Any) -> tuple[str, str]:
 
 
 def _aoti_library(library: Any) -> Compiled:
-    """The device that it was compiled for; its precision is that of the weights that its owner gave it."""
+    """The device it was compiled for; its precision is that of the weights it was given."""
     facts = library.get_metadata()
     names = library.get_constant_fqns()
     return Compiled("aoti", frozenset({facts["AOTI_DEVICE_KEY"]}), frozenset(), _identity("aoti", sorted(names)))
 
 
 def _cuda_graph(graph: Any) -> Compiled:
-    """What was captured can't be read; the modules beside it can."""
+    """A captured graph can't be read; the modules next to it can."""
     return Compiled("cuda-graph", frozenset({"cuda"}), frozenset(), "cuda-graph")
 
 

@@ -31,7 +31,7 @@ SOURCES = (sys.modules[__name__], inductor, masked, model, vocabulary)
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
-    """Loads both libraries, built where no earlier launch has; they read the chatbot's weights where they lie."""
+    """Loads both libraries, building them if no earlier launch has; they read the chatbot's weights in place."""
     require_compiler(workload.device)
     encoder, step, layers = MaskedEncoder(chatbot.encoder).eval(), Step(chatbot.decoder).eval(), chatbot.config
     prompts, _ = example(workload)
@@ -72,7 +72,7 @@ def _loaded(name: str, network: nn.Module, inputs: tuple[Tensor, ...], workload:
 
 
 def _build(path: Path, network: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> None:
-    """Compiles beside the place and renames: another launch sees a whole package or none."""
+    """Compiles to a temporary file and renames it: another launch sees a whole package or none."""
     with torch.inference_mode(False), torch.no_grad(), compiling(workload):  # inference tensors can't be exported
         plain = _outside_of_inference(network)
         exported = torch.export.export(plain, tuple(tensor.clone() for tensor in inputs))
@@ -94,7 +94,7 @@ def _outside_of_inference(network: nn.Module) -> nn.Module:
 
 
 def _key(chatbot: Chatbot, workload: Workload) -> str:
-    """Of everything that the libraries depend on; the weights are not in them."""
+    """A key of everything that the libraries depend on; they don't contain the weights."""
     content = {
         "config": asdict(chatbot.config),
         "shape": [workload.device, workload.batch, workload.prompt_tokens],
@@ -109,5 +109,5 @@ def _key(chatbot: Chatbot, workload: Workload) -> str:
 
 
 def _gpu() -> tuple[str, str]:
-    """Its name, and the version of what compiles for it."""
+    """The GPU's name, and the version of its compiler."""
     return torch.cuda.get_device_name(), importlib.import_module("triton").__version__

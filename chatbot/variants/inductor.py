@@ -1,4 +1,4 @@
-"""What the variants that Inductor compiles share: its compiler, its caches, and the loop around compiled steps."""
+"""Shared by the variants that Inductor compiles: its compiler, its caches, and the loop around compiled steps."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # the one that names Inductor's own
 
 
 def cache_folder(name: str) -> Path:
-    """A folder for compiled artefacts, made where it is missing; in the temporary one where home is read-only."""
+    """A folder for compiled artefacts, created if missing; a temporary one if the home folder is read-only."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latency-matrix"
     folder = Path(os.environ.get(CACHE) or home) / name
     try:
@@ -36,7 +36,7 @@ def cache_folder(name: str) -> Path:
 
 
 def require_compiler(device: str) -> None:
-    """Raises UnavailableError where Inductor lacks what it compiles with."""
+    """Raises UnavailableError if Inductor lacks its compiler."""
     name = _compiler()
     if shutil.which(name) is None:
         raise UnavailableError(f"there is no C++ compiler {name}: apt install g++, or let CXX name one")
@@ -47,21 +47,21 @@ def require_compiler(device: str) -> None:
 
 
 def _compiler() -> str:
-    """As Inductor chooses it."""
+    """The compiler that Inductor chooses."""
     return os.environ.get("CXX", "g++")
 
 
 def machine() -> str:
-    """A hash of the compiler's version and the CPU: Inductor compiles for the CPU at hand, whatever its caches say."""
+    """A hash of the compiler's version and the CPU: Inductor compiles for this CPU, which its cache keys lack."""
     return hashlib.sha256("\n".join([compiler.version(_compiler()), compiler.cpu()]).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def compiling(workload: Workload) -> Iterator[None]:
-    """Inductor compiles in this process, on its cores, and finds what earlier launches compiled for the same machine.
+    """Makes Inductor compile in this process, on its cores, and reuse what earlier launches compiled for this machine.
 
-    Its pool of compiling processes would go on beside the measurement. It compiles the number of threads into the
-    code; set here, that number is part of every key of its caches.
+    Its pool of compiler processes would keep running during the measurement. It compiles the number of threads into
+    the code; set here, that number becomes part of every cache key.
     """
     from torch._inductor import config
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # not public
@@ -79,7 +79,7 @@ def compiling(workload: Workload) -> Iterator[None]:
 
 
 def settings(workload: Workload) -> dict[str, Any]:
-    """All that decides what Inductor makes of a graph while ``compiling``."""
+    """All settings that decide how Inductor compiles a graph while ``compiling``."""
     from torch._inductor import config
 
     environment = {name: value for name, value in os.environ.items() if name.startswith("TORCHINDUCTOR_")}

@@ -20,7 +20,7 @@ from chatbot.variants.torchscript import scripted
 class QuantisedEncoder(nn.Module):
     """``chatbot.model.Encoder`` around a quantised GRU.
 
-    Its first state is given to it: a quantised GRU that makes its own bakes the batch into a trace.
+    It passes the first state: a quantised GRU that creates its own bakes the batch size into a trace.
     """
 
     def __init__(self, encoder: Encoder, gru: nn.Module) -> None:
@@ -29,7 +29,7 @@ class QuantisedEncoder(nn.Module):
         self.hidden, self.states = encoder.hidden, 2 * encoder.gru.num_layers
 
     def forward(self, prompts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Encoder.forward``."""
+        """See ``Encoder.forward``."""
         packed = pack_padded_sequence(self.embedding(prompts), lengths, enforce_sorted=False)
         first = torch.zeros(self.states, prompts.size(1), self.hidden)
         packed, hidden = self.gru(packed, first)
@@ -72,7 +72,7 @@ def prepare_script(chatbot: Chatbot, workload: Workload) -> Reply:
 
 
 def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
-    """Any module with its linear and recurrent layers quantised. Raises UnavailableError where it has none."""
+    """Any module with its linear and recurrent layers quantised. Raises UnavailableError if it has none."""
     found: nn.Module = _quantised(module, {nn.GRU, nn.LSTM, nn.Linear})
     if not any("quantized" in type(part).__module__ for part in found.modules()):
         raise UnavailableError("this model has no linear or recurrent layer within to quantise")

@@ -1,7 +1,7 @@
-"""The same networks without packed sequences: fixed shapes, and a mask where a prompt has ended.
+"""The chatbot's networks without packed sequences: fixed shapes, and a mask after a prompt's end.
 
-``torch.export``, Inductor and CUDA graphs need them so: a packed sequence is made on the CPU, of lengths that only the
-call knows. A GRU step is written out, as PyTorch's documentation of ``nn.GRU`` has it.
+``torch.export``, Inductor and CUDA graphs need this form: a packed sequence is created on the CPU, from lengths known
+only to the call. A GRU step is written out as in PyTorch's documentation of ``nn.GRU``.
 """
 
 import torch
@@ -13,7 +13,7 @@ from chatbot.vocabulary import PAD, SOS
 
 
 def gated(inputs: Tensor, states: Tensor, before: Tensor) -> Tensor:
-    """A GRU's next state (B, H), of its weighted inputs and states (B, 3H each: reset, update, new) and the last."""
+    """A GRU's next state (B, H) from its weighted inputs and states (B, 3H each: reset, update, new) and the last."""
     reset_in, update_in, new_in = inputs.chunk(3, -1)
     reset_of, update_of, new_of = states.chunk(3, -1)
     update = torch.sigmoid(update_in + update_of)
@@ -40,7 +40,7 @@ class Weights(nn.Module):
 
 
 class MaskedEncoder(nn.Module):
-    """What ``Encoder`` computes of packed prompts, of padded ones: behind a prompt's end its states stay."""
+    """Computes from padded prompts what ``Encoder`` does from packed ones: states don't change after a prompt's end."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class MaskedEncoder(nn.Module):
 
 
 class Step(nn.Module):
-    """One step of the decoder with the greedy choice after it."""
+    """One decoder step, followed by the greedy choice."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Step(nn.Module):
 
 
 class Greedy(nn.Module):
-    """The whole search in fixed shapes, every step of it unrolled: (B, T) tokens -> (B, S)."""
+    """The whole search in fixed shapes, with every step unrolled: (B, T) tokens -> (B, S)."""
 
     def __init__(self, chatbot: Chatbot, steps: int) -> None:
         super().__init__()

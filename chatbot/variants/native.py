@@ -1,4 +1,4 @@
-"""Kernels of our own: the whole reply is one call of C++ that was compiled for this CPU (``chatbot/native``)."""
+"""Our own kernels: the whole reply is one call of C++ compiled for this CPU (``chatbot/native``)."""
 
 import hashlib
 
@@ -30,7 +30,7 @@ class NativeReply:
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
-    """Weights in 32 bits; the likeliest token found through a proved screen in 8 bits, and decided in 32."""
+    """Weights in 32 bits; the likeliest token is found by a proved screen in 8 bits and decided in 32."""
     return _prepare(chatbot, workload, "float32")
 
 

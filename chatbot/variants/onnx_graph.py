@@ -49,7 +49,7 @@ def greedy_graph(
 
 
 class Graph:
-    """Nodes as they are added; weights and constants stay in the outermost graph, whoever uses them."""
+    """Nodes in the order they are added; weights and constants stay in the outermost graph."""
 
     def __init__(self, int8: bool) -> None:
         self.int8 = int8
@@ -230,7 +230,7 @@ def _loop(graph: Graph, chatbot: Chatbot, outputs: str, hidden: str, blocked: st
 
 
 def _keys(graph: Graph, chatbot: Chatbot, outputs: str) -> str:
-    """What of the attention does not change from step to step: (T, B, H)."""
+    """The part of the attention that is the same in every step: (T, B, H)."""
     attention = chatbot.decoder.attn
     if attention.method == "dot":
         return outputs

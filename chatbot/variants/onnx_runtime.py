@@ -35,7 +35,7 @@ class Bound:
         self.binding.bind_cpu_input("steps", self.limit)
 
     def __call__(self, prompts: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) tokens -> (B, S); ``lengths`` are told by the padding."""
+        """(B, T) tokens -> (B, S); ``lengths`` follow from the padding."""
         prompts, binding = prompts.contiguous(), self.binding
         shape = (self.steps, prompts.size(0))
         binding.bind_input("prompts", "cpu", 0, np.int64, tuple(prompts.shape), prompts.data_ptr())

@@ -1,4 +1,4 @@
-"""OpenVINO: the same graph, told to compute in fp32 (left alone it takes bf16 where the CPU has it).
+"""OpenVINO: the same graph, set to compute in fp32 (by default it uses bf16 if the CPU has it).
 
 Source: https://docs.openvino.ai/2025/openvino-workflow/running-inference/optimize-inference/precision-control.html
 """
@@ -15,7 +15,7 @@ HELP = "pip install 'latency-matrix[openvino]'"
 
 
 class Inferring:
-    """A compiled graph and its one request; its threads stay on the cores that the process has."""
+    """A compiled graph and its one request; its threads stay on the process's cores."""
 
     def __init__(self, model: bytes, workload: Workload) -> None:
         import openvino
@@ -33,7 +33,7 @@ class Inferring:
         self.limit = np.array(self.steps)
 
     def __call__(self, prompts: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) tokens -> (B, S); ``lengths`` are told by the padding."""
+        """(B, T) tokens -> (B, S); ``lengths`` follow from the padding."""
         given = {"prompts": prompts.contiguous().numpy(), "steps": self.limit}
         self.request.infer(given, share_inputs=True, share_outputs=True)
         tokens = torch.from_numpy(self.request.get_output_tensor(0).data.copy()).t()  # the next call overwrites it

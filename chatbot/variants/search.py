@@ -1,4 +1,4 @@
-"""A greedy search as a variant's callable: of exactly as many steps as are asked, or until every reply has ended."""
+"""Greedy search as a variant's callable, for exactly the requested steps or until every reply has ended."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ from chatbot.vocabulary import EOS, PAD
 
 
 class StoppingSearch(GreedySearch):
-    """The same search, which ends when every reply of the batch has: at most ``max_length`` steps."""
+    """Greedy search that ends once every reply of the batch has ended: at most ``max_length`` steps."""
 
     pad: Final[int]  # type: ignore[misc]  # TorchScript reads the annotations of the class itself only
     sos: Final[int]  # type: ignore[misc]
@@ -64,7 +64,7 @@ def replying(search: nn.Module, workload: Workload) -> Reply:
 
 
 def filled(tokens: Tensor, steps: int) -> Tensor:
-    """(B, n) tokens of a search that stopped -> (B, ``steps``) with PAD behind each reply's EOS."""
+    """(B, n) tokens of a search that stopped -> (B, ``steps``) with PAD after each reply's EOS."""
     if tokens.size(0) > 1:  # one reply alone ends where the search did
         ends = tokens == EOS
         tokens = tokens.masked_fill(ends.cumsum(1) - ends.long() > 0, PAD)

@@ -1,5 +1,5 @@
-"""TorchScript as the tutorial on deploying this chatbot has it (networks traced, search scripted), and what PyTorch
-makes of the script: frozen, its weights inlined as constants of the graph, and rewritten for inference.
+"""TorchScript as in the tutorial on deploying this chatbot (networks traced, search scripted), and the script's further
+forms: frozen, with its weights inlined as constants of the graph, and rewritten for inference.
 
 Source: https://pytorch.org/tutorials/beginner/deploy_seq2seq_hybrid_frontend_tutorial.html
 """
@@ -23,7 +23,7 @@ def script(chatbot: Chatbot, device: str) -> torch.jit.ScriptModule:
 
 
 def scripted(chatbot: Chatbot, encoder: nn.Module, decoder: nn.Module, workload: Workload) -> torch.jit.ScriptModule:
-    """The same of any networks with the signatures of ``chatbot``'s."""
+    """Scripts the search over any networks with the signatures of the chatbot's."""
     device = workload.device
     prompts = torch.full((3, 2), EOS, dtype=torch.long, device=device)
     lengths = torch.tensor([3, 2])
@@ -45,7 +45,7 @@ def _trace(network: nn.Module, inputs: tuple[Tensor, ...], strict: bool = True) 
 
 
 def traced(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.jit.ScriptModule:
-    """A trace with these example inputs. Raises UnavailableError where the module can't be traced."""
+    """A trace with these example inputs. Raises UnavailableError if the module can't be traced."""
     with converting("torch.jit.trace"):
         return _trace(module, inputs, strict=False)
 
@@ -81,7 +81,7 @@ def prepare_module_frozen(module: nn.Module, inputs: tuple[Tensor, ...], workloa
 
 
 def prepare_module_optimized(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
-    """The trace of any module, rewritten. Raises UnavailableError where there is nothing to rewrite."""
+    """The trace of any module, rewritten. Raises UnavailableError if there is nothing to rewrite."""
     script = traced(module, inputs)
     frozen = torch.jit.freeze(script, optimize_numerics=False)
     optimized = torch.jit.optimize_for_inference(script)

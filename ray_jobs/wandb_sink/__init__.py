@@ -1,1 +1,1 @@
-"""Summaries to W&B, and whole runs as often as one likes. Nothing that W&B does may cost a measurement."""
+"""Sends summaries and whole runs to W&B, safely repeated. W&B must never cost a measurement."""

@@ -1,7 +1,7 @@
 """The process that speaks to W&B: ``python -m ray_jobs.wandb_sink.client PLACE MODE FOLDER SOCKET DRIVER``.
 
-A process of its own can be ended at any moment, whatever W&B's client is waiting for, and it can't disturb the driver.
-It reads the run directory, is told through the socket when there is news in it, and tells there what became of it.
+A separate process can be ended at any moment, whatever W&B's client is waiting for, and can't disturb the driver. It
+reads the run directory, learns through the socket when there is news in it, and reports there what became of it.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 class NotWholeError(RuntimeError):
-    """W&B's client gave up a part of what it was to send."""
+    """W&B's client gave up part of an upload."""
 
 
 def publish(place: str, mode: str, folder: Path, line: socket.socket, printed: IO[str]) -> None:
@@ -53,8 +53,8 @@ def publish(place: str, mode: str, folder: Path, line: socket.socket, printed: I
         place: the run directory, as the user names it.
         mode: ``online`` or ``offline``.
         folder: for the files of W&B's client.
-        line: to the driver.
-        printed: where W&B's client writes what it prints: some of its failures stand nowhere else.
+        line: the connection to the driver.
+        printed: where W&B's client prints; some of its failures appear nowhere else.
     """
     run = _open(Head.of(json.loads(RunDirectory.existing(place).read("run.json"))), mode, folder)
     _tell(line, {"open": run.url})
@@ -93,7 +93,7 @@ def _open(head: Head, mode: str, folder: Path) -> Any:
 
 
 def _follow(run: Any, line: socket.socket) -> bool:
-    """Passes on summaries; whether the run has finished, rather than its driver."""
+    """Passes on summaries; returns whether the run has finished, rather than its driver died."""
     while content := line.recv(LONGEST_MESSAGE):
         message = json.loads(content)
         if "summary" not in message:
@@ -105,8 +105,8 @@ def _follow(run: Any, line: socket.socket) -> bool:
 def _send(run: Any, finished: FinishedRun, folder: Path) -> None:
     """The summary, one step of history (tables and charts), and the files; returns when W&B has them.
 
-    A summary and a file replace those of that name; a step does not. So where W&B has it already, what it shows is put
-    into the summary alone, from which tables and charts are drawn.
+    Summaries and files replace those of the same name; steps do not. So if W&B already has the step, its content goes
+    only into the summary, from which tables and charts are drawn.
     """
     import wandb
 
@@ -147,7 +147,7 @@ def _tell(line: socket.socket, message: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Never ends later than its driver, and never with a word on the terminal."""
+    """Never outlives its driver, and never prints to the terminal."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     place, mode, folder, number, driver = sys.argv[1:]
     if os.getppid() != int(driver):  # it died before that was said

@@ -1,4 +1,4 @@
-"""What W&B is told of a run: all of it follows from the run directory, so that publishing again tells the same."""
+"""The content that W&B receives, all from the run directory, so that publishing again sends the same."""
 
 import hashlib
 import re
@@ -23,7 +23,7 @@ LONGEST_TAG, LONGEST_GROUP = 64, 128  # characters that W&B takes
 
 @dataclass(frozen=True)
 class Head:
-    """What the run is: known before it has measured anything."""
+    """The facts of a run that are known before it measures."""
 
     id: str
     name: str
@@ -47,9 +47,9 @@ class Head:
 
 
 def run_id(name: str, started: str) -> str:
-    """The run's id in W&B, the same each time that it is published.
+    """The run's id in W&B, the same each time it is published.
 
-    When it was started tells apart two runs that were given one name; W&B would write the second over the first.
+    The start distinguishes two runs of one name, of which the second would overwrite the first.
     """
     plain = re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:100]
     return f"{plain}-{hashlib.sha256(f'{name} {started}'.encode()).hexdigest()[:6]}"
@@ -85,7 +85,7 @@ class Distribution:
 
 
 def distributions_of(run: FinishedRun) -> dict[str, Distribution]:
-    """Of each measured cell, ``trial/variant``; of the first ``MOST_DISTRIBUTIONS`` where there are more."""
+    """The distribution of each measured cell, ``trial/variant``, up to ``MOST_DISTRIBUTIONS`` of them."""
     measured = [(row.trial_id, row.variant) for row in run.rows if row.status == Status.DONE and row.samples]
     walls: dict[tuple[str, str], list[NDArray[np.float64]]] = {cell: [] for cell in measured[:MOST_DISTRIBUTIONS]}
     trials = {trial for trial, _ in walls}

@@ -1,4 +1,4 @@
-"""The driver's side: starts the process that speaks to W&B, waits for it no longer than its patience, and ends it.
+"""The driver's side: starts the process that speaks to W&B, waits for it for a limited time, and ends it.
 
 Online the run is opened before the first trial, so that others see it grow; offline it is written after the last,
 so that no process of W&B runs beside a local measurement.
@@ -34,7 +34,7 @@ WRITING_S = 60.0  # offline: no server is waited for, only this machine's disk
 
 
 def resolve_mode(asked: str) -> str:
-    """``online``, ``offline`` or ``off``; ``auto`` follows WANDB_MODE, else is online where there is a key.
+    """``online``, ``offline`` or ``off``; ``auto`` follows WANDB_MODE, else is online if there is a key.
 
     Raises:
         UsageError: an unknown mode.
@@ -60,7 +60,7 @@ def _has_key() -> bool:
 
 
 class WandbSink:
-    """One W&B run for one matrix. Every method returns, whatever W&B does; what went wrong is said in one line."""
+    """One W&B run for one matrix. Every method returns, whatever W&B does; failures are reported in one line."""
 
     def __init__(self, mode: str, run_dir: RunDirectory, patience_s: float | None = None) -> None:
         self._mode, self._place, self._local = mode, run_dir.shown, run_dir.local_path
@@ -71,12 +71,12 @@ class WandbSink:
 
     @property
     def failed(self) -> bool:
-        """Whether something is to be published that was not."""
+        """True if something that should have been published was not."""
         return "failed" in self._end
 
     @property
     def result(self) -> str | None:
-        """Where the run is to be found, or the line that uploads it; None where it is nowhere."""
+        """The address of the run, or the command that uploads it; None if there is neither."""
         if "done" not in self._end:
             return None
         if log := self._end["log"]:
@@ -84,20 +84,20 @@ class WandbSink:
         return f"W&B: {self._end['done']}"
 
     def start(self) -> None:
-        """Opens the run where it is online; ``run.json`` is in its directory."""
+        """Opens the run if online; ``run.json`` is in its directory."""
         if self._mode == "online":
             self._begin()
             self._listen(OPENING_S, "open")
 
     def progress(self, rows: Sequence[Row]) -> None:
-        """Publishes the rows of a trial that has ended, where the run is online, unless W&B is too slow for them."""
+        """Publishes the rows of a finished trial if online, unless W&B is too slow for them."""
         if self._line is not None and not self._end:
             with suppress(OSError):
                 self._line.setblocking(False)
                 self._line.send(json.dumps({"summary": summary_of(rows)}).encode())
 
     def finish(self) -> None:
-        """Publishes the whole of the run directory, or says what was in the way and how to do so later."""
+        """Publishes the whole run directory, or reports what prevented it and how to do so later."""
         if self._mode == "off":
             return
         if self._process is None:
@@ -126,13 +126,13 @@ class WandbSink:
         self._line = ours
 
     def _folder(self) -> str:
-        """Where W&B's client keeps its files: for an upload while it lasts, else beside the run where that is local."""
+        """The folder for W&B's client: temporary for an upload, else next to the run if that is local."""
         if self._mode == "online":
             return self._scratch.name
         return self._local or mkdtemp(prefix=PREFIX)
 
     def _listen(self, seconds: float, awaited: str) -> None:
-        """Until what is awaited was said, or that it failed, or time is up."""
+        """Listens until the awaited message or a failure arrives, or time is up."""
         assert self._line is not None
         began, message = time.monotonic(), dict[str, Any]()
         end = began + min(seconds, self._left_s)
@@ -154,7 +154,7 @@ class WandbSink:
             print(f"wandb: {self._end['failed']}; the run is unharmed, send it later: {again}", file=sys.stderr)
 
     def _stop(self) -> None:
-        """Whatever it is doing. W&B's own service sees that and ends too."""
+        """Ends the process, whatever it is doing. W&B's own service notices and ends too."""
         if self._process is not None and self._line is not None:
             self._line.close()
             with suppress(ProcessLookupError):
