@@ -1,7 +1,7 @@
 """One training for a W&B sweep: ``wandb agent`` runs ``python -m ray_jobs sweep-trial --learning_rate=0.001 ...``.
 
-The agent chooses the settings and names the run by its environment; what is trained and how it is judged is the same as
-in a trial of ``sweep``, without Ray.
+The agent chooses the settings and names the run in the environment; training and evaluation are the same as in a trial
+of ``sweep``, without Ray.
 """
 
 import os
@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Value]:
 
 
 def run(settings: Mapping[str, Value], spec: SweepSpec, out: str, device: str, mode: str) -> int:
-    """Trains, tells W&B and returns the exit code."""
+    """Trains, reports to W&B and returns the exit code."""
     if device not in ("cpu", "cuda"):
         raise one_of("device", device, ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
@@ -81,7 +81,7 @@ def run(settings: Mapping[str, Value], spec: SweepSpec, out: str, device: str, m
 
 
 class _Teller:
-    """The run that the agent opened, where W&B is on."""
+    """The run that the agent opened, if W&B is on."""
 
     def __init__(self, mode: str, name: str, config: dict[str, Any]) -> None:
         self._run: Any = None

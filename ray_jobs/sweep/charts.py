@@ -1,4 +1,4 @@
-"""A sweep's charts, on the scales of the report's and drawn as those: SVG that stretches, and text that does not."""
+"""A sweep's charts, on the report's scales and drawn like its charts: SVG that stretches, and text that does not."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,7 +164,7 @@ def _smooth(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _axis(values: Sequence[Value]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Where each value stands, in percent from the top, and what is written where: few values, or the ends of many."""
+    """The position of each value in percent from the top, and the labels: all of few values, or the ends of many."""
     places = ranks(values)
     numbers = [float(value) for value in values if isinstance(value, (int, float))]
     if places.max() >= FEW and len(numbers) == len(values):
@@ -180,7 +180,7 @@ def _axis(values: Sequence[Value]) -> tuple[list[float], list[tuple[float, str]]
 
 
 def _height(scale: Scale, value: float) -> float:
-    """From the top of a drawing; at its edge where the value lies beyond."""
+    """The distance from the top of a drawing; at its edge if the value is beyond it."""
     return TALL * (1 - scale.at(value) / WIDTH)
 
 

@@ -1,4 +1,4 @@
-"""What every trial of a sweep trains on and is judged by."""
+"""The pairs that a sweep's trials train on and are evaluated with."""
 
 from chatbot import corpus
 from chatbot.errors import UsageError
@@ -7,7 +7,7 @@ from ray_jobs.sweep.spec import SweepSpec
 
 
 def load_data(spec: SweepSpec) -> tuple[list[corpus.Pair], Vocabulary]:
-    """The pairs that trials train on and are judged by, and their words."""
+    """Loads the pairs that trials train on and are evaluated with, and their words."""
     pairs = corpus.short_pairs(corpus.load(spec.corpus).pairs)
     usable = corpus.trim(pairs, spec.min_count)
     if not usable:

@@ -1,7 +1,7 @@
-"""The directory of a sweep: what it was asked, every validation, every trial, the best checkpoint; all as it comes.
+"""The directory of a sweep: its spec, every validation, every trial and the best checkpoint, written as they come.
 
-Only the driver writes here. The state of each running trial lies beside the tables until the trial ends, so that a
-sweep whose driver died goes on where it was.
+Only the driver writes here. The state of each running trial is kept next to the tables until the trial ends, so that
+a sweep whose driver died continues where it was.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ class Record:
         return [row for row in self.validations if row.trial == number]
 
     def add(self, row: Validation, state: bytes) -> bool:
-        """Keeps a validation and what its trial goes on from; False where it was known."""
+        """Keeps a validation and the state that its trial continues from; False if it was known."""
         if any(row.iteration == known.iteration for known in self.of_trial(row.trial)):
             return False
         self.directory.write(state_name(row.trial), state)
@@ -72,7 +72,7 @@ class Record:
         return True
 
     def end(self, row: TrialRow, checkpoint: bytes | None) -> None:
-        """Keeps what became of a trial; its checkpoint where it is the best."""
+        """Keeps the outcome of a trial, and its checkpoint if it is the best."""
         self.rows.append(row)
         if checkpoint is not None and self.best is row:
             self.directory.write(BEST, checkpoint)
@@ -91,7 +91,7 @@ class Record:
         return best_of(self.rows)
 
     def finish(self, status: SweepStatus) -> None:
-        """Everything that is derived: the importances and the page."""
+        """Writes everything derived: the importances and the page."""
         judged = sorted((row for row in self.rows if row.judged), key=lambda row: row.trial)
         losses = [row.best_loss for row in judged if row.best_loss is not None]
         if status == SweepStatus.DONE:
@@ -102,7 +102,7 @@ class Record:
         self.directory.write("sweep.html", text.encode())
 
     def summary(self) -> dict[str, Any]:
-        """What a script wants to know."""
+        """The summary for scripts."""
         sheet = self.sheet(SweepStatus.DONE)
         return {name: sheet[name] for name in ("sweep_id", "trials", "best", "importance")}
 
@@ -126,14 +126,14 @@ class Record:
         }
 
     def state(self, number: int) -> bytes | None:
-        """What a trial that was cut off goes on from."""
+        """The state that an interrupted trial continues from."""
         try:
             return self.directory.read(state_name(number))
         except FileNotFoundError:
             return None
 
     def restore(self, sheet: dict[str, Any], rows: Sequence[TrialRow]) -> None:
-        """Goes on from what was written. Raises UsageError where trials of now would not be like those of then."""
+        """Continues from the written files. Raises UsageError if new trials would differ from the old ones."""
         now = identity(driver_facts(), self._data)
         changed = [text for part, text in MUST_MATCH.items() if sheet["identity"].get(part) != now[part]]
         if changed:
@@ -153,12 +153,12 @@ def state_name(number: int) -> str:
 
 
 def data_digest(pairs: Sequence[Pair]) -> str:
-    """Tells the pairs that a sweep trains on and judges by."""
+    """A hash of the pairs that a sweep trains on and evaluates with."""
     return hashlib.sha256("\n".join("\t".join(pair) for pair in pairs).encode()).hexdigest()[:16]
 
 
 def identity(facts: dict[str, Any], data: str) -> dict[str, str | None]:
-    """What must not change between the parts of a resumed sweep."""
+    """The facts that must not change when a sweep is resumed."""
     return {"source_hash": facts["source_hash"], "torch": facts["packages"]["torch"], "data": data}
 
 

@@ -25,7 +25,7 @@ INTERVAL = (5.0, 95.0)  # percentiles over the resamples
 
 @dataclass(frozen=True)
 class Importance:
-    """How much of the losses' variance a hyperparameter explains; None with a reason where that is unknown."""
+    """The share of the losses' variance that a hyperparameter explains; None with a reason if that is unknown."""
 
     name: str
     share: float | None  # mean over the resamples; may exceed 1 or fall below 0
@@ -36,7 +36,7 @@ class Importance:
 
 @dataclass(frozen=True)
 class Importances:
-    """Of all hyperparameters, the most important first."""
+    """The importances of all hyperparameters, the most important first."""
 
     of: tuple[Importance, ...]
     trials: int  # that were judged
@@ -53,7 +53,7 @@ class Importances:
 
 
 def importances(settings: Sequence[Mapping[str, Value]], losses: Sequence[float], seed: int = 0) -> Importances:
-    """How much each setting explains of these finite losses, a trial each."""
+    """Computes how much each setting explains of these finite losses, one per trial."""
     names = list(settings[0]) if settings else []
     reasons = {name: _why_not(name, settings, losses) for name in names}
     usable = [name for name in names if reasons[name] is None]
@@ -87,7 +87,7 @@ def _why_not(name: str, settings: Sequence[Mapping[str, Value]], losses: Sequenc
 def _resampled(
     columns: NDArray[np.float64], losses: NDArray[np.float64], seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each resample: the shares of each column, and the forest's error, both in variances of all losses."""
+    """For each resample, the share of each column and the forest's error, in units of the variance of all losses."""
     source = np.random.default_rng(seed)
     shares: list[NDArray[np.float64]] = []
     errors: list[float] = []

@@ -1,4 +1,4 @@
-"""``sweep.html``: one file that needs nothing else, made from what the directory holds."""
+"""``sweep.html``: one self-contained file, made from the directory."""
 
 import math
 from collections import Counter
@@ -58,7 +58,7 @@ def failures_by_value(rows: Sequence[TrialRow]) -> list[tuple[str, str, int, int
 
 
 def _labels(values: Sequence[Value]) -> list[str]:
-    """What each value is called in a count."""
+    """The label of each value in a count."""
     numbers = [value for value in values if isinstance(value, (int, float))]
     if len(numbers) < len(values) or len(set(numbers)) <= len(values) // 2:
         return [charts.shown(value) for value in values]

@@ -1,4 +1,4 @@
-"""Which trials end early: asynchronous successive halving (Li et al., *A system for massively parallel hyperparameter
+"""Early stopping of trials: asynchronous successive halving (Li et al., *A system for massively parallel hyperparameter
 tuning*, MLSys 2020), decided by Ray Tune's own ``ASHAScheduler``.
 
 Decisions follow from the validations in the order in which they came, and from nothing else: fed the same ones again
@@ -16,7 +16,7 @@ from ray_jobs.sweep.table import TrialStatus, Validation, waited
 
 
 class Judge(FIFOScheduler):  # type: ignore[misc]
-    """Says of each validation whether its trial goes on, ends, or is stopped."""
+    """Decides after each validation whether its trial continues, ends, or is stopped."""
 
     def __init__(self, spec: SweepSpec) -> None:
         super().__init__()
@@ -35,12 +35,12 @@ class Judge(FIFOScheduler):  # type: ignore[misc]
         self._seen: dict[int, list[Validation]] = {}
 
     def replay(self, rows: Sequence[Validation]) -> None:
-        """What was decided before the driver died."""
+        """Replays the decisions made before the driver died."""
         for row in rows:
             self.decide(row)
 
     def decide(self, row: Validation) -> bool:
-        """Whether its trial goes on. A validation that is told again, after a worker was lost, changes nothing."""
+        """Decides whether a validation's trial continues. One repeated after the loss of a worker changes nothing."""
         seen = self._seen.setdefault(row.trial, [])
         if any(row.iteration == known.iteration for known in seen):
             return row.trial not in self.verdicts
@@ -66,7 +66,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]
         return bool(self._asha.on_trial_result(controller, trial, result) == TrialScheduler.STOP)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Tune's question."""
+        """Answers Tune."""
         if "iteration" not in result:  # it failed
             return str(TrialScheduler.CONTINUE)
         row = Validation(**{name: result[name] for name in Validation.__dataclass_fields__})

@@ -1,6 +1,6 @@
-"""A sweep in W&B: a group, in it a run for each trial with its learning curves, and one for the sweep; live.
+"""A sweep in W&B, live: a group with a run for each trial with its learning curves, and one for the sweep.
 
-Only the driver speaks to W&B. Nothing that W&B does may end a sweep: the first trouble is said in one line.
+Only the driver speaks to W&B. W&B must never end a sweep: the first failure is reported in one line.
 """
 
 import sys
@@ -21,7 +21,7 @@ CURVES = ("epoch", "train_loss", "validation_loss", "free_running_loss", "best_l
 
 
 class SweepSink:
-    """Listens to a sweep. Runs have deterministic names, so that what is told again lands in the same place."""
+    """Listens to a sweep. Runs have deterministic names, so that repeated reports reach the same run."""
 
     def __init__(self, mode: str, record: Record) -> None:
         self._mode, self._record = mode, record
@@ -30,7 +30,7 @@ class SweepSink:
         self._used = False
 
     def begun(self, trial: Trial) -> None:
-        """Opens the trial's run and tells what was known before the driver died."""
+        """Opens the trial's run and reports what was known before the driver died."""
         if self._mode == "off":
             return
         config = {**trial.settings, "seed": trial.options.seed, "trial": trial.number, "sweep": self._record.id}
@@ -39,7 +39,7 @@ class SweepSink:
             self.told(row)
 
     def told(self, row: Validation) -> None:
-        """A point of the learning curves."""
+        """Reports a point of the learning curves."""
         if (run := self._runs.get(row.trial)) is not None:
             self._guard(lambda: run.log({name: getattr(row, name) for name in CURVES}, step=row.iteration))
 
@@ -65,7 +65,7 @@ class SweepSink:
 
     @property
     def sync_command(self) -> str | None:
-        """The line that uploads offline runs; None where there are none."""
+        """The command that uploads offline runs; None if there are none."""
         if self._mode != "offline" or not self._used:
             return None
         return f"wandb sync {Path(self._dir or '') / 'wandb'}/offline-run-*"
@@ -114,7 +114,7 @@ class SweepSink:
         return run
 
     def _fall_back(self, error: Exception) -> None:
-        """Offline, in a new service of the client; runs that were open are lost to it, and told in the tables."""
+        """Goes offline in a new service of the client; it loses open runs, which appear only in the tables."""
         import wandb
 
         wandb.teardown()

@@ -1,4 +1,4 @@
-"""What a sweep may vary: hyperparameters, the values that each may take, and seeded draws from them.
+"""The space of a sweep: hyperparameters, the values that each may take, and seeded draws from them.
 
 A space is a table of names: a list is a choice between values, ``{low, high, log, step}`` a range, and a single value
 holds for every trial.
@@ -78,7 +78,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """What each hyperparameter may be, by name."""
+    """The possible values of each hyperparameter, by name."""
 
     parameters: Mapping[str, Choice | Range]
 
@@ -130,12 +130,12 @@ def read_space(path: Path) -> dict[str, Any]:
 
 
 def trial_seed(seed: int, number: int) -> int:
-    """Of a trial's weights, batches and dropout; 31 bits that follow from the sweep's seed and the trial's number."""
+    """The seed for a trial's weights, batches and dropout; 31 bits, from the sweep's seed and the trial's number."""
     return int.from_bytes(hashlib.sha256(f"{seed}-{number}".encode()).digest()[:4], "big") >> 1
 
 
 def apply(settings: Mapping[str, Value], options: Options, config: Config) -> tuple[Options, Config]:
-    """How to train and what, with these settings. Raises UsageError where they do not fit together."""
+    """Makes training options and a network from settings. Raises UsageError if they are inconsistent."""
     of_options: dict[str, Any] = {name: value for name, value in settings.items() if name in OF_OPTIONS}
     of_config: dict[str, Any] = {name: value for name, value in settings.items() if name in OF_CONFIG}
     return replace(options, **of_options), replace(config, **of_config)

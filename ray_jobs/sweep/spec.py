@@ -1,4 +1,4 @@
-"""What a sweep is asked: validated, frozen, and the same again when it is resumed."""
+"""The spec of a sweep: validated, frozen, and the same when it is resumed."""
 
 import math
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ TIMES = ("seconds", "host")  # columns that do not follow from the seed
 
 
 class TrialStatus(StrEnum):
-    """How a training trial ended."""
+    """The outcome of a training trial."""
 
     DONE = "done"
     STOPPED = "stopped"  # early, because others were better
@@ -23,7 +23,7 @@ class TrialStatus(StrEnum):
 
 
 class SweepStatus(StrEnum):
-    """How far a sweep has come."""
+    """The progress of a sweep."""
 
     RUNNING = "running"
     INTERRUPTED = "interrupted"
@@ -32,7 +32,7 @@ class SweepStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Validation:
-    """Where a trial stood after a validation. Losses are nats per reply token on the same held-out pairs."""
+    """A trial's state after a validation. Losses are nats per reply token on the same held-out pairs."""
 
     trial: int
     iteration: int
@@ -47,7 +47,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """What became of a trial. Losses are of its best validation, None where it had none."""
+    """The outcome of a trial. Losses are those of its best validation; None if it had none."""
 
     trial: int
     seed: int
@@ -64,7 +64,7 @@ class TrialRow:
 
     @property
     def judged(self) -> bool:
-        """Whether its loss may be the best."""
+        """True if its loss may be the best."""
         return self.status != TrialStatus.FAILED and self.best_loss is not None
 
 
@@ -111,7 +111,7 @@ def flat(row: TrialRow) -> dict[str, Any]:
 
 
 def unflat(values: Mapping[str, Any]) -> TrialRow:
-    """The row again. Raises TypeError and ValueError where it is none."""
+    """Restores the row. Raises TypeError and ValueError if it is not one."""
     own = {field.name for field in fields(TrialRow)}
     settings = {name: value for name, value in values.items() if name not in own}
     plain = {name: value for name, value in values.items() if name in own}
@@ -119,7 +119,7 @@ def unflat(values: Mapping[str, Any]) -> TrialRow:
 
 
 def _spread(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """With the hyperparameters' columns in place of ``settings``."""
+    """Replaces ``settings`` by the hyperparameters' columns."""
     found: dict[str, Any] = {}
     for name, value in columns.items():
         found |= settings if name == "settings" else {name: value}
@@ -127,7 +127,7 @@ def _spread(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
 
 
 def epochs_table(rows: Sequence[Validation]) -> pa.Table:
-    """Every validation of every trial, in the order in which they were told."""
+    """Every validation of every trial, in the order of arrival."""
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=EPOCHS)
 
 
@@ -141,6 +141,6 @@ def trials_table(rows: Sequence[TrialRow]) -> pa.Table:
 
 
 def _arrow(kind: Any) -> pa.DataType:
-    """Of a column whose values are of that kind, or null."""
+    """The Arrow type of a column of that kind, or null."""
     known = next(one for one in get_args(kind) or (kind,) if one is not type(None))
     return pa.string() if issubclass(known, str) else pa.int64() if known is int else pa.float64()

@@ -1,4 +1,4 @@
-"""What a sweep says in the terminal."""
+"""A sweep's output in the terminal."""
 
 import time
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Reporter:
         )
 
     def begun(self, trial: Trial) -> None:
-        """Nothing: its first loss is worth a line, its start is not."""
+        """Prints nothing: its first loss is worth a line, its start is not."""
 
     def told(self, row: Validation) -> None:
         if time.monotonic() - self._said < EVERY_S:

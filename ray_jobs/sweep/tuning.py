@@ -1,4 +1,4 @@
-"""The sweep on Ray Tune: trials to the cluster, what they tell into the directory, to the terminal and to W&B."""
+"""The sweep on Ray Tune: sends trials to the cluster, and their news to the directory, the terminal and W&B."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ def run(record: Record, trials: Sequence[Trial], data: Data, listeners: Sequence
 
     Raises:
         UsageError: no node can hold a trial.
-        StoreError: what was found can't be kept.
+        StoreError: results can't be stored.
     """
     spec = record.spec
     _check_room(spec)
@@ -90,7 +90,7 @@ def _name(trial: Any) -> str:
 
 
 def _check_room(spec: SweepSpec) -> None:
-    """Raises UsageError where Tune would wait for ever."""
+    """Raises UsageError if Tune would wait for ever."""
     asked = {"CPU": spec.cpus, "GPU": spec.gpus}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(name, 0) >= count for name, count in asked.items()) for node in nodes):
@@ -128,7 +128,7 @@ class _Driver(tune.Callback):  # type: ignore[misc]
         self.trouble: StoreError | None = None
 
     def left_over(self) -> list[Trial]:
-        """The trials to run; those whose last validation was kept, but not their end, are ended now."""
+        """The trials left to run; ends those whose last validation was kept but not their end."""
         over = {row.trial for row in self._record.rows}
         for number in self._judge.verdicts:
             if number not in over:

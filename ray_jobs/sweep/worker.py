@@ -1,7 +1,7 @@
-"""One trial in a worker of Ray: ``chatbot.training.fit``, whose every validation is kept and told to the driver.
+"""One trial in a worker of Ray: ``chatbot.training.fit``, whose every validation is kept and sent to the driver.
 
-A worker that dies is started again by Tune, maybe elsewhere, and goes on from the state that the keeper has: an actor
-beside the driver, so that trials need no shared file system and only the driver writes.
+Tune restarts a worker that dies, possibly elsewhere, and it continues from the state in the keeper: an actor next to
+the driver, so that trials need no shared file system and only the driver writes.
 """
 
 import io
@@ -30,7 +30,7 @@ from ray_jobs.sweep.table import Validation
 
 @dataclass(frozen=True)
 class Data:
-    """What every trial trains on and is judged by."""
+    """The pairs that every trial trains on and is evaluated with."""
 
     pairs: tuple[Pair, ...]
     vocabulary: Vocabulary
@@ -39,7 +39,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a trial is run with."""
+    """The settings of a trial's run."""
 
     threads: int
     device: str
@@ -63,7 +63,7 @@ class States:
 
 
 def pack(rows: Sequence[Validation], path: Path) -> bytes:
-    """A trial's validations, its best checkpoint at ``path`` and the state beside that, as one file."""
+    """Packs a trial's validations, its best checkpoint at ``path`` and the state next to it into one file."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("validations.json", json.dumps([asdict(row) for row in rows]))
@@ -87,7 +87,7 @@ def checkpoint_in(state: bytes) -> bytes:
 
 
 def train(config: dict[str, Any], *, trials: Sequence[Trial], data: Data, terms: Terms, keeper: Any) -> None:
-    """Tune's trainable: ``config`` names a trial. Reports Validations; where it fails, ``failure`` and a reason."""
+    """Tune's trainable: ``config`` names a trial. Reports Validations; if it fails, ``failure`` and a reason."""
     trial = next(one for one in trials if one.number == config["trial"])
     torch.set_num_threads(terms.threads)
     with TemporaryDirectory() as folder:
@@ -117,7 +117,7 @@ def train(config: dict[str, Any], *, trials: Sequence[Trial], data: Data, terms:
 
 
 class _Teller:
-    """Turns progress into rows; keeps the state before it tells."""
+    """Turns progress into rows; keeps the state before it reports."""
 
     def __init__(self, trial: Trial, rows: list[Validation], path: Path, keeper: Any, pairs: int) -> None:
         self._trial, self._rows, self._path, self._keeper = trial, rows, path, keeper
