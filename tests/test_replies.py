@@ -301,7 +301,7 @@ def test_replies_that_stop_are_filled_with_pad_or_eos_and_counted_to_their_end()
 
 def test_a_reply_that_goes_on_where_the_workload_stops_does_other_work() -> None:
     assert stopped([[7, EOS, 8, 9]], [[7, EOS, PAD, PAD]]).fault == (
-        "it goes on behind the end of a reply, where the workload stops"
+        "it continues after the end of a reply, where the workload stops"
     )
 
 

@@ -168,7 +168,7 @@ _TABLE = (
     ),
     Variant(
         "openvino",
-        "OpenVINO told to compute in fp32, the same graph",
+        "OpenVINO set to compute in fp32, the same graph",
         _at("openvino_runtime:prepare"),
         exact=True,
         kind="openvino",

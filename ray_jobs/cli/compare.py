@@ -19,7 +19,7 @@ def compare(
     base: Annotated[str, typer.Argument(help="Directory of the earlier run: a folder or any pyarrow.fs URI.")],
     new: Annotated[str, typer.Argument(help="Directory of the later run.")],
     gate: Annotated[str | None, typer.Option(help="Largest slowdown to accept: 3% or 0.03.", metavar="SHARE")] = None,
-    form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = "text",
+    form: Annotated[str, typer.Option("--format", help=f"Output format: {', '.join(FORMATS)}.")] = "text",
     out: Annotated[Path | None, typer.Option(help="File to write instead of the terminal.")] = None,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Compare even where the models or the prompts differ.")

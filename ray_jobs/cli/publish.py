@@ -12,9 +12,9 @@ MODES = "auto, online or offline"
 
 
 def publish(
-    run: Annotated[str, typer.Argument(help="The directory of a finished run: a folder or any pyarrow.fs URI.")],
-    wandb: Annotated[str, typer.Option(help=f"{MODES}.")] = "auto",
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 600.0,
+    run: Annotated[str, typer.Argument(help="Directory of a finished run: a folder or any pyarrow.fs URI.")],
+    wandb: Annotated[str, typer.Option(help=f"W&B mode: {MODES}.")] = "auto",
+    timeout: Annotated[float, typer.Option(min=1, help="Maximum seconds to wait for W&B.")] = 600.0,
 ) -> None:
     """Send a run to W&B from its directory alone, as often as you like: it replaces what was sent before.
 

@@ -15,11 +15,11 @@ from ray_jobs.results.store import REPORT, RunDirectory
 
 def report(
     runs: Annotated[list[str], typer.Argument(help="Directories of finished runs.", metavar="RUN [RUN...]")],
-    kind: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = "html",
+    kind: Annotated[str, typer.Option("--format", help=f"Output format: {', '.join(FORMATS)}.")] = "html",
     out: Annotated[
         Path | None,
         typer.Option(
-            help=f"The file. [default: RUN/{REPORT}, or {REPORT} here for several runs; stdout for other formats]"
+            help=f"Output file. [default: RUN/{REPORT}, or {REPORT} here for several runs; stdout for other formats]"
         ),
     ] = None,
 ) -> None:

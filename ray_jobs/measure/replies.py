@@ -110,7 +110,7 @@ def _goes_on(tokens: Tensor) -> str | None:
     ends = tokens == EOS
     behind = ends.cumsum(1) - ends.long() > 0
     if bool((behind & (tokens != PAD) & (tokens != EOS)).any()):
-        return "it goes on behind the end of a reply, where the workload stops"
+        return "it continues after the end of a reply, where the workload stops"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The tracing job: spec -> stations -> tracing launches -> ``traces/`` in a run directory, new or there already."""
+"""The tracing job: spec -> stations -> tracing launches -> ``traces/`` in a new or existing run directory."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,7 @@ ROOM = 20_000_000  # bytes a workload, for its traces
 
 @dataclass
 class Tracing:
-    """What one call of ``trace`` makes, and where it goes."""
+    """The output of one ``trace`` command, and its destination."""
 
     spec: Spec
     run_id: str
@@ -49,23 +49,23 @@ class Tracing:
     warnings: list[str] = field(default_factory=list)
 
     def add(self, file: str, kind: str, title: str, info: TrialInfo | None = None, variant: str | None = None) -> None:
-        """An entry of ``traces/index.json``; ``file`` lies beside it."""
+        """Adds an entry to ``traces/index.json``; ``file`` is in the same folder."""
         trial_id = None if info is None else info.trial_id
         self.index.append({"file": file, "title": title, "trial_id": trial_id, "variant": variant, "kind": kind})
 
     @property
     def failed(self) -> bool:
-        """Whether a trial or one of its traces did."""
+        """True if a trial or one of its traces failed."""
         lost = any(traced.failed for traces in self.traces.values() for traced in traces)
         return lost or any(trial.status == Status.FAILED for trial in self.trials.values())
 
 
 def run(tracing: Tracing, where: Where) -> None:
-    """Makes the traces and everything in ``traces/``; prints each trial as it ends.
+    """Makes the traces and all other files in ``traces/``; prints each trial as it ends.
 
     Raises:
         UsageError: the model, the corpus, the cluster or the directory can't be used.
-        StoreError: a trace could not be kept.
+        StoreError: a trace could not be stored.
     """
     spec, directory = tracing.spec, tracing.directory
     inputs = Inputs.of(spec)
@@ -96,7 +96,7 @@ def run(tracing: Tracing, where: Where) -> None:
 
 
 def rebuild_timeline(tracing: Tracing) -> None:
-    """Only the timeline of a run, and its entry in the index."""
+    """Rebuilds only the timeline of a run and its entry in the index."""
     with tracing.directory.reopened():
         tracing.directory.make_folder(FOLDER)
         try:
@@ -109,7 +109,7 @@ def rebuild_timeline(tracing: Tracing) -> None:
 
 
 def changes(run: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
-    """What a person has to know of a run's traces. Raises UsageError where they would be of another model."""
+    """Notes on a run's traces for the reader. Raises UsageError if they would show another model."""
     before = run.get("identity") or {}
     for part, text in (("model", "the model's weights"), ("prompts", "the corpus or the vocabulary")):
         if before and before.get(part) != now[part]:
@@ -120,7 +120,7 @@ def changes(run: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
 
 
 def take(tracing: Tracing, event: events.Event) -> None:
-    """Takes in what the cluster says; a trace is in the directory before anything is said of it."""
+    """Handles an event; a trace is stored before it is reported."""
     trial = tracing.trials[event.trial_id]
     trial.moments.take(event)
     if isinstance(event, events.TraceMade):
@@ -128,7 +128,7 @@ def take(tracing: Tracing, event: events.Event) -> None:
     elif isinstance(event, events.TrialWaiting):
         _say(f"{event.trial_id}: waiting: {event.holder}")
     elif isinstance(event, events.WorkerLost):
-        _say(f"{event.trial_id}: its worker was lost ({event.reason}); its traces are made again")
+        _say(f"{event.trial_id}: its worker was lost ({event.reason}); its traces are being repeated")
         _forget(tracing, event.trial_id)
     elif isinstance(event, events.TrialEnded):
         trial.status, trial.reason, trial.job = Status.FAILED if event.reason else Status.DONE, event.reason, None
@@ -148,18 +148,18 @@ def _keep(tracing: Tracing, info: TrialInfo, traced: Traced) -> None:
 
 
 def _forget(tracing: Tracing, trial_id: str) -> None:
-    """What a lost worker had sent comes again from the next one."""
+    """Forgets what a lost worker had sent: the next one sends it again."""
     tracing.traces.pop(trial_id, None)
     tracing.index = [entry for entry in tracing.index if entry["trial_id"] != trial_id]
 
 
 def trace_file(trial_id: str, variant: str) -> str:
-    """Its name in ``traces/``; a variant of one's own is called ``package.module:NAME``."""
+    """Its file name in ``traces/``; a user's variant is called ``package.module:NAME``."""
     return f"{trial_id}.{variant.replace('/', '-')}.json.gz"
 
 
 def finish(tracing: Tracing) -> None:
-    """``operators.parquet`` and ``.json``, the timeline and the index."""
+    """Writes ``operators.parquet`` and ``.json``, the timeline and the index."""
     directory = tracing.directory
     operators = [row for name, traces in tracing.traces.items() for one in traces for row in operator_rows(name, one)]
     variants = [row for name, traces in tracing.traces.items() for row in variant_rows(name, traces)]
@@ -191,7 +191,7 @@ def sentences(tracing: Tracing) -> Iterator[VariantRow]:
 
 
 def _of_the_run(trials: Mapping[str, TrialState], earlier: Earlier) -> dict[str, TrialState]:
-    """Those that the run measured. Raises UsageError where none of their stations is here."""
+    """The trials that the run measured. Raises UsageError if none of their stations is here."""
     done = {
         name: record["station"] for name, record in earlier.run["trials"].items() if record["status"] == Status.DONE
     }

@@ -16,8 +16,8 @@ BETWEEN = "(between operators)"
 class OperatorRow:
     """A row of ``traces/operators.parquet``: one operator of one traced variant, all of its calls in the trace.
 
-    The columns are sums of ``torch.profiler`` over ``replies`` replies; ``self_cpu_us`` of a variant add up to all of
-    the traced time.
+    The columns are sums of ``torch.profiler`` over ``replies`` replies; ``self_cpu_us`` of a variant add up to all
+    of the traced time.
     """
 
     trial_id: str
@@ -55,7 +55,7 @@ class VariantRow:
 
 
 def disturbed(row: VariantRow) -> str | None:
-    """What to know of a trace that took far longer than the same replies before it."""
+    """A warning about a trace that took far longer than the same replies before it."""
     if row.reply_ms is None or row.untraced_ms is None or row.reply_ms < DISTURBED * row.untraced_ms:
         return None
     return (
@@ -65,12 +65,12 @@ def disturbed(row: VariantRow) -> str | None:
 
 
 def operator_rows(trial_id: str, traced: Traced) -> list[OperatorRow]:
-    """Of one variant, by self time."""
+    """The operators of one variant, by self time."""
     return [OperatorRow(trial_id, traced.variant, replies=traced.replies, **vars(one)) for one in traced.operators]
 
 
 def variant_rows(trial_id: str, traces: Sequence[Traced]) -> list[VariantRow]:
-    """Of one trial, in the order of its variants."""
+    """The variants of one trial, in order."""
     baseline = next((traced.shares for traced in traces if traced.variant == BASELINE), None)
     return [_variant_row(trial_id, traced, baseline) for traced in traces]
 
@@ -95,7 +95,7 @@ def _variant_row(trial_id: str, traced: Traced, baseline: Shares | None) -> Vari
 
 
 def sentence(traced: Traced, baseline: Shares | None) -> str:
-    """Why a variant is faster than the baseline, or not, as far as its trace tells."""
+    """The reason why a variant is faster than the baseline, or not, as far as its trace shows."""
     name, shares = traced.variant, traced.shares
     if shares is None:
         return f"{name} computes outside of PyTorch's operators, so its trace does not tell kernels from the rest"

@@ -1,4 +1,4 @@
-"""What ``trace`` prints: where each variant's time goes, and operators of each variant beside the baseline's."""
+"""The output of ``trace``: where each variant's time goes, and its operators next to the baseline's."""
 
 from collections.abc import Sequence
 
@@ -52,7 +52,7 @@ def _shares_table(rows: Sequence[VariantRow]) -> Table:
 
 
 def _operators_table(baseline: Traced, other: Traced) -> Table:
-    """The operators that take most of either, then all others in one line."""
+    """The operators that take most time in either variant, then all others in one line."""
     table = _table()
     table.add_column(f"own time and memory\n{baseline.variant} > {other.variant}", no_wrap=True, max_width=32)
     table.add_column("\nkind", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The cluster's timeline: who measured where, when, waiting or busy, as a Chrome trace with one row per station."""
+"""The cluster's timeline: what each station did when, as a Chrome trace with one row per station."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,14 +15,14 @@ Slice = tuple[str, str, float, float]  # name, category, from and to in seconds 
 
 
 def timeline(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The trace of a run's ``run.json``; times as the driver heard them, by its own clock.
+    """Builds the trace of a run's ``run.json``; times are those of arrival, by the driver's clock.
 
     A trial is a slice on its station's row; within it lie ``waiting`` (for its worker or its station), ``starting``,
-    its launches, and what follows them. Raises ValueError where the run tells no times.
+    its launches, and what follows them. Raises ValueError if the run has no times.
     """
     trials = {name: t for name, t in run["trials"].items() if (t.get("moments") or {}).get("at_s", {}).get(ENDED)}
     if not trials:
-        raise ValueError("its run.json tells no times: it is from before they were kept, or nothing was started")
+        raise ValueError("its run.json has no times: it is older than they are, or nothing was started")
     first = min(trial["moments"]["started_unix_s"] for trial in trials.values())
     rows = {station: row for row, station in enumerate(sorted({t["station"] for t in trials.values()}), 1)}
     traced: list[dict[str, Any]] = [_named("process_name", 0, f"run {run['run_id']}")]
@@ -54,7 +54,7 @@ def _trial(name: str, trial: Mapping[str, Any], row: int, offset_s: float) -> It
 
 
 def _attempts(at: Mapping[str, list[float]]) -> list[tuple[float, float]]:
-    """From each start of a trial to its end, which is the next start where its worker was lost or the driver ended."""
+    """The spans from each start of a trial to its end, or its next start if its worker or the driver was lost."""
     starts, last = at[STARTED], at[ENDED][-1]
     heard = sorted(time for times in at.values() for time in times)
     ends = []
@@ -65,14 +65,14 @@ def _attempts(at: Mapping[str, list[float]]) -> list[tuple[float, float]]:
 
 
 def _within(at: Mapping[str, list[float]], start: float, end: float) -> list[tuple[float, str]]:
-    """What was heard in an attempt, in order; at one moment a launch comes home before the next one begins."""
+    """The events of an attempt, in order; of simultaneous ones, the end of a launch precedes the start of the next."""
     order = {STARTED: 0, LAUNCH_BEGAN: 2, ENDED: 3}
     heard = [(time, kind) for kind, times in at.items() for time in times if start <= time <= end]
     return sorted(heard, key=lambda one: (one[0], order.get(one[1], 1)))
 
 
 def parts(heard: list[tuple[float, str]], launches: int = 0) -> Iterator[Slice]:
-    """Slices one behind the other, of what was heard in an attempt of a trial, behind so many launches before it."""
+    """The consecutive slices of an attempt of a trial, after the given number of earlier launches."""
     boundary, waiting = heard[0][0], "waiting for its worker"
     for time, kind in heard:
         if kind.startswith(WAITING):

@@ -10,12 +10,12 @@ from ray_jobs.process.trial import Ask, Trial, Waiting, on_station
 
 
 def traced_variants(variants: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that a trace is made of: a control is its baseline's program, entered a second time."""
+    """The variants to trace; not the control, which is its baseline's program entered a second time."""
     return tuple(name for name in variants if variant_named(name).control_of is None)
 
 
 def run_traces(trial: Trial) -> Iterator[Traced | Waiting]:
-    """A trace of each of the trial's variants; one that brings nothing home says why.
+    """Traces each of the trial's variants; a failed trace has the reason.
 
     Raises:
         TrialError: the cores do not suffice, or the station stayed busy.

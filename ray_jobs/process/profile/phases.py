@@ -20,10 +20,10 @@ def phase_names(steps: int) -> list[str]:
 
 
 def networks(call: Callable[[], object], steps: int) -> tuple[nn.Module, nn.Module] | None:
-    """The encoder and the decoder that a call runs from Python, found by watching one; None where it can't tell.
+    """The encoder and the decoder that a call runs from Python, found by watching one; None if that can't be done.
 
-    It can where an encoder is called once and then a decoder ``steps`` times. A scripted or compiled search, and one
-    that is no module at all, calls neither from Python.
+    It can if an encoder is called once and then a decoder ``steps`` times. A scripted or compiled search, or one that
+    is not a module, calls neither from Python.
     """
     called: list[nn.Module] = []
     inside: list[nn.Module] = []
@@ -53,7 +53,7 @@ def networks(call: Callable[[], object], steps: int) -> tuple[nn.Module, nn.Modu
 
 
 def _role(module: nn.Module) -> str | None:
-    """By the name of its class, which a trace, a script and a compiled module keep inside."""
+    """The role by the name of the class, which a trace, a script and a compiled module preserve."""
     name = module.original_name if isinstance(module, torch.jit.ScriptModule) else None
     name = name or type(getattr(module, "_orig_mod", module)).__name__
     return next((role for role in (ENCODER, DECODER) if name.endswith(role)), None)

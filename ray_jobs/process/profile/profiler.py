@@ -31,7 +31,7 @@ PRIVATE = ("host_name", "traceName")  # keys of a trace that tell of the machine
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator of a trace, all its calls together, as ``torch.profiler`` sums them; phases are among them."""
+    """One operator of a trace with all its calls, as ``torch.profiler`` sums them; phases are included."""
 
     operator: str
     kind: str  # of its own time: kernel, dispatch or interpreter
@@ -44,7 +44,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Traced:
-    """What a tracing launch brings home; all but ``variant`` is empty where it ``failed``."""
+    """The result of a tracing launch; all but ``variant`` is empty if it ``failed``."""
 
     variant: str
     content: bytes = b""  # a gzipped Chrome trace
@@ -105,7 +105,7 @@ def _activities(workload: Workload) -> list[ProfilerActivity]:
 
 
 def _exported(profiler: profile) -> dict[str, Any]:
-    """The Chrome trace as plain values, without what tells of the machine."""
+    """The Chrome trace as plain values, without facts about the machine."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))

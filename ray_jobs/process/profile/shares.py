@@ -1,13 +1,13 @@
-"""How a traced reply's wall time divides: kernels, dispatch, and what runs between operators.
+"""The division of a traced reply's wall time: kernels, dispatch, and what runs between operators.
 
 Every moment of a reply belongs to one of three. On the CPU it is decided by the innermost operator that runs then:
 
 - **kernel**: an operator with an implementation of its own for the device, its entry through the dispatcher included;
-- **dispatch**: an operator that only arranges: calls others (``aten::linear``, ``aten::gru``), makes a view
-  (``aten::transpose``) or takes memory (``aten::empty``), by PyTorch's own registry;
+- **dispatch**: an operator that only arranges: calls others (``aten::linear``, ``aten::gru``), creates a view
+  (``aten::transpose``) or allocates memory (``aten::empty``), by PyTorch's own registry;
 - **interpreter**: no operator at all: Python and its modules or, in a scripted search, TorchScript's interpreter.
 
-On CUDA the device's own activity is the kernels; while it idles, the two others are told apart by the CPU's operators.
+On CUDA the device's own activity is the kernels; while it idles, the CPU's operators distinguish the two others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,7 +43,7 @@ class Shares:
 
 @lru_cache(maxsize=4096)
 def kind_of(name: str) -> str:
-    """What an operator's own time is: ``kernel`` or ``dispatch``; ``interpreter`` for what is no operator."""
+    """The kind of an operator's own time: ``kernel`` or ``dispatch``; ``interpreter`` for anything else."""
     if "::" not in name:
         return INTERPRETER
     schemas = [s for s in torch._C._jit_get_schemas_for_operator(name) if not any(a.is_out for a in s.arguments)]
@@ -59,7 +59,7 @@ def kind_of(name: str) -> str:
 
 
 def _views(schema: Any) -> bool:
-    """Whether it returns another view of its input, or what is one for some inputs."""
+    """Tells whether it returns another view of its input, at least for some inputs."""
     return any(value.alias_info is not None and not value.alias_info.is_write for value in schema.returns)
 
 
@@ -72,7 +72,7 @@ def _has_kernel(schema: Any) -> bool:
 
 
 def shares_of(events: Iterable[Event], device: str) -> Shares:
-    """Of the fastest reply of a trace's. Raises ValueError where the trace holds none."""
+    """The shares of a trace's fastest reply. Raises ValueError if the trace has no reply."""
     spans = [event for event in events if event.get("ph") == "X"]
     reply = min((e for e in spans if e["name"] == REPLY and e.get("cat") == "user_annotation"), key=_duration)
     start, end = _span(reply)
@@ -135,7 +135,7 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def overlap(span: Span, union: Iterable[Span]) -> float:
-    """How much of a span disjoint spans cover."""
+    """The part of a span that disjoint spans cover."""
     return sum(max(0.0, min(span[1], end) - max(span[0], start)) for start, end in union)
 
 
