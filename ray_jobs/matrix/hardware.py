@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from scipy import optimize
@@ -152,20 +153,13 @@ def classes_of(rows: Sequence[Row], margin: float) -> list[HardwareClass]:
 def _class_of(rows: Sequence[Row], margin: float) -> HardwareClass:
     latencies = {str(row.station): known for row in rows if (known := _latency(row)) is not None}
     speedups = {str(row.station): known for row in rows if (known := speedup_of(row)) is not None}
-    p50, p50_low, p50_high, p50_spread, _ = _ratios(latencies.values())
-    speedup, speedup_low, speedup_high, speedup_spread, heterogeneity = _ratios(speedups.values())
+    p50, speedup = random_effects(latencies.values()), random_effects(speedups.values())
     return HardwareClass(
         **{name: getattr(rows[0], name) for name in CLASS},
         stations=len(rows),
-        p50_ms=p50,
-        p50_low_ms=p50_low,
-        p50_high_ms=p50_high,
-        p50_spread=p50_spread,
-        speedup=speedup,
-        speedup_low=speedup_low,
-        speedup_high=speedup_high,
-        speedup_spread=speedup_spread,
-        heterogeneity=heterogeneity,
+        **_ratios("p50", "_ms", p50),
+        **_ratios("speedup", "", speedup),
+        heterogeneity=None if speedup is None else speedup.heterogeneity,
         disagreeing=_sentences(rows[0], latencies, speedups, margin),
     )
 
@@ -185,14 +179,13 @@ def speedup_of(row: Row) -> Estimate | None:
     return Estimate.of_speedup(row.interval, row.launches)
 
 
-def _ratios(estimates: Collection[Estimate]) -> tuple[float | None, ...]:
-    """Mean, low, high and spread of the stations, off the log scale, and I^2."""
-    effects = random_effects(estimates)
+def _ratios(name: str, unit: str, effects: RandomEffects | None) -> dict[str, Any]:
+    """The columns of a mean with its limits and spread, off the log scale."""
     if effects is None:
-        return (None,) * 5
-    limits = [None if log is None else math.exp(log) for log in (effects.low, effects.high)]
-    spread = None if effects.tau is None else math.expm1(effects.tau)
-    return math.exp(effects.mean), *limits, spread, effects.heterogeneity
+        return {}
+    logs = {"": effects.mean, "_low": effects.low, "_high": effects.high}
+    columns = {f"{name}{part}{unit}": None if log is None else math.exp(log) for part, log in logs.items()}
+    return {**columns, f"{name}_spread": None if effects.tau is None else math.expm1(effects.tau)}
 
 
 def _sentences(
