@@ -41,7 +41,7 @@ from ray_jobs.matrix.rows import TrialInfo, rows_of
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.result import Launch, LaunchResult, Weights
 
-pytestmark = pytest.mark.alone
+alone = pytest.mark.alone
 
 # What the plants of a launch must be found out by; the same words as the audit looks for.
 FOUND_IN_A_LAUNCH = {
@@ -259,11 +259,13 @@ def test_costs_beyond_the_targets_are_named() -> None:
     assert all("unknown" in words for words in Cost(None, None, None, None, None, None, 50.0, 0).broken)
 
 
+@alone
 def test_a_sample_of_nothing_costs_little_and_its_inside_less() -> None:
     sample, inside, between = null_sample()
     assert 0 < inside < sample < between
 
 
+@alone
 def test_the_census_tells_a_launch_server_and_its_launch_from_other_children() -> None:
     """A launch server with one launch, by their command lines, below this process and beside another child."""
     server = "import os, sys; os.fork(); print(flush=True); sys.stdin.read()"
@@ -316,6 +318,7 @@ def launched(toy_checkpoint: Path, toy: Trained) -> Launcher:
     return run
 
 
+@alone
 @pytest.mark.parametrize("plant", FOUND_IN_A_LAUNCH)
 def test_a_planted_mistake_is_named(launched: Launcher, plant: str) -> None:
     facts = launched(named(plant)).facts
@@ -323,16 +326,19 @@ def test_a_planted_mistake_is_named(launched: Launcher, plant: str) -> None:
     assert facts[BASELINE].invalid is None
 
 
+@alone
 def test_the_same_program_under_two_names_is_named(launched: Launcher) -> None:
     facts = launched("torchscript", named("SAME_PROGRAM")).facts
     assert facts[named("SAME_PROGRAM")].invalid == "it is the same program as torchscript"
 
 
+@alone
 def test_a_memory_of_prompts_has_nothing_to_remember(launched: Launcher) -> None:
     facts = launched(named("MEMORY")).facts[named("MEMORY")]
     assert (facts.failed, facts.invalid) == (None, None)
 
 
+@alone
 @pytest.mark.parametrize("percent", DELAYED)
 def test_a_delayed_variant_is_sound_and_slower(launched: Launcher, percent: int) -> None:
     result = launched(DELAYED[percent])
