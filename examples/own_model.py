@@ -1,4 +1,4 @@
-"""A model that is not the chatbot: a small CNN over images, as docs/own-model.md walks through."""
+"""A model other than the chatbot, explained in docs/own-model.md: a small CNN over images."""
 
 from torch import Tensor, allclose, nn, rand
 

@@ -1,4 +1,4 @@
-"""A variant of one's own, as docs/adding-a-variant.md walks through: one prompt at a time needs no attention mask."""
+"""A variant of your own, explained in docs/adding-a-variant.md: one prompt at a time needs no attention mask."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from chatbot.vocabulary import SOS
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
-    """The tutorial's own search: it has no mask, so it takes prompts one by one."""
+    """The tutorial's own search, which has no mask and so takes prompts one by one."""
     if workload.batch > 1:
         raise UnavailableError("without a mask it can't read padded prompts: give --batch 1")
     encoder, decoder, layers = chatbot.encoder, chatbot.decoder, chatbot.config.decoder_layers

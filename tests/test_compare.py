@@ -475,6 +475,17 @@ def test_the_example_workflow_measures_both_commits_and_compares(workflow: dict[
     assert places == {"base", "new"}
 
 
+def test_the_example_workflow_gives_the_measured_code_no_write_access(workflow: dict[Any, Any]) -> None:
+    gate = workflow["jobs"]["gate"]
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "permissions" not in gate
+    checkouts = [step["with"] for step in gate["steps"] if step.get("uses", "").startswith("actions/checkout")]
+    assert [checkout["persist-credentials"] for checkout in checkouts] == [False, False]
+    writers = [name for name, job in workflow["jobs"].items() if "write" in str(job.get("permissions", ""))]
+    assert writers == ["comment"]
+    assert not any("checkout" in step.get("uses", "") for step in workflow["jobs"]["comment"]["steps"])
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(("code", "job"), [(0, 0), (1, 1), (2, 2), (3, 0)])
 def test_the_example_workflow_fails_when_it_should(
