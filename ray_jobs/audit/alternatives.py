@@ -1,4 +1,4 @@
-"""What a user would write instead, on the same callables: each a function that runs in a fresh pinned process."""
+"""The usual benchmarks, on the same callables: each a function that runs in a fresh pinned process."""
 
 import time
 from collections.abc import Callable

@@ -23,7 +23,7 @@ MOST = 1000  # comparisons, so that no two --seed share a trial's seed
 
 @dataclass(frozen=True)
 class Plan:
-    """What a part of the audit compares."""
+    """The comparisons of a part of the audit."""
 
     comparisons: int
     percent: int = 0  # 0: identical programs

@@ -38,7 +38,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Detection:
-    """What became of a planted mistake."""
+    """The outcome of a planted mistake."""
 
     fault: str
     caught: bool

@@ -91,7 +91,7 @@ def _rate_row(who: str, part: Part, wrong: int, low: float, high: float) -> tupl
 
 
 def _trials(part: Part) -> str:
-    """What each trial was asked."""
+    """The settings of the trials."""
     spec = part["spec"]
     return (
         f"Model {spec['model']}, precision {spec['precision']:.0%}, budget {spec['budget']:g} s "

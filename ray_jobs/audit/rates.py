@@ -24,7 +24,7 @@ WRONG = (Verdict.FASTER, Verdict.SLOWER, Verdict.INVALID)  # verdicts on two ide
 
 
 class Promise(StrEnum):
-    """Whether the tool keeps what it promises."""
+    """The state of a promise."""
 
     KEPT = "kept"
     BROKEN = "broken"
@@ -91,7 +91,7 @@ def _limits(name: str, count: int, of: int) -> dict[str, float]:
 
 
 def false_verdicts(comparisons: Sequence[Comparison], margin: float) -> dict[str, Any]:
-    """How often identical programs were called different, by this tool and by its peers."""
+    """Counts how often identical programs were called different, by this tool and by the alternatives."""
     told = [c for c in comparisons if c.told]
     intervals = [c.interval for c in told if c.interval is not None]
     wrong = sum(c.verdict in WRONG for c in told)
@@ -149,7 +149,7 @@ def _peer(peer: str, comparisons: Sequence[Comparison], margin: float) -> dict[s
 
 
 def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, Any]:
-    """How often a known slowdown was found (an interval wholly below 1), and the bias of its estimate.
+    """Counts how often a known slowdown was found (an interval wholly below 1), and the bias of its estimate.
 
     A trial that failed has found nothing. ``called_slower`` is the verdict's word for it, which also asks that the
     interval reaches beyond the margin.

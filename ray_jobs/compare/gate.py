@@ -1,4 +1,4 @@
-"""Whether a variant became slower, by how much, and how sure that is. Pure functions of cells.
+"""Decides whether a variant became slower, by how much, and how sure that is. Pure functions of cells.
 
 The machine's own speed drifts between two runs, so only speedups are compared: a variant's against the baseline's in
 the same launches of the same run. Verdicts and exit codes are explained in docs/method.md, "Comparing two runs".
@@ -23,7 +23,7 @@ class Exit(IntEnum):
 
 
 class Outcome(StrEnum):
-    """What became of one variant and workload between two runs."""
+    """The change of one variant and workload between two runs."""
 
     SLOWER = "slower"
     FASTER = "faster"
@@ -46,7 +46,7 @@ class Change:
 
     @property
     def source(self) -> str | None:
-        """What the two estimates were made from."""
+        """The source of the two estimates."""
         found = [cell.source for cell in (self.base, self.new) if cell.estimate is not None]
         return " and ".join(dict.fromkeys(found)) or None
 
@@ -65,7 +65,7 @@ class BaselineChange:
 
     @property
     def sentinel(self) -> float | None:
-        """The same ratio of the fixed computation next to the launches: the machine's part in it."""
+        """The same ratio for the fixed computation next to the launches: the machine's part in the change."""
         return _ratio(self.base.row.sentinel_ms, self.new.row.sentinel_ms)
 
 
@@ -126,7 +126,7 @@ def _change(base: Cell, new: Cell, gate: float, tests: int) -> Change:
 
 
 def _broken(base: Cell, new: Cell) -> str | None:
-    """Why the variant of NEW fails whatever its speed, or None."""
+    """The reason why NEW's variant fails whatever its speed, or None."""
     if new.row.verdict == Verdict.INVALID or new.row.status == Status.FAILED:
         return f"{Verdict.INVALID if new.row.verdict == Verdict.INVALID else Status.FAILED}: {new.row.reason}"
     before, after = base.row.identical_replies, new.row.identical_replies

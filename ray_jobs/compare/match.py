@@ -29,7 +29,7 @@ class Cell:
 
     @property
     def asked(self) -> Key:
-        """What was asked for, wherever it was measured. The model's path is not compared: its weights are."""
+        """The requested workload and variant, wherever measured. The model's path is not compared: its weights are."""
         row = self.row
         return row.device, row.batch, row.prompt_tokens, row.reply_tokens, row.threads, row.variant
 

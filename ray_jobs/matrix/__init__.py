@@ -1,1 +1,1 @@
-"""What launches mean: a row for each variant, and classes of hardware."""
+"""The meaning of launches: a row for each variant, and classes of hardware."""

@@ -1,1 +1,1 @@
-"""Finished runs as one HTML page that needs nothing else, or as Markdown, CSV and JSON."""
+"""Finished runs as one self-contained HTML page, or as Markdown, CSV and JSON."""

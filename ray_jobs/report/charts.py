@@ -51,7 +51,7 @@ def path(kind: str, d: str) -> Markup:
 
 
 def dots(kind: str, x: Floats, y: Floats) -> Markup:
-    """Round whatever the drawing is stretched to: strokes of no length with round ends."""
+    """Dots that stay round however the drawing is stretched: strokes of no length with round ends."""
     points = "".join(f"M{a:.0f} {b:.0f}h0" for a, b in zip(x, y, strict=True))
     return path(kind, points) if points else Markup()
 
@@ -61,7 +61,7 @@ def upright(kind: str, x: float, top: float = 0.0, bottom: float = TALL) -> Mark
 
 
 def estimate(kind: str, scale: Scale, value: float, low: float | None, high: float | None) -> Markup:
-    """A dot, on the bar of its interval where that is known."""
+    """A dot, on the bar of its interval if that is known."""
     dot = dots(f"estimate {kind}", np.array([scale.at(value)]), np.array([50.0]))
     if low is None or high is None:
         return dot
@@ -93,7 +93,7 @@ def _interval(name: str, more: str, row: Row | HardwareClass, margin: float, sca
 
 
 def distributions(series: TrialSeries, rows: Sequence[Row]) -> Chart:
-    """How long the calls of each variant took, on one scale."""
+    """The distribution of each variant's latencies, on one scale."""
     shown = [one for one in series.variants if len(one.calls_ms)]
     if not shown:
         return Chart(())
@@ -121,7 +121,7 @@ def _distribution(series: VariantSeries, row: Row, scale: Scale) -> Line:
 
 
 def over_time(series: TrialSeries, most_dots: int) -> Chart:
-    """Each variant's turns while the trial ran, in a strip of its own whose range is that share of its median."""
+    """Each variant's turns over the trial, in a strip whose range is the given share of its median."""
     shown = [one for one in series.variants if len(one.turn_ms)]
     if not shown or not series.launches:
         return Chart(())

@@ -1,4 +1,4 @@
-"""Cold start against steady state: after how many calls a slow start has paid for itself."""
+"""Cold start against steady state: the number of calls after which a slow start pays off."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ray_jobs.statistics import Verdict
 
 @dataclass(frozen=True)
 class Start:
-    """The cost of a variant before it is as fast as it gets, and when that has paid off."""
+    """The cost of a variant before it reaches its speed, and when that pays off."""
 
     variant: str
     prepare_ms: float
@@ -22,14 +22,14 @@ class Start:
 
 
 def break_even(extra_ms: float, gain_ms: float) -> int | None:
-    """The number of calls after which ``extra_ms`` more at the start is won back; None where nothing is won."""
+    """The number of calls that win back ``extra_ms`` at the start; None if they never do."""
     if gain_ms <= 0:
         return None
     return max(0, math.ceil(extra_ms / gain_ms))
 
 
 def starts(rows: Sequence[Row], series: TrialSeries | None) -> list[Start]:
-    """One for each variant of a trial that was prepared and measured; empty where the baseline was not."""
+    """One for each prepared and measured variant of a trial; empty if the baseline is not among them."""
     slow = {one.variant: one.slow_start_ms for one in series.variants} if series else {}
     known = {
         row.variant: row for row in rows if row.prepare_s is not None and row.p50_ms and row.verdict != Verdict.INVALID

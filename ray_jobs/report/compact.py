@@ -1,4 +1,4 @@
-"""A run made small and anonymous, fit to be committed: one sample file, no host names, no paths."""
+"""Makes a run small and anonymous, fit to be committed: one sample file, no host names, no paths."""
 
 import json
 import re

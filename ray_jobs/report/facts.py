@@ -1,4 +1,4 @@
-"""The questions of a report's first screen, each with its answer in a few text."""
+"""The questions of a report's first screen, each with a short answer."""
 
 import math
 from collections import Counter
@@ -84,7 +84,7 @@ def _most_often(question: str, found: Sequence[Fastest], measured: int) -> Fact:
 
 
 def named_rivals(best: Fastest) -> str:
-    """Which others may be as fast, in words; empty where there is none."""
+    """The others that may be as fast, in words; empty if there are none."""
     names = [_short(name, 40) for name in (best.rivals or ())[:MOST_REASONS]]
     if more := len(best.rivals or ()) - len(names):
         names.append(text.counted(more, "other"))
@@ -108,7 +108,7 @@ def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
 
 
 def _control_fact(rows: Sequence[Row]) -> Fact:
-    """Red where more controls differ than chance explains: in many trials some do, and then no trial is to blame."""
+    """Red if more controls differ than chance explains: among many trials some do, and no trial is to blame."""
     told = [row for row in rows if row.variant == CONTROL and row.speedup is not None]
     question = "The tool's own error"
     if not told:
@@ -153,7 +153,7 @@ def _short(said: str, most: int = 90) -> str:
 
 
 def worst_replies(rows: Sequence[Row]) -> str:
-    """How many replies equal the baseline's over many rows: where they differ most."""
+    """The lowest share of replies equal to the baseline's among many rows."""
     known = [row for row in rows if row.identical_replies is not None and row.verdict != Verdict.INVALID]
     if not known:
         return "replies were not compared"

@@ -55,17 +55,17 @@ class Matrix:
 
     @property
     def crowded(self) -> bool:
-        """Whether its rows must be low."""
+        """True if its rows must be low."""
         return len(self.rows) > CROWDED
 
     @property
     def wide(self) -> bool:
-        """Whether it must be scrolled sideways."""
+        """True if it must be scrolled sideways."""
         return len(self.variants) > MANY
 
 
 def matrix(runs: Sequence[RunView]) -> Matrix:
-    """Runs that measured the same workload on the same hardware stand beneath each other."""
+    """Runs of the same workload on the same hardware are listed together."""
     rows = [row for run in runs for row in run.rows]
     names = list(dict.fromkeys(row.variant for row in rows))
     varying = [name for name in ("hardware", *SIZES) if len({_part(row, name) for row in rows}) > 1]
@@ -84,7 +84,7 @@ def matrix(runs: Sequence[RunView]) -> Matrix:
 
 
 def _narrow(name: str, most: int = 36) -> str:
-    """A name with its middle left out where it is long: names differ at their ends."""
+    """A name without its middle if it is long: names differ at their ends."""
     half = most // 2
     return name if len(name) <= most else f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"
 
@@ -105,7 +105,7 @@ def _row(
 
 
 def _part(row: Row, name: str) -> str:
-    """One property of a row in short; empty where it does not apply to its model."""
+    """One property of a row, abbreviated; empty if it does not apply to its model."""
     if name == "hardware":
         return f"{row.device} {row.device_name or ''}".strip()
     value = getattr(row, name)
@@ -128,7 +128,7 @@ def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Tile:
 
 
 def step(row: Row) -> str:
-    """How strong the colour is: ``up1`` to ``up4`` faster, ``down1`` to ``down4`` slower; none where it is the same."""
+    """The strength of the colour: ``up1`` to ``up4`` faster, ``down1`` to ``down4`` slower; none for the same."""
     if row.speedup is None or row.verdict not in (Verdict.FASTER, Verdict.SLOWER):
         return ""
     strength = 1 + sum(abs(math.log(row.speedup)) >= math.log(limit) for limit in STEPS)

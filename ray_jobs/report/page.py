@@ -59,7 +59,7 @@ class Group:
 
 @dataclass(frozen=True)
 class RunPart:
-    """What is said of a run as a whole."""
+    """The part about a run as a whole."""
 
     view: RunView
     started: str
@@ -82,7 +82,7 @@ def template(name: str, folder: Path = TEMPLATES) -> Template:
 
 
 def page(runs: Sequence[RunView]) -> str:
-    """One HTML document that needs nothing else."""
+    """One self-contained HTML document."""
     told = [_first(run) for run in runs]
     strips = sum(len(series.variants) for run in runs for series in run.series.values())
     dots = max(LEAST_DOTS, min(MOST_DOTS, DOTS // max(1, strips)))
@@ -101,7 +101,7 @@ def page(runs: Sequence[RunView]) -> str:
 
 
 def _first(run: RunView) -> RunView:
-    """Its first trials, as many as a page can hold."""
+    """A run's first trials, as many as a page can hold."""
     if len(run.trials) <= MOST_TOLD:
         return run
     kept = set(list(run.trials)[:MOST_TOLD])
@@ -109,7 +109,7 @@ def _first(run: RunView) -> RunView:
 
 
 def soft(said: str) -> Markup:
-    """A text that may be broken after the marks that join long names."""
+    """A text that may break after the characters that join long names."""
     return Markup(JOINT.sub(r"\1<wbr>", str(escape(said))))
 
 
@@ -170,7 +170,7 @@ def _groups(runs: Sequence[RunView]) -> list[Group]:
 
 
 def _station_lines(variant: str, found: Sequence[tuple[RunView, Row]], several: bool) -> Iterator[Named]:
-    """Each station, and beneath them the mean of each hardware class that has several."""
+    """Each station, followed by the mean of each hardware class that has several."""
     mine = [(run, row) for run, row in found if row.variant == variant]
     for number, (run, row) in enumerate(mine):
         place = row.station or row.device_name or row.device
@@ -182,7 +182,7 @@ def _station_lines(variant: str, found: Sequence[tuple[RunView, Row]], several: 
 
 
 def _same(one: HardwareClass, row: Row) -> bool:
-    """Whether it is of that workload."""
+    """Tells whether a row has that workload."""
     return all(getattr(one, name) == getattr(row, name) for name in ("device", *SIZES))
 
 

@@ -21,7 +21,7 @@ class Scale:
 
     @classmethod
     def over(cls, low: float, high: float, log: bool | None = None) -> "Scale":
-        """With a little room on both sides; logarithmic where the range is wide, unless that is said."""
+        """A scale with a little room on both sides; logarithmic for a wide range, unless given."""
         if not high > low:
             low, high = low * 0.9, high * 1.1 or 1.0
         wide = low > 0 and high / low > WIDE if log is None else log
@@ -33,11 +33,11 @@ class Scale:
         return cls(least if low < 0 else max(0.0, least), high + room * (high - low))
 
     def at(self, value: float) -> float:
-        """Where a value stands, 0 to ``WIDTH``; at the edge where it lies beyond."""
+        """The position of a value, 0 to ``WIDTH``; at the edge if it is beyond."""
         return float(self.places(np.array([value]))[0])
 
     def places(self, values: Floats) -> Floats:
-        """The same of many."""
+        """The positions of many values."""
         inside = np.clip(values, self.low, self.high)
         if self.log:
             return np.asarray(WIDTH * np.log(inside / self.low) / math.log(self.high / self.low))

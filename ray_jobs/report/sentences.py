@@ -51,7 +51,7 @@ def _compared(row: Row, margin: float) -> str:
 
 
 def same_replies(row: Row) -> str:
-    """How many replies equal the baseline's."""
+    """The share of replies that equal the baseline's."""
     if row.identical_replies is None:
         return "replies were not compared"
     return "all replies the same" if row.identical_replies == 1 else f"{text.replies(row)} of the replies the same"

@@ -1,4 +1,4 @@
-"""What the charts of one trial are drawn from: samples of all launches, on one clock, a dot per turn."""
+"""The data of one trial's charts: samples of all launches, on one clock, one dot per turn."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ FIRST_CALLS = 10  # of the warm-up, in which a program that compiles itself does
 
 @dataclass(frozen=True)
 class LaunchSpan:
-    """When a launch's rounds ran."""
+    """The time span of a launch's rounds."""
 
     index: int
     start_s: float  # since the trial began
@@ -46,7 +46,7 @@ class TrialSeries:
 
 
 def trial_series(launches: Sequence[LaunchResult]) -> TrialSeries:
-    """The launches of a trial, in order, put together."""
+    """Joins the launches of a trial, in order."""
     ends = [_last_s(launch) for launch in launches]
     timed = all(launch.elapsed_s is not None for launch in launches)
     if timed:

@@ -1,4 +1,4 @@
-"""What a run found, in sentences: which variant is fastest, by how much, how sure, and what went wrong."""
+"""A run's findings in sentences: the fastest variant, by how much, how sure, and what went wrong."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def _told_of(run: RunView) -> list[str]:
 
 
 def _doubts(run: RunView, trials: Sequence[Sequence[Row]]) -> list[str]:
-    """What should be known before a figure is believed: warnings, except for the precision, which the facts report."""
+    """Reasons to doubt the figures: warnings, except for the precision, which the facts report."""
     doubts = [[one for row in rows for one in row.warnings if one != _imprecision(row, run)] for rows in trials]
     if len(trials) == 1:
         return [f"But {one}." for one in list(dict.fromkeys(doubts[0]))[:MOST_REASONS]]
@@ -62,7 +62,7 @@ def _doubts(run: RunView, trials: Sequence[Sequence[Row]]) -> list[str]:
 
 
 def _imprecision(row: Row, run: RunView) -> str | None:
-    """The warning that says so, of a row with an interval."""
+    """The warning about the precision of a row with an interval."""
     return imprecision(row.interval, run.spec["precision"]) if row.interval and "precision" in run.spec else None
 
 

@@ -1,4 +1,4 @@
-"""Markdown, the one writer of it; and the matrix as Markdown, CSV and JSON."""
+"""The only writer of Markdown; and the matrix as Markdown, CSV and JSON."""
 
 import csv
 import io
@@ -19,12 +19,12 @@ MENTION = re.compile(r"(?<!\w)@(?=\w)")  # a backslash does not keep GitHub from
 
 
 def plain(said: str) -> str:
-    """Text that Markdown shows as it is, in one line: no emphasis, link, image, HTML, cell's end or mention in it."""
+    """Text that Markdown shows literally, in one line: no emphasis, link, image, HTML, end of cell or mention."""
     return MENTION.sub("@&#8203;", SPECIAL.sub(r"\\\g<0>", " ".join(said.split())))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> list[str]:
-    """The lines of a table of plain texts; the columns of these heads are aligned to the right."""
+    """The lines of a table of plain texts; columns with the given heads are right-aligned."""
     lines = [" | ".join(map(plain, row)) for row in (head, *rows)]
     rule = "|".join("---:" if name in right else "---" for name in head)
     return [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
@@ -53,7 +53,7 @@ def _matrix(rows: Sequence[Row], margin: float) -> Iterator[str]:
 
 
 def as_csv(runs: Sequence[RunView]) -> str:
-    """A line per row of the matrix; what is unknown is empty."""
+    """One line per row of the matrix; unknown values are empty."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(COLUMNS)

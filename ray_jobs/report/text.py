@@ -28,7 +28,7 @@ def title(row: Row) -> str:
 
 
 def place(row: Row) -> str:
-    """Where a trial was measured."""
+    """The place where a trial was measured."""
     return f"{row.device} {row.device_name} ({row.station})" if row.station else row.device
 
 
@@ -53,7 +53,7 @@ def counted(count: int, thing: str, things: str | None = None) -> str:
 
 
 def latency(row: Row) -> str:
-    """The median with its interval; a program that is not what its label says has none."""
+    """The median with its interval; an invalid program has none."""
     return DASH if row.verdict == Verdict.INVALID else p50(row)
 
 
@@ -63,7 +63,7 @@ def p50(of: Row | HardwareClass) -> str:
 
 
 def between(value: float | None, low: float | None, high: float | None, show: Callable[[float], str]) -> str:
-    """A figure with the limits of its interval, where they are known."""
+    """A figure with the limits of its interval, if known."""
     if value is None:
         return DASH
     return show(value) if low is None or high is None else f"{show(value)} ({show(low)} to {show(high)})"
@@ -92,7 +92,7 @@ def ratio(value: float) -> str:
 
 
 def verdict(row: Row, margin: float) -> str:
-    """The verdict as one would say it; the status of a row that has none."""
+    """The verdict in words; the status of a row without one."""
     if row.verdict == Verdict.SAME:
         return f"same ±{margin:.0%}"
     return VERDICTS.get(row.verdict or "", row.verdict or row.status)
@@ -113,12 +113,12 @@ def per_token(row: Row) -> str:
 
 
 def of_limit(row: Row) -> str:
-    """The share of what the hardware allows that a variant reaches."""
+    """The share of the hardware's limit that a variant reaches."""
     return DASH if row.of_limit is None else f"{row.of_limit:.0%}"
 
 
 def limit_notes(rows: Sequence[Row], shares: bool = False) -> list[str]:
-    """Why the baseline takes as long as it does; the ``shares`` of the limit too, where no column has them."""
+    """The reason for the baseline's latency; with ``shares``, also the shares of the limit, if no column has them."""
     told = [row for row in rows if row.of_limit is not None]
     reached = ", ".join(f"{row.variant} {of_limit(row)}" for row in told)
     why = [f"{row.variant}{' is' if row.bound else ':'} {row.bound_why}" for row in told if row.variant == row.baseline]
@@ -126,7 +126,7 @@ def limit_notes(rows: Sequence[Row], shares: bool = False) -> list[str]:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each reason and warning of a trial; one that several rows share is said once."""
+    """A sentence for each reason and warning of a trial; those that several rows share appear once."""
     said: dict[str, list[str]] = {}
     for row in rows:
         texts = [f"{row.verdict if row.verdict == 'invalid' else row.status}: {row.reason}"] if row.reason else []

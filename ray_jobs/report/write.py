@@ -1,4 +1,4 @@
-"""The page that every run ends with, and the other forms of it."""
+"""Writes the page that every run ends with, and its other forms."""
 
 import sys
 
@@ -17,7 +17,7 @@ def draw(directory: RunDirectory) -> None:
 
 
 def draw_or_say(directory: RunDirectory) -> None:
-    """The same, whatever happens: a run is never lost for its page."""
+    """Draws the page, or reports why not: a run is never lost because of its page."""
     try:
         draw(directory)
     except Exception as error:

@@ -1,1 +1,1 @@
-"""What lies on disk."""
+"""Everything on disk."""

@@ -34,7 +34,7 @@ REACH_TIMEOUT_S = 60.0
 
 
 class StoreError(OSError):
-    """What was measured can't be kept any more; one line says why. Everything committed before it is safe."""
+    """Results can't be stored any more; one line says why. Everything committed before is safe."""
 
 
 class RunDirectory:
@@ -46,10 +46,10 @@ class RunDirectory:
 
     @classmethod
     def named(cls, root: str, run_id: str) -> "RunDirectory":
-        """The directory of a new run, not made yet.
+        """The directory of a new run, not created yet.
 
         Raises:
-            UsageError: the run id is no plain name or exists already, or the root can't be reached.
+            UsageError: the run id is not a plain name or already exists, or the root can't be reached.
         """
         if not run_id or run_id in (".", "..") or set(run_id) & set("/\\:\0"):
             raise UsageError(f"run id {run_id!r} is not a plain folder name")
@@ -62,7 +62,7 @@ class RunDirectory:
 
     @classmethod
     def existing(cls, place: str, holds: str = "run.json") -> "RunDirectory":
-        """The directory of a run that was made, told by a file that it holds. Raises UsageError where there is none."""
+        """The directory of an existing run, recognised by a file in it. Raises UsageError if there is none."""
         filesystem, path = open_root(place)
         with _reaching(place):
             if _in_time(lambda: filesystem.get_file_info(f"{path}/{holds}")).type != fs.FileType.File:
@@ -71,10 +71,10 @@ class RunDirectory:
 
     @contextmanager
     def created(self, samples: bool = True, room: int = 0) -> Iterator[None]:
-        """Makes the directory, and its root; a UsageError before the first launch takes away what was made.
+        """Creates the directory and its root; a UsageError before the first launch removes what was created.
 
         Args:
-            samples: whether launches are to be kept in it.
+            samples: whether launches will be stored in it.
             room: bytes that it will need.
 
         Raises:
@@ -92,7 +92,7 @@ class RunDirectory:
                 raise
 
     def _make(self, samples: bool) -> bool:
-        """Whether its root had to be made too."""
+        """Returns whether the root had to be created too."""
         rootless = self._fs.get_file_info(self._root).type == fs.FileType.NotFound
         self._fs.create_dir(f"{self._path}/samples" if samples else self._path, recursive=True)
         return bool(rootless)
@@ -109,10 +109,10 @@ class RunDirectory:
 
     @contextmanager
     def reopened(self, room: int = 0) -> Iterator[None]:
-        """For going on with a run; what a killed writer left half-written is taken away.
+        """Opens a run for continuing it; removes what a killed writer left incomplete.
 
         Raises:
-            UsageError: it can't be written, its disk has less room, or another process is at it.
+            UsageError: it can't be written, its disk has less room, or another process is writing it.
         """
         with self._driven():
             self._try(room)
@@ -122,7 +122,7 @@ class RunDirectory:
             yield
 
     def _try(self, room: int) -> None:
-        """Raises UsageError where a file can't be written, or the disk has less room than ``room`` bytes."""
+        """Raises UsageError if a file can't be written, or the disk has less room than ``room`` bytes."""
         with _reaching(self.shown):
             _in_time(lambda: self.write(PROBE, b"can this be written?"))
             _in_time(lambda: self._fs.delete_file(f"{self._path}/{PROBE}"))
@@ -137,7 +137,7 @@ class RunDirectory:
 
     @contextmanager
     def _driven(self) -> Iterator[None]:
-        """Holds the directory for this process alone, where it is a local one."""
+        """Locks a local directory for this process."""
         if self.local_path is None:
             yield
             return
@@ -158,16 +158,16 @@ class RunDirectory:
 
     @property
     def local_path(self) -> str | None:
-        """Its path where it lies on this machine's disk."""
+        """Its path if it is on this machine's disk."""
         return self._path if isinstance(self._fs, fs.LocalFileSystem) else None
 
     def make_folder(self, name: str) -> None:
-        """A folder within it, where there is none yet. Raises UsageError."""
+        """Creates a folder within it, if there is none yet. Raises UsageError."""
         with _reaching(self.shown):
             _in_time(lambda: self._fs.create_dir(f"{self._path}/{name}", recursive=True))
 
     def holds(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Tells whether there is such a file."""
         return bool(self._fs.get_file_info(f"{self._path}/{name}").type == fs.FileType.File)
 
     def write(self, name: str, content: bytes) -> None:
@@ -193,34 +193,34 @@ class RunDirectory:
                 stream.write(part)
 
     def delete(self, name: str) -> None:
-        """Takes a file away, where it is there."""
+        """Deletes a file, if it exists."""
         with suppress(FileNotFoundError):
             self._fs.delete_file(f"{self._path}/{name}")
 
     def write_json(self, name: str, value: object) -> None:
-        """NaN and infinity are refused: what is unknown is null."""
+        """Writes JSON; refuses NaN and infinity: unknown values are null."""
         json.dumps(value, allow_nan=False)  # only to refuse; with indent=1 it would be ten times slower than the next
         self.write(name, to_json(value, indent=1) + b"\n")
 
     def write_json_rows(self, name: str, batches: Iterable[Sequence[object]]) -> None:
-        """A list as JSON, in the way of ``write_json``, that need never be in memory as a whole."""
+        """Writes a list as JSON, like ``write_json``, without holding it in memory as a whole."""
         self._write(name, _json_list(batches))
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """A Parquet file."""
+        """Writes a Parquet file."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         self.write(name, sink.getvalue().to_pybytes())
 
     def add_launch(self, trial: str, table: pa.Table, identity: str = "") -> None:
-        """Commits a launch; ``identity`` tells it from launches of another run."""
+        """Commits a launch; ``identity`` distinguishes it from launches of another run."""
         launch = json.loads(table.schema.metadata[b"launch"])["launch"]["index"]
         if identity:
             table = table.replace_schema_metadata({**table.schema.metadata, b"identity": identity.encode()})
         self.write_table(_launch_file(trial, launch), table)
 
     def launch(self, trial: str, index: int) -> pa.Table:
-        """One that was committed."""
+        """Reads a committed launch."""
         return pq.ParquetFile(pa.BufferReader(self.read(_launch_file(trial, index)))).read(use_threads=False)
 
     def sample_files(self) -> list[str]:
@@ -228,13 +228,13 @@ class RunDirectory:
         return [name for name in self.names("samples") if name.endswith(".parquet")]
 
     def names(self, folder: str = "") -> list[str]:
-        """The names of the files in one of its folders, or in itself, in order; none where there is no such folder."""
+        """The names of the files in it, or in one of its folders, in order; none if there is no such folder."""
         place = f"{self._path}/{folder}".rstrip("/")
         found = self._fs.get_file_info(fs.FileSelector(place, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
     def read(self, name: str) -> bytes:
-        """A whole file. Raises FileNotFoundError."""
+        """Reads a whole file. Raises FileNotFoundError."""
         with self._fs.open_input_file(f"{self._path}/{name}") as file:
             content: bytes = file.read()
         return content
@@ -247,7 +247,7 @@ class RunDirectory:
         return launches
 
     def each_table(self, trials: Collection[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-        """(trial, launch) of one committed launch after the other: of a long run they are too many to hold at once."""
+        """Yields (trial, launch) of each committed launch: a long run has too many to hold at once."""
         for name in self.sample_files():
             of = name.removesuffix(".parquet").rpartition(".")[0]  # empty: of many trials
             if trials is not None and of and of not in trials:
@@ -262,7 +262,7 @@ class RunDirectory:
         return {trial: [to_result(table) for table in tables] for trial, tables in self.read_tables(trials).items()}
 
     def add_launches(self, trials: Mapping[str, Sequence[pa.Table]], name: str) -> None:
-        """Commits many launches as one file, from which ``read_tables`` makes single ones again."""
+        """Commits many launches as one file, which ``read_tables`` splits again."""
         tables = [(trial, table) for trial, launches in trials.items() for table in launches]
         metadata = [[trial, table.num_rows, json.loads(table.schema.metadata[b"launch"])] for trial, table in tables]
         parts = [renamed(trial, table).replace_schema_metadata(None) for trial, table in tables]
@@ -298,7 +298,7 @@ def _write_locally(path: str, parts: Iterable[bytes]) -> None:
 
 
 def _in_time(action: Callable[[], T]) -> T:
-    """Its value, waiting no longer than a store that can be reached needs. Raises TimeoutError."""
+    """The value, after no longer than a reachable store needs. Raises TimeoutError."""
     answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
@@ -327,7 +327,7 @@ def _reaching(place: str) -> Iterator[None]:
 
 
 def below(root: str, name: str) -> str:
-    """A folder of a results root, as the user would name it; a URI's options come last."""
+    """A folder of a results root, as the user would name it, with a URI's options at the end."""
     place, mark, options = root.partition("?") if "://" in root else (root, "", "")
     return f"{place.rstrip('/')}/{name}{mark}{options}"
 
