@@ -63,11 +63,11 @@ def record(tmp_path: Path) -> Record:
 
 def swept(sink: SweepSink, record: Record) -> None:
     """A sweep of one trial that is done and one that failed."""
-    sink.begun(TRIALS[0])
+    sink.started(TRIALS[0])
     for row in ROWS:
         record.validations.append(row)
-        sink.told(row)
-    sink.begun(TRIALS[1])
+        sink.validated(row)
+    sink.started(TRIALS[1])
     for ended in (row_of(TRIALS[0], ROWS, DONE), row_of(TRIALS[1], [], FAILED, "it burst")):
         record.end(ended, b"weights")
         sink.ended(ended)
@@ -92,7 +92,7 @@ def test_a_sweep_is_a_group_with_a_run_a_trial_and_one_for_the_whole(runs: list[
 
 def test_a_resumed_trial_is_told_from_its_start(runs: list[FakeRun], record: Record) -> None:
     record.validations = list(ROWS)
-    SweepSink("online", record).begun(TRIALS[0])
+    SweepSink("online", record).started(TRIALS[0])
     assert [step for step, _ in runs[0].told] == [10, 20]
     assert runs[0].asked["resume"] == "allow"
 

@@ -16,7 +16,6 @@ from chatbot.errors import UsageError
 from chatbot.model import PRESETS
 from chatbot.vocabulary import Vocabulary
 from ray_jobs.results.store import RunDirectory, StoreError
-from ray_jobs.sweep.data import load_data
 from ray_jobs.sweep.space import read_space
 from ray_jobs.sweep.spec import SweepSpec, Trial, make_spec
 from ray_jobs.wandb_sink.sink import MODES, resolve_mode
@@ -173,7 +172,7 @@ def _refuse_changes(given: Mapping[str, Any], run_id: str | None, plan: bool) ->
 def _print_plan(spec: SweepSpec) -> None:
     from ray_jobs.sweep.charts import settings_of
 
-    for trial in spec.plan(len(load_data(spec)[1])):
+    for trial in spec.plan(len(spec.load_data()[1])):
         typer.echo(f"trial {trial.number}: {settings_of(trial.settings)}; seed {trial.options.seed}")
     rungs = f"stopped early from {spec.grace_iterations:,} iterations on" if spec.asha else "none stopped early"
     typer.echo(f"{spec.trials} trials of at most {spec.iterations:,} iterations, {rungs}; nothing was run")
@@ -182,7 +181,7 @@ def _print_plan(spec: SweepSpec) -> None:
 def _begin(spec: SweepSpec, directory: RunDirectory, address: str, mode: str, as_json: bool) -> int:
     from ray_jobs.sweep.folder import Record, data_digest
 
-    pairs, words = load_data(spec)
+    pairs, words = spec.load_data()
     trials = spec.plan(len(words))
     with directory.created(samples=False):
         record = Record(directory, spec, data_digest(pairs))
@@ -193,7 +192,7 @@ def _go_on(place: str, root: str, address: str, mode: str, as_json: bool) -> int
     from ray_jobs.sweep.folder import Record, data_digest, find, read_rows
 
     directory, sheet, spec = find(place, root)
-    pairs, words = load_data(spec)
+    pairs, words = spec.load_data()
     trials = spec.plan(len(words))
     with directory.reopened():
         record = Record(directory, spec, data_digest(pairs))

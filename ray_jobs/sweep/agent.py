@@ -7,7 +7,6 @@ of ``sweep``, without Ray.
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ import typer
 
 from chatbot import training
 from chatbot.errors import UsageError, one_of
-from chatbot.model import PRESETS
-from ray_jobs.sweep.data import load_data
-from ray_jobs.sweep.space import Value, apply, parse_value
+from ray_jobs.sweep.space import Value, parse_value
 from ray_jobs.sweep.spec import SweepSpec
 from ray_jobs.sweep.table import TrialStatus
 from ray_jobs.wandb_sink.client import open_run
@@ -46,25 +43,18 @@ def run(settings: Mapping[str, Value], spec: SweepSpec, out: str, device: str, m
         raise one_of("device", device, ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda: PyTorch sees no CUDA device here; give cpu")
-    pairs, words = load_data(spec)
-    options = training.Options(
-        iterations=spec.iterations,
-        validate_every=spec.validate_every,
-        patience=spec.patience,
-        seed=spec.seed,
-        split_seed=spec.split_seed,
-    )
-    options, config = apply(settings, options, replace(PRESETS[spec.size], vocabulary=len(words)))
+    pairs, words = spec.load_data()
+    trial = spec.trial(0, settings, spec.seed, len(words))
     name = os.environ.get("WANDB_RUN_ID") or f"trial-{secrets.token_hex(4)}"
     Path(out).mkdir(parents=True, exist_ok=True)
     path = Path(out) / f"{name}.pt"
     tell = _Teller(mode, name, {**settings, "seed": spec.seed})
     try:
         trained = training.fit(
-            config,
+            trial.config,
             pairs,
             words,
-            options,
+            trial.options,
             path,
             device=device,
             notes={"corpus": spec.corpus, "min_count": spec.min_count, "wandb_run": name},

@@ -21,7 +21,7 @@ from ray_jobs.provenance import command_line, driver_facts
 from ray_jobs.results.store import RunDirectory, below
 from ray_jobs.sweep.importance import Importances, importances
 from ray_jobs.sweep.page import page
-from ray_jobs.sweep.spec import SweepSpec, make_spec
+from ray_jobs.sweep.spec import SweepSpec, Trial, make_spec
 from ray_jobs.sweep.table import (
     SweepStatus,
     TrialRow,
@@ -37,6 +37,22 @@ from ray_jobs.sweep.table import (
 SHEET = "sweep.json"
 BEST = "best.pt"
 MUST_MATCH = {"source_hash": "the sources of this program", "data": "the corpus", "torch": "PyTorch"}
+
+
+class Listener:
+    """Follows a sweep, as it happens."""
+
+    def started(self, trial: Trial) -> None:
+        """A trial runs for the first time."""
+
+    def validated(self, row: Validation) -> None:
+        """A trial has a loss."""
+
+    def restarted(self, number: int, restarts: int) -> None:
+        """A trial goes on from its last validation, because its worker was lost."""
+
+    def ended(self, row: TrialRow) -> None:
+        """A trial has ended."""
 
 
 class Record:

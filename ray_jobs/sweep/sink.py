@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from ray_jobs.measure.result import one_line
-from ray_jobs.sweep.folder import BEST, Record
+from ray_jobs.sweep.folder import BEST, Listener, Record
 from ray_jobs.sweep.spec import Trial
 from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of, flat
 from ray_jobs.wandb_sink.client import open_run
@@ -20,7 +20,7 @@ from ray_jobs.wandb_sink.sink import PATIENCE_S
 CURVES = ("epoch", "train_loss", "validation_loss", "free_running_loss", "best_loss")
 
 
-class SweepSink:
+class SweepSink(Listener):
     """Listens to a sweep. Runs have deterministic names, so that repeated reports reach the same run."""
 
     def __init__(self, mode: str, record: Record) -> None:
@@ -29,22 +29,19 @@ class SweepSink:
         self._runs: dict[int, Any] = {}
         self._used = False
 
-    def begun(self, trial: Trial) -> None:
+    def started(self, trial: Trial) -> None:
         """Opens the trial's run and reports what was known before the driver died."""
         if self._mode == "off":
             return
         config = {**trial.settings, "seed": trial.options.seed, "trial": trial.number, "sweep": self._record.id}
         self._guard(lambda: self._runs.update({trial.number: self._open(f"{trial.number:04d}", "trial", config)}))
         for row in self._record.of_trial(trial.number):
-            self.told(row)
+            self.validated(row)
 
-    def told(self, row: Validation) -> None:
+    def validated(self, row: Validation) -> None:
         """Reports a point of the learning curves."""
         if (run := self._runs.get(row.trial)) is not None:
             self._guard(lambda: run.log({name: getattr(row, name) for name in CURVES}, step=row.iteration))
-
-    def lost(self, number: int, restarts: int) -> None:
-        """Curves go on; nothing to tell."""
 
     def ended(self, row: TrialRow) -> None:
         """The trial's summary; closes its run."""

@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from chatbot.corpus import MIN_COUNT
+from chatbot import corpus as corpora
 from chatbot.errors import UsageError, one_of
 from chatbot.model import PRESETS, Config
 from chatbot.training import Options
+from chatbot.vocabulary import Vocabulary
 from ray_jobs.spec import first_mistake
 from ray_jobs.sweep.space import DEFAULT, Space, Value, apply, trial_seed
 
@@ -40,7 +41,7 @@ class SweepSpec(BaseModel):
     reduction: float = Field(3.0, gt=1, allow_inf_nan=False)  # one trial in this many goes on beyond a rung
     size: str = "small"
     corpus: str = "chitchat"
-    min_count: int = Field(MIN_COUNT, ge=1)
+    min_count: int = Field(corpora.MIN_COUNT, ge=1)
     seed: int = Field(0, ge=0)
     split_seed: int = Field(0, ge=0)  # of the held-out pairs: the same in every sweep, so that sweeps can be compared
     cpus: int = Field(1, ge=1)  # a trial
@@ -73,17 +74,27 @@ class SweepSpec(BaseModel):
         """The trials, each with a seed of its own. Raises UsageError where the space holds too few."""
         base = replace(PRESETS[self.size], vocabulary=vocabulary)
         settings = Space.of(self.space).draw(self.trials, self.seed, base)
-        return [self._trial(number, one, base) for number, one in enumerate(settings)]
+        return [self.trial(n, one, trial_seed(self.seed, n), vocabulary) for n, one in enumerate(settings)]
 
-    def _trial(self, number: int, settings: Mapping[str, Value], base: Config) -> Trial:
+    def trial(self, number: int, settings: Mapping[str, Value], seed: int, vocabulary: int) -> Trial:
+        """A trial of these settings. Raises UsageError where they do not fit together."""
+        base = replace(PRESETS[self.size], vocabulary=vocabulary)
         options = Options(
             iterations=self.iterations,
             validate_every=self.validate_every,
             patience=self.patience,
-            seed=trial_seed(self.seed, number),
+            seed=seed,
             split_seed=self.split_seed,
         )
         return Trial(number, settings, *apply(settings, options, base))
+
+    def load_data(self) -> tuple[list[corpora.Pair], Vocabulary]:
+        """Loads the pairs that trials train on and are evaluated with, and their words. Raises UsageError."""
+        pairs = corpora.short_pairs(corpora.load(self.corpus).pairs)
+        usable = corpora.trim(pairs, self.min_count)
+        if not usable:
+            raise UsageError(f"no pair of {self.corpus} is left with --min-count {self.min_count}; give a lower one")
+        return usable, Vocabulary.of_pairs(pairs, self.min_count)
 
 
 def make_spec(content: Mapping[str, Any]) -> SweepSpec:

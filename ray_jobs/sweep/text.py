@@ -7,7 +7,7 @@ import typer
 
 from ray_jobs.sweep import page
 from ray_jobs.sweep.charts import percent, settings_of
-from ray_jobs.sweep.folder import BEST, Record
+from ray_jobs.sweep.folder import BEST, Listener, Record
 from ray_jobs.sweep.space import Space
 from ray_jobs.sweep.spec import Trial
 from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of
@@ -15,7 +15,7 @@ from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of
 EVERY_S = 30.0  # between lines while nothing ends
 
 
-class Reporter:
+class Reporter(Listener):
     """A line whenever a trial ends, one now and then in between."""
 
     def __init__(self, record: Record, trials: Sequence[Trial]) -> None:
@@ -33,10 +33,7 @@ class Reporter:
             f"iterations{early}; {pairs:,} pairs, {tokens:,} tokens"
         )
 
-    def begun(self, trial: Trial) -> None:
-        """Prints nothing: its first loss is worth a line, its start is not."""
-
-    def told(self, row: Validation) -> None:
+    def validated(self, row: Validation) -> None:
         if time.monotonic() - self._said < EVERY_S:
             return
         ended = len(self._record.rows)
@@ -48,7 +45,7 @@ class Reporter:
             f"{ended} of {self._total} ended{left}"
         )
 
-    def lost(self, number: int, restarts: int) -> None:
+    def restarted(self, number: int, restarts: int) -> None:
         self._say(f"trial {number}: its worker was lost; it goes on from its last validation (restart {restarts})")
 
     def ended(self, row: TrialRow) -> None:

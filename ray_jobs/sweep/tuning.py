@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray import tune
@@ -12,10 +12,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chatbot.errors import UsageError
 from ray_jobs.results.store import StoreError
-from ray_jobs.sweep.folder import Record
+from ray_jobs.sweep.folder import Listener, Record
 from ray_jobs.sweep.rungs import Judge
 from ray_jobs.sweep.spec import SweepSpec, Trial
-from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, row_of
+from ray_jobs.sweep.table import TrialStatus, Validation, row_of
 from ray_jobs.sweep.worker import Data, States, Terms, checkpoint_in, train
 
 MOST_RESTARTS = 3  # of one trial, after its worker was lost
@@ -25,15 +25,6 @@ QUIET = {
     "TUNE_WARN_THRESHOLD_S": "60",
     "RAY_AIR_NEW_OUTPUT": "0",  # which speaks even where it is told to be silent
 }
-
-
-class Listener(Protocol):
-    """Somebody who follows a sweep."""
-
-    def begun(self, trial: Trial) -> None: ...
-    def told(self, row: Validation) -> None: ...
-    def ended(self, row: TrialRow) -> None: ...
-    def lost(self, number: int, restarts: int) -> None: ...
 
 
 def run(record: Record, trials: Sequence[Trial], data: Data, listeners: Sequence[Listener]) -> None:
@@ -59,7 +50,8 @@ def run(record: Record, trials: Sequence[Trial], data: Data, listeners: Sequence
     driver.keeper = keeper
     terms = Terms(spec.cpus, spec.device, spec.half)
     trainable = tune.with_parameters(train, trials=trials, data=data, terms=terms, keeper=keeper)
-    with _quiet(), TemporaryDirectory(prefix="sweep") as folder:
+    os.environ.update(QUIET)
+    with TemporaryDirectory(prefix="sweep") as folder:
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"CPU": spec.cpus, "GPU": spec.gpus}),
             param_space={"trial": tune.grid_search([trial.number for trial in left])},
@@ -94,25 +86,11 @@ def _check_room(spec: SweepSpec) -> None:
     asked = {"CPU": spec.cpus, "GPU": spec.gpus}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(name, 0) >= count for name, count in asked.items()) for node in nodes):
-        most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in asked)
+        most = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in asked)
         raise UsageError(
             f"no node can hold a trial of {spec.cpus} CPU and {spec.gpus:g} GPU; the most there is: {most}; "
             "give other --cpus or --gpus"
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in QUIET}
-    os.environ.update(QUIET)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 class _Driver(tune.Callback):  # type: ignore[misc]
@@ -142,7 +120,7 @@ class _Driver(tune.Callback):  # type: ignore[misc]
             return
         self._begun.add(mine.number)
         for listener in self._listeners:
-            listener.begun(mine)
+            listener.started(mine)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
@@ -157,13 +135,13 @@ class _Driver(tune.Callback):  # type: ignore[misc]
         with self._noting():
             new = self._record.add(row, ray.get(self.keeper.get.remote(number)))
         for listener in self._listeners if new else ():
-            listener.told(row)
+            listener.validated(row)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["trial"]
         self._restarts[number] = self._restarts.get(number, 0) + 1
         for listener in self._listeners:
-            listener.lost(number, self._restarts[number])
+            listener.restarted(number, self._restarts[number])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["trial"]
