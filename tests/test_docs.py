@@ -41,7 +41,6 @@ def written(folder: Path, program: str) -> str:
 
 def test_the_snippets_on_torchscript_run(tmp_path: Path) -> None:
     program = snippets(TORCHSCRIPT, slow=False)
-    assert program.count("assert") >= 8
     assert "aoti" not in program
     done = run(written(tmp_path, program))
     assert done.returncode == 0, done.stderr

@@ -64,15 +64,23 @@ def test_each_size_and_type_is_told(found: Speeds) -> None:
 
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_it_reads_as_fast_as_numpy(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """A dot product of a vector with itself; within a factor of three, since others use this machine's memory too."""
+    """A dot product of a vector with itself, which is two thirds as fast where the caches hold it."""
     monkeypatch.setattr(speeds, "SIZES", (size,))
     numbers = np.ones(size // 4, dtype=np.float32)
-    assert 1 / 3 < ratio_of_bests(rate_of_reading, lambda: size / best_s(lambda: np.dot(numbers, numbers)) / 1e9) < 3
+    assert 0.7 < ratio_of_bests(rate_of_reading, lambda: size / best_s(lambda: np.dot(numbers, numbers)) / 1e9) < 2
 
 
-def test_it_multiplies_as_fast_as_numpy() -> None:
-    square = np.ones((256, 256), dtype=np.float32)
-    assert 1 / 3 < ratio_of_bests(rate_of_products, lambda: 2 * 256**3 / best_s(lambda: square @ square) / 1e9) < 3
+def test_its_unit_is_that_of_a_plain_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a vector so long that starting the call does not count."""
+    monkeypatch.setattr(speeds, "SIZES", SIZES[-1:])
+    numbers = torch.ones(SIZES[-1] // 4)
+    assert 0.75 < ratio_of_bests(rate_of_reading, lambda: SIZES[-1] / best_s(lambda: numbers.sum()) / 1e9) < 1.33
+
+
+def test_it_multiplies_as_fast_as_the_best_width_does() -> None:
+    """The best of several widths, so not slower than that of 1024, and little faster."""
+    square = torch.ones((1024, 1024))
+    assert 0.8 < ratio_of_bests(rate_of_products, lambda: 2 * 1024**3 / best_s(lambda: square @ square) / 1e9) < 1.5
 
 
 def test_a_small_working_set_is_read_faster_than_its_calls_begin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,4 +109,4 @@ def test_a_real_reply_takes_no_less_than_its_limit(found: Speeds) -> None:
     with torch.inference_mode():
         seconds = best_s(lambda: search(prompts, lengths, 4))
     assert limit.ms <= 1.05 * seconds * 1e3
-    assert limit.ms > 0.01 * seconds * 1e3, "a limit that says nothing"
+    assert limit.ms > 0.1 * seconds * 1e3, "of matrices this large, reading is most of the work"

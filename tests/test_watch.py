@@ -486,5 +486,17 @@ def test_the_same_work_and_nothing_else_stands_between_the_readings() -> None:
     assert "ones" in ran[:first]
 
 
-def test_on_the_real_clock_it_takes_time() -> None:
-    assert sentinel_ns() > 0
+def test_on_the_real_clock_it_takes_the_time_of_its_computation() -> None:
+    """Its median is no longer than what passes in all, and no shorter than half of the interpreter's part alone."""
+    start = time.perf_counter_ns()
+    found = sentinel_ns()
+    passed = time.perf_counter_ns() - start
+    assert found * (REPEATS // 2 + 1) <= passed
+    assert found > min(loop_ns() for _ in range(20)) / 2
+
+
+def loop_ns() -> int:
+    start, total = time.perf_counter_ns(), 0
+    for i in range(watch.LOOPS):
+        total += i
+    return time.perf_counter_ns() - start
