@@ -23,8 +23,8 @@ from ray_jobs.results.store import RunDirectory
 from ray_jobs.sweep import charts
 from ray_jobs.sweep.folder import Record, find, read_rows, state_name
 from ray_jobs.sweep.importance import LEAST_TRIALS, Importance, Importances, importances, ranks
-from ray_jobs.sweep.page import failures_by_value, page, verdict
-from ray_jobs.sweep.rungs import Judge
+from ray_jobs.sweep.page import failures_by_value, findings, page
+from ray_jobs.sweep.rungs import EarlyStopping
 from ray_jobs.sweep.space import DEFAULT, Space
 from ray_jobs.sweep.spec import SweepSpec, make_spec
 from ray_jobs.sweep.table import (
@@ -138,11 +138,11 @@ def test_a_sweep_of_other_data_or_sources_is_not_gone_on_with(tmp_path: Path) ->
 # Rungs.
 
 
-def judge(spec: SweepSpec = SPEC) -> Judge:
-    return Judge(spec)
+def early_stopping(spec: SweepSpec = SPEC) -> EarlyStopping:
+    return EarlyStopping(spec)
 
 
-def decided(one: Judge, rows: Sequence[Validation]) -> list[bool]:
+def decided(one: EarlyStopping, rows: Sequence[Validation]) -> list[bool]:
     """Feeds rows until the trial ends."""
     found = []
     for row in rows:
@@ -153,26 +153,26 @@ def decided(one: Judge, rows: Sequence[Validation]) -> list[bool]:
 
 
 def test_a_trial_that_is_worse_than_the_others_at_a_rung_is_stopped_and_the_reason_says_where() -> None:
-    one = judge()
+    one = early_stopping()
     for number, loss in enumerate([2.0, 2.1, 2.2]):
         decided(one, course(number, [loss] * 9))
     assert decided(one, course(3, [5.0] * 9)) == [False]
-    assert one.verdicts[3] == (STOPPED, "at 100 iterations its loss was not in the best 1 in 3")
+    assert one.ends[3] == (STOPPED, "at 100 iterations its loss was not in the best 1 in 3")
     assert decided(one, course(4, [1.0] * 9)) == [True] * 8 + [False]
-    assert one.verdicts[4] == (DONE, None)
+    assert one.ends[4] == (DONE, None)
 
 
 def test_without_halving_every_trial_goes_to_its_end() -> None:
-    one = judge(SPEC.model_copy(update={"asha": False}))
+    one = early_stopping(SPEC.model_copy(update={"asha": False}))
     for number, loss in enumerate([1.0, 2.0, 9.0]):
         assert decided(one, course(number, [loss] * 9)) == [True] * 8 + [False]
-    assert all(verdict == (DONE, None) for verdict in one.verdicts.values())
+    assert all(end == (DONE, None) for end in one.ends.values())
 
 
 def test_patience_ends_a_trial_that_gets_no_better() -> None:
-    one = judge(SPEC.model_copy(update={"asha": False, "patience": 2}))
+    one = early_stopping(SPEC.model_copy(update={"asha": False, "patience": 2}))
     assert decided(one, course(0, [3.0, 2.0, 2.0, 2.5, 1.0])) == [True, True, True, False]
-    assert one.verdicts[0] == (DONE, "no better loss in 2 validations")
+    assert one.ends[0] == (DONE, "no better loss in 2 validations")
 
 
 @given(
@@ -185,18 +185,18 @@ def test_decisions_follow_from_the_validations_alone_so_a_replay_decides_the_sam
     losses: list[list[float]], cut: int, asha: bool, patience: int | None
 ) -> None:
     spec = SPEC.model_copy(update={"asha": asha, "patience": patience})
-    unbroken = judge(spec)
+    unbroken = early_stopping(spec)
     told: list[Validation] = []
     for number, one in enumerate(losses):
         rows = course(number, one)
         told += rows[: len(decided(unbroken, rows))]
-    again = judge(spec)
+    again = early_stopping(spec)
     again.replay(told[:cut])
     again.replay(told[:cut][-3:])  # a worker that was lost tells again what is known
     for row in told[cut:]:
         again.decide(row)
-    assert again.verdicts == unbroken.verdicts
-    assert set(unbroken.verdicts) == set(range(len(losses)))
+    assert again.ends == unbroken.ends
+    assert set(unbroken.ends) == set(range(len(losses)))
 
 
 # Importance.
@@ -244,7 +244,7 @@ def test_what_does_nothing_accounts_for_nothing(known: Importances) -> None:
     for one in known.of[2:]:
         assert one.share is not None
         assert abs(one.share) < 0.03
-    assert "beyond luck: optimizer (" in verdict(known)
+    assert "beyond luck: optimizer (" in findings(known)
 
 
 def test_luck_is_called_luck() -> None:
@@ -252,9 +252,9 @@ def test_luck_is_called_luck() -> None:
     found = importances(settings(16), [source.gauss(3, 1) for _ in range(16)])
     assert found.explained is not None
     assert found.explained <= 0
-    assert verdict(found).endswith("treat these shares as noise")
+    assert findings(found).endswith("treat these shares as noise")
     nothing_clear = replace(found, explained=0.1, of=tuple(replace(one, low=-0.1) for one in found.of))
-    assert verdict(nothing_clear).endswith("no hyperparameter stands out from luck")
+    assert findings(nothing_clear).endswith("no hyperparameter stands out from luck")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_where_it_can_not_be_told_it_is_null_with_the_reason(
     assert all((one.share, one.low, one.high) == (None, None, None) for one in found.of)
     assert all(one.reason is not None and one.reason.startswith(reason) for one in found.of)
     assert found.explained is None
-    assert verdict(found).startswith(reason)
+    assert findings(found).startswith(reason)
     assert charts.importance(found).lines == ()
 
 

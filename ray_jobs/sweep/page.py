@@ -34,7 +34,7 @@ def page(
         plots=[charts.curves(rows, validations), charts.curves(rows, validations, free=True)],
         parallel=charts.parallel(rows),
         bars=charts.importance(found) if found else None,
-        verdict=verdict(found) if found else "available when the sweep ends",
+        findings=findings(found) if found else "available when the sweep ends",
         shown=charts.shown,
         settings_of=charts.settings_of,
         loss=loss_text,
@@ -66,7 +66,7 @@ def _labels(values: Sequence[Value]) -> list[str]:
     return [f"{'up to' if value <= middle else 'above'} {middle:.3g}" for value in numbers]
 
 
-def verdict(found: Importances) -> str:
+def findings(found: Importances) -> str:
     """The importances in a sentence."""
     if found.explained is None:
         return next((one.reason for one in found.of if one.reason), None) or "nothing varied"

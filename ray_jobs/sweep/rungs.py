@@ -15,14 +15,14 @@ from ray_jobs.sweep.spec import SweepSpec
 from ray_jobs.sweep.table import TrialStatus, Validation, waited
 
 
-class Judge(FIFOScheduler):  # type: ignore[misc]
+class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
     """Decides after each validation whether its trial continues, ends, or is stopped."""
 
     def __init__(self, spec: SweepSpec) -> None:
         super().__init__()
         self._spec = spec
         self._asha = None
-        self.verdicts: dict[int, tuple[TrialStatus, str | None]] = {}  # of trials that ended: status, reason
+        self.ends: dict[int, tuple[TrialStatus, str | None]] = {}  # of trials that ended: status, reason
         if spec.asha:
             self._asha = ASHAScheduler(
                 time_attr="iteration",
@@ -43,17 +43,17 @@ class Judge(FIFOScheduler):  # type: ignore[misc]
         """Decides whether a validation's trial continues. One repeated after the loss of a worker changes nothing."""
         seen = self._seen.setdefault(row.trial, [])
         if any(row.iteration == known.iteration for known in seen):
-            return row.trial not in self.verdicts
+            return row.trial not in self.ends
         seen.append(row)
         stopped = self._stops(row, first=len(seen) == 1)
         if row.iteration >= self._spec.iterations:
-            self.verdicts[row.trial] = TrialStatus.DONE, None
+            self.ends[row.trial] = TrialStatus.DONE, None
         elif self._spec.patience is not None and waited(seen) >= self._spec.patience:
-            self.verdicts[row.trial] = TrialStatus.DONE, f"no better loss in {self._spec.patience} validations"
+            self.ends[row.trial] = TrialStatus.DONE, f"no better loss in {self._spec.patience} validations"
         elif stopped:
             why = f"at {row.iteration} iterations its loss was not in the best 1 in {self._spec.reduction:g}"
-            self.verdicts[row.trial] = TrialStatus.STOPPED, why
-        return row.trial not in self.verdicts
+            self.ends[row.trial] = TrialStatus.STOPPED, why
+        return row.trial not in self.ends
 
     def _stops(self, row: Validation, first: bool) -> bool:
         if self._asha is None:

@@ -61,7 +61,7 @@ class Reporter(Listener):
         best = record.best
         typer.echo("\n" + (f"no trial has a loss; {place}/sweep.html says why" if best is None else self._praise(best)))
         if record.importances is not None:
-            typer.echo(f"what mattered: {page.verdict(record.importances)}")
+            typer.echo(f"what mattered: {page.findings(record.importances)}")
             for name, share, low, high in record.importances.known:
                 typer.echo(f"  {name:<24}{percent(share):>5}  ({percent(low)} to {percent(high)})")
         files = ["sweep.html", "trials.parquet", "epochs.parquet", "sweep.json", *([BEST] if best else [])]

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from chatbot.errors import UsageError
 from ray_jobs.results.store import StoreError
 from ray_jobs.sweep.folder import Listener, Record
-from ray_jobs.sweep.rungs import Judge
+from ray_jobs.sweep.rungs import EarlyStopping
 from ray_jobs.sweep.spec import SweepSpec, Trial
 from ray_jobs.sweep.table import TrialStatus, Validation, row_of
 from ray_jobs.sweep.worker import Data, States, Terms, checkpoint_in, train
@@ -36,9 +36,9 @@ def run(record: Record, trials: Sequence[Trial], data: Data, listeners: Sequence
     """
     spec = record.spec
     _check_room(spec)
-    judge = Judge(spec)
-    judge.replay(record.validations)
-    driver = _Driver(record, judge, trials, listeners)
+    stopping = EarlyStopping(spec)
+    stopping.replay(record.validations)
+    driver = _Driver(record, stopping, trials, listeners)
     left = driver.left_over()
     if not left:
         return
@@ -56,7 +56,7 @@ def run(record: Record, trials: Sequence[Trial], data: Data, listeners: Sequence
             tune.with_resources(trainable, {"CPU": spec.cpus, "GPU": spec.gpus}),
             param_space={"trial": tune.grid_search([trial.number for trial in left])},
             tune_config=tune.TuneConfig(
-                scheduler=judge,
+                scheduler=stopping,
                 max_concurrent_trials=spec.concurrent,
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
@@ -96,8 +96,10 @@ def _check_room(spec: SweepSpec) -> None:
 class _Driver(tune.Callback):  # type: ignore[misc]
     """Tune's callback in the driver's process. Trouble with the store ends the sweep."""
 
-    def __init__(self, record: Record, judge: Judge, trials: Sequence[Trial], listeners: Sequence[Listener]) -> None:
-        self._record, self._judge, self._listeners = record, judge, listeners
+    def __init__(
+        self, record: Record, stopping: EarlyStopping, trials: Sequence[Trial], listeners: Sequence[Listener]
+    ) -> None:
+        self._record, self._stopping, self._listeners = record, stopping, listeners
         self._trials = {trial.number: trial for trial in trials}
         self._failures: dict[int, str] = {}
         self._restarts: dict[int, int] = {}
@@ -108,7 +110,7 @@ class _Driver(tune.Callback):  # type: ignore[misc]
     def left_over(self) -> list[Trial]:
         """The trials left to run; ends those whose last validation was kept but not their end."""
         over = {row.trial for row in self._record.rows}
-        for number in self._judge.verdicts:
+        for number in self._stopping.ends:
             if number not in over:
                 self._end(number, self._record.state(number))
                 over.add(number)
@@ -154,7 +156,7 @@ class _Driver(tune.Callback):  # type: ignore[misc]
 
     def _end(self, number: int, state: bytes | None) -> None:
         rows = self._record.of_trial(number)
-        status, reason = self._judge.verdicts.get(number, (TrialStatus.FAILED, "it ended without a loss"))
+        status, reason = self._stopping.ends.get(number, (TrialStatus.FAILED, "it ended without a loss"))
         if number in self._failures:
             status, reason = TrialStatus.FAILED, self._failures[number]
         row = row_of(self._trials[number], rows, status, reason, self._restarts.get(number, 0))
