@@ -77,10 +77,10 @@ def test_its_unit_is_that_of_a_plain_sum(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 0.75 < ratio_of_bests(rate_of_reading, lambda: SIZES[-1] / best_s(lambda: numbers.sum()) / 1e9) < 1.33
 
 
-def test_it_multiplies_as_fast_as_the_best_width_does() -> None:
-    """The best of several widths, so not slower than that of 1024, and little faster."""
-    square = torch.ones((1024, 1024))
-    assert 0.8 < ratio_of_bests(rate_of_products, lambda: 2 * 1024**3 / best_s(lambda: square @ square) / 1e9) < 1.5
+def test_it_multiplies_as_fast_as_a_width_that_is_tried() -> None:
+    """The best of several widths, so not slower than that of 256 (calls of 0.5 ms), and little faster."""
+    square = torch.ones((256, 256))
+    assert 0.8 < ratio_of_bests(rate_of_products, lambda: 2 * 256**3 / best_s(lambda: square @ square) / 1e9) < 1.6
 
 
 def test_a_small_working_set_is_read_faster_than_its_calls_begin(monkeypatch: pytest.MonkeyPatch) -> None:
