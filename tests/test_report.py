@@ -153,7 +153,7 @@ def test_one_trial_is_told_by_its_fastest_variant_and_what_must_be_known_of_it()
     assert re.fullmatch(f"On cpu AMD EPYC, {said}", told.headline)
     facts = {fact.question: fact for fact in told.facts}
     assert (facts[SAME].answer, facts[SAME].more) == ("torchscript", "8.00 ms, eager 10.0 ms")
-    assert "6 fresh launches; ±1.0% was asked" in facts["How sure"].more
+    assert "6 fresh launches; ±1.0% requested" in facts["How sure"].more
     assert "against itself" in facts["The tool's own error"].more
     assert facts["Failed, skipped, invalid"].answer == "nothing"
     assert not any(fact.alarming for fact in told.facts)
@@ -186,7 +186,7 @@ def test_that_precision_was_not_reached_is_among_the_facts_and_not_the_doubts() 
     assert all(any("precision not reached" in text for text in row.warnings) for row in view.rows[1:])
     told = summarize([view])
     assert not any(one.startswith("But") for one in told.sentences)
-    assert "±1.0% was asked" in {fact.question: fact for fact in told.facts}["How sure"].more
+    assert "±1.0% requested" in {fact.question: fact for fact in told.facts}["How sure"].more
 
 
 def test_nothing_measured_is_said_so() -> None:
@@ -494,7 +494,7 @@ def test_ten_thousand_trials_are_counted_and_the_first_are_shown() -> None:
     html = page([replace(made_view([Case()]), rows=rows, classes=())])
     text = Text(html).all
     assert "torchscript is faster than eager in 10,000 of 10,000 trials" in text
-    assert "9,500 other trials had no room here" in text
+    assert "9,500 other trials not shown here" in text
     assert "node-499:cpu" in text
     assert "node-500:cpu" not in text
     assert len(html) < 3_000_000
@@ -554,7 +554,7 @@ def test_a_run_is_read_as_it_was_written(run: RunDirectory) -> None:
 def test_only_so_many_trials_are_drawn_and_the_page_says_so(tmp_path: Path) -> None:
     view = load(made_run(tmp_path / "three", [Case(count=2), Case(count=2), Case(count=2)]), most_drawn=2)
     assert len(view.series) == 2
-    assert Text(page([view])).all.count("Its samples are not drawn") == 1
+    assert Text(page([view])).all.count("Samples not drawn") == 1
 
 
 def test_columns_of_a_later_version_are_no_hindrance(run: RunDirectory, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
     widths = [row.interval.half_width for row in told if row.interval is not None]
     undecided = sum(row.verdict == Verdict.INCONCLUSIVE for row in told)
     asked = ", ".join(dict.fromkeys(f"{run.spec['precision']:.1%}" for run in runs if "precision" in run.spec))
-    wanted = f"; ±{asked} was asked" if asked else ""
+    wanted = f"; ±{asked} requested" if asked else ""
     if len(told) == 1:
         launches = text.counted(told[0].launches or 0, "fresh launch", "fresh launches")
         return Fact("How sure", f"±{widths[0]:.1%} at 95%", f"{launches}{wanted}", bool(undecided))
