@@ -17,7 +17,7 @@ from chatbot import checkpoint, corpus, training
 from chatbot.errors import UsageError, one_of
 from chatbot.model import ATTENTIONS, PRESETS
 from chatbot.talk import Speaker, readable
-from chatbot.variants import VARIANTS, torchscript
+from chatbot.variants import MODELS, VARIANTS, torchscript
 from chatbot.vocabulary import Vocabulary
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ app = typer.Typer(
 
 EXP_LIMIT = 700.0  # nats; beyond it a float overflows
 
-ModelOption = Annotated[str, typer.Option(help=f"{checkpoint.MODELS}.")]
+ModelOption = Annotated[str, typer.Option(help=f"{MODELS}.")]
 CorpusOption = Annotated[
     str,
     typer.Option(

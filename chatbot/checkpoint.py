@@ -19,11 +19,11 @@ import torch
 from chatbot import corpus
 from chatbot.errors import UsageError
 from chatbot.model import PRESETS, Chatbot, Config
+from chatbot.variants import MODELS
 from chatbot.vocabulary import FIRST_WORD, Vocabulary
 
 FORMAT = "chatbot-1"
 SHIPPED = Path(__file__).with_name("weights") / "small.pt"
-MODELS = "small, tutorial, or the path of a checkpoint"  # what --model takes
 SEED = 0  # of the tutorial preset's random weights
 SPECIAL = ("PAD", "SOS", "EOS")  # tokens 0, 1 and 2
 # A loss or an iteration that NumPy computed is a number, not code; NumPy 1 wrote it by the second name.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from chatbot.errors import UsageError, one_of
-from chatbot.variants import BASELINE, CONTROL, DEVICES, VARIANTS, Workload, is_own, variant_named
+from chatbot.variants import BASELINE, CONTROL, DEVICES, MODELS, OWN_MODEL, VARIANTS, Workload, is_own, variant_named
 
 
 def _listed(value: Any) -> Any:
@@ -64,7 +64,12 @@ Sizes = Annotated[
 PromptSizes = Annotated[
     tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_numbers), AfterValidator(_distinct), Field(min_length=1)
 ]
-
+Devices = Annotated[tuple[str, ...], BeforeValidator(_devices)]
+Variants = Annotated[tuple[str, ...], BeforeValidator(_variants)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Stations = Annotated[str, AfterValidator(_stations)]
+Isolation = Annotated[str, AfterValidator(_isolation)]
 
 LAUNCH_TIMEOUT_S = 60.0  # at least; a launch may take as long as a whole budget
 CHOICES = ("all", "one-per-hardware")
@@ -73,27 +78,31 @@ OF_THE_CHATBOT = ("prompt_tokens", "reply_tokens", "stop_at_eos", "corpus")  # n
 
 
 class Spec(BaseModel):
-    """Every combination of the listed sizes and devices is one workload."""
+    """Every combination of the listed sizes and devices is one workload. Each key is a flag too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    variants: Annotated[tuple[str, ...], BeforeValidator(_variants)] = (BASELINE, CONTROL, "torchscript")
-    device: Annotated[tuple[str, ...], BeforeValidator(_devices), Field(min_length=1)] = ("cpu",)
-    batch: Sizes = (1,)
-    prompt_tokens: PromptSizes = (8,)  # EOS counted
-    reply_tokens: Sizes = (10,)
-    threads: Sizes = (1,)
-    model: str = "small"
-    corpus: str = "chitchat"
-    precision: float = Field(0.01, gt=0, lt=1)  # asked half-width of every speedup's interval
-    margin: float = Field(0.02, gt=0, lt=1)  # differences below it are called the same
-    budget: float = Field(120.0, gt=0, allow_inf_nan=False)  # seconds a trial
-    seed: int = Field(0, ge=0)
-    stations: Annotated[str, AfterValidator(_stations)] = "all"  # or one-per-hardware, or label=value[,label=value]
-    isolation: Annotated[str, AfterValidator(_isolation)] = "node"  # device: one GPU with a share of the cores
-    cores_per_gpu: int | None = Field(None, ge=1)  # that share; None: an equal one
-    stop_at_eos: bool = False  # a call ends when each of its replies has, after at most reply_tokens
-    launch_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)  # seconds; None: the budget, at least 60
+    variants: Variants = Field(
+        default=(BASELINE, CONTROL, "torchscript"), description=f"all, or some of: {', '.join(VARIANTS)}"
+    )
+    device: Devices = Field(default=("cpu",), min_length=1, description="cpu, cuda or all")
+    batch: Sizes = Field(default=(1,), description="Prompts per call, one or several sizes")
+    prompt_tokens: PromptSizes = Field(default=(8,), description="Tokens of a prompt, EOS counted, one or several")
+    reply_tokens: Sizes = Field(default=(10,), description="Tokens of a reply, one or several lengths")
+    threads: Sizes = Field(default=(1,), description="Threads of a launch, one or several counts")
+    model: str = Field(default="small", description=f"{MODELS}; or a model of your own, {OWN_MODEL}")
+    corpus: str = Field(default="chitchat", description="Source of the prompts: chitchat, a .tsv, or a Cornell path")
+    precision: Share = Field(default=0.01, description="Half-width to reach of every speedup's interval: 0.01 is 1%")
+    margin: Share = Field(default=0.02, description="Speedups within this margin of 1 are called the same")
+    budget: Seconds = Field(default=120.0, description="Maximum seconds per trial")
+    seed: int = Field(default=0, ge=0, description="Seed for prompts and orders")
+    stations: Stations = Field(default="all", description="all, one-per-hardware or label=value[,label=value]")
+    isolation: Isolation = Field(default="node", description="node: a trial has a whole node; device: a GPU and cores")
+    cores_per_gpu: int | None = Field(default=None, ge=1, description="Cores beside a GPU; by default an equal share")
+    stop_at_eos: bool = Field(default=False, description="End a call when its replies have, within --reply-tokens")
+    launch_timeout: Seconds | None = Field(
+        default=None, description="Seconds until a launch is ended; by default --budget, at least 60"
+    )
 
     @property
     def launch_timeout_s(self) -> float:

@@ -268,7 +268,7 @@ def misuse(command: Any, words: list[str]) -> Iterator[str]:
         if rest[0] not in command.commands:
             yield f"{' '.join(words)}: there is no {rest[0]!r}"
             return
-        command = command.commands[rest.pop(0)]
+        _, command, rest = command.resolve_command(typer.Context(command), rest)
     try:
         command.make_context("", rest)
     except Exception as error:

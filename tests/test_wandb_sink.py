@@ -33,7 +33,8 @@ from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.wandb_sink import content
 from ray_jobs.wandb_sink.content import Head, distributions_of, files_of, speedups_of, summary_of
-from ray_jobs.wandb_sink.sink import PATIENCE_S, WandbSink, resolve_mode
+from ray_jobs.wandb_sink.mode import resolve_mode
+from ray_jobs.wandb_sink.sink import PATIENCE_S, WandbSink
 
 pytestmark = pytest.mark.process
 

@@ -10,6 +10,8 @@ else follows from its entry in ``VARIANTS``, or, for a variant of your own, from
 from chatbot.errors import one_of
 from chatbot.variants.base import (
     DEVICES,
+    MODELS,
+    OWN_MODEL,
     Compiled,
     Imported,
     Prepare,
@@ -252,6 +254,8 @@ __all__ = [
     "BASELINE",
     "CONTROL",
     "DEVICES",
+    "MODELS",
+    "OWN_MODEL",
     "VARIANTS",
     "Compiled",
     "Prepare",

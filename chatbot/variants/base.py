@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from chatbot.model import Chatbot
 
 DEVICES = ("cpu", "cuda")
+MODELS = "small, tutorial, or the path of a checkpoint"  # what --model takes
+OWN_MODEL = "package.module:factory"
 
 
 class UnavailableError(Exception):

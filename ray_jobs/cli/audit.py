@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from chatbot import checkpoint
 from chatbot.errors import UsageError, one_of
+from chatbot.variants import MODELS
 from ray_jobs.audit import detection as planted
 from ray_jobs.audit.comparisons import MOST, Plan, launch_rows, run_plan
 from ray_jobs.audit.cost import measure_cost
@@ -33,7 +33,7 @@ SEVERITY = (0, TOO_FEW, BROKEN)
 SHORT_COMPARISONS, SHORT_EFFECTS, SHORT_BUDGET_S = 40, 12, 5.0
 FULL_BUDGET_S = 60.0
 
-Model = Annotated[str, typer.Option(help=f"{checkpoint.MODELS}.")]
+Model = Annotated[str, typer.Option(help=f"{MODELS}.")]
 Budget = Annotated[float, typer.Option(help="Maximum seconds per trial.")]
 Precision = Annotated[float, typer.Option(help="Half-width of the interval to reach: 0.01 is 1%.")]
 Margin = Annotated[float, typer.Option(help="Speedups within this margin of 1 are called the same.")]

@@ -1,16 +1,17 @@
-"""``python -m ray_jobs compare``."""
+"""``latency-matrix compare``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from chatbot.errors import UsageError, one_of
-from ray_jobs.compare.gate import compare_cells
-from ray_jobs.compare.match import cells_of, match
-from ray_jobs.compare.output import FORMATS, Page, notes_of
-from ray_jobs.results.run import FinishedRun
+from ray_jobs.cli.options import require_run
 
+if TYPE_CHECKING:
+    from ray_jobs.results.run import FinishedRun
+
+FORMATS = ("text", "markdown", "json")
 MARGIN = 0.02  # without a gate, as in a spec
 INCOMPARABLE = {"model": "the model's weights", "prompts": "the prompts"}
 
@@ -33,6 +34,13 @@ def compare(
     if form not in FORMATS:
         raise one_of("format", form, FORMATS)
     limit = None if gate is None else share(gate)
+    for run in (base, new):
+        require_run(run)
+    from ray_jobs.compare.gate import compare_cells
+    from ray_jobs.compare.match import cells_of, match
+    from ray_jobs.compare.output import Page, notes_of
+    from ray_jobs.results.run import FinishedRun
+
     before, after = FinishedRun.of(base), FinishedRun.of(new)
     if not anyway:
         refuse(before, after)
@@ -55,7 +63,7 @@ def share(text: str) -> float:
     return value
 
 
-def refuse(base: FinishedRun, new: FinishedRun) -> None:
+def refuse(base: "FinishedRun", new: "FinishedRun") -> None:
     """Raises UsageError where a speedup of one run says nothing about the other's.
 
     How much a variant gains depends on the sizes of the model, and on how long its replies are.

@@ -1,12 +1,12 @@
-"""``python -m ray_jobs publish``."""
+"""``latency-matrix publish``."""
 
 from typing import Annotated
 
 import typer
 
 from chatbot.errors import UsageError
-from ray_jobs.results.run import FinishedRun
-from ray_jobs.wandb_sink.sink import WandbSink, resolve_mode
+from ray_jobs.cli.options import require_run
+from ray_jobs.wandb_sink.mode import resolve_mode
 
 MODES = "auto, online or offline"
 
@@ -23,6 +23,10 @@ def publish(
     mode = resolve_mode(wandb)
     if mode == "off":
         raise UsageError(f"--wandb {wandb} publishes nothing (WANDB_MODE counts too); choose from: {MODES}")
+    require_run(run)
+    from ray_jobs.results.run import FinishedRun
+    from ray_jobs.wandb_sink.sink import WandbSink
+
     sink = WandbSink(mode, FinishedRun.of(run).directory, timeout)
     sink.start()
     sink.finish()

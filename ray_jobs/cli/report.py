@@ -1,21 +1,26 @@
-"""``python -m ray_jobs report``."""
+"""``latency-matrix report``."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from chatbot.errors import UsageError, one_of
-from ray_jobs.report.view import RunView, load
-from ray_jobs.report.write import FORMATS, draw
-from ray_jobs.results.store import REPORT, RunDirectory
+from ray_jobs.cli.options import require_run
+
+if TYPE_CHECKING:
+    from ray_jobs.report.view import RunView
+    from ray_jobs.results.store import RunDirectory
+
+REPORT = "report.html"
+KINDS = ("html", "markdown", "csv", "json")
 
 
 def report(
     runs: Annotated[list[str], typer.Argument(help="Directories of finished runs.", metavar="RUN [RUN...]")],
-    kind: Annotated[str, typer.Option("--format", help=f"Output format: {', '.join(FORMATS)}.")] = "html",
+    kind: Annotated[str, typer.Option("--format", help=f"Output format: {', '.join(KINDS)}.")] = "html",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -24,8 +29,14 @@ def report(
     ] = None,
 ) -> None:
     """Show finished runs, side by side where there are several."""
-    if kind not in FORMATS:
-        raise one_of("format", kind, list(FORMATS))
+    if kind not in KINDS:
+        raise one_of("format", kind, KINDS)
+    for run in runs:
+        require_run(run)
+    from ray_jobs.report.view import load
+    from ray_jobs.report.write import FORMATS, draw
+    from ray_jobs.results.store import RunDirectory
+
     directories = [RunDirectory.existing(run) for run in runs]
     views = [load(directory) for directory in directories]
     if kind == "html" and out is None and len(runs) == 1:
@@ -44,7 +55,7 @@ def report(
     typer.echo(place)
 
 
-def _seen_from(place: Path, directory: RunDirectory, view: RunView) -> RunView:
+def _seen_from(place: Path, directory: "RunDirectory", view: "RunView") -> "RunView":
     """With links that lead from ``place`` to the run; without them where the run is not on this machine."""
     if directory.local_path is None:
         return replace(view, traces=())

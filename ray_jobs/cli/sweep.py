@@ -15,13 +15,13 @@ from chatbot import corpus
 from chatbot.errors import UsageError
 from chatbot.model import PRESETS
 from chatbot.vocabulary import Vocabulary
+from ray_jobs.cli.options import leave
 from ray_jobs.results.store import RunDirectory, StoreError
 from ray_jobs.sweep.space import read_space
 from ray_jobs.sweep.spec import SweepSpec, Trial, make_spec
-from ray_jobs.wandb_sink.sink import MODES, resolve_mode
+from ray_jobs.wandb_sink.mode import MODES, resolve_mode
 
 NEEDS = {"pandas": "ray[tune]", "sklearn": "scikit-learn", "jinja2": "jinja2"}  # what the extra installs
-INTERRUPTED, TERMINATED = 130, 143
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -209,7 +209,7 @@ def _run(
     mode: str,
     as_json: bool,
 ) -> int:
-    from ray_jobs.cluster.connection import Terminated, connected
+    from ray_jobs.cluster.connection import connected
     from ray_jobs.sweep import text as told
     from ray_jobs.sweep import tuning
     from ray_jobs.sweep.sink import SweepSink
@@ -226,14 +226,9 @@ def _run(
             reporter.opening(len(pairs), len(words))
             tuning.run(record, trials, data, [reporter, sink])
     except (KeyboardInterrupt, StoreError) as error:
-        what = "terminated" if isinstance(error, Terminated) else "interrupted"
-        what = str(error) if isinstance(error, StoreError) else what
-        again = f"python -m ray_jobs sweep --resume {record.directory.shown}"
-        typer.echo(f"ray_jobs: {what}; what was kept is safe, go on with: {again}", err=True)
-        if isinstance(error, StoreError):
-            return 1
-        record.finish(SweepStatus.INTERRUPTED)
-        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        if isinstance(error, KeyboardInterrupt):
+            record.finish(SweepStatus.INTERRUPTED)
+        leave(error, f"what was kept is safe, go on with: python -m ray_jobs sweep --resume {record.directory.shown}")
     record.finish(SweepStatus.DONE)
     sink.finish()
     reporter.closing(sink.sync_command)

@@ -1,10 +1,6 @@
-"""``python -m ray_jobs variants``: the table of names, what each needs, and whether it can run here."""
+"""``latency-matrix variants``: the table of names, what each needs, and whether it can run here."""
 
-import torch
-
-from chatbot.model import PRESETS, Chatbot
 from chatbot.variants import VARIANTS, UnavailableError, Variant, Workload, prepared
-from ray_jobs.measure.result import one_line
 
 SIZE = Workload(prompt_tokens=4, reply_tokens=2, model="tiny")
 HERE = "yes"
@@ -15,6 +11,11 @@ def available(variant: Variant) -> str:
 
     What would first compile for minutes is asked for its compiler alone.
     """
+    import torch
+
+    from chatbot.model import PRESETS, Chatbot
+    from ray_jobs.measure.result import one_line
+
     device = "cuda" if "cpu" not in variant.devices else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         return "no CUDA device"
@@ -31,8 +32,8 @@ def available(variant: Variant) -> str:
     return HERE
 
 
-def print_variants() -> None:
-    """Two lines for each entry of the table: its name and whether it runs here, and what it is."""
+def variants() -> None:
+    """List the ways to execute the chatbot, what each needs, and whether it can run here."""
     width = max(map(len, VARIANTS)) + 2
     for variant in VARIANTS.values():
         promise = "the baseline's replies" if variant.exact else "nearly the baseline's replies"

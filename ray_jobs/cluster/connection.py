@@ -15,6 +15,7 @@ import ray
 from ray.autoscaler import sdk as autoscaler
 
 from chatbot.errors import UsageError
+from ray_jobs.cluster.job import IN_A_JOB
 from ray_jobs.cluster.schedule import ClusterLostError
 from ray_jobs.measure.result import one_line
 
@@ -22,7 +23,6 @@ CONNECT_TIMEOUT_S = 10.0
 POLL_S = 1.0
 SOURCES = Path(__file__).resolve().parents[2]
 REQUESTED: dict[str, float] = {}  # of the autoscaler, by this process
-IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the driver of a submitted job
 
 
 class Terminated(KeyboardInterrupt):

@@ -5,7 +5,6 @@ A second, small job on the head node packs the directory and prints it; the logs
 
 import base64
 import io
-import os
 import platform
 import re
 import tarfile
@@ -15,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from chatbot.errors import UsageError
-from ray_jobs.cluster.connection import IN_A_JOB
 from ray_jobs.measure.result import one_line
 from ray_jobs.results.store import RunDirectory
 
-JOB_OUT = "~/latency-matrix-results"  # a job's working directory is taken away when Ray needs the room
 POLL_S = 0.5
 # Ray looks at a job once a second until it has seen its end; one deleted before that comes back as failed.
 SETTLE_S = 2.0
@@ -41,11 +38,6 @@ for start in range(0, len(text), 4000):
     print(text[start:start + 4000])
 print("{end}")
 """
-
-
-def default_out() -> str:
-    """The default results root."""
-    return str(Path(JOB_OUT).expanduser()) if IN_A_JOB in os.environ else "results"
 
 
 def run_line(directory: RunDirectory) -> str:

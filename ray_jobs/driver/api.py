@@ -21,7 +21,8 @@ from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.samples import ROW_SCHEMA
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec
-from ray_jobs.wandb_sink.sink import WandbSink, resolve_mode
+from ray_jobs.wandb_sink.mode import resolve_mode
+from ray_jobs.wandb_sink.sink import WandbSink
 
 WIDTH = 160  # characters of a table
 HTML = '<pre style="line-height: normal; overflow-x: auto">{code}</pre>'

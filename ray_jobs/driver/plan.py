@@ -1,16 +1,20 @@
 """How long a trial will take: from the latest run like it, else from the bytes that a reply reads."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from chatbot import checkpoint, corpus
 from chatbot.model import Config
-from chatbot.variants import Workload, variant_named
+from chatbot.variants import Workload, is_own, variant_named
+from ray_jobs.driver.trials import Inputs
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.roofline import PRECISIONS, moved_bytes, phases_of
 from ray_jobs.measure.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS
+from ray_jobs.report.text import counted
 from ray_jobs.spec import Spec
 from ray_jobs.statistics import LEAST_LAUNCHES
 
@@ -27,6 +31,29 @@ class Estimate:
     least_s: float
     most_s: float
     source: str
+
+
+def plan_lines(spec: Spec, root: str) -> Iterator[str]:
+    """Every trial and its time, and their sum. Raises UsageError where the model or the corpus can't be used."""
+    trials = f"{counted(len(spec.plan()), 'trial')} of {', '.join(spec.variants)} on each station"
+    if is_own(spec.model):
+        Inputs.of(spec)
+        for workload in spec.plan():
+            sizes = f"{workload.device}, batch {workload.batch}, threads {workload.threads}"
+            why = "a model of your own: the budget decides, unless the least number of launches takes longer"
+            yield f"{sizes}: about {spec.budget:.0f} s a station ({why})"
+        yield f"{trials}; nothing was run"
+        return
+    config = checkpoint.open_model(spec.model).chatbot.config
+    corpus.load(spec.corpus)
+    low = high = 0.0
+    for workload in spec.plan():
+        time = estimate(spec, workload, config, root)
+        low, high = low + time.least_s, high + time.most_s
+        span = f"{time.least_s:.0f} s" if time.least_s == time.most_s else f"{time.least_s:.0f} to {time.most_s:.0f} s"
+        sizes = f"batch {workload.batch}, prompt {workload.prompt_tokens}, reply {workload.reply_tokens}"
+        yield f"{workload.device}, {sizes}, threads {workload.threads}: {span} a station ({time.source})"
+    yield f"{trials}: {low:.0f} to {high:.0f} s; nothing was run"
 
 
 def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Estimate:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from chatbot.errors import UsageError, first_line, imported
-from chatbot.variants import Workload
+from chatbot.variants import OWN_MODEL, Workload
 
 SEED = 0  # of torch's generator while a factory runs: weights that it draws are the same in each process
-FORM = "package.module:factory"  # as --model has it
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def load(name: str) -> OwnModel:
     Raises:
         UsageError: it can't be imported or called, or returns something else; one line.
     """
-    factory = imported("model", name, f"; give {FORM}")
+    factory = imported("model", name, f"; give {OWN_MODEL}")
     if not callable(factory):
         raise UsageError(f"model {name!r} is a {type(factory).__name__}, not a function that returns an OwnModel")
     torch.manual_seed(SEED)

@@ -5,7 +5,6 @@ so that no process of W&B runs beside a local measurement.
 """
 
 import json
-import netrc
 import os
 import shlex
 import signal
@@ -17,46 +16,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
-from urllib.parse import urlparse
 
-from chatbot.errors import one_of
 from ray_jobs.matrix.rows import Row
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.wandb_sink.content import summary_of
 
-MODES = ("auto", "online", "offline", "off")
 PATIENCE_S = 10.0  # with the server, over the whole run
 OPENING_S = 5.0  # of those, before the first trial; afterwards it may open beside it
 LONGEST_MESSAGE = 1 << 20  # bytes
 WORDLESS = b'{"failed": "its process ended without a word"}'
 PREFIX = "latency-matrix-wandb-"
 WRITING_S = 60.0  # offline: no server is waited for, only this machine's disk
-
-
-def resolve_mode(asked: str) -> str:
-    """``online``, ``offline`` or ``off``; ``auto`` follows WANDB_MODE, else is online if there is a key.
-
-    Raises:
-        UsageError: an unknown mode.
-    """
-    if asked not in MODES:
-        raise one_of("wandb mode", asked, MODES)
-    if asked != "auto":
-        return asked
-    mode = os.environ.get("WANDB_MODE", "")
-    if mode:
-        return {"online": "online", "offline": "offline", "dryrun": "offline"}.get(mode, "off")
-    return "online" if _has_key() else "offline"
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 class WandbSink:

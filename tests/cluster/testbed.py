@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_jobs.cluster.connection import IN_A_JOB
+from ray_jobs.cluster.job import IN_A_JOB
 from ray_jobs.process.lease import FOLDER
 
 MARK = "LATENCY_MATRIX_TESTBED"

@@ -1,0 +1,22 @@
+"""``latency-matrix compact``."""
+
+from typing import Annotated
+
+import typer
+
+from ray_jobs.cli.options import require_run
+
+
+def compact(
+    run: Annotated[str, typer.Argument(help="The directory of a finished run.")],
+    run_id: Annotated[str, typer.Option(help="The folder of the small one.")],
+    out: Annotated[str, typer.Option(help="The results root that it goes to.")] = "results",
+) -> None:
+    """Copy a run small and anonymous, fit to be committed: one sample file, no host names, no paths."""
+    require_run(run)
+    from ray_jobs.report.compact import compact as make_compact
+    from ray_jobs.results.store import RunDirectory
+
+    target = RunDirectory.named(out, run_id)
+    make_compact(RunDirectory.existing(run), target)
+    typer.echo(target.shown)

@@ -1,0 +1,151 @@
+"""``latency-matrix matrix``."""
+
+import json
+import os
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chatbot.errors import UsageError
+from ray_jobs.cli.options import (
+    Address,
+    JobOut,
+    Json,
+    RunId,
+    SpecFile,
+    flags_of,
+    leave,
+    ray_address,
+    refuse_flags,
+)
+from ray_jobs.cluster.job import IN_A_JOB, default_out
+from ray_jobs.spec import Spec, read_spec
+from ray_jobs.wandb_sink.mode import MODES, resolve_mode
+
+if TYPE_CHECKING:
+    from ray_jobs.driver.resume import Earlier
+    from ray_jobs.driver.run import Where
+    from ray_jobs.matrix.rows import Row
+
+
+@flags_of(Spec, Spec.model_fields)
+def matrix(
+    flags: dict[str, Any],
+    spec: SpecFile = None,
+    out: JobOut = None,
+    run_id: RunId = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the trials and their time; run nothing.")] = False,
+    in_process: Annotated[
+        bool,
+        typer.Option(
+            "--in-process", help="Run one launch in this process, without Ray, to debug a variant; keep nothing."
+        ),
+    ] = False,
+    wandb: Annotated[str, typer.Option(help=f"{', '.join(MODES)}.")] = "auto",
+    address: Address = None,
+    wait_for: Annotated[
+        str | None,
+        typer.Option(help="Resources that the cluster must have first: cpu=4,gpu=1.", metavar="NAME=N[,...]"),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for these, and for a station that somebody else holds.")
+    ] = 600.0,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a run that was cut off: its directory, or its name in --out.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure every variant on every station and print the latency matrix.
+
+    Exits 0 when nothing failed, 1 when a trial failed or a variant is invalid, 2 on unusable arguments, 130 when
+    interrupted, 143 when terminated. What was committed is never lost: --resume goes on with it.
+    """
+    if resume is not None:
+        given = [name for name, value in {"spec": spec, "run_id": run_id, **flags}.items() if value is not None]
+        refuse_flags([*given, *["plan"] * plan], "a resumed run keeps what it was asked", "start a new run")
+    asked = None if resume is not None else read_spec(spec, flags)
+    mode, resources, root = resolve_mode(wandb), _resources(wait_for), out or default_out()
+
+    # Loaded once nothing more can be refused without it.
+    from ray_jobs.driver.resume import Earlier
+    from ray_jobs.driver.run import Where
+
+    if asked is not None and (plan or in_process):
+        _rehearse(asked, root, plan)
+        return
+    earlier = None if resume is None else Earlier.of(resume, root)
+    where = Where(ray_address(address), resources, wait)
+    final = earlier.spec if earlier else asked or Spec()
+    raise typer.Exit(_measure(final, earlier, root, run_id, where, mode, as_json))
+
+
+def _rehearse(spec: Spec, root: str, plan: bool) -> None:
+    """Prints the plan, or what one launch in this process does."""
+    from ray_jobs.driver.in_process import in_process
+    from ray_jobs.driver.plan import plan_lines
+
+    for line in plan_lines(spec, root) if plan else in_process(spec):
+        typer.echo(line)
+
+
+def _measure(
+    spec: Spec, earlier: "Earlier | None", root: str, run_id: str | None, where: "Where", mode: str, as_json: bool
+) -> int:
+    """The exit code of a run, new or gone on with."""
+    from ray_jobs.cluster.fetch import run_line
+    from ray_jobs.cluster.schedule import ClusterLostError
+    from ray_jobs.driver.api import new_run_id
+    from ray_jobs.driver.run import run
+    from ray_jobs.matrix.hardware import classes_of
+    from ray_jobs.report.terminal import Reporter, print_classes, print_matrix
+    from ray_jobs.results.store import REPORT, RunDirectory, StoreError
+    from ray_jobs.wandb_sink.sink import WandbSink
+
+    name = earlier.id if earlier else run_id or new_run_id()
+    directory = earlier.directory if earlier else RunDirectory.named(root, name)
+    sink = WandbSink(mode, directory)
+    reporter = Reporter(spec.budget, spec.precision)
+    if IN_A_JOB in os.environ:
+        reporter.say(run_line(directory))
+    try:
+        rows = run(spec, name, directory, where, sink, reporter, earlier)
+    except (KeyboardInterrupt, StoreError, ClusterLostError) as error:
+        again = f"python -m ray_jobs matrix --resume {shlex.quote(directory.shown)}"
+        leave(error, f"the launches that were committed are safe, go on with: {again}")
+    print_matrix(rows, spec.margin)
+    print_classes(classes_of(rows, spec.margin))
+    page = f"{REPORT}, " if directory.holds(REPORT) else ""
+    typer.echo(f"\n{directory.shown}: {page}matrix.json, matrix.parquet, classes.json, run.json, samples/")
+    if sink.result:
+        typer.echo(sink.result)
+    counts = _counts(rows)
+    if as_json:
+        typer.echo(json.dumps({"run_dir": directory.shown, "run_id": name, **counts}))
+    return int(bool(counts["failed"] or counts["invalid"]))
+
+
+def _resources(asked: str | None) -> dict[str, float]:
+    """``cpu=4,gpu=1`` in Ray's names. Raises UsageError."""
+    found: dict[str, float] = {}
+    for part in (asked or "").split(","):
+        name, _, count = part.strip().partition("=")
+        if not name:
+            continue
+        try:
+            found[name.upper() if name.lower() in ("cpu", "gpu") else name] = float(count)
+        except ValueError:
+            raise UsageError(f"--wait-for {asked!r} is not understood: give cpu=4,gpu=1") from None
+    return found
+
+
+def _counts(rows: "list[Row]") -> dict[str, int]:
+    """How many trials are done, failed and skipped: a failed row fails it, skipped ones alone skip it."""
+    from ray_jobs.matrix.rows import Status
+    from ray_jobs.statistics import Verdict
+
+    status = {row.trial_id: Status.SKIPPED for row in rows}
+    for decisive in (Status.DONE, Status.FAILED):
+        status |= {row.trial_id: decisive for row in rows if row.status == decisive}
+    trials = {str(one): list(status.values()).count(one) for one in (Status.DONE, Status.FAILED, Status.SKIPPED)}
+    return {**trials, "invalid": sum(row.verdict == Verdict.INVALID for row in rows)}

@@ -1,0 +1,93 @@
+"""What commands share: options, the flags of a spec's keys, light refusals, exit codes. Loads nothing heavy."""
+
+import inspect
+import os
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, NoReturn, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from chatbot.errors import UsageError
+from ray_jobs.cluster.job import JOB_OUT
+
+FAILED, UNUSABLE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # the last two as a shell says it of SIGINT and SIGTERM
+ROOT = "The results root: a folder or any pyarrow.fs URI."
+
+SpecFile = Annotated[Path | None, typer.Option("--spec", help="A TOML file of the flags' keys; flags override it.")]
+JobOut = Annotated[str | None, typer.Option(help=f"{ROOT} [default: results; in a job {JOB_OUT}]")]
+RunId = Annotated[str | None, typer.Option(help="Name of the new run's folder; the time and a few letters by default.")]
+Address = Annotated[str | None, typer.Option(help="local, auto or HOST:PORT. [default: $RAY_ADDRESS, else local]")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")]
+
+
+def flags_of(model: type[BaseModel], keys: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command a flag for each of a spec's keys; it gets those that were typed as ``flags``."""
+    made = [_flag(key, model.model_fields[key]) for key in keys]
+    names = [flag.name for flag in made]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [one for one in inspect.signature(command).parameters.values() if one.name != "flags"]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            flags = {name: given.pop(name) for name in names}
+            command(flags={name: value for name, value in flags.items() if value is not None}, **given)
+
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*made, *own)]
+        run.__dict__["__signature__"] = inspect.Signature(parameters)
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+def _flag(key: str, field: FieldInfo) -> inspect.Parameter:
+    """A key's flag: unset by default, so that a spec file's value stands."""
+    shown: Any = field.default
+    kind: Any = next(one for one in get_args(field.annotation) or (field.annotation,) if one is not NoneType)
+    metavar = None
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(field.annotation) is tuple:
+        shown = ",".join(map(str, field.default))
+        kind, metavar = str, "NAME[,NAME...]" if isinstance(field.default[0], str) else "N[,N...]"
+    told = f"{field.description}." + ("" if shown is None or kind is bool else f" [default: {shown}]")
+    option = typer.Option(f"--{key.replace('_', '-')}", help=told, metavar=metavar, show_default=False)
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def ray_address(given: str | None) -> str:
+    """Where the cluster is: the flag, the environment's, or a local one."""
+    return given or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def require_run(place: str) -> None:
+    """Raises UsageError where a local folder holds no run, before anything is loaded that reads one."""
+    if "://" not in place and not Path(place).expanduser().joinpath("run.json").is_file():
+        raise UsageError(f"no run at {place}: it has no run.json")
+
+
+def refuse_flags(given: Iterable[str], why: str, instead: str) -> None:
+    """Raises UsageError for the first flag of those given, which have no room here."""
+    for name in given:
+        raise UsageError(f"{why}: leave out --{name.replace('_', '-')}, or {instead}")
+
+
+def leave(error: BaseException, safe: str) -> NoReturn:
+    """Says what ended a command and what is safe, and ends with its exit code."""
+    from ray_jobs.cluster.connection import Terminated
+    from ray_jobs.cluster.schedule import ClusterLostError
+
+    what, code = str(error), FAILED
+    if isinstance(error, KeyboardInterrupt):
+        what, code = ("terminated", TERMINATED) if isinstance(error, Terminated) else ("interrupted", INTERRUPTED)
+    typer.echo(f"ray_jobs: {what}; {safe}", err=True)
+    if isinstance(error, ClusterLostError):
+        os._exit(code)  # Ray's own clean-up would wait for the head
+    raise typer.Exit(code) from None
