@@ -135,7 +135,7 @@ def _corpus(name: str, conversations: Iterable[list[Message]]) -> Corpus:
 
 
 def _notice(name: str, written: Sequence[str]) -> str:
-    """What normalising loses of a text, in one line; empty where that is next to nothing.
+    """A line about what normalising loses of a text; empty if that is next to nothing.
 
     Raises:
         UsageError: more than half of the messages are in another script, so that nothing would be learnt but silence.

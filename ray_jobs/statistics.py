@@ -215,7 +215,7 @@ def quantile(degrees: float, confidence: float) -> float:
 
 
 def precise_enough(speedups: Sequence[Mapping[str, float]], precision: float) -> bool:
-    """Whether the interval of every variant of these launches is as narrow as asked. Never asks what it says."""
+    """Tells whether every variant's interval is as narrow as requested, whatever it says."""
     names = {name for launch in speedups for name in launch}
     intervals = [speedup([launch[name] for launch in speedups if name in launch]) for name in names]
     return all(i is not None and i.half_width <= precision for i in intervals)

@@ -112,7 +112,7 @@ class Earlier:
         return TrialState(info, reason=f"its station {info.station} is not in the cluster now")
 
     def _another(self, state: TrialState, record: Mapping[str, Any]) -> str | None:
-        """Why launches on the station of now can't stand beside those of then."""
+        """The reason why launches on the present station can't be combined with the earlier ones."""
         if state.job is None:
             return "it can't be measured now"
         then = self.run["environment"]["stations"].get(state.info.station, {})
@@ -125,7 +125,7 @@ class Earlier:
         return None
 
     def _committed(self, identity: str) -> dict[str, list[Committed]]:
-        """Of each trial, in order. Raises UsageError at a launch of another run."""
+        """The committed launches of each trial, in order. Raises UsageError at a launch of another run."""
         found: dict[str, list[Committed]] = {}
         for name in self.directory.sample_files():
             trial, _, number = name.removesuffix(".parquet").rpartition(".")
@@ -142,7 +142,7 @@ class Earlier:
 
 
 def _found(record: Mapping[str, Any]) -> tuple[Memory, Limits]:
-    """What untimed processes had found out; less in runs from before it was kept."""
+    """The findings of untimed processes; fewer in older runs."""
     compared = {name: Comparison(**found) for name, found in record.get("compared", {}).items()}
     limits = {name: Limit(**limit) for name, limit in record.get("limits", {}).items()}
     speeds = Speeds.of(record["speeds"]) if record.get("speeds") else None

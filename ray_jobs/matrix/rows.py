@@ -21,7 +21,7 @@ NO_MEMORY, NO_LIMITS = Memory(), Limits()
 
 
 class Status(StrEnum):
-    """What became of a trial, or of one variant of it."""
+    """The outcome of a trial, or of one of its variants."""
 
     DONE = "done"
     FAILED = "failed"
@@ -96,7 +96,7 @@ COLUMNS = tuple(f.name for f in fields(Row))
 
 @dataclass(frozen=True)
 class TrialInfo:
-    """What every row of a trial shares."""
+    """The facts that all rows of a trial share."""
 
     run_id: str
     trial_id: str
@@ -207,14 +207,14 @@ def _not_known(memory: str | None, limits: str | None) -> list[str]:
 def _limited(
     limit: roofline.Limit | None, measured: Mapping[str, Any], batch: int, complaint: str | None
 ) -> dict[str, Any]:
-    """How far a variant is from its limit, and its warnings."""
+    """The distance of a variant from its limit, and its warnings."""
     found = roofline.columns(limit, measured["p50_ms"], batch, disturbed=complaint is not None)
     doubt = roofline.warning(found.get("of_limit"))
     return found | ({"warnings": (*measured["warnings"], doubt)} if doubt else {})
 
 
 def _identical(facts: Sequence[VariantFacts], alone: Comparison | None) -> dict[str, Any]:
-    """How many replies are the baseline's: of distinct prompts where they were asked apart, else of the timed ones."""
+    """The share of replies equal to the baseline's: on distinct prompts if compared, else on the timed ones."""
     replies, identical = sum(f.replies for f in facts), sum(f.identical for f in facts)
     differing = [step for f in facts for step in f.differing]
     if alone is not None:
@@ -227,7 +227,7 @@ def _identical(facts: Sequence[VariantFacts], alone: Comparison | None) -> dict[
 
 
 def _machine(launches: Sequence[LaunchResult]) -> dict[str, Any]:
-    """What the machine did meanwhile, the same for every variant of a trial."""
+    """The machine's activity during a trial, the same for every variant."""
     watched = [launch for launch in launches if launch.interference is not None]
     told: dict[str, Any] = {}
     if watched:
@@ -247,7 +247,7 @@ def _complaint(launches: Sequence[LaunchResult]) -> str | None:
 
 
 def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]) -> list[str]:
-    """What a reader of this row should know of the machine and of the warm-up."""
+    """Warnings about the machine and the warm-up for the reader of this row."""
     warnings = []
     complaint = _complaint(launches)
     if complaint:

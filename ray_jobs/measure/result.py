@@ -139,7 +139,7 @@ class LaunchResult:
 
 @dataclass(frozen=True)
 class Memory:
-    """What untimed processes found out about each variant alone: peak memory in MB, replies next to the baseline's."""
+    """Findings of untimed processes about each variant alone: peak memory in MB, replies against the baseline's."""
 
     peak_mb: dict[str, float] = field(default_factory=dict)
     compared: dict[str, Comparison] = field(default_factory=dict)  # of the approximate variants
@@ -148,7 +148,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the station can do, and what each variant whose program is known could reach there."""
+    """The station's speeds, and the limit there of each variant whose program is known."""
 
     speeds: Speeds | None = None
     of: dict[str, Limit] = field(default_factory=dict)

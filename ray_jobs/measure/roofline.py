@@ -247,7 +247,7 @@ def columns(limit: Limit | None, p50_ms: float | None, batch: int, disturbed: bo
 
 
 def bound_of(limit: Limit, share: float) -> Bound:
-    """What holds a program up that reaches this share of its limit: the resource that needs longest, if it explains
+    """The bound of a program that reaches this share of its limit: the resource that needs longest, if it explains
     a quarter of the latency; else overhead (dispatch, conversions, kernels that are far from the machine's speed).
     """
     if share < EXPLAINED:

@@ -217,7 +217,7 @@ class Answers:
 
     @property
     def interference(self) -> Interference:
-        """What the machine did during each round."""
+        """The machine's activity during each round."""
         return per_round(self.readings)
 
 

@@ -39,7 +39,7 @@ GRACE_S = 10.0  # between a launch's deadline and giving up on its server
 
 @dataclass(frozen=True)
 class Request:
-    """What the fork server is asked for: the value of ``work()`` in a fresh process pinned to ``cores``."""
+    """A request to the fork server: the value of ``work()`` in a fresh process pinned to ``cores``."""
 
     work: Callable[[], Any]
     cores: tuple[int, ...]
@@ -142,7 +142,7 @@ class LaunchServer:
 
 @dataclass(frozen=True)
 class _Value:
-    """What ``work()`` returned, which may be anything."""
+    """The value that ``work()`` returned."""
 
     value: Any
 

@@ -31,7 +31,7 @@ TELL_EVERY_S = 10.0  # that somebody else still holds the station
 
 @dataclass(frozen=True)
 class Committed:
-    """What the stopping rule needs of a launch that is safe on disk."""
+    """The part of a committed launch that the stopping rule needs."""
 
     index: int
     rounds: int
@@ -212,7 +212,7 @@ def launches(
 
 
 def _cuda_fault() -> str | None:
-    """Why no launch could compute on the GPU, said once rather than by each."""
+    """The reason why no launch can compute on the GPU, reported once rather than by each."""
     if torch.cuda.is_available():
         return None
     return (

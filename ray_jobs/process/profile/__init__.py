@@ -1,1 +1,1 @@
-"""Where the time of one call goes: its phases, its operators, its share of Python."""
+"""Profiles of one call: its phases, its operators, its share of Python."""
