@@ -83,23 +83,27 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     variants: Variants = Field(
-        default=(BASELINE, CONTROL, "torchscript"), description=f"all, or some of: {', '.join(VARIANTS)}"
+        default=(BASELINE, CONTROL, "torchscript"), description=f"Variants: all, or some of: {', '.join(VARIANTS)}"
     )
-    device: Devices = Field(default=("cpu",), min_length=1, description="cpu, cuda or all")
+    device: Devices = Field(default=("cpu",), min_length=1, description="Device kinds: cpu, cuda or all")
     batch: Sizes = Field(default=(1,), description="Prompts per call, one or several sizes")
     prompt_tokens: PromptSizes = Field(default=(8,), description="Tokens of a prompt, EOS counted, one or several")
     reply_tokens: Sizes = Field(default=(10,), description="Tokens of a reply, one or several lengths")
     threads: Sizes = Field(default=(1,), description="Threads of a launch, one or several counts")
-    model: str = Field(default="small", description=f"{MODELS}; or a model of your own, {OWN_MODEL}")
+    model: str = Field(default="small", description=f"Model: {MODELS}; or your own, {OWN_MODEL}")
     corpus: str = Field(default="chitchat", description="Source of the prompts: chitchat, a .tsv, or a Cornell path")
     precision: Share = Field(default=0.01, description="Half-width to reach of every speedup's interval: 0.01 is 1%")
     margin: Share = Field(default=0.02, description="Speedups within this margin of 1 are called the same")
     budget: Seconds = Field(default=120.0, description="Maximum seconds per trial")
     seed: int = Field(default=0, ge=0, description="Seed for prompts and orders")
-    stations: Stations = Field(default="all", description="all, one-per-hardware or label=value[,label=value]")
+    stations: Stations = Field(
+        default="all", description="Stations: all, one-per-hardware or label=value[,label=value]"
+    )
     isolation: Isolation = Field(default="node", description="node: a trial has a whole node; device: a GPU and cores")
-    cores_per_gpu: int | None = Field(default=None, ge=1, description="Cores beside a GPU; by default an equal share")
-    stop_at_eos: bool = Field(default=False, description="End a call when its replies have, within --reply-tokens")
+    cores_per_gpu: int | None = Field(default=None, ge=1, description="Cores for each GPU; by default an equal share")
+    stop_at_eos: bool = Field(
+        default=False, description="End a call when its replies have ended, within --reply-tokens"
+    )
     launch_timeout: Seconds | None = Field(
         default=None, description="Seconds until a launch is ended; by default --budget, at least 60"
     )

@@ -252,7 +252,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_has_a_page(
     _, err = under_way.communicate(timeout=PATIENCE_S)
     place = tmp_path / "sweep"
     assert under_way.returncode == 130
-    assert f"go on with: python -m ray_jobs sweep --resume {place}" in err
+    assert f"continue with: python -m ray_jobs sweep --resume {place}" in err
     assert json.loads((place / "sweep.json").read_text())["status"] == "interrupted"
     assert "not all trials have ended" in (place / "sweep.html").read_text()
 

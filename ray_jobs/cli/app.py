@@ -16,10 +16,10 @@ COMMANDS = {  # name: (module in this folder, its function or group, one line)
     "report": ("report", "report", "Show finished runs, side by side where there are several."),
     "compare": ("compare", "compare", "Compare two runs by their speedups over the baseline."),
     "trace": ("trace", "trace", "Show where a reply's time goes."),
-    "sweep": ("sweep", "app", "Search for good hyperparameters on Ray Tune, and say which of them mattered."),
-    "sweep-trial": ("sweep", "app", "Train once, as `wandb agent` asks, and tell W&B."),
+    "sweep": ("sweep", "app", "Search for good hyperparameters on Ray Tune, and report which of them mattered."),
+    "sweep-trial": ("sweep", "app", "Train once with the arguments of `wandb agent`, and report to W&B."),
     "audit": ("audit", "app", "How often is this tool wrong, on this machine?"),
-    "fetch": ("fetch", "fetch", "Copy the run directory of a submitted job home."),
+    "fetch": ("fetch", "fetch", "Copy a submitted job's run directory to this machine."),
     "compact": ("compact", "compact", "Copy a run small and anonymous, fit to be committed."),
     "publish": ("publish", "publish", "Send a run to W&B from its directory alone."),
 }

@@ -8,9 +8,9 @@ from ray_jobs.cli.options import require_run
 
 
 def compact(
-    run: Annotated[str, typer.Argument(help="The directory of a finished run.")],
-    run_id: Annotated[str, typer.Option(help="The folder of the small one.")],
-    out: Annotated[str, typer.Option(help="The results root that it goes to.")] = "results",
+    run: Annotated[str, typer.Argument(help="Directory of a finished run.")],
+    run_id: Annotated[str, typer.Option(help="Name of the compact run's folder.")],
+    out: Annotated[str, typer.Option(help="Results root to write it to.")] = "results",
 ) -> None:
     """Copy a run small and anonymous, fit to be committed: one sample file, no host names, no paths."""
     require_run(run)

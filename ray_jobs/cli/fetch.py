@@ -10,14 +10,14 @@ from chatbot.errors import UsageError
 
 
 def fetch(
-    job: Annotated[str, typer.Argument(help="Its id, as ray job submit printed it.")],
+    job: Annotated[str, typer.Argument(help="Job id, as printed by ray job submit.")],
     address: Annotated[
         str | None,
-        typer.Option(help="The cluster's dashboard. [default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS]"),
+        typer.Option(help="Address of the cluster's dashboard. [default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS]"),
     ] = None,
-    out: Annotated[str, typer.Option(help="The local folder that the run directory goes to.")] = "results",
+    out: Annotated[str, typer.Option(help="Local folder for the run directory.")] = "results",
 ) -> None:
-    """Copy the run directory of a submitted job home, through the dashboard's port alone."""
+    """Copy a submitted job's run directory to this machine, through the dashboard's port alone."""
     place = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not place or not place.startswith("http"):
         raise UsageError("give the dashboard's address: --address http://HEAD:8265")

@@ -35,31 +35,31 @@ def matrix(
     spec: SpecFile = None,
     out: JobOut = None,
     run_id: RunId = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print the trials and their time; run nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the trials and their duration; run nothing.")] = False,
     in_process: Annotated[
         bool,
         typer.Option(
             "--in-process", help="Run one launch in this process, without Ray, to debug a variant; keep nothing."
         ),
     ] = False,
-    wandb: Annotated[str, typer.Option(help=f"{', '.join(MODES)}.")] = "auto",
+    wandb: Annotated[str, typer.Option(help=f"W&B mode: {', '.join(MODES)}.")] = "auto",
     address: Address = None,
     wait_for: Annotated[
         str | None,
-        typer.Option(help="Resources that the cluster must have first: cpu=4,gpu=1.", metavar="NAME=N[,...]"),
+        typer.Option(help="Resources to wait for before starting: cpu=4,gpu=1.", metavar="NAME=N[,...]"),
     ] = None,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for these, and for a station that somebody else holds.")
+        float, typer.Option(min=0, help="Seconds to wait for these, and for a station held by another run.")
     ] = 600.0,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with a run that was cut off: its directory, or its name in --out.")
+        str | None, typer.Option(help="Continue an interrupted run: its directory, or its name in --out.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure every variant on every station and print the latency matrix.
 
     Exits 0 when nothing failed, 1 when a trial failed or a variant is invalid, 2 on unusable arguments, 130 when
-    interrupted, 143 when terminated. What was committed is never lost: --resume goes on with it.
+    interrupted, 143 when terminated. What was committed is never lost: --resume continues it.
     """
     if resume is not None:
         given = [name for name, value in {"spec": spec, "run_id": run_id, **flags}.items() if value is not None]
@@ -112,7 +112,7 @@ def _measure(
         rows = run(spec, name, directory, where, sink, reporter, earlier)
     except (KeyboardInterrupt, StoreError, ClusterLostError) as error:
         again = f"python -m ray_jobs matrix --resume {shlex.quote(directory.shown)}"
-        leave(error, f"the launches that were committed are safe, go on with: {again}")
+        leave(error, f"the launches that were committed are safe, continue with: {again}")
     print_matrix(rows, spec.margin)
     print_classes(classes_of(rows, spec.margin))
     page = f"{REPORT}, " if directory.holds(REPORT) else ""

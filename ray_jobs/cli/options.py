@@ -16,13 +16,17 @@ from chatbot.errors import UsageError
 from ray_jobs.cluster.job import JOB_OUT
 
 FAILED, UNUSABLE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # the last two as a shell says it of SIGINT and SIGTERM
-ROOT = "The results root: a folder or any pyarrow.fs URI."
+ROOT = "Results root: a folder or any pyarrow.fs URI."
 
-SpecFile = Annotated[Path | None, typer.Option("--spec", help="A TOML file of the flags' keys; flags override it.")]
+SpecFile = Annotated[
+    Path | None, typer.Option("--spec", help="TOML file with the keys of these flags; flags override it.")
+]
 JobOut = Annotated[str | None, typer.Option(help=f"{ROOT} [default: results; in a job {JOB_OUT}]")]
-RunId = Annotated[str | None, typer.Option(help="Name of the new run's folder; the time and a few letters by default.")]
-Address = Annotated[str | None, typer.Option(help="local, auto or HOST:PORT. [default: $RAY_ADDRESS, else local]")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")]
+RunId = Annotated[str | None, typer.Option(help="Name of the new run's folder; time and random letters by default.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster: local, auto or HOST:PORT. [default: $RAY_ADDRESS, else local]")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
 
 
 def flags_of(model: type[BaseModel], keys: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:

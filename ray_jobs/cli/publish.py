@@ -16,7 +16,7 @@ def publish(
     wandb: Annotated[str, typer.Option(help=f"W&B mode: {MODES}.")] = "auto",
     timeout: Annotated[float, typer.Option(min=1, help="Maximum seconds to wait for W&B.")] = 600.0,
 ) -> None:
-    """Send a run to W&B from its directory alone, as often as you like: it replaces what was sent before.
+    """Send a run to W&B from its directory alone; repeating it replaces what was sent before.
 
     Exits 0 when W&B has all of it (or its offline log), 1 when not, 2 on unusable arguments.
     """

@@ -228,7 +228,9 @@ def _run(
     except (KeyboardInterrupt, StoreError) as error:
         if isinstance(error, KeyboardInterrupt):
             record.finish(SweepStatus.INTERRUPTED)
-        leave(error, f"what was kept is safe, go on with: python -m ray_jobs sweep --resume {record.directory.shown}")
+        leave(
+            error, f"what was kept is safe, continue with: python -m ray_jobs sweep --resume {record.directory.shown}"
+        )
     record.finish(SweepStatus.DONE)
     sink.finish()
     reporter.closing(sink.sync_command)

@@ -35,15 +35,17 @@ def trace(
     spec: SpecFile = None,
     run: Annotated[
         str | None,
-        typer.Option(help="Put the traces into this run, and trace what it measured: its directory, or name in --out."),
+        typer.Option(
+            help="Trace what this run measured and add the traces to it: its directory, or its name in --out."
+        ),
     ] = None,
     timeline_only: Annotated[
-        bool, typer.Option("--timeline-only", help="With --run: only who measured where, when; nothing is traced.")
+        bool, typer.Option("--timeline-only", help="With --run: rebuild only the timeline of stations; trace nothing.")
     ] = False,
     out: JobOut = None,
     run_id: RunId = None,
     address: Address = None,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a station that somebody else holds.")] = 600.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a station held by another run.")] = 600.0,
     as_json: Json = False,
 ) -> None:
     """Show where a reply's time goes: a Chrome trace of every variant, and their operators side by side.
