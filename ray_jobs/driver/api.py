@@ -1,4 +1,4 @@
-"""What a program or a notebook calls: a spec in, rows out."""
+"""The interface for programs and notebooks: a spec in, rows out."""
 
 import importlib
 import io

@@ -1,4 +1,4 @@
-"""How long a trial will take: from the latest run like it, else from the bytes that a reply reads."""
+"""Estimates how long a trial takes, from the latest similar run, else from the bytes that a reply reads."""
 
 import json
 from collections.abc import Iterator
