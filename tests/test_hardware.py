@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from profiles import trials
+from profiles import QUICK, trials
 
 from chatbot.variants import BASELINE
 from ray_jobs import statistics
@@ -505,7 +505,7 @@ def test_an_odd_station_is_found_nine_times_in_ten(stations: int, off: float) ->
     for _ in range(classes):
         slow, _ = classes_of(simulated(rng, [off, *[0.0] * (stations - 1)]), MARGIN)
         found += any(said.startswith("node-0 ") for said in slow.disagreeing)
-    assert found >= 0.9 * classes
+    assert found >= (0.9 - (error(0.9, classes) if QUICK else 0)) * classes
 
 
 # On screen

@@ -150,7 +150,7 @@ def test_of_intervals_that_stopped_when_narrow_at_most_one_of_twenty_misses_the_
 def test_with_a_plain_95_percent_more_than_one_of_twenty_would_miss(block: int) -> None:
     looks = Looks.of(scattered(block, TRIALS // (block - 1), seed=20 + block), block)
     worst = max(looks.stop(ratio * PRECISION, PRECISION, CONFIDENCE)[1].mean() for ratio in RATIOS)
-    assert worst > 1 - CONFIDENCE + STATED
+    assert worst > 1 - CONFIDENCE + (0 if QUICK else STATED)
     if block == 2:
         assert worst > 0.06
 
