@@ -1,0 +1,116 @@
+"""The table of commands: what a fresh process loads for help and refusals, and a flag for every key of a spec."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic import Field
+from typer.testing import CliRunner
+
+from ray_jobs.cli.app import COMMANDS, loaded
+from ray_jobs.cli.compare import FORMATS
+from ray_jobs.cli.matrix import matrix
+from ray_jobs.cli.options import flags_of
+from ray_jobs.cli.report import KINDS, REPORT
+from ray_jobs.spec import Spec
+
+HEAVY = {"torch", "ray", "pyarrow", "scipy", "numpy", "wandb"}
+MEASURING = ("audit", "sweep", "sweep-trial")  # their options' bounds stand beside what they run
+LIGHT = [name for name in COMMANDS if name not in MEASURING]
+WATCHED = """
+import json, sys
+from ray_jobs.cli.app import main
+sys.argv = ["latency-matrix", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as ended:
+    print(json.dumps([ended.code, sorted({name.split(".")[0] for name in sys.modules})]))
+"""
+REFUSED = {
+    "--budget": ("matrix", "--budget", "x"),
+    "unknown variant 'nosuch'": ("matrix", "--variants", "nosuch"),
+    "unknown wandb mode 'maybe'": ("matrix", "--wandb", "maybe"),
+    "--wait-for 'cpu' is not understood": ("matrix", "--wait-for", "cpu"),
+    "leave out --batch": ("matrix", "--resume", "nowhere", "--batch", "2"),
+    "--timeline-only needs a run": ("trace", "--timeline-only"),
+    "no run at nowhere": ("report", "nowhere"),
+    "unknown format 'pdf'": ("report", "nowhere", "--format", "pdf"),
+    "--gate 'much' is not a share": ("compare", "a", "b", "--gate", "much"),
+    "no run at a": ("compare", "a", "b"),
+    "no run at there": ("publish", "there", "--wandb", "offline"),
+    "no run at here": ("compact", "here", "--run-id", "small"),
+    "give the dashboard's address": ("fetch", "job", "--address", "nowhere"),
+    "Did you mean 'matrix'": ("matrx",),
+}
+
+
+def fresh(folder: Path, *arguments: str) -> tuple[int, set[str], str]:
+    """(exit code, packages loaded, what it said) of a command in a process of its own."""
+    command = [sys.executable, "-c", WATCHED, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    code, packages = json.loads(done.stdout.splitlines()[-1])
+    return code, set(packages), done.stdout + done.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("arguments", [(), *((name,) for name in LIGHT)], ids=" ".join)
+def test_help_loads_nothing_heavy(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    code, packages, said = fresh(tmp_path, *arguments, "--help")
+    assert (code, packages & HEAVY) == (0, set())
+    assert "Usage: latency-matrix" in said
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_refusal_loads_nothing_heavy(tmp_path: Path, message: str) -> None:
+    code, packages, said = fresh(tmp_path, *REFUSED[message])
+    assert (code, packages & HEAVY) == (2, set())
+    assert message in said
+
+
+def test_every_command_of_the_table_is_there() -> None:
+    assert all(loaded(name).get_help for name in COMMANDS)
+
+
+def test_formats_named_without_loading_them_are_those_that_there_are() -> None:
+    from ray_jobs.compare import output
+    from ray_jobs.report import write
+    from ray_jobs.results import store
+
+    assert (tuple(write.FORMATS), output.FORMATS, store.REPORT) == (KINDS, FORMATS, REPORT)
+
+
+def test_every_key_of_a_spec_is_a_flag_of_the_matrix() -> None:
+    alone = typer.Typer()
+    alone.command()(matrix)
+    flags = {flag for option in typer.main.get_command(alone).params for flag in option.opts}
+    assert {f"--{key.replace('_', '-')}" for key in Spec.model_fields} <= flags
+
+
+class Longer(Spec):
+    """A spec with one more line."""
+
+    cool_down: float = Field(default=1.5, description="Seconds between launches")
+
+
+def test_a_new_key_is_one_line_and_has_its_flag_and_help() -> None:
+    seen: list[dict[str, Any]] = []
+    alone = typer.Typer(rich_markup_mode=None)
+
+    @alone.command()
+    @flags_of(Longer, Longer.model_fields)
+    def command(flags: dict[str, Any]) -> None:
+        seen.append(flags)
+
+    told = " ".join(CliRunner().invoke(alone, ["--help"]).output.split())
+    assert "--cool-down" in told
+    assert "Seconds between launches. [default: 1.5]" in told
+    assert CliRunner().invoke(alone, ["--cool-down", "3", "--batch", "1,2"]).exit_code == 0
+    assert CliRunner().invoke(alone, []).exit_code == 0
+    assert seen == [{"batch": "1,2", "cool_down": 3.0}, {}]
+    assert Longer.model_validate(seen[0]).cool_down == 3.0
+    assert CliRunner().invoke(alone, ["--cool-down", "soon"]).exit_code == 2
