@@ -1,7 +1,7 @@
 """What the driver costs with many trials on many stations, none of which measures anything.
 
 ``python benchmarks/scale.py`` runs the driver's own code (placing, scheduling, keeping, run.json, matrix.json) against
-simulated stations whose launches and rows are made beforehand. Writing samples is timed apart: it grows with them.
+simulated stations whose launches are made beforehand. Writing samples is timed apart: it grows with them.
 ``--ray 2 --trials 300`` does it against real Ray tasks on two raylets of this machine, whose launches are null.
 """
 
@@ -31,15 +31,15 @@ from launches import made_launch
 
 from chatbot.variants import BASELINE, CONTROL
 from ray_jobs import provenance
-from ray_jobs.cluster.events import Event, Job, LaunchDone, MemoryKnown, RowsKnown, Station, TrialBegun, TrialEnded
+from ray_jobs.cluster.events import Event, Job, LaunchDone, Station, TrialEnded
 from ray_jobs.cluster.schedule import Schedule
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver import run
 from ray_jobs.driver.trials import place
-from ray_jobs.matrix.rows import Status, rows_of
+from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.result import LaunchResult, Memory
-from ray_jobs.process.trial import Committed
+from ray_jobs.process.trial import Alive, Committed
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.results.samples import to_table
 from ray_jobs.results.store import RunDirectory
@@ -84,13 +84,12 @@ class NullBackend:
     def _events(self, job: Job) -> Iterator[Event]:
         """New objects: that is how they come from another process."""
         trial = job.trial.id
-        yield TrialBegun(trial)
+        yield Event(trial, Alive())
         for made in self._committed:
             committed, table = pickle.loads(pickle.dumps(made))
-            yield LaunchDone(trial, committed, table)
-        yield MemoryKnown(trial, Memory())
-        yield RowsKnown(trial, rows_of(job.info, Status.DONE, None, self._made), len(self._made))
-        yield TrialEnded(trial, None)
+            yield Event(trial, LaunchDone(committed, table))
+        yield Event(trial, Memory())
+        yield Event(trial, TrialEnded(None))
 
     def ready(self, handles: Sequence[int], timeout_s: float) -> Sequence[int]:
         """A few of them."""
@@ -101,7 +100,7 @@ class NullBackend:
         start = time.thread_time()
         event: Event = next(self._said[handle])
         self.spent_s += time.thread_time() - start
-        if isinstance(event, TrialEnded):
+        if isinstance(event.outcome, TrialEnded):
             del self._said[handle]
         return event
 

@@ -23,12 +23,7 @@ from ray_jobs.cluster.events import (
     Event,
     Job,
     LaunchDone,
-    LaunchLost,
-    LimitsKnown,
-    MemoryKnown,
-    RowsKnown,
     Station,
-    TrialBegun,
     TrialEnded,
     TrialStarted,
     WorkerLost,
@@ -36,11 +31,10 @@ from ray_jobs.cluster.events import (
 from ray_jobs.driver import run
 from ray_jobs.driver.resume import PARTS, Earlier
 from ray_jobs.driver.trials import Inputs
-from ray_jobs.matrix.rows import Status, rows_of
 from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, Weights
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.process import lease
-from ray_jobs.process.trial import Committed, Failure, Trial, launches
+from ray_jobs.process.trial import Alive, Committed, Failure, Trial, launches
 from ray_jobs.report.compact import compact
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.results.samples import to_table
@@ -103,26 +97,24 @@ class Cluster:
             yield from self._trial(job)
 
     def _trial(self, job: Job) -> Iterator[Event]:
-        """As the worker tells it: the rows too, where every launch is its own."""
+        """As the worker tells it."""
         name, mine = job.trial.id, []
-        yield TrialStarted(name)
-        yield TrialBegun(name)
+        yield Event(name, TrialStarted())
+        yield Event(name, Alive())
         yield from self.said.get(name, [])
         for found in launches(job.trial, lambda launch: self._launch(job.trial, launch), lambda: self.seconds):
             assert isinstance(found, LaunchResult)
             mine.append(found)
-            yield LaunchDone(name, Committed.of(found), to_table(name, found))
+            yield Event(name, LaunchDone(Committed.of(found), to_table(name, found)))
             self.ran.append((name, found.launch.index))
             if len(mine) == self.fails.get(name):
-                yield TrialEnded(name, "its worker was lost 3 times")
+                yield Event(name, TrialEnded("its worker was lost 3 times"))
                 return
             if len(self.ran) == self.cut_after:
                 raise Cut
-        yield MemoryKnown(name, Memory(PEAK))
-        yield LimitsKnown(name, LIMITS)
-        if not job.trial.committed:
-            yield RowsKnown(name, rows_of(job.info, Status.DONE, None, mine, Memory(PEAK), LIMITS), len(mine))
-        yield TrialEnded(name, None)
+        yield Event(name, Memory(PEAK))
+        yield Event(name, LIMITS)
+        yield Event(name, TrialEnded(None))
 
     def _launch(self, trial: Trial, launch: Launch) -> LaunchResult:
         self.seconds += 2.0
@@ -294,7 +286,7 @@ def test_a_resumed_trial_gets_exactly_its_committed_launches(tmp_path: Path) -> 
             replace(outcome(job.trial, Launch(i, 0)), elapsed_s=2.0 * (i + 1)) for i in range(5 * (name == SECOND))
         ]
         assert job.trial.committed == tuple(map(Committed.of, expected))
-        assert (job.station.name, job.trial.run_id, job.info.trial_id) == (f"{name[-1]}:cpu", "r1", name)
+        assert (job.station.name, job.trial.run_id, job.trial.id) == (f"{name[-1]}:cpu", "r1", name)
 
 
 def test_a_finished_run_is_gone_on_with_without_measuring(copied: Path, whole: Path) -> None:
@@ -325,8 +317,8 @@ def test_a_run_from_before_there_were_limits_has_none(copied: Path) -> None:
 
 
 def test_each_attempt_is_recorded_with_what_it_had_brought_home(tmp_path: Path) -> None:
-    lost = LaunchLost(FIRST, Failure(Launch(0, seed=1), "it hung"))
-    said: dict[str, list[Event]] = {FIRST: [WorkerLost(FIRST, 1, "it died"), lost]}
+    lost = Event(FIRST, Failure(Launch(0, seed=1), "it hung"))
+    said: dict[str, list[Event]] = {FIRST: [Event(FIRST, WorkerLost(1, "it died")), lost]}
     place = start(tmp_path, Cluster(cut_after=3, said=said))
     resume(place, Cluster(fails={FIRST: 2}))
     record = told(place)["trials"][FIRST]

@@ -16,23 +16,16 @@ from ray_jobs.cluster.events import (
     Event,
     Job,
     LaunchDone,
-    LaunchLost,
-    LimitsKnown,
-    MemoryKnown,
-    RowsKnown,
     Station,
-    TrialBegun,
     TrialEnded,
     TrialStarted,
-    TrialWaiting,
     WorkerLost,
 )
 from ray_jobs.cluster.schedule import ATTEMPTS, PENDING_S, POLL_S, SILENCE_S, ClusterLostError, Schedule
-from ray_jobs.matrix.rows import TrialInfo
 from ray_jobs.measure.result import Launch, Limits, Memory, Weights
 from ray_jobs.measure.roofline import Speeds
 from ray_jobs.process.server import GRACE_S
-from ray_jobs.process.trial import Committed, Failure, Trial
+from ray_jobs.process.trial import Alive, Committed, Failure, Trial, Waiting
 
 LAUNCH_TIMEOUT_S = 60.0
 PATIENCE_S = LAUNCH_TIMEOUT_S + GRACE_S + SILENCE_S
@@ -52,8 +45,7 @@ def job(trial_id: str, where: Station, wait_s: float = WAIT_S, launch_timeout_s:
     trial = Trial(
         trial_id, Workload(), ("eager",), weights, POOL, 1, 0.01, 1.0, launch_timeout_s=launch_timeout_s, wait_s=wait_s
     )
-    info = TrialInfo("r1", trial_id, trial.workload, trial.variants, 0.01, 0.02, where.name)
-    return Job(where, trial, info)
+    return Job(where, trial)
 
 
 def committed(index: int) -> Committed:
@@ -123,15 +115,15 @@ class World:
         if life.begins is None:
             return []
         time += life.begins
-        said: Told = [(time, TrialBegun(name))]
+        said: Told = [(time, Event(name, Alive()))]
         for index, seconds in enumerate(life.launches, start=len(job.trial.committed)):
             time += seconds
-            said.append((time, LaunchDone(name, committed(index), NOTHING)))
+            said.append((time, Event(name, LaunchDone(committed(index), NOTHING))))
         last: dict[str, Event] = {
-            DONE: TrialEnded(name, None),
-            FAILED: TrialEnded(name, "launch 0 failed 3 times"),
-            LOST: WorkerLost(name, attempt, f"it died at attempt {attempt}"),
-            NODE_LOST: TrialEnded(name, f"the node of {name} is gone", node_lost=True),
+            DONE: Event(name, TrialEnded(None)),
+            FAILED: Event(name, TrialEnded("launch 0 failed 3 times")),
+            LOST: Event(name, WorkerLost(attempt, f"it died at attempt {attempt}")),
+            NODE_LOST: Event(name, TrialEnded(f"the node of {name} is gone", node_lost=True)),
         }
         ends = [*life.extra, *([last[life.ends]] if life.ends in last else [])]
         return [*said, *((time + life.after, event) for event in ends)]
@@ -150,9 +142,9 @@ class World:
         assert time <= self.now
         self.said.append((time, event))
         assert job is self.jobs[handle]
-        if isinstance(event, WorkerLost):
-            assert attempt == event.attempt
-        if isinstance(event, TrialEnded | WorkerLost):
+        if isinstance(event.outcome, WorkerLost):
+            assert attempt == event.outcome.attempt
+        if isinstance(event.outcome, TrialEnded | WorkerLost):
             del self.running[handle]
         return event
 
@@ -181,16 +173,21 @@ def of(told: Told, trial_id: str) -> list[Event]:
 
 
 def kinds(events: Iterable[Event]) -> list[str]:
-    return [type(event).__name__ for event in events]
+    return [type(event.outcome).__name__ for event in events]
 
 
 def endings(told: Told) -> dict[str, str | None]:
     """Why each trial failed, None where it did not; a trial ends once, and says nothing more."""
-    ends = [event for _, event in told if isinstance(event, TrialEnded)]
-    assert len({end.trial_id for end in ends}) == len(ends), "a trial ended twice"
-    for end in ends:
+    ends = [(event, event.outcome.reason) for _, event in told if isinstance(event.outcome, TrialEnded)]
+    assert len({end.trial_id for end, _ in ends}) == len(ends), "a trial ended twice"
+    for end, _ in ends:
         assert of(told, end.trial_id)[-1] is end, "something was told of a trial that is over"
-    return {end.trial_id: end.reason for end in ends}
+    return {end.trial_id: reason for end, reason in ends}
+
+
+def ended(told: Told, reason: str) -> list[float]:
+    """When trials failed for this reason."""
+    return [t for t, e in told if isinstance(e.outcome, TrialEnded) and e.outcome.reason == reason]
 
 
 # Any jobs at all, on any nodes
@@ -259,7 +256,7 @@ def test_every_trial_starts_runs_and_ends_once(plan: Plan) -> None:
         events = of(told, one.trial.id)
         expected = ["TrialStarted"]
         for life in plan.lives[f"trial-{number}"][:ATTEMPTS]:
-            expected += ["TrialBegun", *["LaunchDone"] * len(life.launches)]
+            expected += ["Alive", *["LaunchDone"] * len(life.launches)]
             if life.ends != LOST:
                 break
             expected += ["WorkerLost", "TrialStarted"]
@@ -274,7 +271,9 @@ def test_every_trial_starts_runs_and_ends_once(plan: Plan) -> None:
 def test_what_a_trial_says_is_told_when_it_says_it(plan: Plan) -> None:
     world = World(plan.lives)
     told = run(plan.jobs, world)
-    assert [time for time, event in told if not isinstance(event, TrialStarted)] == [time for time, _ in world.said]
+    assert [time for time, event in told if not isinstance(event.outcome, TrialStarted)] == [
+        time for time, _ in world.said
+    ]
 
 
 @thorough
@@ -295,7 +294,7 @@ def test_a_node_runs_its_trials_one_after_another_without_a_break_in_their_order
     for node in plan.nodes:
         names = [one.trial.id for one in plan.on(node).jobs]
         firsts = {name: time for time, name in reversed(world.started)}
-        ends = {event.trial_id: time for time, event in told if isinstance(event, TrialEnded)}
+        ends = {event.trial_id: time for time, event in told if isinstance(event.outcome, TrialEnded)}
         assert firsts[names[0]] == 1000.0
         assert [firsts[later] for later in names[1:]] == [ends[earlier] for earlier in names[:-1]]
 
@@ -304,8 +303,8 @@ def test_a_node_runs_its_trials_one_after_another_without_a_break_in_their_order
 @given(plans())
 def test_the_gpus_of_a_node_run_beside_each_other_when_those_that_need_it_whole_are_over(plan: Plan) -> None:
     told = run(plan.jobs, World(plan.lives))
-    starts = {event.trial_id: time for time, event in reversed(told) if isinstance(event, TrialStarted)}
-    ends = {event.trial_id: time for time, event in told if isinstance(event, TrialEnded)}
+    starts = {event.trial_id: time for time, event in reversed(told) if isinstance(event.outcome, TrialStarted)}
+    ends = {event.trial_id: time for time, event in told if isinstance(event.outcome, TrialEnded)}
     for node in plan.nodes:
         mine = plan.on(node).jobs
         whole = [one.trial.id for one in mine if one.station.alone]
@@ -325,10 +324,10 @@ def test_a_lost_worker_goes_on_behind_its_launches_on_the_same_station(plan: Pla
         launches: list[Committed] = []
         expected: list[tuple[Committed, ...]] = []
         for event in of(told, one.trial.id):
-            if isinstance(event, TrialStarted):
+            if isinstance(event.outcome, TrialStarted):
                 expected.append(tuple(launches))
-            elif isinstance(event, LaunchDone):
-                launches.append(event.committed)
+            elif isinstance(event.outcome, LaunchDone):
+                launches.append(event.outcome.committed)
         assert [launch.index for launch in launches] == list(range(len(launches))), "none is run twice"
         submitted = [other for other in world.jobs.values() if other.trial.id == one.trial.id]
         assert [other.trial.committed for other in submitted] == expected
@@ -387,12 +386,12 @@ def test_trials_that_need_the_whole_node_come_first_in_their_order() -> None:
 
 
 def test_other_things_are_told_as_they_are() -> None:
-    lost = LaunchLost("a", Failure(Launch(3, seed=0), "it was killed by SIGKILL"))
-    waiting = TrialWaiting("a", "core-0 is held by another run")
-    limits = LimitsKnown("a", Limits(Speeds(((1, 20.0),), {"float32": 100.0}), {}))
-    extra = (lost, waiting, MemoryKnown("a", Memory({"eager": 300.0})), limits, RowsKnown("a", [], 2))
+    lost = Event("a", Failure(Launch(3, seed=0), "it was killed by SIGKILL"))
+    waiting = Event("a", Waiting("core-0 is held by another run"))
+    limits = Event("a", Limits(Speeds(((1, 20.0),), {"float32": 100.0}), {}))
+    extra = (lost, waiting, Event("a", Memory({"eager": 300.0})), limits)
     told = run([job("a", station("n"))], World({"a": [Life(extra=extra)]}))
-    assert of(told, "a")[-6:-1] == list(extra)
+    assert of(told, "a")[-5:-1] == list(extra)
 
 
 # Nodes that are lost
@@ -411,23 +410,23 @@ def with_a_lost_node(draw: st.DrawFn) -> Plan:
 def test_a_lost_node_ends_everything_on_it_and_nothing_else(plan: Plan) -> None:
     world = World(plan.lives)
     told = run(plan.jobs, world)
-    (lost,) = [(time, e) for time, e in told if isinstance(e, TrialEnded) and e.node_lost]
+    (lost,) = [(time, e) for time, e in told if isinstance(e.outcome, TrialEnded) and e.outcome.node_lost]
     time, event = lost
     (node,) = [one.station.node_id for one in plan.jobs if one.trial.id == event.trial_id]
-    ends = endings(told)
-    before = endings([(t, e) for t, e in told[: told.index(lost)] if isinstance(e, TrialEnded)])
+    ends, reason = endings(told), f"the node of {event.trial_id} is gone"
+    before = endings([(t, e) for t, e in told[: told.index(lost)] if isinstance(e.outcome, TrialEnded)])
     without = Plan(plan.jobs, {**plan.lives, event.trial_id: [Life()]}).reasons()
     for one in plan.jobs:
         name = one.trial.id
         if one.station.node_id != node or name in before:
             assert ends[name] == without[name]
         else:
-            assert ends[name] == f"the node of {event.trial_id} is gone"
+            assert ends[name] == reason
     assert all(start <= time for start, name in world.started if name in plan.on(node).reasons())
-    assert all(t == time for t, e in told if isinstance(e, TrialEnded) and e.reason == event.reason), "at once"
-    assert set(world.cancelled) == {
-        n for n in ends if ends[n] == event.reason and of(told, n)[0] != of(told, n)[-1]
-    } - {event.trial_id}
+    assert set(ended(told, reason)) == {time}, "at once"
+    assert set(world.cancelled) == {n for n in ends if ends[n] == reason and of(told, n)[0] != of(told, n)[-1]} - {
+        event.trial_id
+    }
 
 
 @thorough
@@ -443,7 +442,7 @@ def test_a_node_out_of_reach_ends_everything_on_it_and_nothing_else(plan: Plan, 
         n: reason for n, reason in expected.items() if n not in mine
     }
     reason = f"{node} can't be reached"
-    late = [time for time, event in told if isinstance(event, TrialEnded) and event.reason == reason]
+    late = ended(told, reason)
     if late:
         assert len(set(late)) == 1, "all of it ends at once"
         assert since <= late[0] <= since + 2 * POLL_S
@@ -498,9 +497,9 @@ def test_a_driver_that_was_held_up_does_not_take_it_for_the_silence_of_others(st
     told: Told = []
     for event in Schedule([job("a", station("n")), job("b", station("m"))], world, world.clock).events():
         told.append((world.now, event))
-        if kinds(of(told, "a")) == ["TrialStarted", "TrialBegun"] and event.trial_id == "a":
+        if kinds(of(told, "a")) == ["TrialStarted", "Alive"] and event.trial_id == "a":
             world.now += stall  # b has not been heard yet
-        elif isinstance(event, LaunchDone):
+        elif isinstance(event.outcome, LaunchDone):
             world.now += stall
     assert endings(told) == {"a": None, "b": None}
 
@@ -519,12 +518,12 @@ def test_slow_fetches_of_others_do_not_count_as_silence() -> None:
 def test_a_trial_that_does_not_begin_tells_who_holds_its_station_once_and_ends_in_its_time() -> None:
     world = World({"a": [Life(begins=None)]})
     told = run([job("a", station("n")), job("b", station("n"))], world)
-    waiting = [(time, event) for time, event in told if isinstance(event, TrialWaiting)]
-    assert [event for _, event in waiting] == [TrialWaiting("a", "somebody else")]
+    waiting = [(time, event) for time, event in told if isinstance(event.outcome, Waiting)]
+    assert [event for _, event in waiting] == [Event("a", Waiting("somebody else"))]
     assert PENDING_S < waiting[0][0] - 1000.0 <= PENDING_S + 2 * POLL_S
     assert min(world.asked)[0] == waiting[0][0], "not asked before"
     assert endings(told) == {"a": "the station was busy for 600 s: somebody else", "b": None}
-    (end,) = [time for time, event in told if isinstance(event, TrialEnded) and event.trial_id == "a"]
+    (end,) = [time for time, event in told if isinstance(event.outcome, TrialEnded) and event.trial_id == "a"]
     assert WAIT_S < end - 1000.0 <= WAIT_S + 2 * POLL_S
     assert world.cancelled == ["a"]
 
@@ -532,7 +531,7 @@ def test_a_trial_that_does_not_begin_tells_who_holds_its_station_once_and_ends_i
 def test_each_holder_is_told_when_it_changes() -> None:
     world = World({"a": [Life(begins=None)]}, held=lambda name, now: f"run {int(now) // 100}")
     told = run([job("a", station("n"), wait_s=250.0)], world)
-    holders = [event.holder for event in of(told, "a") if isinstance(event, TrialWaiting)]
+    holders = [event.outcome.holder for event in of(told, "a") if isinstance(event.outcome, Waiting)]
     assert holders == ["run 10", "run 11", "run 12"]
     assert endings(told) == {"a": "the station was busy for 250 s: run 12"}
 
@@ -541,7 +540,7 @@ def test_a_trial_that_begins_at_last_is_not_ended_for_its_waiting() -> None:
     late = Life(begins=WAIT_S - 1, launches=(PATIENCE_S, PATIENCE_S))
     told = run([job("a", station("n"))], World({"a": [late]}))
     assert endings(told) == {"a": None}
-    assert kinds(of(told, "a")).count("TrialWaiting") == 1
+    assert kinds(of(told, "a")).count("Waiting") == 1
 
 
 def test_a_trial_that_begins_soon_asks_for_no_holder() -> None:
@@ -553,7 +552,7 @@ def test_a_trial_that_begins_soon_asks_for_no_holder() -> None:
 def test_one_that_waits_keeps_no_other_node_from_running() -> None:
     world = World({"a": [Life(begins=None)]})
     told = run([job("a", station("n")), *(job(f"b{i}", station("m")) for i in range(5))], world)
-    ends = {event.trial_id: time for time, event in told if isinstance(event, TrialEnded)}
+    ends = {event.trial_id: time for time, event in told if isinstance(event.outcome, TrialEnded)}
     assert [ends[f"b{i}"] for i in range(5)] == [1000.0 + (i + 1) * Life().seconds for i in range(5)]
 
 
@@ -561,7 +560,7 @@ def test_a_lost_worker_has_all_of_its_time_again_to_begin() -> None:
     lives = [Life(begins=400.0, ends=LOST), Life(begins=400.0, ends=LOST), Life(begins=400.0)]
     told = run([job("a", station("n"))], World({"a": lives}))
     assert endings(told) == {"a": None}
-    assert kinds(of(told, "a")).count("TrialWaiting") == 3
+    assert kinds(of(told, "a")).count("Waiting") == 3
 
 
 def test_the_launches_of_an_earlier_run_are_kept_when_a_worker_is_lost() -> None:

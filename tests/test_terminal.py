@@ -13,20 +13,14 @@ from rich.console import Console
 from ray_jobs.cluster.events import (
     Event,
     LaunchDone,
-    LaunchLost,
-    LimitsKnown,
-    MemoryKnown,
-    RowsKnown,
-    TrialBegun,
     TrialEnded,
     TrialStarted,
-    TrialWaiting,
     WorkerLost,
 )
 from ray_jobs.matrix.rows import Row, Status, TrialInfo, rows_of
 from ray_jobs.measure.result import Launch, Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
-from ray_jobs.process.trial import Committed, Failure
+from ray_jobs.process.trial import Alive, Committed, Failure, Waiting
 from ray_jobs.report import terminal
 from ray_jobs.report.terminal import PLAIN_EVERY_S, Reporter, print_matrix, time_left
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval
@@ -62,8 +56,8 @@ def committed(count: int, seconds: float = 2.0) -> list[Committed]:
     return [Committed(i, 20, 3, {"torchscript": 0.2 + 0.01 * (-1) ** i}, seconds * (i + 1)) for i in range(count)]
 
 
-def done(launches: Sequence[Committed], trial: str = "a") -> LaunchDone:
-    return LaunchDone(trial, launches[-1], TABLE)
+def done(launches: Sequence[Committed], trial: str = "a") -> Event:
+    return Event(trial, LaunchDone(launches[-1], TABLE))
 
 
 def lines(capsys: Lines) -> list[str]:
@@ -79,18 +73,22 @@ def lines(capsys: Lines) -> list[str]:
 @pytest.mark.parametrize(
     ("event", "launches", "line"),
     [
-        (TrialStarted("a"), 0, "a: starting"),
-        (TrialStarted("a"), 7, "a: going on after 7 launches"),
-        (TrialWaiting("a", "core-0 is held by run r2"), 0, "a: waiting for its station: core-0 is held by run r2"),
+        (Event("a", TrialStarted()), 0, "a: starting"),
+        (Event("a", TrialStarted()), 7, "a: going on after 7 launches"),
+        (Event("a", Waiting("core-0 is held by run r2")), 0, "a: waiting for its station: core-0 is held by run r2"),
         (
-            LaunchLost("a", Failure(Launch(3, seed=0), "it was killed by SIGKILL")),
+            Event("a", Failure(Launch(3, seed=0), "it was killed by SIGKILL")),
             3,
             "a: launch 3 lost: it was killed by SIGKILL",
         ),
-        (WorkerLost("a", 2, "the worker died unexpectedly"), 5, "a: worker 2 lost: the worker died unexpectedly"),
-        (TrialEnded("a", None), 12, "a: done after 12 launches"),
-        (TrialEnded("a", "its node is gone"), 5, "a: failed: its node is gone after 5 launches"),
-        (TrialEnded("a", "its node is gone", node_lost=True), 0, "a: failed: its node is gone after 0 launches"),
+        (
+            Event("a", WorkerLost(2, "the worker died unexpectedly")),
+            5,
+            "a: worker 2 lost: the worker died unexpectedly",
+        ),
+        (Event("a", TrialEnded(None)), 12, "a: done after 12 launches"),
+        (Event("a", TrialEnded("its node is gone")), 5, "a: failed: its node is gone after 5 launches"),
+        (Event("a", TrialEnded("its node is gone", node_lost=True)), 0, "a: failed: its node is gone after 0 launches"),
     ],
 )
 def test_each_thing_that_happens_to_a_trial_is_a_line(
@@ -103,7 +101,7 @@ def test_each_thing_that_happens_to_a_trial_is_a_line(
 
 @pytest.mark.parametrize(
     "event",
-    [TrialBegun("a"), MemoryKnown("a", Memory({"eager": 300.0})), LimitsKnown("a", LIMITS), RowsKnown("a", [], 12)],
+    [Event("a", Alive()), Event("a", Memory({"eager": 300.0})), Event("a", LIMITS)],
 )
 def test_what_nobody_waits_for_is_no_line(event: Event, plain: Reporter, capsys: Lines) -> None:
     with plain:
@@ -117,7 +115,7 @@ def test_launches_are_told_with_their_intervals_and_the_time_left(plain: Reporte
         plain.show(done(committed(1)), committed(1))
         (first,) = lines(capsys)
         assert first == "a: 1 launches in 2 s, no interval yet; up to 118 s left"
-        plain.show(TrialEnded("a", None), committed(1))
+        plain.show(Event("a", TrialEnded(None)), committed(1))
         lines(capsys)
         plain.show(done(committed(12)), committed(12))
     (line,) = lines(capsys)
@@ -140,9 +138,9 @@ def test_launches_of_one_trial_are_told_now_and_then_and_of_each_trial(
 def test_a_trial_that_goes_on_tells_the_time_of_all_its_attempts(plain: Reporter, clock: Clock, capsys: Lines) -> None:
     """As each launch knows it: neither the wait nor what was cut off counts, and the time left follows from it."""
     with plain:
-        plain.show(TrialStarted("a"), committed(30, seconds=3.0))
+        plain.show(Event("a", TrialStarted()), committed(30, seconds=3.0))
         clock.now += 500.0
-        plain.show(TrialWaiting("a", "somebody"), committed(30, seconds=3.0))
+        plain.show(Event("a", Waiting("somebody")), committed(30, seconds=3.0))
         clock.now += 500.0
         plain.show(done(committed(31, seconds=3.0)), committed(31, seconds=3.0))
     assert lines(capsys)[-1].startswith("a: 31 launches in 93 s, ")
@@ -162,9 +160,9 @@ def test_a_variant_that_some_launches_lack_is_told_of_the_others(plain: Reporter
 def test_what_is_over_is_forgotten(plain: Reporter, capsys: Lines) -> None:
     with plain:
         for number in range(50):
-            plain.show(TrialStarted(f"t{number}"), [])
+            plain.show(Event(f"t{number}", TrialStarted()), [])
             plain.show(done(committed(1), f"t{number}"), committed(1))
-            plain.show(TrialEnded(f"t{number}", None), committed(1))
+            plain.show(Event(f"t{number}", TrialEnded(None)), committed(1))
     assert (plain._lines, plain._printed) == ({}, {})
     assert len(lines(capsys)) == 150
 
@@ -216,15 +214,15 @@ def test_the_screen_shows_where_the_running_trials_stand(clock: Clock, capsys: L
     reporter = live(height=20, trials=3)
     reporter._console = Console(file=io.StringIO(), force_terminal=True, height=20, width=60)
     with reporter:
-        reporter.show(TrialStarted("a"), [])
-        reporter.show(TrialStarted("b"), [])
+        reporter.show(Event("a", TrialStarted()), [])
+        reporter.show(Event("b", TrialStarted()), [])
         assert drawn(reporter) == ["a: starting", "b: starting", "0 of 3 trials are over"]
         reporter.show(done(committed(1)), committed(1))
         reporter.show(done(committed(2)), committed(2))
         assert drawn(reporter)[0].startswith("a: 2 launches in 4 s, "), "each launch, not now and then"
-        reporter.show(TrialEnded("a", None), committed(2))
+        reporter.show(Event("a", TrialEnded(None)), committed(2))
         assert drawn(reporter) == ["b: starting", "1 of 3 trials are over"]
-        reporter.show(MemoryKnown("b", Memory()), [])
+        reporter.show(Event("b", Memory()), [])
         assert drawn(reporter)[0] == "b: starting"
     assert reporter._live is None
 
@@ -235,12 +233,12 @@ def test_what_went_wrong_stays_above_the_screen(clock: Clock, monkeypatch: pytes
     monkeypatch.setattr(reporter, "say", said.append)
     with reporter:
         for event in (
-            TrialStarted("a"),
-            TrialWaiting("a", "somebody"),
+            Event("a", TrialStarted()),
+            Event("a", Waiting("somebody")),
             done(committed(1)),
-            LaunchLost("a", Failure(Launch(1, seed=0), "it hung")),
-            WorkerLost("a", 1, "it died"),
-            TrialEnded("a", None),
+            Event("a", Failure(Launch(1, seed=0), "it hung")),
+            Event("a", WorkerLost(1, "it died")),
+            Event("a", TrialEnded(None)),
         ):
             reporter.show(event, committed(1))
     assert said == ["a: waiting for its station: somebody", "a: launch 1 lost: it hung", "a: worker 1 lost: it died"]

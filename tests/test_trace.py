@@ -18,7 +18,7 @@ from ray_jobs.measure.result import Memory
 from ray_jobs.process.profile.phases import ENCODE, REPLY, named, networks, phase_names
 from ray_jobs.process.profile.profiler import Operator, Traced
 from ray_jobs.process.profile.shares import Shares, kind_of, merged, overlap, shares_of
-from ray_jobs.process.trial import Committed
+from ray_jobs.process.trial import Alive, Committed, Waiting
 from ray_jobs.trace.operators import BETWEEN, disturbed, side_by_side, variant_rows
 from ray_jobs.trace.timeline import timeline
 
@@ -215,9 +215,11 @@ class Clock:
         return self.now
 
 
-def launch_done(trial: str, index: int, elapsed_s: float) -> events.LaunchDone:
+def launch_done(trial: str, index: int, elapsed_s: float) -> events.Event:
     committed = Committed.of(made_launch({"eager": 1.0}, index))
-    return events.LaunchDone(trial, Committed(index, committed.rounds, committed.calls, {}, elapsed_s), None)
+    return events.Event(
+        trial, events.LaunchDone(Committed(index, committed.rounds, committed.calls, {}, elapsed_s), None)
+    )
 
 
 def moments_of(*heard: tuple[float, events.Event, float], began: float = 1000.0) -> dict[str, Any]:
@@ -225,7 +227,7 @@ def moments_of(*heard: tuple[float, events.Event, float], began: float = 1000.0)
     moments = Moments(clock=clock)
     for after, one, launch_s in heard:
         clock.now = began + after
-        moments.take(one, launch_s)
+        moments.take(one.outcome, launch_s)
     again = Moments.of_record(moments.record()).record()
     assert again == moments.record()
     return {"moments": again}
@@ -236,18 +238,18 @@ def record(station: str, **more: Any) -> dict[str, Any]:
 
 
 WHOLE = (
-    (0.0, events.TrialStarted("t"), 0.0),
-    (2.0, events.TrialBegun("t"), 0.0),
-    (2.5, events.TrialWaiting("t", "core-1 is held by another"), 0.0),
+    (0.0, events.Event("t", events.TrialStarted()), 0.0),
+    (2.0, events.Event("t", Alive()), 0.0),
+    (2.5, events.Event("t", Waiting("core-1 is held by another")), 0.0),
     (9.0, launch_done("t", 0, 3.0), 3.0),
     (11.9, launch_done("t", 1, 6.0), 3.0),  # news of the first came late: they do not overlap
-    (13.0, events.MemoryKnown("t", Memory()), 0.0),
-    (13.5, events.TrialEnded("t", None), 0.0),
+    (13.0, events.Event("t", Memory()), 0.0),
+    (13.5, events.Event("t", events.TrialEnded(None)), 0.0),
 )
 
 
 def test_a_worker_that_shows_that_it_lives_is_no_moment_of_its_own() -> None:
-    alive = events.TrialBegun("t")
+    alive = events.Event("t", Alive())
     heard = (*WHOLE[:3], (8.0, alive, 0.0), *WHOLE[3:5], (12.5, alive, 0.0), (13.0, alive, 0.0), *WHOLE[5:])
     assert moments_of(*heard) == moments_of(*WHOLE)
 
@@ -290,14 +292,14 @@ def test_each_station_has_a_row_and_one_clock() -> None:
 
 def test_a_lost_worker_and_a_resumed_driver_make_attempts_of_their_own() -> None:
     heard = (
-        (0.0, events.TrialStarted("t"), 0.0),
-        (1.0, events.TrialBegun("t"), 0.0),
+        (0.0, events.Event("t", events.TrialStarted()), 0.0),
+        (1.0, events.Event("t", Alive()), 0.0),
         (3.0, launch_done("t", 0, 2.0), 2.0),
-        (4.0, events.WorkerLost("t", 1, "killed"), 0.0),
-        (50.0, events.TrialStarted("t"), 0.0),  # much later
-        (51.0, events.TrialBegun("t"), 0.0),
+        (4.0, events.Event("t", events.WorkerLost(1, "killed")), 0.0),
+        (50.0, events.Event("t", events.TrialStarted()), 0.0),  # much later
+        (51.0, events.Event("t", Alive()), 0.0),
         (53.0, launch_done("t", 1, 4.0), 2.0),
-        (53.0, events.TrialEnded("t", None), 0.0),
+        (53.0, events.Event("t", events.TrialEnded(None)), 0.0),
     )
     (slices,) = slices_of({"t": record("a:cpu", **moments_of(*heard))}).values()
     assert [one for one in slices if one[0] == "t"] == [("t", 0, 4), ("t", 50, 53)]

@@ -81,7 +81,7 @@ class _Census:
     at: list[float] = field(default_factory=list)
 
     def watch(self, event: Event) -> None:
-        if isinstance(event, LaunchDone):
+        if isinstance(event.outcome, LaunchDone):
             self.at.append(time.monotonic())
             self.last = processes()
             if len(self.at) <= 2:

@@ -141,7 +141,7 @@ def plant(station: AuditStation, fault: Fault, number: int) -> Detection:
     with ExitStack() as stack:
 
         def watch(event: Event) -> None:
-            if isinstance(event, LaunchDone):
+            if isinstance(event.outcome, LaunchDone):
                 done.append(event)
                 if fault.half_way and len(done) == HALF_WAY:
                     stack.enter_context(background_load(station.spec.seed, sorted(os.sched_getaffinity(0)), BUSY))

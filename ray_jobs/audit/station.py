@@ -68,9 +68,9 @@ class AuditStation:
         state = Measured(info)
         kept = Kept()
         started = time.monotonic()
-        with closing(measure([replace(job, trial=trial, info=info)])) as events:
+        with closing(measure([replace(job, trial=trial)])) as events:
             for event in events:
-                state.take(event, kept)
+                state.take(event.outcome, kept)
                 if watch is not None:
                     watch(event)
         state.seconds = time.monotonic() - started

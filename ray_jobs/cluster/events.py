@@ -5,10 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_jobs.matrix.rows import Row, TrialInfo
 from ray_jobs.measure.result import Limits, Memory
 from ray_jobs.process.profile.profiler import Traced
-from ray_jobs.process.trial import Committed, Failure, Trial
+from ray_jobs.process.trial import Alive, Committed, Failure, Trial, Waiting
 
 
 @dataclass(frozen=True)
@@ -42,111 +41,46 @@ class Job:
 
     station: Station
     trial: Trial
-    info: TrialInfo
     weights: bytes | None = None
     traces: bool = False  # its variants are traced, each in a launch of its own, and nothing is timed
 
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial was handed to Ray; again, where an earlier attempt's worker was lost."""
-
-    trial_id: str
-
-
-@dataclass(frozen=True)
-class TrialWaiting:
-    """Somebody else holds the trial's station."""
-
-    trial_id: str
-    holder: str
-
-
-@dataclass(frozen=True)
-class TrialBegun:
-    """The trial's worker runs."""
-
-    trial_id: str
+    """The trial was handed to Ray; again, where an earlier attempt's worker was lost."""
 
 
 @dataclass(frozen=True)
 class LaunchDone:
     """A launch came home."""
 
-    trial_id: str
     committed: Committed
     table: pa.Table
 
 
 @dataclass(frozen=True)
-class LaunchLost:
-    """A launch died, and is run again."""
-
-    trial_id: str
-    failure: Failure
-
-
-@dataclass(frozen=True)
-class MemoryKnown:
-    """The peak memory of a trial's variants, and how many replies of the approximate ones are the baseline's."""
-
-    trial_id: str
-    memory: Memory
-
-
-@dataclass(frozen=True)
-class LimitsKnown:
-    """What a trial's station can do, and what its variants could reach."""
-
-    trial_id: str
-    limits: Limits
-
-
-@dataclass(frozen=True)
-class RowsKnown:
-    """The rows of a trial that its worker measured whole: made where the launches are, so that the driver need not."""
-
-    trial_id: str
-    rows: list[Row]
-    launches: int
-
-
-@dataclass(frozen=True)
-class TraceMade:
-    """A variant of a trial was traced, or could not be."""
-
-    trial_id: str
-    traced: Traced
-
-
-@dataclass(frozen=True)
 class WorkerLost:
-    """The process that holds a trial died; the trial goes on in another one on the same station."""
+    """The process that holds the trial died; the trial goes on in another one on the same station."""
 
-    trial_id: str
     attempt: int
     reason: str
 
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial is over; ``reason`` says why it failed, None that it did not."""
+    """The trial is over; ``reason`` says why it failed, None that it did not."""
 
-    trial_id: str
     reason: str | None
     node_lost: bool = False  # with everything that was still to be measured there
 
 
-Event = (
-    TrialStarted
-    | TrialWaiting
-    | TrialBegun
-    | LaunchDone
-    | LaunchLost
-    | MemoryKnown
-    | LimitsKnown
-    | RowsKnown
-    | TraceMade
-    | WorkerLost
-    | TrialEnded
-)
+# The first ``Alive`` says that the trial's worker runs.
+Outcome = TrialStarted | Waiting | Alive | LaunchDone | Failure | Memory | Limits | Traced | WorkerLost | TrialEnded
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a trial."""
+
+    trial_id: str
+    outcome: Outcome

@@ -13,14 +13,12 @@ from ray_jobs.cluster.events import (
     Event,
     Job,
     LaunchDone,
-    TrialBegun,
     TrialEnded,
     TrialStarted,
-    TrialWaiting,
     WorkerLost,
 )
 from ray_jobs.process.server import GRACE_S
-from ray_jobs.process.trial import Committed
+from ray_jobs.process.trial import Alive, Committed, Waiting
 
 ATTEMPTS = 3  # of a trial whose worker is lost, all on the same station
 SILENCE_S = 60.0  # beyond a launch's own deadline, after which a trial that says nothing is ended
@@ -109,7 +107,7 @@ class Schedule:
         queue = self._waiting[node]
         while (job := next(filter(self._may_start, queue), None)) is not None:
             queue.remove(job)
-            yield TrialStarted(job.trial.id)
+            yield Event(job.trial.id, TrialStarted())
             self._submit(job, 1)
 
     def _may_start(self, job: Job) -> bool:
@@ -129,31 +127,32 @@ class Schedule:
         running = self._running[handle]
         event = self._backend.next(handle, running.job, running.attempt)
         running.heard = self._clock()
-        if isinstance(event, TrialBegun):
+        outcome = event.outcome
+        if isinstance(outcome, Alive):
             running.begun = True
-        elif isinstance(event, LaunchDone):
-            running.committed.append(event.committed)
-        elif isinstance(event, WorkerLost):
-            yield from self._again(handle, event, free)
+        elif isinstance(outcome, LaunchDone):
+            running.committed.append(outcome.committed)
+        elif isinstance(outcome, WorkerLost):
+            yield from self._again(handle, outcome, free)
             return
-        elif isinstance(event, TrialEnded):
+        elif isinstance(outcome, TrialEnded):
             self._forget(handle, free)
         yield event
-        if isinstance(event, TrialEnded) and event.node_lost and event.reason:
-            yield from self._give_up(running.job.station.node_id, event.reason, free)
+        if isinstance(outcome, TrialEnded) and outcome.node_lost and outcome.reason:
+            yield from self._give_up(running.job.station.node_id, outcome.reason, free)
 
     def _again(self, handle: Any, lost: WorkerLost, free: deque[str]) -> Iterator[Event]:
         """Continues a trial whose worker died, after the launches that were returned."""
         running = self._running[handle]
+        trial = running.job.trial
         last = running.attempt == ATTEMPTS
         self._forget(handle, free if last else None)
         if last:
-            yield TrialEnded(lost.trial_id, f"its worker was lost {ATTEMPTS} times, last: {lost.reason}")
+            yield Event(trial.id, TrialEnded(f"its worker was lost {ATTEMPTS} times, last: {lost.reason}"))
             return
-        yield lost
-        trial = running.job.trial
+        yield Event(trial.id, lost)
         trial = replace(trial, committed=(*trial.committed, *running.committed))
-        yield TrialStarted(trial.id)
+        yield Event(trial.id, TrialStarted())
         self._submit(replace(running.job, trial=trial), running.attempt + 1)
 
     def _forget(self, handle: Any, free: deque[str] | None) -> None:
@@ -180,13 +179,13 @@ class Schedule:
                 yield from self._end(handle, f"the station was busy for {trial.wait_s:.0f} s: {holder}", free)
             elif holder != running.told:
                 running.told = holder
-                yield TrialWaiting(trial.id, holder)
+                yield Event(trial.id, Waiting(holder))
 
     def _end(self, handle: Any, reason: str, free: deque[str]) -> Iterator[Event]:
         trial = self._running[handle].job.trial
         self._backend.cancel(handle)
         self._forget(handle, free)
-        yield TrialEnded(trial.id, reason)
+        yield Event(trial.id, TrialEnded(reason))
 
     def _give_up(self, node: str, reason: str, free: deque[str]) -> Iterator[Event]:
         """Gives up all trials of a node, running or pending."""
@@ -194,4 +193,4 @@ class Schedule:
             yield from self._end(handle, reason, free)
         queue = self._waiting.get(node, deque())
         while queue:
-            yield TrialEnded(queue.popleft().trial.id, reason)
+            yield Event(queue.popleft().trial.id, TrialEnded(reason))

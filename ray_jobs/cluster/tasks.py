@@ -13,28 +13,13 @@ import ray
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_jobs.cluster.events import (
-    Event,
-    Job,
-    LaunchDone,
-    LaunchLost,
-    LimitsKnown,
-    MemoryKnown,
-    RowsKnown,
-    TraceMade,
-    TrialBegun,
-    TrialEnded,
-    TrialWaiting,
-    WorkerLost,
-)
+from ray_jobs.cluster.events import Event, Job, LaunchDone, Outcome, TrialEnded, WorkerLost
 from ray_jobs.cluster.reachability import Watchman
 from ray_jobs.cluster.schedule import ClusterLostError, Schedule
-from ray_jobs.matrix.rows import Status, TrialInfo, rows_of
-from ray_jobs.measure.result import LaunchResult, Limits, Memory, Weights, one_line
+from ray_jobs.measure.result import LaunchResult, Weights, one_line
 from ray_jobs.process import lease
 from ray_jobs.process import trial as launch
 from ray_jobs.process.profile.launches import run_traces
-from ray_jobs.process.profile.profiler import Traced
 from ray_jobs.process.server import TrialError
 from ray_jobs.results import samples
 
@@ -68,7 +53,6 @@ class RayBackend:
         weights = None if job.weights is None else self._once(job.weights)
         handle = placed.remote(
             replace(job.trial, pool=job.trial.pool[:0]),
-            job.info,
             self._once(job.trial.pool),
             weights,
             station.gpus,
@@ -94,25 +78,12 @@ class RayBackend:
 
     def next(self, handle: Any, job: Job, attempt: int) -> Event:
         """What a ready task says next."""
-        trial_id = job.trial.id
         try:
-            value = ray.get(next(handle), timeout=FETCH_TIMEOUT_S)
-        except StopIteration:
-            event: Event = TrialEnded(trial_id, None)
-        except ray.exceptions.RayTaskError as error:
-            event = TrialEnded(trial_id, _of_task(error))
-        except ray.exceptions.WorkerCrashedError as error:
-            event = WorkerLost(trial_id, attempt, _first(error))
-        except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError) as error:
-            event = TrialEnded(trial_id, f"its node is gone: {_first(error)}", node_lost=True)
-        except ray.exceptions.GetTimeoutError:
-            event = TrialEnded(trial_id, f"a launch could not be fetched in {FETCH_TIMEOUT_S:.0f} s", node_lost=True)
-        except ray.exceptions.RayError as error:
-            event = TrialEnded(trial_id, f"{type(error).__name__}: {_first(error)}")
-        else:
-            return _event(trial_id, value)
-        self._watchman.leave(handle)
-        return event
+            outcome: Outcome = ray.get(next(handle), timeout=FETCH_TIMEOUT_S)
+        except (StopIteration, ray.exceptions.RayError) as error:
+            self._watchman.leave(handle)
+            outcome = _end(error, attempt)
+        return Event(job.trial.id, outcome)
 
     def cancel(self, handle: Any) -> None:
         """Kills the task's process."""
@@ -134,24 +105,20 @@ class RayBackend:
         return self._watchman.unreachable()
 
 
-def _event(trial_id: str, value: Any) -> Event:
-    """What a task yielded, as it is told on."""
-    if isinstance(value, launch.Failure):
-        return LaunchLost(trial_id, value)
-    if isinstance(value, Memory):
-        return MemoryKnown(trial_id, value)
-    if isinstance(value, Limits):
-        return LimitsKnown(trial_id, value)
-    if isinstance(value, launch.Waiting):
-        return TrialWaiting(trial_id, value.holder)
-    if isinstance(value, Traced):
-        return TraceMade(trial_id, value)
-    if value is None or isinstance(value, launch.Alive):
-        return TrialBegun(trial_id)
-    if isinstance(value, RowsKnown):
-        return value
-    committed, table = value
-    return LaunchDone(trial_id, committed, table)
+def _end(error: Exception, attempt: int) -> WorkerLost | TrialEnded:
+    """What a task's last word means; StopIteration is a good one."""
+    match error:
+        case StopIteration():
+            return TrialEnded(None)
+        case ray.exceptions.RayTaskError():
+            return TrialEnded(_of_task(error))
+        case ray.exceptions.WorkerCrashedError():
+            return WorkerLost(attempt, _first(error))
+        case ray.exceptions.NodeDiedError() | ray.exceptions.TaskUnschedulableError():
+            return TrialEnded(f"its node is gone: {_first(error)}", node_lost=True)
+        case ray.exceptions.GetTimeoutError():
+            return TrialEnded(f"a launch could not be fetched in {FETCH_TIMEOUT_S:.0f} s", node_lost=True)
+    return TrialEnded(f"{type(error).__name__}: {_first(error)}")
 
 
 def _of_task(error: "ray.exceptions.RayTaskError") -> str:
@@ -166,15 +133,10 @@ def _first(error: BaseException) -> str:
 
 
 def _measure(
-    trial: launch.Trial, info: TrialInfo, pool: Any, weights: bytes | None, node_gpus: Sequence[str], traces: bool
-) -> Iterator[Any]:
-    """The task: None as it begins, launches with what the stopping rule needs of them, everything else as it is.
-
-    Last come the rows, unless launches of earlier attempts belong to them too: only the driver has those.
-    """
-    yield None
-    launches: list[LaunchResult] = []
-    memory, limits = Memory(), Limits()
+    trial: launch.Trial, pool: Any, weights: bytes | None, node_gpus: Sequence[str], traces: bool
+) -> Iterator[Outcome]:
+    """The task: ``Alive`` as it begins, launches with what the stopping rule needs of them, all else as it is."""
+    yield launch.Alive()
     with ExitStack() as stack:
         stack.enter_context(_told(lease.describe(trial.run_id, trial.id)))
         trial = replace(trial, pool=pool, **_share(node_gpus))
@@ -182,17 +144,9 @@ def _measure(
             trial = replace(trial, weights=Weights(path=stack.enter_context(_memory_file(weights))))
         for outcome in run_traces(trial) if traces else launch.run_trial(trial):
             if isinstance(outcome, LaunchResult):
-                launches.append(outcome)
-                yield launch.Committed.of(outcome), samples.to_table(trial.id, outcome)
-                continue
-            if isinstance(outcome, Memory):
-                memory = outcome
-            elif isinstance(outcome, Limits):
-                limits = outcome
-            yield outcome
-    if not trial.committed and not traces:
-        rows = rows_of(info, Status.DONE, None, launches, memory, limits)
-        yield RowsKnown(trial.id, rows, len(launches))
+                yield LaunchDone(launch.Committed.of(outcome), samples.to_table(trial.id, outcome))
+            else:
+                yield outcome
 
 
 def _share(node_gpus: Sequence[str]) -> dict[str, Any]:

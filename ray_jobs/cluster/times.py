@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_jobs.cluster import events
-from ray_jobs.cluster.events import Event
+from ray_jobs.cluster.events import Outcome
+from ray_jobs.measure.result import Memory
+from ray_jobs.process.profile.profiler import Traced
+from ray_jobs.process.trial import Alive, Failure, Waiting
 
 STARTED, WAITING, BEGUN, LAUNCH_BEGAN, LAUNCH = "started", "waiting", "begun", "launch began", "launch"
 LOST, MEMORY, TRACE, WORKER_LOST, ENDED = "launch lost", "memory", "trace", "worker lost", "ended"
@@ -35,9 +38,9 @@ class Moments:
         """Plain values; None before the trial was started."""
         return None if self.started_unix_s is None else {"started_unix_s": self.started_unix_s, "at_s": self.at}
 
-    def take(self, event: Event, launch_s: float = 0.0) -> None:
+    def take(self, outcome: Outcome, launch_s: float = 0.0) -> None:
         """Notes the time of an event; ``launch_s`` is the duration of the launch that it carries."""
-        kind = _kind(event)
+        kind = _kind(outcome)
         if kind is None or (kind == BEGUN and len(self.at.get(BEGUN, ())) >= len(self.at.get(STARTED, ()))):
             return  # a worker that begins is heard of again whenever it shows that it lives
         now = self.clock()
@@ -55,18 +58,18 @@ class Moments:
 
 KINDS: dict[type, str] = {
     events.TrialStarted: STARTED,
-    events.TrialBegun: BEGUN,
+    Alive: BEGUN,
     events.LaunchDone: LAUNCH,
-    events.LaunchLost: LOST,
-    events.MemoryKnown: MEMORY,
+    Failure: LOST,
+    Memory: MEMORY,
     events.WorkerLost: WORKER_LOST,
     events.TrialEnded: ENDED,
 }
 
 
-def _kind(event: Event) -> str | None:
-    if isinstance(event, events.TrialWaiting):
-        return f"{WAITING}: {event.holder}"
-    if isinstance(event, events.TraceMade):
-        return f"{TRACE} {event.traced.variant}"
-    return KINDS.get(type(event))
+def _kind(outcome: Outcome) -> str | None:
+    if isinstance(outcome, Waiting):
+        return f"{WAITING}: {outcome.holder}"
+    if isinstance(outcome, Traced):
+        return f"{TRACE} {outcome.variant}"
+    return KINDS.get(type(outcome))

@@ -136,9 +136,9 @@ def take_in(this: Run, events: Iterable[Event], reporter: Reporter) -> None:
         for event in events:
             trial = this.trials[event.trial_id]
             committed = trial.committed
-            trial.take(event, this)
+            trial.take(event.outcome, this)
             reporter.show(event, committed)
-            if isinstance(event, TrialEnded):
+            if isinstance(event.outcome, TrialEnded):
                 write_run_now_and_then(this)
                 this.sink.progress(trial.rows)
     except BaseException:

@@ -15,8 +15,7 @@ from chatbot import checkpoint, corpus
 from chatbot.prompts import prompt_pool
 from chatbot.variants import Workload, is_own
 from ray_jobs import provenance
-from ray_jobs.cluster import events
-from ray_jobs.cluster.events import Event, Job, Station
+from ray_jobs.cluster.events import Job, LaunchDone, Outcome, Station, TrialEnded, TrialStarted, WorkerLost
 from ray_jobs.cluster.stations import choose
 from ray_jobs.cluster.times import Moments
 from ray_jobs.matrix.rows import NO_LIMITS, NO_MEMORY, Row, Status, TrialInfo, rows_of
@@ -25,8 +24,7 @@ from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.result import LaunchResult, Limits, Memory, Weights
 from ray_jobs.measure.rounds import MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS
-from ray_jobs.process import trial as launch
-from ray_jobs.process.trial import Committed
+from ray_jobs.process.trial import Committed, Failure, Trial, Waiting
 from ray_jobs.results.samples import to_result
 from ray_jobs.spec import Spec
 
@@ -128,41 +126,40 @@ class TrialState:
         if self.status == Status.SKIPPED or (self.status == Status.FAILED and self.job is None):
             self.rows = rows_of(self.info, self.status, self.reason)
 
-    def take(self, event: Event, store: Store) -> None:
-        """Takes in an event; a launch is in the store before anything else sees it."""
-        self.moments.take(event, self._launch_s(event))
-        if isinstance(event, events.TrialWaiting) or (isinstance(event, events.TrialStarted) and not self.started):
-            self.started = time.monotonic()  # what was waited for its station is not counted
-        elif isinstance(event, events.LaunchDone):
-            store.add(event.trial_id, event.table)
-            self.committed.append(event.committed)
-        elif isinstance(event, events.LaunchLost):
-            lost = event.failure
-            self.lost.append({"launch": lost.launch.index, "attempt": lost.launch.attempt, "reason": lost.reason})
-        elif isinstance(event, events.WorkerLost):
-            self.attempts.append({"reason": event.reason, "launches": len(self.committed)})
-        elif isinstance(event, events.MemoryKnown):
-            self.memory = event.memory
-        elif isinstance(event, events.LimitsKnown):
-            self.limits = event.limits
-        elif isinstance(event, events.RowsKnown):
-            self.rows = event.rows if event.launches == len(self.committed) else []
-        elif isinstance(event, events.TrialEnded):
-            seconds = None if self.started is None else round(time.monotonic() - self.started, 1)
-            self.end(Status.FAILED if event.reason else Status.DONE, event.reason, store, seconds)
+    def take(self, outcome: Outcome, store: Store) -> None:
+        """Takes in what happened; a launch is in the store before anything else sees it."""
+        self.moments.take(outcome, self._launch_s(outcome))
+        match outcome:
+            case Waiting():
+                self.started = time.monotonic()  # what was waited for its station is not counted
+            case TrialStarted():
+                self.started = self.started or time.monotonic()
+            case LaunchDone(committed, table):
+                store.add(self.info.trial_id, table)
+                self.committed.append(committed)
+            case Failure(launch, reason):
+                self.lost.append({"launch": launch.index, "attempt": launch.attempt, "reason": reason})
+            case WorkerLost():
+                self.attempts.append({"reason": outcome.reason, "launches": len(self.committed)})
+            case Memory():
+                self.memory = outcome
+            case Limits():
+                self.limits = outcome
+            case TrialEnded(reason):
+                seconds = None if self.started is None else round(time.monotonic() - self.started, 1)
+                self.end(Status.FAILED if reason else Status.DONE, reason, store, seconds)
 
-    def _launch_s(self, event: Event) -> float:
-        """How long the launch took that an event brings: what the trial's own clock went on by."""
-        if not isinstance(event, events.LaunchDone):
+    def _launch_s(self, outcome: Outcome) -> float:
+        """How long the launch took that came home: what the trial's own clock went on by."""
+        if not isinstance(outcome, LaunchDone):
             return 0.0
-        return event.committed.elapsed_s - max((earlier.elapsed_s for earlier in self.committed), default=0.0)
+        return outcome.committed.elapsed_s - max((earlier.elapsed_s for earlier in self.committed), default=0.0)
 
     def end(self, status: str, reason: str | None, store: Store, seconds: float | None = None) -> None:
-        """Closes the trial: its rows are made of what is in the store, unless its worker has made them of the same."""
+        """Closes the trial: its rows are made of what is in the store."""
         self.status, self.reason, self.seconds = status, reason, seconds
-        if not self.rows or status != Status.DONE:
-            launches = store.launches(self.info.trial_id, [one.index for one in self.committed])
-            self.rows = rows_of(self.info, status, reason, launches, self.memory, self.limits)
+        launches = store.launches(self.info.trial_id, [one.index for one in self.committed])
+        self.rows = rows_of(self.info, status, reason, launches, self.memory, self.limits)
         # Of ten thousand trials these are most of what the driver would keep in memory.
         self.launches_kept, self.committed, self.job = len(self.committed), [], None
 
@@ -240,7 +237,7 @@ def _placed(spec: Spec, info: TrialInfo, station: Station, inputs: Inputs, wait_
         return TrialState(
             info, status=Status.SKIPPED, reason=f"{workload.threads} threads, but the station has {cores} cores"
         )
-    trial = launch.Trial(
+    trial = Trial(
         id=info.trial_id,
         workload=workload,
         variants=spec.variants,
@@ -253,7 +250,7 @@ def _placed(spec: Spec, info: TrialInfo, station: Station, inputs: Inputs, wait_
         run_id=info.run_id,
         wait_s=wait_s,
     )
-    return TrialState(info, Job(station, trial, info, inputs.content))
+    return TrialState(info, Job(station, trial, inputs.content))
 
 
 def trial_id(workload: Workload, station: Station | None) -> str:

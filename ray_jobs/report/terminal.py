@@ -13,15 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_jobs.cluster import events
-from ray_jobs.cluster.events import Event
+from ray_jobs.cluster.events import Event, Outcome
 from ray_jobs.matrix.hardware import CLASS, HardwareClass
 from ray_jobs.matrix.rows import Row, Status
-from ray_jobs.process.trial import Committed
+from ray_jobs.process.trial import Committed, Failure, Waiting
 from ray_jobs.report import text
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval, Verdict, speedup
 
 PLAIN_EVERY_S = 10.0  # between lines about one trial where stderr is no terminal
-STAY = (events.TrialWaiting, events.LaunchLost, events.WorkerLost)  # shown above the live display too
+STAY = (Waiting, Failure, events.WorkerLost)  # shown above the live display too
 STYLES: dict[str, str] = {
     Verdict.FASTER: "green",
     Verdict.SLOWER: "red",
@@ -70,36 +70,36 @@ class Reporter:
 
     def show(self, event: Event, committed: Sequence[Committed]) -> None:
         """Takes in an event and shows where its trial stands."""
-        now, trial = time.monotonic(), event.trial_id
-        if isinstance(event, events.LaunchDone):
+        now, trial, outcome = time.monotonic(), event.trial_id, event.outcome
+        if isinstance(outcome, events.LaunchDone):
             if self._live is None and now - self._printed.get(trial, 0) < PLAIN_EVERY_S:
                 return
             self._printed[trial] = now
-        line = self._text(event, committed)
+        line = self._text(outcome, committed)
         if line is None:
             return
         self._lines[trial] = line
-        if isinstance(event, events.TrialEnded):
+        if isinstance(outcome, events.TrialEnded):
             self._ended += 1
             for known in (self._lines, self._printed):
                 known.pop(trial, None)
-        if self._live is None or isinstance(event, STAY):
+        if self._live is None or isinstance(outcome, STAY):
             self.say(f"{trial}: {line}")
 
-    def _text(self, event: Event, committed: Sequence[Committed]) -> str | None:
-        match event:
+    def _text(self, outcome: Outcome, committed: Sequence[Committed]) -> str | None:
+        match outcome:
             case events.TrialStarted():
                 return f"going on after {len(committed)} launches" if committed else "starting"
-            case events.TrialWaiting():
-                return f"waiting for its station: {event.holder}"
-            case events.LaunchLost():
-                return f"launch {event.failure.launch.index} lost: {event.failure.reason}"
+            case Waiting():
+                return f"waiting for its station: {outcome.holder}"
+            case Failure():
+                return f"launch {outcome.launch.index} lost: {outcome.reason}"
             case events.WorkerLost():
-                return f"worker {event.attempt} lost: {event.reason}"
+                return f"worker {outcome.attempt} lost: {outcome.reason}"
             case events.TrialEnded():
-                return f"{'failed: ' + event.reason if event.reason else 'done'} after {len(committed)} launches"
+                return f"{'failed: ' + outcome.reason if outcome.reason else 'done'} after {len(committed)} launches"
             case events.LaunchDone():
-                return self._standing(committed, event.committed.elapsed_s)
+                return self._standing(committed, outcome.committed.elapsed_s)
         return None
 
     def _drawn(self) -> Text:

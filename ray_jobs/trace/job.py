@@ -11,8 +11,8 @@ import pyarrow as pa
 import typer
 
 from chatbot.errors import UsageError
-from ray_jobs.cluster import events
 from ray_jobs.cluster.connection import connected, wait_for
+from ray_jobs.cluster.events import Event, Job, TrialEnded, WorkerLost
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver import run as matrix
@@ -22,6 +22,7 @@ from ray_jobs.driver.trials import Inputs, TrialState, place
 from ray_jobs.matrix.rows import Status, TrialInfo
 from ray_jobs.process.profile.launches import traced_variants
 from ray_jobs.process.profile.profiler import Traced, zipped
+from ray_jobs.process.trial import Waiting
 from ray_jobs.results.samples import schema_of
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec
@@ -119,23 +120,24 @@ def changes(run: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
     return []
 
 
-def take(tracing: Tracing, event: events.Event) -> None:
+def take(tracing: Tracing, event: Event) -> None:
     """Handles an event; a trace is stored before it is reported."""
-    trial = tracing.trials[event.trial_id]
-    trial.moments.take(event)
-    if isinstance(event, events.TraceMade):
-        _keep(tracing, trial.info, event.traced)
-    elif isinstance(event, events.TrialWaiting):
-        _say(f"{event.trial_id}: waiting: {event.holder}")
-    elif isinstance(event, events.WorkerLost):
-        _say(f"{event.trial_id}: its worker was lost ({event.reason}); its traces are being repeated")
-        _forget(tracing, event.trial_id)
-    elif isinstance(event, events.TrialEnded):
-        trial.status, trial.reason, trial.job = Status.FAILED if event.reason else Status.DONE, event.reason, None
-        if event.reason:
-            _say(f"{event.trial_id}: failed: {event.reason}")
-        traces = tracing.traces.get(event.trial_id, [])
-        page.print_trial(_title(trial.info), traces, variant_rows(event.trial_id, traces))
+    name, outcome = event.trial_id, event.outcome
+    trial = tracing.trials[name]
+    trial.moments.take(outcome)
+    if isinstance(outcome, Traced):
+        _keep(tracing, trial.info, outcome)
+    elif isinstance(outcome, Waiting):
+        _say(f"{name}: waiting: {outcome.holder}")
+    elif isinstance(outcome, WorkerLost):
+        _say(f"{name}: its worker was lost ({outcome.reason}); its traces are being repeated")
+        _forget(tracing, name)
+    elif isinstance(outcome, TrialEnded):
+        trial.status, trial.reason, trial.job = Status.FAILED if outcome.reason else Status.DONE, outcome.reason, None
+        if outcome.reason:
+            _say(f"{name}: failed: {outcome.reason}")
+        traces = tracing.traces.get(name, [])
+        page.print_trial(_title(trial.info), traces, variant_rows(name, traces))
 
 
 def _keep(tracing: Tracing, info: TrialInfo, traced: Traced) -> None:
@@ -206,7 +208,7 @@ def _of_the_run(trials: Mapping[str, TrialState], earlier: Earlier) -> dict[str,
     return found
 
 
-def _tracing(trial: TrialState) -> events.Job:
+def _tracing(trial: TrialState) -> Job:
     assert trial.job is not None
     variants = traced_variants(trial.job.trial.variants)
     return replace(trial.job, traces=True, trial=replace(trial.job.trial, variants=variants))

@@ -118,7 +118,7 @@ def inputs(spec: Spec) -> Inputs:
 
 def tell(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Measures a spec on raylets and says what the cluster says; ``asked``: raylets, resources, spec."""
-    from ray_jobs.cluster.events import LaunchDone, RowsKnown
+    from ray_jobs.cluster.events import LaunchDone
     from ray_jobs.cluster.stations import find_stations
     from ray_jobs.cluster.tasks import measure as measure_all
     from ray_jobs.driver.trials import place
@@ -129,11 +129,11 @@ def tell(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         stations = find_stations(spec.device, spec.isolation == "device", spec.cores_per_gpu)
         trials = place(spec, "r1", inputs(spec), stations, 60.0)
         for event in measure_all([trial.job for trial in trials.values() if trial.job is not None]):
-            said: dict[str, Any] = {"event": type(event).__name__, "trial": event.trial_id}
-            if isinstance(event, LaunchDone):
-                said["machine"] = dict(to_result(event.table).machine)
-            elif not isinstance(event, RowsKnown):
-                said |= {"reason": getattr(event, "reason", None)}
+            said: dict[str, Any] = {"event": type(event.outcome).__name__, "trial": event.trial_id}
+            if isinstance(event.outcome, LaunchDone):
+                said["machine"] = dict(to_result(event.outcome.table).machine)
+            else:
+                said |= {"reason": getattr(event.outcome, "reason", None)}
             yield said
 
 
