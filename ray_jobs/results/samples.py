@@ -101,7 +101,9 @@ def to_result(table: pa.Table) -> LaunchResult:
         if field.name in ("variant", "phase"):
             order = variants if field.name == "variant" else PHASES
             kind = np.int16 if field.name == "variant" else np.int8
-            columns[field.name] = np.array([order.index(name) for name in column.to_pylist()], dtype=kind)
+            coded = column.combine_chunks().dictionary_encode()
+            places = np.array([order.index(name) for name in coded.dictionary.to_pylist()], dtype=kind)
+            columns[field.name] = places[coded.indices.to_numpy()]
         else:
             columns[field.name] = column.fill_null(ABSENT).to_numpy()
     content["facts"] = {
