@@ -12,7 +12,7 @@ from ray_jobs.process.trial import Alive, Committed, Failure, Trial, Waiting
 
 @dataclass(frozen=True)
 class Station:
-    """A place that measures, held exclusively: a node's cores, or a GPU with cores beside it."""
+    """A place that measures, held exclusively: a node's cores, or a GPU with its share of cores."""
 
     name: str  # host:device, with #2 and so on where one host has several nodes or GPUs
     host: str
@@ -52,7 +52,7 @@ class TrialStarted:
 
 @dataclass(frozen=True)
 class LaunchDone:
-    """A launch came home."""
+    """A launch was returned."""
 
     committed: Committed
     table: pa.Table

@@ -37,7 +37,7 @@ class RayBackend:
         self._watchman = Watchman(ray.util.get_node_ip_address(), (host, int(port)))
 
     def close(self) -> None:
-        """Ends what runs beside the trials."""
+        """Ends the thread that runs next to the trials."""
         self._watchman.close()
 
     def submit(self, job: Job) -> Any:
@@ -69,7 +69,7 @@ class RayBackend:
         return self._put[id(value)]
 
     def ready(self, handles: Sequence[Any], timeout_s: float) -> Sequence[Any]:
-        """Those that have something to say."""
+        """The tasks with news."""
         first, _ = ray.wait(list(handles), timeout=timeout_s, fetch_local=False)
         if not first:
             return []
@@ -77,7 +77,7 @@ class RayBackend:
         return found
 
     def next(self, handle: Any, job: Job, attempt: int) -> Event:
-        """What a ready task says next."""
+        """The next event of a ready task."""
         try:
             outcome: Outcome = ray.get(next(handle), timeout=FETCH_TIMEOUT_S)
         except (StopIteration, ray.exceptions.RayError) as error:
@@ -92,7 +92,7 @@ class RayBackend:
             ray.cancel(handle, force=True)
 
     def holder(self, job: Job) -> str:
-        """What the last trial of ours on this node said of itself, else what Ray leaves open."""
+        """The last trial of ours on this node, as it described itself, else Ray's own answer."""
         said = internal_kv._internal_kv_get(job.station.node_id, namespace=NAMESPACE)
         if said:
             return f"this Ray cluster gave it to {said.decode()}"

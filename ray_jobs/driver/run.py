@@ -40,7 +40,7 @@ LEAST_ROOM = 10_000_000
 
 @dataclass(frozen=True)
 class Where:
-    """The cluster, and what is waited for before it measures."""
+    """The cluster, and the resources to wait for before measuring."""
 
     address: str
     resources: Mapping[str, float] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that a launch depends on; stands in each launch's file."""
+        """A hash of everything that a launch depends on; recorded in each launch's file."""
         return hashlib.sha256(json.dumps(dict(self.identity), sort_keys=True).encode()).hexdigest()[:16]
 
     def add(self, trial_id: str, table: pa.Table) -> None:
@@ -131,7 +131,7 @@ def run(
 
 
 def take_in(this: Run, events: Iterable[Event], reporter: Reporter) -> None:
-    """Keeps what the cluster says, as it says it, until every trial has ended."""
+    """Handles the cluster's events as they arrive, until every trial has ended."""
     try:
         for event in events:
             trial = this.trials[event.trial_id]
@@ -155,7 +155,7 @@ def write_matrix(directory: RunDirectory, rows: Sequence[Row], margin: float) ->
 
 
 def _write_rows(directory: RunDirectory, name: str, rows: Sequence[Any], schema: pa.Schema) -> None:
-    """As JSON and as Parquet, a batch at a time: the plain values of many rows take more room than the rows."""
+    """Writes JSON and Parquet in batches: the plain values of many rows take more memory than the rows."""
     batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     tables = (pa.Table.from_pylist([asdict(row) for row in batch], schema=schema) for batch in batches)
     directory.write_table(f"{name}.parquet", pa.concat_tables([schema.empty_table(), *tables]))
@@ -177,7 +177,7 @@ def write_run(this: Run) -> None:
 
 
 def run_record(this: Run) -> dict[str, Any]:
-    """What ``run.json`` says."""
+    """The content of ``run.json``."""
     ended = all(trial.status for trial in this.trials.values())
     since = datetime.now(UTC) - datetime.fromisoformat(this.started)
     return {

@@ -31,7 +31,7 @@ from ray_jobs.spec import Spec
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every trial reads: weights (as bytes where they are trained) and prompts of each length."""
+    """The inputs of all trials: weights (as bytes if trained) and prompts of each length."""
 
     weights: Weights
     content: bytes | None
@@ -63,7 +63,7 @@ class Inputs:
         return cls(Weights(factory=spec.model), None, nothing)
 
     def identity(self, spec: Spec) -> dict[str, str]:
-        """Hashes of what a launch depends on: samples with other ones can't stand beside it."""
+        """Hashes of what a launch depends on: samples with other hashes can't be combined with it."""
         prompts = b"".join(str(length).encode() + pool.tobytes() for length, pool in sorted(self.prompts.items()))
         if self.weights.factory is not None:
             model = custom_model.source_of(self.weights.factory)
@@ -79,27 +79,27 @@ def _hash(content: bytes) -> str:
 
 
 class Store(Protocol):
-    """Where launches are kept."""
+    """The interface of a store of launches."""
 
     def add(self, trial_id: str, table: pa.Table) -> None:
-        """Keeps one; it is safe when this returns."""
+        """Stores a launch; it is safe when this returns."""
 
     def launches(self, trial_id: str, indices: Sequence[int]) -> list[LaunchResult]:
-        """Those of a trial."""
+        """The launches of a trial."""
 
 
 class Kept:
-    """In memory."""
+    """A store in memory."""
 
     def __init__(self) -> None:
         self._tables: dict[str, list[pa.Table]] = {}
 
     def add(self, trial_id: str, table: pa.Table) -> None:
-        """Keeps one."""
+        """Stores a launch."""
         self._tables.setdefault(trial_id, []).append(table)
 
     def launches(self, trial_id: str, indices: Sequence[int]) -> list[LaunchResult]:
-        """Those of a trial."""
+        """The launches of a trial."""
         return [to_result(table) for table in self._tables.get(trial_id, [])]
 
 
@@ -164,7 +164,7 @@ class TrialState:
         self.launches_kept, self.committed, self.job = len(self.committed), [], None
 
     def record(self) -> dict[str, Any]:
-        """What run.json says of it."""
+        """The trial's entry in run.json."""
         return {
             "status": self.status,
             "reason": self.reason,
@@ -254,7 +254,7 @@ def _placed(spec: Spec, info: TrialInfo, station: Station, inputs: Inputs, wait_
 
 
 def trial_id(workload: Workload, station: Station | None) -> str:
-    """The same on every run, as long as the station keeps its name."""
+    """A trial's id, the same on every run as long as the station keeps its name."""
     tokens = "" if workload.own_model else f"-p{workload.prompt_tokens}-r{workload.reply_tokens}"
     sizes = f"b{workload.batch}{tokens}-t{workload.threads}"
     place, _, device = station.name.rpartition(":") if station else ("none", "", workload.device)
