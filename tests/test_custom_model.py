@@ -15,7 +15,8 @@ from commands import ray_folder  # noqa: F401 (a fixture of this module)
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
 from ray_jobs.cli.app import main
-from ray_jobs.driver.trials import Inputs, trial_id
+from ray_jobs.driver.inputs import Inputs
+from ray_jobs.driver.trials import trial_id
 from ray_jobs.matrix.rows import Row, Status, TrialInfo, rows_of
 from ray_jobs.measure import custom_model
 from ray_jobs.measure import launch as measure

@@ -29,8 +29,8 @@ from ray_jobs.cluster.events import (
     WorkerLost,
 )
 from ray_jobs.driver import run
+from ray_jobs.driver.inputs import Inputs
 from ray_jobs.driver.resume import PARTS, Earlier
-from ray_jobs.driver.trials import Inputs
 from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, Weights
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.process import lease

@@ -13,7 +13,8 @@ from ray_jobs.cluster.connection import connected
 from ray_jobs.cluster.events import Event
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
-from ray_jobs.driver.trials import Inputs, Kept, TrialState, place
+from ray_jobs.driver.inputs import Inputs
+from ray_jobs.driver.trials import Kept, TrialState, place
 from ray_jobs.measure.result import LaunchResult
 from ray_jobs.process.trial import choose_cores
 from ray_jobs.provenance import driver_facts

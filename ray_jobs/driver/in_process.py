@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from chatbot.errors import UsageError
-from ray_jobs.driver.trials import Inputs
+from ray_jobs.driver.inputs import Inputs
 from ray_jobs.measure.launch import measure
 from ray_jobs.measure.result import TIMED, Launch, LaunchResult
 from ray_jobs.report.text import counted

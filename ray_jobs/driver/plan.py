@@ -8,7 +8,7 @@ from pathlib import Path
 from chatbot import checkpoint, corpus
 from chatbot.model import Config
 from chatbot.variants import Workload, is_own, variant_named
-from ray_jobs.driver.trials import Inputs
+from ray_jobs.driver.inputs import Inputs
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED

@@ -19,8 +19,9 @@ from ray_jobs.cluster.connection import connected, wait_for
 from ray_jobs.cluster.events import Event, TrialEnded
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
+from ray_jobs.driver.inputs import Inputs
 from ray_jobs.driver.resume import Earlier
-from ray_jobs.driver.trials import Inputs, TrialState, place
+from ray_jobs.driver.trials import TrialState, place
 from ray_jobs.matrix.hardware import HardwareClass, classes_of
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import LaunchResult

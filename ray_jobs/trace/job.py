@@ -16,9 +16,10 @@ from ray_jobs.cluster.events import Event, Job, TrialEnded, WorkerLost
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver import run as matrix
+from ray_jobs.driver.inputs import Inputs
 from ray_jobs.driver.resume import TRACES, Earlier
 from ray_jobs.driver.run import Where
-from ray_jobs.driver.trials import Inputs, TrialState, place
+from ray_jobs.driver.trials import TrialState, place
 from ray_jobs.matrix.rows import Status, TrialInfo
 from ray_jobs.process.profile.launches import traced_variants
 from ray_jobs.process.profile.profiler import Traced, zipped

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from launches import made_launch
 
-from ray_jobs.driver.trials import Inputs
+from ray_jobs.driver.inputs import Inputs
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.launch import Alone
 from ray_jobs.measure.result import Launch, LaunchResult, Memory, Weights
