@@ -17,6 +17,7 @@ from commands import Done, environment, ray_folder  # noqa: F401 (a fixture of t
 
 from ray_jobs.cli.app import main
 from ray_jobs.matrix.rows import COLUMNS
+from ray_jobs.results.schema import VERSION
 
 pytestmark = pytest.mark.alone
 
@@ -136,7 +137,7 @@ def test_what_can_not_be_measured_is_skipped_with_the_reason(rows: list[dict[str
 
 def test_run_json_tells_where_the_run_comes_from(folder: Path, rows: list[dict[str, Any]]) -> None:
     content = json.loads((folder / "run.json").read_text())
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == VERSION
     assert content["spec"]["variants"] == ["eager", "eager-again", "torchscript"]
     assert len(content["environment"]["driver"]["source_hash"]) == 16
     assert content["trials"][rows[0]["trial_id"]]["status"] == "done"

@@ -1,6 +1,5 @@
 """The directory of an audit: figures, tables and page, written as they come and rebuilt from the tables."""
 
-import json
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from ray_jobs.audit.rates import Comparison, effects_found, false_verdicts
 from ray_jobs.audit.station import AuditStation
 from ray_jobs.measure.result import one_line
 from ray_jobs.provenance import command_line
+from ray_jobs.results import schema
+from ray_jobs.results.run import read_record
 from ray_jobs.results.samples import schema_of
 from ray_jobs.results.store import RunDirectory, open_root
 
@@ -50,7 +51,7 @@ class Audit:
     def write(self) -> None:
         """``audit.json``, ``comparisons.parquet``, ``launches.parquet`` and the page."""
         content = {
-            "schema_version": 1,
+            "schema_version": schema.VERSION,
             "run_id": self.run_id,
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
@@ -97,8 +98,10 @@ def make_again(place: str) -> str:
     """
     directory = RunDirectory(*open_root(place), place)
     try:
-        content = json.loads(directory.read("audit.json"))
+        content = read_record(directory, "audit.json")
         rows = pq.read_table(pa.BufferReader(directory.read("comparisons.parquet"))).to_pylist()
+    except schema.NewerVersionError:
+        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"no comparisons of an audit in {place}: {one_line(error)}") from None
     content["parts"] = [_again(part, rows) for part in content["parts"]]

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from ray_jobs.results.run import FinishedRun
 
 FORMATS = ("text", "markdown", "json")
-MARGIN = 0.02  # without a gate, as in a spec
 INCOMPARABLE = {"model": "the model's weights", "prompts": "the prompts"}
 
 
@@ -44,7 +43,7 @@ def compare(
     before, after = FinishedRun.of(base), FinishedRun.of(new)
     if not anyway:
         refuse(before, after)
-    margin = limit if limit is not None else float(after.run.get("spec", {}).get("margin", MARGIN))
+    margin = limit if limit is not None else after.margin
     cells = cells_of(after)
     comparison = compare_cells(match(cells_of(before), cells), cells, margin)
     notes = dict.fromkeys(notes_of(before, after, comparison))

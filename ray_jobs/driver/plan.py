@@ -15,6 +15,7 @@ from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.roofline import PRECISIONS, moved_bytes, phases_of
 from ray_jobs.measure.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS
 from ray_jobs.report.text import counted
+from ray_jobs.results import schema
 from ray_jobs.spec import Spec
 from ray_jobs.statistics import LEAST_LAUNCHES
 
@@ -93,10 +94,10 @@ def _latest(spec: Spec, workload: Workload, root: str) -> tuple[float, str] | No
     asked = spec.model_dump(mode="json")
     for path in sorted(Path(root).glob("*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         try:
-            run = json.loads(path.read_text())
+            run = schema.current(json.loads(path.read_text()), str(path.parent))
             same = all(run["spec"][key] == asked[key] for key in ("variants", "precision", "budget"))
             done = [trial for trial in run["trials"].values() if trial["status"] == Status.DONE]
-            trials = [trial for trial in done if Workload(**trial["workload"]) == workload]
+            trials = [trial for trial in done if schema.known(Workload, trial["workload"]) == workload]
             like = [trial["seconds"] for trial in trials if trial["seconds"]]
             if same and like:
                 return sum(like) / len(like), run["run_id"]

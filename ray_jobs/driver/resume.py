@@ -1,6 +1,5 @@
 """Going on with a run that was cut off, from the launches that were committed."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,8 @@ from ray_jobs.measure.replies import Comparison
 from ray_jobs.measure.result import Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.process.trial import Committed
+from ray_jobs.results import schema
+from ray_jobs.results.run import read_record
 from ray_jobs.results.samples import to_result
 from ray_jobs.results.store import RunDirectory, below
 from ray_jobs.spec import Spec, spec_of
@@ -51,8 +52,11 @@ class Earlier:
             except UsageError:
                 raise error from None
         try:
-            run = json.loads(directory.read("run.json"))
-            return cls(directory, run, spec_of(run["spec"]))
+            run = read_record(directory)
+            asked = {key: value for key, value in run["spec"].items() if key in Spec.model_fields}
+            return cls(directory, run, spec_of(asked))
+        except schema.NewerVersionError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{place} can't be resumed: its run.json says too little ({error})") from None
 
@@ -107,7 +111,7 @@ class Earlier:
     def _absent(self, name: str, record: Mapping[str, Any]) -> TrialState:
         """A trial whose station is not in the cluster now."""
         shared = {key: record[key] for key in PLACE}
-        spec, workload = self.spec, Workload(**record["workload"])
+        spec, workload = self.spec, schema.known(Workload, record["workload"])
         info = TrialInfo(self.id, name, workload, spec.variants, spec.precision, spec.margin, **shared)
         return TrialState(info, reason=f"its station {info.station} is not in the cluster now")
 
@@ -143,8 +147,8 @@ class Earlier:
 
 def _found(record: Mapping[str, Any]) -> tuple[Memory, Limits]:
     """The findings of untimed processes; fewer in older runs."""
-    compared = {name: Comparison(**found) for name, found in record.get("compared", {}).items()}
-    limits = {name: Limit(**limit) for name, limit in record.get("limits", {}).items()}
+    compared = {name: schema.known(Comparison, found) for name, found in record.get("compared", {}).items()}
+    limits = {name: schema.known(Limit, limit) for name, limit in record.get("limits", {}).items()}
     speeds = Speeds.of(record["speeds"]) if record.get("speeds") else None
     lost = record.get("not_known", {})
     memory = Memory(dict(record["peak_memory_mb"]), compared, dict(lost.get("memory", {})))

@@ -28,11 +28,11 @@ from ray_jobs.measure.result import LaunchResult
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.report.write import draw_or_say
 from ray_jobs.results.samples import ROW_SCHEMA, schema_of, to_result
+from ray_jobs.results.schema import VERSION
 from ray_jobs.results.store import RunDirectory, StoreError
 from ray_jobs.spec import Spec
 from ray_jobs.wandb_sink.sink import WandbSink
 
-SCHEMA_VERSION = 1
 WRITING_SHARE = 0.05  # of the driver's time, that run.json may take
 LAUNCH_BYTES = 60_000  # of a launch's file, about
 BATCH = 500  # rows
@@ -182,7 +182,7 @@ def run_record(this: Run) -> dict[str, Any]:
     ended = all(trial.status for trial in this.trials.values())
     since = datetime.now(UTC) - datetime.fromisoformat(this.started)
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": VERSION,
         "run_id": this.id,
         "started": this.started,
         "resumed": this.resumed,

@@ -1,12 +1,11 @@
 """Makes a run small and anonymous, fit to be committed: one sample file, no host names, no paths."""
 
-import json
 import re
+from dataclasses import asdict
 from typing import Any
 
-from chatbot.errors import UsageError
-from ray_jobs.matrix.rows import COLUMNS
 from ray_jobs.report.write import draw_or_say
+from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.samples import rows_table
 from ray_jobs.results.store import RunDirectory
 
@@ -19,18 +18,16 @@ def compact(source: RunDirectory, target: RunDirectory) -> None:
     Raises:
         UsageError: ``source`` is not a finished run.
     """
-    try:
-        run, rows = json.loads(source.read("run.json")), json.loads(source.read("matrix.json"))
-    except (FileNotFoundError, ValueError):
-        raise UsageError(f"{source.shown} is not a finished run: it has no run.json with a matrix.json") from None
+    run = FinishedRun.within(source)
+    rows = [{**asdict(row), "warnings": list(row.warnings)} for row in run.rows]
     hosts = {host: f"host-{number}" for number, host in enumerate(_hosts(rows), 1)}
     with target.created():
         tables = source.read_tables()
         target.add_launches({_renamed(trial, hosts): launches for trial, launches in tables.items()}, COMPACT_FILE)
-        target.write_json("run.json", {**_cleaned(run, hosts), "run_id": target.run_id})
+        target.write_json("run.json", {**_cleaned(run.run, hosts), "run_id": target.run_id})
         cleaned: list[dict[str, Any]] = [{**_cleaned(row, hosts), "run_id": target.run_id} for row in rows]
         target.write_json("matrix.json", cleaned)
-        target.write_table("matrix.parquet", rows_table([{name: row.get(name) for name in COLUMNS} for row in cleaned]))
+        target.write_table("matrix.parquet", rows_table(cleaned))
         draw_or_say(target)
 
 

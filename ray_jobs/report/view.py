@@ -1,24 +1,24 @@
 """A finished run as it lies in its directory, read for showing."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-from chatbot.errors import UsageError
 from chatbot.variants import CONTROL
 from ray_jobs import statistics
 from ray_jobs.matrix.hardware import HardwareClass, classes_of
 from ray_jobs.matrix.rows import Row
+from ray_jobs.measure.result import LaunchResult
 from ray_jobs.report.series import TrialSeries, trial_series
+from ray_jobs.results import schema
+from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.statistics import Verdict
 
 MOST_DRAWN = 100  # trials with charts of their samples
-MARGIN = 0.02  # of a run that does not say
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class RunView:
     id: str
     run: Mapping[str, Any]  # run.json
     rows: tuple[Row, ...]
+    margin: float  # differences below it are called the same
     classes: tuple[HardwareClass, ...]
     series: Mapping[str, TrialSeries] = field(default_factory=dict)  # by trial
     traces: tuple[Trace, ...] = ()
@@ -56,11 +57,6 @@ class RunView:
         """As it was asked."""
         spec: Mapping[str, Any] = self.run.get("spec") or {}
         return spec
-
-    @property
-    def margin(self) -> float:
-        """Differences below it are called the same."""
-        return float(self.spec.get("margin", MARGIN))
 
     @cached_property
     def trials(self) -> dict[str, tuple[Row, ...]]:
@@ -96,47 +92,27 @@ def load(directory: RunDirectory, most_drawn: int = MOST_DRAWN) -> RunView:
     Raises:
         UsageError: it is not finished.
     """
-    try:
-        run, content = json.loads(directory.read("run.json")), json.loads(directory.read("matrix.json"))
-        rows = tuple(_known(Row, row) for row in content)
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
-        raise UsageError(
-            f"{directory.shown} is not a finished run: it has no run.json with a matrix.json; "
-            f"python -m ray_jobs matrix --resume {directory.shown} goes on with one that was cut off"
-        ) from None
-    return RunView(
-        str(run.get("run_id", directory.run_id)),
-        run,
-        rows,
-        _classes(directory, run, rows),
-        _series(directory, rows, most_drawn),
-        _traces(directory),
-    )
+    found = FinishedRun.within(directory)
+    measured = list(dict.fromkeys(row.trial_id for row in found.rows if row.samples))[:most_drawn]
+    launches: dict[str, list[LaunchResult]] = {}
+    for trial, launch in found.launches(set(measured)):
+        launches.setdefault(trial, []).append(launch)
+    series = {trial: trial_series(of) for trial, of in launches.items()}
+    return RunView(found.id, found.run, found.rows, found.margin, _classes(found), series, _traces(directory))
 
 
-def _known(kind: type[T], content: Mapping[str, Any]) -> T:
-    """Of the columns that this version knows; lists are tuples, as in a frozen row."""
-    names = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-    return kind(**{key: value for key, value in values.items() if key in names})
-
-
-def _classes(directory: RunDirectory, run: Mapping[str, Any], rows: Sequence[Row]) -> tuple[HardwareClass, ...]:
+def _classes(found: FinishedRun) -> tuple[HardwareClass, ...]:
     """As they were written; made again for a run without them (compacted, or older)."""
     try:
-        return tuple(_known(HardwareClass, one) for one in json.loads(directory.read("classes.json")))
+        content = schema.renamed(json.loads(found.directory.read("classes.json")))
+        return tuple(schema.known(HardwareClass, one) for one in content)
     except (FileNotFoundError, ValueError, TypeError):
-        return tuple(classes_of(rows, float((run.get("spec") or {}).get("margin", MARGIN))))
-
-
-def _series(directory: RunDirectory, rows: Sequence[Row], most: int) -> dict[str, TrialSeries]:
-    measured = list(dict.fromkeys(row.trial_id for row in rows if row.samples))[:most]
-    return {trial: trial_series(found) for trial, found in directory.read_launches(set(measured)).items()}
+        return tuple(classes_of(found.rows, found.margin))
 
 
 def _traces(directory: RunDirectory) -> tuple[Trace, ...]:
     try:
-        index = json.loads(directory.read("traces/index.json"))
+        index = schema.renamed(json.loads(directory.read("traces/index.json")))
     except FileNotFoundError:
         return ()
     return tuple(map(_trace, index))

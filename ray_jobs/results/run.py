@@ -1,17 +1,20 @@
 """A finished run, read back from its directory alone: a new one, one of an earlier version, or a compacted one."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from chatbot.errors import UsageError
-from ray_jobs.matrix.rows import COLUMNS, Row
+from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import LaunchResult
+from ray_jobs.results import schema
 from ray_jobs.results.samples import to_result
 from ray_jobs.results.store import RunDirectory
+
+MARGIN = 0.02  # of a run that does not say
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,22 @@ class FinishedRun:
     @classmethod
     def of(cls, place: str) -> "FinishedRun":
         """The run at a place: a folder or a URI. Raises UsageError."""
-        directory = RunDirectory.existing(place)
+        return cls.within(RunDirectory.existing(place))
+
+    @classmethod
+    def within(cls, directory: RunDirectory) -> "FinishedRun":
+        """The run in a directory. Raises UsageError."""
+        place = directory.shown
         try:
-            run, rows = json.loads(directory.read("run.json")), json.loads(directory.read("matrix.json"))
-            return cls(directory, run, tuple(row_of(row) for row in rows))
+            run = read_record(directory)
+            rows = schema.renamed(json.loads(directory.read("matrix.json")))
+            return cls(directory, run, tuple(schema.known(Row, row) for row in rows))
+        except schema.NewerVersionError:
+            raise
         except FileNotFoundError:
+            missing = "matrix.json" if directory.holds("run.json") else "run.json"
             again = f"python -m ray_jobs matrix --resume {place}"
-            raise UsageError(f"{place} is not a finished run: it has no matrix.json; finish it with: {again}") from None
+            raise UsageError(f"{place} is not a finished run: it has no {missing}; finish it with: {again}") from None
         except (ValueError, TypeError, AttributeError, pa.ArrowException) as error:
             raise UsageError(f"{place} can't be read: its run.json or matrix.json is broken ({error})") from None
 
@@ -39,14 +51,26 @@ class FinishedRun:
     def id(self) -> str:
         return str(self.run.get("run_id", self.directory.run_id))
 
-    def launches(self) -> Iterator[tuple[str, LaunchResult]]:
-        """(trial, launch) of one committed launch after the other."""
-        for trial, table in self.directory.each_table():
+    @property
+    def margin(self) -> float:
+        """The differences that the run calls the same."""
+        return float((self.run.get("spec") or {}).get("margin", MARGIN))
+
+    def launches(self, trials: Collection[str] | None = None) -> Iterator[tuple[str, LaunchResult]]:
+        """(trial, launch) of one committed launch after the other, of all trials or of these."""
+        for trial, table in self.directory.each_table(trials):
             yield trial, to_result(table)
 
 
-def row_of(values: Mapping[str, Any]) -> Row:
-    """A row of ``matrix.json``; columns that its version did not have are unknown. Raises TypeError."""
-    known = {name: value for name, value in values.items() if name in COLUMNS}
-    warnings: Sequence[str] = known.get("warnings") or ()
-    return Row(**{**known, "warnings": tuple(warnings)})
+def read_record(directory: RunDirectory, name: str = "run.json") -> dict[str, Any]:
+    """A run's ``run.json``, or its like of an audit or a sweep, as today's version writes it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        NewerVersionError: a later version wrote it.
+        ValueError: it is broken.
+    """
+    content = json.loads(directory.read(name))
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds a {type(content).__name__}, not a table")
+    return schema.current(content, directory.shown)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import PHASES, Launch, LaunchResult, Samples, VariantFacts
 from ray_jobs.measure.watch import COUNTERS, Interference
+from ray_jobs.results import schema
 
 NAMES = pa.dictionary(pa.int16(), pa.string())
 SCHEMA = pa.schema(
@@ -93,27 +94,32 @@ def _interference(table: pa.Table, rounds: NDArray[np.int32], count: int) -> Int
 
 def to_result(table: pa.Table) -> LaunchResult:
     """The launch that ``to_table`` was given."""
-    content = json.loads(table.schema.metadata[b"launch"])
-    variants = tuple(content["variants"])
+    content = schema.renamed(json.loads(table.schema.metadata[b"launch"]))
+    variants = content["variants"]
     columns: dict[str, Any] = {}
     for field in fields(Samples):
         column = table.column(field.name)
         if field.name in ("variant", "phase"):
             order = variants if field.name == "variant" else PHASES
             kind = np.int16 if field.name == "variant" else np.int8
-            coded = column.combine_chunks().dictionary_encode()
-            places = np.array([order.index(name) for name in coded.dictionary.to_pylist()], dtype=kind)
-            columns[field.name] = places[coded.indices.to_numpy()]
+            columns[field.name] = _places(column, order).astype(kind)
         else:
             columns[field.name] = column.fill_null(ABSENT).to_numpy()
-    content["facts"] = {
-        name: VariantFacts(**{**facts, "differing": tuple(facts.get("differing", ()))})
-        for name, facts in content["facts"].items()
-    }
-    content |= {"launch": Launch(**content["launch"]), "variants": variants, "built": tuple(content["built"])}
-    content["sentinel_ns"] = tuple(content.get("sentinel_ns", ()))
-    watched = _interference(table, columns["round"], content["rounds"])
-    return LaunchResult(samples=Samples(**columns), interference=watched, **content)
+    content["facts"] = {name: schema.known(VariantFacts, facts) for name, facts in content["facts"].items()}
+    content["launch"] = schema.known(Launch, content["launch"])
+    content["interference"] = _interference(table, columns["round"], content["rounds"])
+    return schema.known(LaunchResult, {**content, "samples": Samples(**columns)})
+
+
+def _places(column: pa.ChunkedArray, order: Sequence[str]) -> NDArray[np.int64]:
+    """(samples,): the place of each one's name in ``order``. Names are looked up once each, not once a sample."""
+    names = column.combine_chunks().dictionary_encode()
+    places = {name: place for place, name in enumerate(order)}
+    table = np.array([places.get(schema.renamed(name), ABSENT) for name in names.dictionary.to_pylist()], np.int64)
+    found = table[names.indices.to_numpy()]
+    if ABSENT in found:
+        raise ValueError(f"its samples name something else than {', '.join(order)}")
+    return np.asarray(found)
 
 
 def split_launches(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from chatbot.corpus import Pair
 from chatbot.errors import UsageError
 from ray_jobs.provenance import command_line, driver_facts
+from ray_jobs.results import schema
+from ray_jobs.results.run import read_record
 from ray_jobs.results.store import RunDirectory, below
 from ray_jobs.sweep.importance import Importances, importances
 from ray_jobs.sweep.page import page
@@ -127,7 +129,7 @@ class Record:
         best = self.best
         facts = driver_facts()
         return {
-            "schema_version": 1,
+            "schema_version": schema.VERSION,
             "sweep_id": self.id,
             "status": status,
             "started": self.started.isoformat(timespec="seconds"),
@@ -188,8 +190,10 @@ def find(place: str, root: str) -> tuple[RunDirectory, dict[str, Any], SweepSpec
         except UsageError:
             raise error from None
     try:
-        sheet = json.loads(directory.read(SHEET))
+        sheet = read_record(directory, SHEET)
         return directory, sheet, make_spec(sheet["spec"])
+    except schema.NewerVersionError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{place} can't be read: its {SHEET} says too little ({error})") from None
 

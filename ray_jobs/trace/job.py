@@ -24,6 +24,7 @@ from ray_jobs.matrix.rows import Status, TrialInfo
 from ray_jobs.process.profile.launches import traced_variants
 from ray_jobs.process.profile.profiler import Traced, zipped
 from ray_jobs.process.trial import Waiting
+from ray_jobs.results.run import read_record
 from ray_jobs.results.samples import schema_of
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec
@@ -177,7 +178,7 @@ def finish(tracing: Tracing) -> None:
 
 
 def _write_timeline(tracing: Tracing) -> None:
-    run = json.loads(tracing.directory.read("run.json"))
+    run = read_record(tracing.directory)
     try:
         content = timeline(run)
     except ValueError as error:

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from ray_jobs.matrix.rows import COLUMNS
 from ray_jobs.measure.result import one_line
-from ray_jobs.results.run import FinishedRun
+from ray_jobs.results.run import FinishedRun, read_record
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.wandb_sink.content import Head, cells_of, distributions_of, files_of, speedups_of, summary_of
 
@@ -56,7 +56,7 @@ def publish(place: str, mode: str, folder: Path, line: socket.socket, printed: I
         line: the connection to the driver.
         printed: where W&B's client prints; some of its failures appear nowhere else.
     """
-    run = _open(Head.of(json.loads(RunDirectory.existing(place).read("run.json"))), mode, folder)
+    run = _open(Head.of(read_record(RunDirectory.existing(place))), mode, folder)
     _tell(line, {"open": run.url})
     if not _follow(run, line):
         return

@@ -94,7 +94,7 @@ def made_view(cases: Sequence[Case], names: Mapping[str, str] | None = None, run
         rows += [replace(row, variant=shown.get(row.variant, row.variant)) for row in case.rows(run, number, launches)]
         if launches:
             series[case.trial(number)] = trial_series([_renamed(launch, shown) for launch in launches])
-    return RunView(run, run_json(run, cases), tuple(rows), tuple(classes_of(rows, MARGIN)), series)
+    return RunView(run, run_json(run, cases), tuple(rows), MARGIN, tuple(classes_of(rows, MARGIN)), series)
 
 
 def made_run(place: Path, cases: Sequence[Case]) -> RunDirectory:

@@ -1,0 +1,63 @@
+"""What the files of a run say by their version, and how an older one is read as if it were written today.
+
+History of ``schema_version`` in run.json, audit.json, sweep.json and cluster.json; a newer one is refused. Within a
+version fields are only added, and a reader ignores those that it does not know.
+
+1  the first. Added meanwhile, and unknown (None, empty or 0) where a file lacks it:
+   run.json: identity, resumed, purpose; of the spec stations, isolation, cores_per_gpu, stop_at_eos, launch_timeout;
+   of a trial attempts, limits, speeds, compared, moments, host, device_name, hardware
+   matrix.json: disturbed_rounds to first_difference, in the order of ``rows.Row``
+   samples: what ``watch`` saw of each round, discarded; of a launch sentinel_ns, elapsed_s; of a variant tokens,
+   differing, skipped
+2  the planted mistakes of audits are ``ray_jobs.audit.mistakes:NAME``; they were ``ray_jobs.audit.plants:NAME``
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from chatbot.errors import UsageError
+
+VERSION = 2
+RENAMED = {"ray_jobs.audit.plants:": "ray_jobs.audit.mistakes:"}  # prefixes of a variant's name, wherever it stands
+T = TypeVar("T")
+
+
+class NewerVersionError(UsageError):
+    """The file was written by a later version of this program."""
+
+
+def current(content: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A file's content as this version would have written it.
+
+    Raises:
+        NewerVersionError: a later version wrote it.
+        ValueError: it has no such thing as a version.
+    """
+    found = content.get("schema_version", 1)
+    if type(found) is not int or found < 1:
+        raise ValueError(f"schema_version is {found!r}, not a whole number above 0")
+    if found > VERSION:
+        raise NewerVersionError(
+            f"{place} has schema version {found}, and this program reads versions up to {VERSION}: "
+            "update it (pip install --upgrade latency-matrix)"
+        )
+    return {**renamed(content), "schema_version": VERSION}
+
+
+def renamed(value: Any) -> Any:
+    """A plain value with today's names in it, however deep."""
+    if isinstance(value, Mapping):
+        return {renamed(key): renamed(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [renamed(inner) for inner in value]
+    if isinstance(value, str):
+        for old, new in RENAMED.items():
+            value = value.replace(old, new)
+    return value
+
+
+def known(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A record of the fields that this version knows; a list becomes a tuple. Raises TypeError where one is missing."""
+    names = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    own = {name: value for name, value in values.items() if name in names}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
