@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from chatbot import checkpoint, corpus, training
+from chatbot.config import ATTENTIONS, OPTIMIZERS, PRESETS, Options, split
 from chatbot.errors import UsageError, one_of
-from chatbot.model import ATTENTIONS, PRESETS
 from chatbot.talk import Speaker, readable
 from chatbot.variants import MODELS, VARIANTS, torchscript
 from chatbot.vocabulary import Vocabulary
@@ -74,7 +74,7 @@ def train(
     decoder_learning_ratio: Annotated[
         float, typer.Option(help="Factor by which the decoder learns faster than the encoder.")
     ] = 5.0,
-    optimizer: Annotated[str, typer.Option(help=f"Optimizer: {', '.join(training.OPTIMIZERS)}.")] = "adam",
+    optimizer: Annotated[str, typer.Option(help=f"Optimizer: {', '.join(OPTIMIZERS)}.")] = "adam",
     clip: Annotated[str, typer.Option(help="Maximum gradient norm of each network, or none.")] = "50",
     teacher_forcing: Annotated[float, typer.Option(help="Probability of teacher forcing, drawn per batch.")] = 1.0,
     validate_every: Annotated[int, typer.Option(help="Iterations between validations.")] = 200,
@@ -100,7 +100,7 @@ def train(
         raise UsageError(f"--out is a folder, give a file: {out}")
     if resume and not training.state_path(out).is_file():
         raise UsageError(f"nothing to resume: {training.state_path(out)} does not exist")
-    options = training.Options(
+    options = Options(
         iterations=iterations,
         batch=batch,
         learning_rate=learning_rate,
@@ -226,7 +226,7 @@ def held_out_pairs(trained: checkpoint.Trained, source: str, pairs: list[corpus.
     if trained.notes.get("corpus") != source:
         return []
     split_seed = options.get("split_seed")  # older checkpoints have none
-    return training.split(pairs, options["validation_share"], options["seed"] if split_seed is None else split_seed)[1]
+    return split(pairs, options["validation_share"], options["seed"] if split_seed is None else split_seed)[1]
 
 
 @app.command()

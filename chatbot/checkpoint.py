@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from chatbot import corpus
+from chatbot.config import PRESETS, Config
 from chatbot.errors import UsageError
-from chatbot.model import PRESETS, Chatbot, Config
+from chatbot.model import Chatbot
 from chatbot.variants import MODELS
 from chatbot.vocabulary import FIRST_WORD, Vocabulary
 

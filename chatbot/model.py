@@ -13,46 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from chatbot.errors import UsageError, one_of
-from chatbot.vocabulary import FIRST_WORD, PAD, SOS
-
-ATTENTIONS = ("dot", "general", "concat")
-
-
-@dataclass(frozen=True)
-class Config:
-    """The sizes of a network; the defaults are the tutorial's on the Cornell corpus (18,862,336 parameters)."""
-
-    hidden: int = 500  # also the width of the embedding
-    encoder_layers: int = 2
-    decoder_layers: int = 2
-    dropout: float = 0.1
-    attention: str = "dot"
-    vocabulary: int = 7836
-
-    def __post_init__(self) -> None:
-        if self.attention not in ATTENTIONS:
-            raise one_of("attention", self.attention, ATTENTIONS)
-        for name in ("hidden", "encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.vocabulary <= FIRST_WORD:
-            raise UsageError(
-                f"vocabulary is {self.vocabulary}; it must hold at least one word besides PAD, SOS and EOS"
-            )
-        if self.decoder_layers > 2 * self.encoder_layers:  # it starts from that many of the encoder's final states
-            raise UsageError(
-                f"decoder_layers is {self.decoder_layers}; at most twice encoder_layers ({self.encoder_layers})"
-            )
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-
-
-PRESETS = {
-    "tutorial": Config(),
-    "small": Config(hidden=256, vocabulary=2374),
-    "tiny": Config(hidden=16, encoder_layers=1, decoder_layers=1, vocabulary=50),
-}
+from chatbot.config import Config
+from chatbot.vocabulary import PAD, SOS
 
 
 class Encoder(nn.Module):

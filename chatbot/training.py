@@ -18,49 +18,13 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from chatbot.checkpoint import Trained, load, read_plain, save, save_plain
+from chatbot.config import Config, Options
 from chatbot.corpus import Pair, words_of
-from chatbot.errors import UsageError, one_of
-from chatbot.model import Chatbot, Config
+from chatbot.errors import UsageError
+from chatbot.model import Chatbot
 from chatbot.vocabulary import PAD, SOS, Vocabulary
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-
-
-@dataclass(frozen=True)
-class Options:
-    """Training options; the defaults are the tutorial's, except for validation."""
-
-    iterations: int = 4000
-    batch: int = 64
-    learning_rate: float = 1e-4
-    decoder_learning_ratio: float = 5.0
-    optimizer: str = "adam"
-    clip: float | None = 50.0
-    teacher_forcing: float = 1.0  # probability, drawn per batch
-    validation_share: float = 0.05
-    validate_every: int = 200  # iterations
-    patience: int | None = 5  # validations without a better loss before it stops; None: never
-    seed: int = 0
-    split_seed: int | None = None  # of what is held out; None: the seed
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise one_of("optimizer", self.optimizer, list(OPTIMIZERS))
-        for name in ("iterations", "batch", "learning_rate", "decoder_learning_ratio", "validate_every"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0, and finite")
-        if self.clip is not None and not self.clip > 0:
-            raise UsageError(f"clip is {self.clip}, which zeroes every gradient; give a positive number or none")
-        if self.patience is not None and self.patience < 1:
-            raise UsageError(f"patience is {self.patience}; give a whole number of validations above 0, or none")
-        if not 0 <= self.teacher_forcing <= 1:
-            raise UsageError(f"teacher_forcing is {self.teacher_forcing}; it is a probability, from 0 to 1")
-        if not 0 < self.validation_share < 1:
-            raise UsageError(f"validation_share is {self.validation_share}; it must be above 0 and below 1")
-
-    def split(self, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
-        """Splits the pairs into (training, validation) by these options."""
-        return split(pairs, self.validation_share, self.seed if self.split_seed is None else self.split_seed)
 
 
 @dataclass(frozen=True)
@@ -101,14 +65,6 @@ def make_batch(pairs: Sequence[Pair], vocabulary: Vocabulary, device: str = "cpu
         torch.tensor([len(p) for p in prompts]),
         torch.nn.utils.rnn.pad_sequence(replies, padding_value=PAD).to(device),
     )
-
-
-def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training, validation) pairs; all copies of a pair fall on one side."""
-    distinct = sorted(set(pairs))
-    random.Random(seed).shuffle(distinct)
-    held_out = set(distinct[: max(1, round(share * len(distinct)))])
-    return [p for p in pairs if p not in held_out], [p for p in pairs if p in held_out]
 
 
 def token_losses(chatbot: Chatbot, batch: Batch, teacher_forced: bool = True) -> Tensor:

@@ -15,7 +15,7 @@ from skips import SkipList
 
 from chatbot import corpus, training
 from chatbot.checkpoint import Trained, load
-from chatbot.model import Config
+from chatbot.config import Config, Options
 from chatbot.variants import VARIANTS
 from chatbot.vocabulary import Vocabulary
 
@@ -80,7 +80,7 @@ def toy_checkpoint(toy_tsv: Path, toy_pairs: list[corpus.Pair], tmp_path_factory
     """A checkpoint of a tiny chatbot that has learnt the toy corpus. Read only."""
     words = Vocabulary.of_pairs(toy_pairs, 1)
     config = Config(hidden=16, encoder_layers=1, decoder_layers=1, vocabulary=len(words))
-    options = training.Options(iterations=200, batch=32, learning_rate=1e-2, validate_every=100)
+    options = Options(iterations=200, batch=32, learning_rate=1e-2, validate_every=100)
     path = tmp_path_factory.mktemp("model") / "toy.pt"
     training.fit(config, toy_pairs, words, options, path, notes={"corpus": str(toy_tsv), "min_count": 1})
     return path

@@ -19,8 +19,6 @@ from ray_jobs.cli.report import KINDS, REPORT
 from ray_jobs.spec import Spec
 
 HEAVY = {"torch", "ray", "pyarrow", "scipy", "numpy", "wandb"}
-MEASURING = ("audit", "sweep", "sweep-trial")  # their options' bounds stand beside what they run
-LIGHT = [name for name in COMMANDS if name not in MEASURING]
 WATCHED = """
 import json, sys
 from ray_jobs.cli.app import main
@@ -44,6 +42,13 @@ REFUSED = {
     "no run at there": ("publish", "there", "--wandb", "offline"),
     "no run at here": ("compact", "here", "--run-id", "small"),
     "give the dashboard's address": ("fetch", "job", "--address", "nowhere"),
+    "unknown size 'huge'": ("sweep", "--size", "huge"),
+    "leave out --space": ("sweep", "--resume", "a", "--space", "b"),
+    "iterations is 0": ("sweep-trial", "--iterations", "0"),
+    "unknown load 'x'": ("audit", "aa", "--load", "x"),
+    "choose from: 1, 2, 5": ("audit", "effect", "--percent", "3"),
+    "budget is -1.0": ("audit", "faults", "--budget", "-1"),
+    "make cluster-table": ("audit", "cluster"),
     "Did you mean 'matrix'": ("matrx",),
 }
 
@@ -57,7 +62,7 @@ def fresh(folder: Path, *arguments: str) -> tuple[int, set[str], str]:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("arguments", [(), *((name,) for name in LIGHT)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [(), *((name,) for name in COMMANDS)], ids=" ".join)
 def test_help_loads_nothing_heavy(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     code, packages, said = fresh(tmp_path, *arguments, "--help")
     assert (code, packages & HEAVY) == (0, set())

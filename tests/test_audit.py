@@ -24,7 +24,9 @@ from ray_jobs.audit import page
 from ray_jobs.audit.cost import LAUNCH_SERVER, Cost, null_sample, processes
 from ray_jobs.audit.detection import FAULTS
 from ray_jobs.audit.load import timetable
-from ray_jobs.audit.mistakes import DELAYED, named
+from ray_jobs.audit.mistakes import named
+from ray_jobs.audit.parts import worst
+from ray_jobs.audit.plan import DELAYED
 from ray_jobs.audit.rates import (
     EXIT,
     Comparison,
@@ -36,7 +38,6 @@ from ray_jobs.audit.rates import (
     share_interval,
 )
 from ray_jobs.audit.station import Measured
-from ray_jobs.cli.audit import _worst
 from ray_jobs.matrix.rows import TrialInfo, rows_of
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.result import Launch, LaunchResult, Weights
@@ -186,7 +187,7 @@ def test_what_is_found_need_not_be_called_slower() -> None:
 
 
 def test_the_worst_part_decides_the_exit_code() -> None:
-    assert [_worst([0, 0]), _worst([0, 3]), _worst([3, 1, 0])] == [0, 3, 1]
+    assert [worst([0, 0]), worst([0, 3]), worst([3, 1, 0])] == [0, 3, 1]
     assert EXIT == {Promise.KEPT: 0, Promise.BROKEN: 1, Promise.TOO_FEW: 3, Promise.NONE: 0}
 
 

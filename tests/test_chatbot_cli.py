@@ -20,8 +20,8 @@ import chatbot
 from chatbot import corpus
 from chatbot.__main__ import main
 from chatbot.checkpoint import load
+from chatbot.config import split
 from chatbot.talk import Speaker
-from chatbot.training import split
 
 RunChatbot = Callable[..., subprocess.CompletedProcess[str]]
 Line = tuple[str, ...]

@@ -14,8 +14,9 @@ from tutorial import GreedySearchDecoder, fresh, tutorial_reply
 
 from chatbot import checkpoint
 from chatbot.checkpoint import Trained, load, open_model, save
+from chatbot.config import ATTENTIONS, PRESETS, Config
 from chatbot.errors import UsageError
-from chatbot.model import ATTENTIONS, PRESETS, Chatbot, Config
+from chatbot.model import Chatbot
 from chatbot.vocabulary import EOS, Vocabulary
 
 WORDS = tuple(f"word{i}" for i in range(20))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from tutorial import tutorial_of, tutorial_reply
 
+from chatbot.config import ATTENTIONS, PRESETS, Config
 from chatbot.errors import UsageError
-from chatbot.model import ATTENTIONS, PRESETS, Chatbot, Config
+from chatbot.model import Chatbot
 from chatbot.vocabulary import EOS, PAD, SOS
 
 SMALL = Config(hidden=12, encoder_layers=2, decoder_layers=2, vocabulary=40)

@@ -17,7 +17,8 @@ from launches import WORKLOAD, enter, tiny
 from torch import Tensor
 
 from chatbot import checkpoint, corpus
-from chatbot.model import ATTENTIONS, Chatbot, Config
+from chatbot.config import ATTENTIONS, Config
+from chatbot.model import Chatbot
 from chatbot.native import build
 from chatbot.native.engine import BYTES, Engine
 from chatbot.prompts import prompt_pool

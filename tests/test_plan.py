@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatbot.model import PRESETS, Config
+from chatbot.config import PRESETS, Config
 from chatbot.variants import Workload
 from ray_jobs.driver.plan import Estimate, estimate, reply_seconds
 from ray_jobs.spec import Spec, read_spec

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from chatbot.model import ATTENTIONS, PRESETS, Chatbot, Config
+from chatbot.config import ATTENTIONS, PRESETS, Config
+from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, VARIANTS, Workload
 from chatbot.vocabulary import EOS, FIRST_WORD
 from ray_jobs.measure.roofline import (

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from chatbot.model import Chatbot, Config
+from chatbot.config import Config
+from chatbot.model import Chatbot
 from chatbot.native import rounding
 from chatbot.native.pack import LARGEST, quantise
 from chatbot.native.rounding import inputs_of, round_for

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from chatbot.model import Chatbot, Config
+from chatbot.config import Config
+from chatbot.model import Chatbot
 from chatbot.variants import Workload
 from ray_jobs.measure import speeds
 from ray_jobs.measure.roofline import Speeds, limit_of

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatbot import checkpoint
+from chatbot.config import PRESETS
 from chatbot.errors import UsageError
-from chatbot.model import PRESETS
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.sweep import charts
 from ray_jobs.sweep.folder import Record, find, read_rows, state_name

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatbot.config import PRESETS, Config, Options
 from chatbot.errors import UsageError
-from chatbot.model import PRESETS, Config
-from chatbot.training import Options
 from ray_jobs.sweep.space import DEFAULT, NAMES, Range, Space, apply, parse_value, read_space, trial_seed
 from ray_jobs.sweep.spec import make_spec
 

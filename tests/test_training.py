@@ -14,17 +14,16 @@ from tutorial import GreedySearchDecoder, tutorial_of
 
 from chatbot import training
 from chatbot.checkpoint import Trained, load, read_plain
+from chatbot.config import ATTENTIONS, Config, Options, split
 from chatbot.corpus import Pair
 from chatbot.errors import UsageError
-from chatbot.model import ATTENTIONS, Chatbot, Config
+from chatbot.model import Chatbot
 from chatbot.training import (
     Batch,
     DivergedError,
-    Options,
     Progress,
     fit,
     make_batch,
-    split,
     token_losses,
     tutorial_loss,
 )

@@ -107,7 +107,8 @@ LOOP = """
 import os, statistics, sys, time, torch
 os.sched_setaffinity(0, {int(sys.argv[1])})
 torch.set_num_threads(1)
-from chatbot.model import PRESETS, Chatbot
+from chatbot.config import PRESETS
+from chatbot.model import Chatbot
 search = Chatbot.random(PRESETS["tiny"]).search()
 prompts, lengths, times = torch.tensor([[5, 6, 7, 2]]), torch.tensor([4]), []
 with torch.inference_mode():

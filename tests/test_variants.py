@@ -16,9 +16,10 @@ from torch import Tensor
 
 from chatbot.__main__ import export
 from chatbot.checkpoint import Trained
+from chatbot.config import ATTENTIONS, Config
 from chatbot.corpus import Pair
 from chatbot.errors import UsageError
-from chatbot.model import ATTENTIONS, Chatbot, Config
+from chatbot.model import Chatbot
 from chatbot.talk import Speaker
 from chatbot.training import make_batch
 from chatbot.variants import (

@@ -8,7 +8,8 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32,
 import torch
 from torch import Tensor, nn
 
-from chatbot.model import ATTENTIONS, Chatbot, Decoder, Encoder
+from chatbot.config import ATTENTIONS
+from chatbot.model import Chatbot, Decoder, Encoder
 from chatbot.native import build, pack, rounding
 from chatbot.native.pack import Arena, Packed
 from chatbot.vocabulary import EOS, PAD, SOS

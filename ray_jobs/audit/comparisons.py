@@ -8,38 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from chatbot.variants import BASELINE, CONTROL
+from chatbot.variants import BASELINE
 from ray_jobs.audit import alternatives
 from ray_jobs.audit.load import background_load
-from ray_jobs.audit.mistakes import DELAYED
+from ray_jobs.audit.plan import MOST, Plan
 from ray_jobs.audit.rates import Comparison
 from ray_jobs.audit.station import AuditStation, Measured
 from ray_jobs.measure.result import TIMED
 from ray_jobs.process.server import LaunchServer
 
 FROM_ROW = ("status", "reason", "speedup", "speedup_low", "speedup_high", "verdict", "warnings", "sentinel_ms")
-MOST = 1000  # comparisons, so that no two --seed share a trial's seed
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The comparisons of a part of the audit."""
-
-    comparisons: int
-    percent: int = 0  # 0: identical programs
-    beside_load: bool = False
-    with_peers: bool = False
-
-    @property
-    def variant(self) -> str:
-        """The program compared with the baseline."""
-        return DELAYED[self.percent] if self.percent else CONTROL
-
-    @property
-    def name(self) -> str:
-        """In trial ids and on the page."""
-        part = f"effect-{self.percent}" if self.percent else "aa"
-        return f"{part}-beside-load" if self.beside_load else part
 
 
 def run_plan(station: AuditStation, plan: Plan) -> Iterator[tuple[Comparison, Measured]]:

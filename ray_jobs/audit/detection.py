@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from chatbot.variants import BASELINE, CONTROL
-from ray_jobs.audit.comparisons import MOST
 from ray_jobs.audit.load import background_load
 from ray_jobs.audit.mistakes import named
+from ray_jobs.audit.plan import MOST
 from ray_jobs.audit.station import AuditStation, Measured
 from ray_jobs.cluster.events import Event, LaunchDone
 from ray_jobs.matrix.rows import Status

@@ -61,7 +61,6 @@ def _delayed(percent: float) -> Variant:
 
 
 DELAYED_1, DELAYED_2, DELAYED_5 = _delayed(1), _delayed(2), _delayed(5)
-DELAYED = {1: named("DELAYED_1"), 2: named("DELAYED_2"), 5: named("DELAYED_5")}
 
 
 def _on_another_device(chatbot: Chatbot, workload: Workload) -> Reply:

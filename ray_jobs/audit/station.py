@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chatbot.errors import UsageError
-from chatbot.variants import BASELINE, CONTROL
+from chatbot.variants import BASELINE
 from ray_jobs.cluster.connection import connected
 from ray_jobs.cluster.events import Event
 from ray_jobs.cluster.stations import find_stations
@@ -18,7 +18,7 @@ from ray_jobs.driver.trials import Kept, TrialState, place
 from ray_jobs.measure.result import LaunchResult
 from ray_jobs.process.trial import choose_cores
 from ray_jobs.provenance import driver_facts
-from ray_jobs.spec import Spec, read_spec
+from ray_jobs.spec import Spec
 
 BUSY_WAIT_S = 600.0  # for a station that somebody else holds
 
@@ -93,9 +93,3 @@ def audit_station(spec: Spec, run_id: str) -> Iterator[AuditStation]:
         if template.job is None:
             raise UsageError(f"nothing to audit on: {template.reason}")
         yield AuditStation(spec, run_id, inputs, template)
-
-
-def audit_spec(model: str, budget: float, precision: float, margin: float, seed: int) -> Spec:
-    """The spec of the audit's trials; the same defaults as the matrix for what it does not name."""
-    flags = {"variants": CONTROL, "model": model, "budget": budget, "precision": precision, "margin": margin}
-    return read_spec(None, {**flags, "seed": seed})

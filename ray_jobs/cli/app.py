@@ -16,13 +16,16 @@ COMMANDS = {  # name: (module in this folder, its function or group, one line)
     "report": ("report", "report", "Show finished runs, side by side where there are several."),
     "compare": ("compare", "compare", "Compare two runs by their speedups over the baseline."),
     "trace": ("trace", "trace", "Show where a reply's time goes."),
-    "sweep": ("sweep", "app", "Search for good hyperparameters on Ray Tune, and report which of them mattered."),
-    "sweep-trial": ("sweep", "app", "Train once with the arguments of `wandb agent`, and report to W&B."),
+    "sweep": ("sweep", "sweep", "Search for good hyperparameters on Ray Tune, and report which of them mattered."),
+    "sweep-trial": ("sweep_trial", "sweep_trial", "Train once with the arguments of `wandb agent`, and report to W&B."),
     "audit": ("audit", "app", "How often is this tool wrong, on this machine?"),
     "fetch": ("fetch", "fetch", "Copy a submitted job's run directory to this machine."),
     "compact": ("compact", "compact", "Copy a run small and anonymous, fit to be committed."),
     "publish": ("publish", "publish", "Send a run to W&B from its directory alone."),
 }
+
+
+SETTINGS = {"sweep-trial": {"allow_extra_args": True, "ignore_unknown_options": True}}  # any hyperparameter
 
 
 class Commands(TyperGroup):
@@ -48,10 +51,9 @@ def loaded(name: str) -> Any:
     module, place, _ = COMMANDS[name]
     found = getattr(import_module(f"ray_jobs.cli.{module}"), place)
     if isinstance(found, typer.Typer):
-        group: Any = typer.main.get_command(found)
-        return group.commands.get(name, group)
+        return typer.main.get_command(found)
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-    alone.command(name)(found)
+    alone.command(name, context_settings=SETTINGS.get(name))(found)
     return typer.main.get_command(alone)
 
 

@@ -1,23 +1,14 @@
-"""``python -m ray_jobs audit [aa | effect | faults | cost]``."""
+"""``audit``: how often is this tool wrong? One command a part."""
 
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from chatbot.errors import UsageError, one_of
 from chatbot.variants import MODELS
-from ray_jobs.audit import detection as planted
-from ray_jobs.audit.comparisons import MOST, Plan, launch_rows, run_plan
-from ray_jobs.audit.cost import measure_cost
-from ray_jobs.audit.folder import Audit, make_again, new_audit
-from ray_jobs.audit.mistakes import DELAYED
-from ray_jobs.audit.page import EVERY_S
-from ray_jobs.audit.rates import EXIT, Comparison, Promise, effects_found, false_verdicts
-from ray_jobs.audit.station import AuditStation, Measured, audit_spec, audit_station
+from ray_jobs.audit.plan import DELAYED, MOST, Plan, audit_spec
+from ray_jobs.cli.options import FAILED, ROOT, Json, Out, RunId
 
 app = typer.Typer(
     help="How often is this tool wrong, on this machine? Without a part: all of them, twenty-five minutes.",
@@ -27,10 +18,6 @@ app = typer.Typer(
 )
 
 LOADS = ("none", "beside", "both")
-BROKEN, TOO_FEW = EXIT[Promise.BROKEN], EXIT[Promise.TOO_FEW]
-SEVERITY = (0, TOO_FEW, BROKEN)
-# Of an audit without a part: enough to see a tool that is wrong often, few enough to wait for.
-SHORT_COMPARISONS, SHORT_EFFECTS, SHORT_BUDGET_S = 40, 12, 5.0
 FULL_BUDGET_S = 60.0
 
 Model = Annotated[str, typer.Option(help=f"{MODELS}.")]
@@ -38,14 +25,10 @@ Budget = Annotated[float, typer.Option(help="Maximum seconds per trial.")]
 Precision = Annotated[float, typer.Option(help="Half-width of the interval to reach: 0.01 is 1%.")]
 Margin = Annotated[float, typer.Option(help="Speedups within this margin of 1 are called the same.")]
 Seed = Annotated[int, typer.Option(help="Seed for prompts, orders and the load's timetable.")]
-OUT = "The results root: a folder or any pyarrow.fs URI."
-Out = Annotated[str, typer.Option(help=OUT)]
-RunId = Annotated[str | None, typer.Option(help="Name of the audit's folder; a new one by default.")]
-Json = Annotated[bool, typer.Option("--json", help="One line of JSON as the last line of stdout.")]
 
 
 @app.callback()
-def everything(context: typer.Context, out: Annotated[str | None, typer.Option(help=OUT)] = None) -> None:
+def everything(context: typer.Context, out: Annotated[str | None, typer.Option(help=ROOT)] = None) -> None:
     """How often is this tool wrong, on this machine?
 
     Without a part: identical programs, quiet and beside a load, a known slowdown of 2%, planted mistakes, and the cost
@@ -57,18 +40,9 @@ def everything(context: typer.Context, out: Annotated[str | None, typer.Option(h
         if out is not None:
             raise UsageError(f"give --out behind {context.invoked_subcommand}")
         return
-    codes = []
-    with new_audit("all", out or "results", None) as audit:
-        with audit_station(audit_spec("small", SHORT_BUDGET_S, 0.01, 0.02, 0), audit.run_id) as here:
-            for beside_load in (False, True):
-                plan = Plan(SHORT_COMPARISONS, beside_load=beside_load, with_peers=True)
-                codes.append(EXIT[_aa(audit, here, plan)["promise"]])
-            codes.append(_faults(audit, here))
-        with audit_station(audit_spec("small", FULL_BUDGET_S, 0.01, 0.02, 0), audit.run_id) as here:
-            codes.append(EXIT[_effect(audit, here, Plan(SHORT_EFFECTS, percent=2))["promise"]])
-        with audit_station(audit_spec("tutorial", FULL_BUDGET_S, 0.01, 0.02, 0), audit.run_id) as here:
-            codes.append(BROKEN if _cost(audit, here)["missed"] else 0)
-    raise typer.Exit(_worst(codes))
+    from ray_jobs.audit.parts import everything as run_all
+
+    raise typer.Exit(run_all(out or "results"))
 
 
 @app.command()
@@ -94,15 +68,16 @@ def aa(
         raise one_of("load", load, LOADS)
     spec = audit_spec(model, budget, precision, margin, seed)
     found = {}
-    with new_audit("aa", out, run_id) as audit, audit_station(spec, audit.run_id) as here:
+    from ray_jobs.audit import parts
+
+    with parts.begun("aa", spec, out, run_id) as (audit, here):
         for beside_load in [False] * (load != "beside") + [True] * (load != "none"):
             plan = Plan(comparisons, beside_load=beside_load, with_peers=peers)
-            found[plan.name] = _aa(audit, here, plan)
+            found[plan.name] = parts.aa(audit, here, plan)
     if as_json:
         first, *others = found.values()
-        worst = max((part["promise"] for part in found.values()), key=lambda promise: SEVERITY.index(EXIT[promise]))
-        typer.echo(json.dumps({**first, "promise": worst, "parts": found} if others else first))
-    raise typer.Exit(_worst([EXIT[part["promise"]] for part in found.values()]))
+        typer.echo(json.dumps({**first, "promise": parts.worst_promise(found), "parts": found} if others else first))
+    raise typer.Exit(parts.exit_code(parts.worst_promise(found)))
 
 
 @app.command()
@@ -129,11 +104,13 @@ def effect(
     if load not in LOADS[:2]:
         raise one_of("load", load, LOADS[:2])
     spec = audit_spec(model, budget, precision, margin, seed)
-    with new_audit("effect", out, run_id) as audit, audit_station(spec, audit.run_id) as here:
-        found = _effect(audit, here, Plan(comparisons, percent, beside_load=load == "beside"))
+    from ray_jobs.audit import parts
+
+    with parts.begun("effect", spec, out, run_id) as (audit, here):
+        found = parts.effect(audit, here, Plan(comparisons, percent, beside_load=load == "beside"))
     if as_json:
         typer.echo(json.dumps(found))
-    raise typer.Exit(EXIT[found["promise"]])
+    raise typer.Exit(parts.exit_code(found["promise"]))
 
 
 @app.command()
@@ -150,8 +127,10 @@ def faults(
     Exits 0 where every one is caught, else 1.
     """
     spec = audit_spec(model, budget, 0.01, 0.02, seed)
-    with new_audit("faults", out, run_id) as audit, audit_station(spec, audit.run_id) as here:
-        code = _faults(audit, here)
+    from ray_jobs.audit import parts
+
+    with parts.begun("faults", spec, out, run_id) as (audit, here):
+        code = parts.faults(audit, here)
     if as_json:
         typer.echo(json.dumps(audit.parts[0]["faults"]))
     raise typer.Exit(code)
@@ -166,6 +145,8 @@ def cluster() -> None:
 @app.command()
 def summary(audit: Annotated[str, typer.Argument(help="The directory of an audit.")]) -> None:
     """Rebuild the figures and the page of a finished audit from its tables."""
+    from ray_jobs.audit.folder import make_again
+
     typer.echo(make_again(audit))
 
 
@@ -183,57 +164,10 @@ def cost(
     Exits 0 where the targets are met, else 1.
     """
     spec = audit_spec(model, budget, 0.01, 0.02, seed)
-    with new_audit("cost", out, run_id) as audit, audit_station(spec, audit.run_id) as here:
-        found = _cost(audit, here)
+    from ray_jobs.audit import parts
+
+    with parts.begun("cost", spec, out, run_id) as (audit, here):
+        found = parts.cost(audit, here)
     if as_json:
         typer.echo(json.dumps(found))
-    raise typer.Exit(BROKEN if found["missed"] else 0)
-
-
-def _aa(audit: Audit, here: AuditStation, plan: Plan) -> dict[str, Any]:
-    done = _compared(audit, here, plan)
-    return audit.add(plan.name, here, false_verdicts(done, here.spec.margin))
-
-
-def _effect(audit: Audit, here: AuditStation, plan: Plan) -> dict[str, Any]:
-    return audit.add(plan.name, here, effects_found(_compared(audit, here, plan), plan.percent))
-
-
-def _faults(audit: Audit, here: AuditStation) -> int:
-    found: list[planted.Detection] = []
-    try:
-        for number, fault in enumerate(planted.FAULTS):
-            found.append(planted.plant(here, fault, number))
-            typer.echo(f"{number + 1}/{len(planted.FAULTS)} {fault.name}: {found[-1].by}", err=True)
-    finally:
-        audit.add("faults", here, {"faults": [asdict(one) for one in found]})
-    return 0 if all(one.caught for one in found) else BROKEN
-
-
-def _cost(audit: Audit, here: AuditStation) -> dict[str, Any]:
-    found = measure_cost(here)
-    return audit.add("cost", here, {**asdict(found), "missed": found.broken})
-
-
-def _compared(audit: Audit, here: AuditStation, plan: Plan) -> list[Comparison]:
-    """Runs a plan, with a line on stderr now and then."""
-    done: list[Comparison] = []
-    states: list[Measured] = []
-    started = last = time.monotonic()
-    try:
-        for comparison, state in run_plan(here, plan):
-            done.append(comparison)
-            states.append(state)
-            now = time.monotonic()
-            if now - last >= EVERY_S or len(done) in (1, plan.comparisons):
-                last, left = now, (now - started) / len(done) * (plan.comparisons - len(done))
-                typer.echo(f"{plan.name}: {len(done)} of {plan.comparisons}, {left / 60:.0f} min left", err=True)
-    finally:
-        audit.comparisons += [{"part": plan.name, **asdict(comparison)} for comparison in done]
-        audit.launches += launch_rows(plan, states)
-    return done
-
-
-def _worst(codes: Sequence[int]) -> int:
-    """Broken before too few before kept."""
-    return max(codes, key=SEVERITY.index, default=TOO_FEW)
+    raise typer.Exit(FAILED if found["missed"] else 0)

@@ -14,6 +14,7 @@ from ray_jobs.cli.options import (
     Json,
     RunId,
     SpecFile,
+    Wandb,
     flags_of,
     leave,
     ray_address,
@@ -21,7 +22,7 @@ from ray_jobs.cli.options import (
 )
 from ray_jobs.cluster.job import IN_A_JOB, default_out
 from ray_jobs.spec import Spec, read_spec
-from ray_jobs.wandb_sink.mode import MODES, resolve_mode
+from ray_jobs.wandb_sink.mode import resolve_mode
 
 if TYPE_CHECKING:
     from ray_jobs.driver.resume import Earlier
@@ -42,7 +43,7 @@ def matrix(
             "--in-process", help="Run one launch in this process, without Ray, to debug a variant; keep nothing."
         ),
     ] = False,
-    wandb: Annotated[str, typer.Option(help=f"W&B mode: {', '.join(MODES)}.")] = "auto",
+    wandb: Wandb = "auto",
     address: Address = None,
     wait_for: Annotated[
         str | None,

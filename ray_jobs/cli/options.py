@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from chatbot.errors import UsageError
 from ray_jobs.cluster.job import JOB_OUT
+from ray_jobs.wandb_sink.mode import MODES
 
 FAILED, UNUSABLE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # the last two as a shell says it of SIGINT and SIGTERM
 ROOT = "Results root: a folder or any pyarrow.fs URI."
@@ -22,10 +23,12 @@ SpecFile = Annotated[
     Path | None, typer.Option("--spec", help="TOML file with the keys of these flags; flags override it.")
 ]
 JobOut = Annotated[str | None, typer.Option(help=f"{ROOT} [default: results; in a job {JOB_OUT}]")]
+Out = Annotated[str, typer.Option(help=ROOT)]
 RunId = Annotated[str | None, typer.Option(help="Name of the new run's folder; time and random letters by default.")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster: local, auto or HOST:PORT. [default: $RAY_ADDRESS, else local]")
 ]
+Wandb = Annotated[str, typer.Option(help=f"W&B mode: {', '.join(MODES)}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
 
 
@@ -53,15 +56,21 @@ def flags_of(model: type[BaseModel], keys: Iterable[str]) -> Callable[[Callable[
 def _flag(key: str, field: FieldInfo) -> inspect.Parameter:
     """A key's flag: unset by default, so that a spec file's value stands."""
     shown: Any = field.default
-    kind: Any = next(one for one in get_args(field.annotation) or (field.annotation,) if one is not NoneType)
+    name = f"--{key.replace('_', '-')}"
+    kinds = get_args(field.annotation) or (field.annotation,)
+    kind: Any = next(one for one in kinds if one is not NoneType)
     metavar = None
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if get_origin(field.annotation) is tuple:
         shown = ",".join(map(str, field.default))
         kind, metavar = str, "NAME[,NAME...]" if isinstance(field.default[0], str) else "N[,N...]"
-    told = f"{field.description}." + ("" if shown is None or kind is bool else f" [default: {shown}]")
-    option = typer.Option(f"--{key.replace('_', '-')}", help=told, metavar=metavar, show_default=False)
+    elif NoneType in kinds and shown is not None:
+        kind, metavar = str, "N|none"
+    elif kind is bool and shown:
+        name, shown = f"{name}/--no-{key.replace('_', '-')}", key
+    told = f"{field.description}." + ("" if shown in (None, False) else f" [default: {shown}]")
+    option = typer.Option(name, help=told, metavar=metavar, show_default=False)
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

@@ -13,7 +13,8 @@ def available(variant: Variant) -> str:
     """
     import torch
 
-    from chatbot.model import PRESETS, Chatbot
+    from chatbot.config import PRESETS
+    from chatbot.model import Chatbot
     from ray_jobs.measure.result import one_line
 
     device = "cuda" if "cpu" not in variant.devices else "cpu"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatbot import checkpoint, corpus
-from chatbot.model import Config
+from chatbot.config import Config
 from chatbot.variants import Workload, is_own, variant_named
 from ray_jobs.driver.inputs import Inputs
 from ray_jobs.matrix.rows import Status

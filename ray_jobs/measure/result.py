@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatbot import checkpoint
-from chatbot.model import PRESETS, Chatbot
+from chatbot.config import PRESETS
+from chatbot.model import Chatbot
 from chatbot.variants import BASELINE
 from ray_jobs import statistics
 from ray_jobs.measure import watch

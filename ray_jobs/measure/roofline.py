@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from chatbot.model import Config
+from chatbot.config import Config
 from chatbot.variants import Workload, variant_named
 
 UNKNOWN = "unknown"  # the kind of a program that can't be looked into

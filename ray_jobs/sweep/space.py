@@ -13,9 +13,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from chatbot.config import Config, Options
 from chatbot.errors import UsageError, one_of
-from chatbot.model import Config
-from chatbot.training import Options
 
 Value = float | int | str | None
 # The five hyperparameters and their values of the sweep that this project grew from; its clip of 0, which zeroes every

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from chatbot import corpus as corpora
+from chatbot.config import PRESETS, Config, Options
 from chatbot.errors import UsageError, one_of
-from chatbot.model import PRESETS, Config
-from chatbot.training import Options
 from chatbot.vocabulary import Vocabulary
 from ray_jobs.spec import first_mistake
 from ray_jobs.sweep.space import DEFAULT, Space, Value, apply, trial_seed
@@ -26,28 +25,40 @@ class Trial:
     config: Config
 
 
+def _or_none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
 class SweepSpec(BaseModel):
     """Random search: ``trials`` draws from a space, each trained for at most ``iterations``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     space: dict[str, Any] = Field(default_factory=lambda: dict(DEFAULT))
-    trials: int = Field(16, ge=1)
-    iterations: int = Field(4000, ge=1)
-    validate_every: int = Field(200, ge=1)  # iterations
-    patience: int | None = Field(5, ge=1)  # validations without a better loss before a trial ends; None: never
-    asha: bool = True
-    grace: int | None = Field(None, ge=1)  # iterations that every trial may have; None: a ninth of all
-    reduction: float = Field(3.0, gt=1, allow_inf_nan=False)  # one trial in this many goes on beyond a rung
-    size: str = "small"
-    corpus: str = "chitchat"
-    min_count: int = Field(corpora.MIN_COUNT, ge=1)
-    seed: int = Field(0, ge=0)
-    split_seed: int = Field(0, ge=0)  # of the held-out pairs: the same in every sweep, so that sweeps can be compared
-    cpus: int = Field(1, ge=1)  # a trial
-    gpus: float = Field(0.0, ge=0, allow_inf_nan=False)  # a trial; below 1 several share one
-    concurrent: int | None = Field(None, ge=1)  # None: as many as fit
-    half: bool = False
+    # A key's description is its flag's help text.
+    trials: int = Field(16, ge=1, description="Number of trials, all different draws from the space")
+    iterations: int = Field(4000, ge=1, description="Maximum iterations per trial")
+    validate_every: int = Field(200, ge=1, description="Iterations between validations")
+    patience: Annotated[int | None, BeforeValidator(_or_none)] = Field(
+        5, ge=1, description="End a trial after this many validations without improvement, or none"
+    )
+    asha: bool = Field(True, description="Stop poor trials early")
+    grace: int | None = Field(
+        None, ge=1, description="Iterations before a trial may be stopped; a ninth of --iterations by default"
+    )
+    reduction: float = Field(3.0, gt=1, allow_inf_nan=False, description="Keep one trial in N at each rung")
+    size: str = Field("small", description=f"Preset of model sizes: {', '.join(PRESETS)}")
+    corpus: str = Field("chitchat", description="Corpus: chitchat, a .tsv or .txt, or a Cornell path")
+    min_count: int = Field(corpora.MIN_COUNT, ge=1, description="Drop pairs with a word that occurs less often")
+    seed: int = Field(0, ge=0, description="Seed for the draws and for every trial")
+    # The same in every sweep, so that sweeps can be compared.
+    split_seed: int = Field(0, ge=0, description="Seed for the choice of held-out pairs")
+    cpus: int = Field(1, ge=1, description="CPUs per trial")
+    gpus: float = Field(0.0, ge=0, allow_inf_nan=False, description="GPUs per trial; with 0.25, four share one")
+    concurrent: int | None = Field(
+        None, ge=1, description="Trials to run at a time; 1 makes the sweep repeatable; as many as fit by default"
+    )
+    half: bool = Field(False, description="Store the best weights in 16 bits")
 
     @model_validator(mode="after")
     def _together(self) -> "SweepSpec":

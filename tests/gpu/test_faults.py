@@ -6,7 +6,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chatbot.model import PRESETS, Chatbot
+from chatbot.config import PRESETS
+from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Prepare, Reply, Variant, Workload, eager
 from chatbot.vocabulary import EOS, FIRST_WORD
 from ray_jobs.measure import launch as measure

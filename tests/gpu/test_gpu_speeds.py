@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from chatbot.model import PRESETS, Chatbot
+from chatbot.config import PRESETS
+from chatbot.model import Chatbot
 from chatbot.variants import Workload, eager
 from ray_jobs.measure.roofline import Speeds, limit_of
 from ray_jobs.measure.speeds import SIZES, measure_speeds

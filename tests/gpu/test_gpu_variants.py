@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chatbot.model import Chatbot, Config
+from chatbot.config import Config
+from chatbot.model import Chatbot
 from chatbot.variants import VARIANTS, Reply, UnavailableError, Workload, prepared, torchscript
 from chatbot.vocabulary import EOS, FIRST_WORD, PAD
 from ray_jobs.measure import launch

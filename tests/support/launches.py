@@ -10,7 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from chatbot.model import PRESETS, Chatbot
+from chatbot.config import PRESETS
+from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Prepare, Reply, Workload
 from chatbot.vocabulary import EOS, FIRST_WORD
 from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Launch, LaunchResult, Samples, VariantFacts

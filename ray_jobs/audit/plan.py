@@ -1,0 +1,36 @@
+"""What a part of the audit compares, and with which spec: what can be asked without measuring."""
+
+from dataclasses import dataclass
+
+from chatbot.variants import CONTROL
+from ray_jobs.spec import Spec, read_spec
+
+DELAYED = {percent: f"ray_jobs.audit.mistakes:DELAYED_{percent}" for percent in (1, 2, 5)}
+MOST = 1000  # comparisons, so that no two --seed share a trial's seed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The comparisons of a part of the audit."""
+
+    comparisons: int
+    percent: int = 0  # 0: identical programs
+    beside_load: bool = False
+    with_peers: bool = False
+
+    @property
+    def variant(self) -> str:
+        """The program compared with the baseline."""
+        return DELAYED[self.percent] if self.percent else CONTROL
+
+    @property
+    def name(self) -> str:
+        """In trial ids and on the page."""
+        part = f"effect-{self.percent}" if self.percent else "aa"
+        return f"{part}-beside-load" if self.beside_load else part
+
+
+def audit_spec(model: str, budget: float, precision: float, margin: float, seed: int) -> Spec:
+    """The spec of the audit's trials; the same defaults as the matrix for what it does not name."""
+    flags = {"variants": CONTROL, "model": model, "budget": budget, "precision": precision, "margin": margin}
+    return read_spec(None, {**flags, "seed": seed})
