@@ -293,7 +293,7 @@ def test_plants_are_named_and_found_like_any_variant() -> None:
     with pytest.raises(UsageError, match="NOWHERE"):
         variant_named(named("NOWHERE"))
     with pytest.raises(UsageError, match="not a chatbot"):
-        variant_named(named("DELAYED"))
+        variant_named(named("CALLS_BEFORE_DEATH"))
 
 
 Launcher = Callable[..., LaunchResult]
