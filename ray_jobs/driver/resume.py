@@ -53,8 +53,7 @@ class Earlier:
                 raise error from None
         try:
             run = read_record(directory)
-            asked = {key: value for key, value in run["spec"].items() if key in Spec.model_fields}
-            return cls(directory, run, spec_of(asked))
+            return cls(directory, run, spec_of(run["spec"]))
         except schema.NewerVersionError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,11 +1,12 @@
 """What the files of a run say by their version, and how an older one is read as if it were written today.
 
 History of ``schema_version`` in run.json, audit.json, sweep.json and cluster.json; a newer one is refused. Within a
-version fields are only added, and a reader ignores those that it does not know.
+version fields are only added, and a reader ignores those that it does not know. Only an unknown key of a spec is
+refused by ``matrix --resume`` and ``trace``, which would measure something else than what was asked.
 
 1  the first. Added meanwhile, and unknown (None, empty or 0) where a file lacks it:
    run.json: identity, resumed, purpose; of the spec stations, isolation, cores_per_gpu, stop_at_eos, launch_timeout;
-   of a trial attempts, limits, speeds, compared, moments, host, device_name, hardware
+   of a trial attempts, limits, speeds, compared, not_known, moments, host, device_name, hardware
    matrix.json: disturbed_rounds to first_difference, in the order of ``rows.Row``
    samples: what ``watch`` saw of each round, discarded; of a launch sentinel_ns, elapsed_s; of a variant tokens,
    differing, skipped
