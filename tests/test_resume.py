@@ -569,6 +569,26 @@ def test_a_run_that_is_not_there_is_told_by_its_name(tmp_path: Path, monkeypatch
     assert refusal(lambda: Earlier.of("s4://b/r2", "x")).startswith("results root 's4://b/r2' is not usable: ")
 
 
+def test_fields_of_a_later_program_are_ignored_and_what_was_found_is_kept(copied: Path) -> None:
+    limit = {"ms": 1.0, "memory_ms": 1.0, "compute_ms": 0.5, "moved_mb": 40.0, "gflop": 0.2, "int8_share": 0.0}
+    found = {"replies": 200, "identical": 199, "differing": [3]}
+    speeds = {"read": [[1000, 10.0]], "gflops": {"float32": 50.0}}
+    new = {"unheard_of": {"x": 1}}
+
+    def change(content: dict[str, Any]) -> None:
+        content |= new
+        for record in content["trials"].values():
+            record |= new | {"workload": record["workload"] | new, "speeds": speeds | new}
+            record |= {"limits": {"eager": limit | new}, "compared": {"eager": found | new}}
+
+    resume(edited(copied, change), Cluster())
+    for record in told(copied)["trials"].values():
+        assert record["limits"]["eager"] == limit
+        assert record["speeds"] == speeds
+        assert record["compared"]["eager"] == found
+        assert "unheard_of" not in record["workload"]
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -99,7 +99,8 @@ def make_again(place: str) -> str:
     directory = RunDirectory(*open_root(place), place)
     try:
         content = read_record(directory, "audit.json")
-        rows = pq.read_table(pa.BufferReader(directory.read("comparisons.parquet"))).to_pylist()
+        table = pq.read_table(pa.BufferReader(directory.read("comparisons.parquet")))
+        rows = schema.renamed(table.to_pylist())
     except schema.NewerVersionError:
         raise
     except (OSError, ValueError) as error:
@@ -113,7 +114,7 @@ def make_again(place: str) -> str:
 
 def _again(part: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     own = [{k: v for k, v in row.items() if k != "part"} for row in rows if row["part"] == part["part"]]
-    done = [Comparison(**{**row, "warnings": tuple(row["warnings"])}) for row in own]
+    done = [schema.known(Comparison, row) for row in own]
     if not done:
         return part
     found = effects_found(done, part["percent"]) if "found" in part else false_verdicts(done, part["spec"]["margin"])

@@ -25,7 +25,9 @@ def compact(source: RunDirectory, target: RunDirectory) -> None:
         tables = source.read_tables()
         target.add_launches({_renamed(trial, hosts): launches for trial, launches in tables.items()}, COMPACT_FILE)
         target.write_json("run.json", {**_cleaned(run.run, hosts), "run_id": target.run_id})
-        cleaned: list[dict[str, Any]] = [{**_cleaned(row, hosts), "run_id": target.run_id} for row in rows]
+        cleaned: list[dict[str, Any]] = [
+            {**{name: _cleaned(value, hosts) for name, value in row.items()}, "run_id": target.run_id} for row in rows
+        ]
         target.write_json("matrix.json", cleaned)
         target.write_table("matrix.parquet", rows_table(cleaned))
         draw_or_say(target)
