@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from launches import made_launch
+from runs import finished_run, info_of
 
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload
@@ -14,6 +15,7 @@ from ray_jobs.matrix.rows import TrialInfo, rows_of
 from ray_jobs.measure.result import Limits
 from ray_jobs.measure.roofline import Limit
 from ray_jobs.report.compact import COMPACT_FILE, compact
+from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.samples import to_table
 from ray_jobs.results.store import RunDirectory
 
@@ -90,3 +92,12 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a finished run"):
         compact(directory, RunDirectory.named(str(tmp_path), "small"))
     assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize("host", ["host", "model", "warnings"])
+def test_a_host_that_is_called_like_a_column_takes_no_column_away(host: str, tmp_path: Path) -> None:
+    run, small = RunDirectory.named(str(tmp_path), "run"), RunDirectory.named(str(tmp_path), "small")
+    info = info_of("run", (BASELINE, CONTROL), host=host)
+    finished_run(run, [(info, [made_launch({BASELINE: 10.0 + i, CONTROL: 9.0}, i) for i in range(2)])])
+    compact(run, small)
+    assert {row.host for row in FinishedRun.within(small).rows} == {"host-1"}

@@ -18,6 +18,7 @@ from breakage import table
 from breakage.bench import Bench, Fault, Seen
 from chatbot.errors import one_of
 from ray_jobs import provenance
+from ray_jobs.results.schema import VERSION
 from ray_jobs.results.store import RunDirectory
 
 
@@ -54,7 +55,13 @@ def _keep(directory: RunDirectory, model: str, found: Sequence[Seen]) -> None:
     """Writes what was seen so far, and on what test bed; nothing that names this machine."""
     facts = provenance.station_facts()
     here = {name: facts[name] for name in ("cpu", "cores", "packages", "source_hash")}
-    about = {"schema_version": 1, "date": f"{datetime.now(UTC):%Y-%m-%d}", **here, "model": model, "settings": TIGHT}
+    about = {
+        "schema_version": VERSION,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        **here,
+        "model": model,
+        "settings": TIGHT,
+    }
     directory.write("summary.md", table.summary(about, found).encode())
     directory.write_json("cluster.json", {**about, "faults": table.facts(found)})
 
