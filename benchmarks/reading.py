@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -48,14 +49,11 @@ def made_run(root: str, launches: int) -> RunDirectory:
 
 def decoded(tables: Sequence[pa.Table], places: Places) -> tuple[float, LaunchResult]:
     """(seconds, the last launch)."""
-    now, samples._places = samples._places, places
-    try:
+    with patch.object(samples, "_places", places):
         before = time.perf_counter()
         for table in tables:
             found = to_result(table)
         return time.perf_counter() - before, found
-    finally:
-        samples._places = now
 
 
 def main() -> None:
