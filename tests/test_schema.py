@@ -182,5 +182,15 @@ def test_a_name_that_the_launch_does_not_have_is_not_read_as_another(tmp_path: P
     spoilt = json.loads(table.schema.metadata[b"launches"])
     spoilt[0][2]["variants"] = ["eager"]
     pq.write_table(table.replace_schema_metadata({"launches": json.dumps(spoilt)}), samples)
-    with pytest.raises(ValueError, match="samples name something else than eager"):
+    with pytest.raises(UsageError, match="samples name something else than eager"):
         next(FinishedRun.of(str(place)).launches())
+
+
+@pytest.mark.parametrize("length", [0, 100, 10_000])
+def test_a_sample_file_that_was_cut_short_is_named_in_one_line(length: int, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(DATA / f"version-{schema.VERSION}", tmp_path / "run"))
+    samples = place / "samples" / "launches.parquet"
+    samples.write_bytes(samples.read_bytes()[:length])
+    with pytest.raises(UsageError, match=r"^\S+/run: samples/launches\.parquet can't be read: .+$") as refused:
+        compared_cells(FinishedRun.of(str(place)))
+    assert "\n" not in str(refused.value)

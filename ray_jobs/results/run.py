@@ -5,14 +5,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from chatbot.errors import UsageError
 from ray_jobs.matrix.rows import Row
-from ray_jobs.measure.result import LaunchResult
+from ray_jobs.measure.result import LaunchResult, one_line
 from ray_jobs.results import schema
 from ray_jobs.results.samples import to_result
-from ray_jobs.results.store import RunDirectory
+from ray_jobs.results.store import BROKEN, RunDirectory
 
 MARGIN = 0.02  # of a run that does not say
 
@@ -44,7 +42,7 @@ class FinishedRun:
             missing = "matrix.json" if directory.holds("run.json") else "run.json"
             again = f"python -m ray_jobs matrix --resume {place}"
             raise UsageError(f"{place} is not a finished run: it has no {missing}; finish it with: {again}") from None
-        except (ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+        except BROKEN as error:
             raise UsageError(f"{place} can't be read: its run.json or matrix.json is broken ({error})") from None
 
     @property
@@ -59,7 +57,13 @@ class FinishedRun:
     def launches(self, trials: Collection[str] | None = None) -> Iterator[tuple[str, LaunchResult]]:
         """(trial, launch) of one committed launch after the other, of all trials or of these."""
         for trial, table in self.directory.each_table(trials):
-            yield trial, to_result(table)
+            try:
+                launch = to_result(table)
+            except BROKEN as error:
+                raise UsageError(
+                    f"{self.directory.shown}: a launch of {trial} can't be read: {one_line(error)}"
+                ) from None
+            yield trial, launch
 
 
 def read_record(directory: RunDirectory, name: str = "run.json") -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ray_jobs.process.lease import Lease
 from ray_jobs.results.samples import SCHEMA, renamed, split_launches, to_result
 
 T = TypeVar("T")
+BROKEN = (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError)  # what reading a broken file raises
 
 REPORT = "report.html"
 PROBE = ".probe"
@@ -252,8 +253,12 @@ class RunDirectory:
             of = name.removesuffix(".parquet").rpartition(".")[0]  # empty: of many trials
             if trials is not None and of and of not in trials:
                 continue
-            table = pq.read_table(pa.BufferReader(self.read(f"samples/{name}")), use_threads=False)
-            for trial, launch in split_launches(table):
+            content = self.read(f"samples/{name}")
+            try:
+                launches = list(split_launches(pq.read_table(pa.BufferReader(content), use_threads=False)))
+            except (OSError, *BROKEN) as error:
+                raise UsageError(f"{self.shown}: samples/{name} can't be read: {one_line(error)}") from None
+            for trial, launch in launches:
                 if trials is None or trial in trials:
                     yield trial, launch
 
