@@ -40,6 +40,7 @@ print(repr(rows))
 """
 
 
+@pytest.mark.process
 def test_the_package_itself_loads_nothing_that_takes_time() -> None:
     assert loaded_by(["ray_jobs"]).isdisjoint(
         {"torch", "ray", "pydantic", "pyarrow", "numpy", "wandb", "rich", "chatbot"}

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from profiles import QUICK, trials
+from profiles import QUICK, examples, trials
 
 from chatbot.variants import BASELINE
 from ray_jobs import statistics
@@ -420,7 +420,7 @@ def test_a_difference_below_the_margin_is_not_spoken_of() -> None:
     assert classes_of(rows, 0.031)[0].disagreeing == ()
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.permutations([*several(2), *pair("node-5:cpu", p50_ms=15.0), *pair("node-6:cpu", speedup=2.0)]))
 def test_the_order_of_the_rows_does_not_matter(rows: list[Row]) -> None:
     expected = by_variant([*several(2), *pair("node-5:cpu", p50_ms=15.0), *pair("node-6:cpu", speedup=2.0)])

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from chatbot.errors import UsageError
 from ray_jobs.process import lease
@@ -179,7 +180,7 @@ def test_one_that_meets_a_lock_it_cant_use_holds_nothing(folder: Path, start: St
 ASKED = st.lists(st.sampled_from(CORES), min_size=1, max_size=4, unique=True)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(st.tuples(st.integers(0, 3), ASKED | st.none()), min_size=1, max_size=12))
 def test_a_lease_is_granted_when_all_its_names_are_free_and_never_else(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, list[str] | None]]

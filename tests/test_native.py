@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from launches import WORKLOAD, enter, tiny
+from profiles import examples
 from torch import Tensor
 
 from chatbot import checkpoint, corpus
@@ -78,7 +79,7 @@ LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=9)
 
 
 @needs_compiler
-@settings(max_examples=50)
+@examples(50)
 @given(CONFIGS, LENGTHS, st.integers(1, 3), st.integers(0, 10**6))
 def test_the_engine_answers_as_the_eager_network_whatever_its_sizes(
     config: Config, lengths: list[int], threads: int, seed: int
@@ -149,7 +150,7 @@ def with_output_layer(weight: Tensor, bias: Tensor) -> Engine:
 
 
 @needs_compiler
-@settings(max_examples=40)
+@examples(40)
 @given(
     st.integers(1, 90),
     st.integers(4, 150),

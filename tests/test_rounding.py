@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 from torch import Tensor
 
 from chatbot.config import Config
@@ -37,7 +38,7 @@ def related(count: int, width: int, rank: int, rng: torch.Generator) -> Tensor:
     return together + 0.05 * torch.randn(count, width, generator=rng)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.integers(1, 40), st.integers(1, 150), st.integers(1, 60), st.integers(0, 10**6))
 def test_it_gives_whole_numbers_of_eight_bits_and_the_scales_of_rounding_each(
     rows: int, columns: int, count: int, seed: int
@@ -77,7 +78,7 @@ def test_inputs_of_zero_and_weights_of_zero_are_no_trouble() -> None:
     assert round_for(torch.zeros(20, 30), torch.ones(5, 30))[0].abs().max() == 0
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 10**6))
 def test_the_inputs_are_what_the_network_computes(layers: int, decoder_layers: int, seed: int) -> None:
     bot = Chatbot.random(Config(12, layers, min(decoder_layers, 2 * layers), 0.0, "dot", VOCABULARY), seed)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from launches import WORKLOAD, prompts
+from profiles import examples
 from torch import Tensor
 
 from chatbot.variants import Reply
@@ -126,7 +127,7 @@ def test_one_disturbed_call_among_even_ones_does_not_prolong_the_warm_up() -> No
 
 
 @given(WALLS)
-@settings(max_examples=50)
+@examples(50)
 def test_a_warm_up_ends_at_the_first_call_after_which_it_is_settled(walls: list[int]) -> None:
     found, calls = warmed(walls)
     ends = [n for n in range(WARMUP_CALLS, MOST_WARMUP_CALLS + 1) if settled(walls[:n])]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from chatbot.variants import Workload
 from ray_jobs.cluster.events import (
@@ -192,7 +193,7 @@ def ended(told: Told, reason: str) -> list[float]:
 
 # Any jobs at all, on any nodes
 
-thorough = settings(max_examples=50)
+thorough = examples(50)
 SECONDS = st.integers(0, 240).map(lambda quarters: quarters / 4)  # 0 to 60, and often two at one time
 LIVES = st.builds(
     Life,

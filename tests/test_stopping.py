@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from profiles import QUICK
+from profiles import QUICK, examples
 from scipy import special
 
 from chatbot.variants import BASELINE, Workload
@@ -231,7 +231,7 @@ class Bench:
         return list(launches(trial(variants, budget_s, precision), self.run, lambda: self.now))
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.integers(2, 5), st.integers(1, 60), st.integers(1, 2000))
 def test_as_many_whole_blocks_run_as_fit_into_the_budget(variants: int, seconds: int, budget_s: int) -> None:
     bench = Bench(lambda number: seconds)
@@ -241,7 +241,7 @@ def test_as_many_whole_blocks_run_as_fit_into_the_budget(variants: int, seconds:
     assert done == least or bench.ends[-1] <= budget_s
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.integers(2, 5), st.integers(0, 1000), st.floats(20, 500))
 def test_no_block_is_started_that_would_outlast_the_budget(variants: int, seed: int, budget_s: float) -> None:
     times = np.random.default_rng(seed).uniform(1, 9, 1000)
@@ -367,7 +367,7 @@ def indices(outcomes: Iterable[LaunchResult]) -> list[int]:
     return [outcome.launch.index for outcome in outcomes]
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(2, 5), SECONDS, st.integers(50, 800), st.floats(0.001, 0.05), st.data())
 def test_a_trial_goes_on_as_if_it_had_never_been_cut_off(
     variants: int, seconds: list[int], budget_s: int, scatter: float, data: st.DataObject
@@ -385,7 +385,7 @@ def test_a_trial_goes_on_as_if_it_had_never_been_cut_off(
         assert found == expected
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(2, 4), st.floats(0.001, 0.03), st.data())
 def test_missing_launches_are_run_in_order_with_the_size_of_the_others(
     variants: int, scatter: float, data: st.DataObject

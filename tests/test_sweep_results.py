@@ -375,6 +375,7 @@ def test_markup_in_a_trial_reaches_neither_the_charts_nor_the_table() -> None:
     assert policy.startswith("default-src 'none'")
 
 
+@pytest.mark.process
 def test_a_trial_of_no_known_status_is_refused_when_a_sweep_is_resumed(tmp_path: Path) -> None:
     record = a_record(tmp_path)
     with record.directory.created(samples=False):

@@ -338,6 +338,7 @@ def run_as_a_stranger(path: Path, prompts: Tensor, lengths: Tensor, folder: Path
     return read
 
 
+@pytest.mark.process
 def test_the_exported_file_answers_alike_where_this_package_is_absent(
     toy: Trained, toy_checkpoint: Path, ragged: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from launches import made_launch
+from profiles import examples
 
 from chatbot.variants import BASELINE, CONTROL
 from ray_jobs.measure import watch
@@ -372,7 +373,7 @@ def test_no_more_than_half_of_the_rounds_are_left_out_and_those_the_most_disturb
 
 
 @given(watches(), st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_which_rounds_are_kept_does_not_depend_on_how_long_the_calls_took(
     watched: Interference, data: st.DataObject
 ) -> None:
@@ -448,7 +449,7 @@ def ticking(walls_ns: list[int]) -> Callable[[], int]:
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=REPEATS, max_size=REPEATS))
-@settings(max_examples=20)
+@examples(20)
 def test_the_sentinels_time_is_the_median_of_its_repetitions(walls_ns: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watch, "LOOPS", 1)
