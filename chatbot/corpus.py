@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -173,7 +174,12 @@ def _chitchat() -> Corpus:
     if spec is None or spec.origin is None:
         raise UsageError("the default corpus is not installed; run: pip install chitchat-dataset")
     # Read as data: importing the package would run its code for one open().
-    conversations = json.loads(Path(spec.origin).with_name("dataset.json").read_text(encoding="utf-8"))
+    return _read_chitchat(Path(spec.origin).with_name("dataset.json"))
+
+
+@cache
+def _read_chitchat(path: Path) -> Corpus:
+    conversations = json.loads(path.read_text(encoding="utf-8"))
     messages: list[str] = []
     pairs: list[Pair] = []
     for conversation in conversations.values():

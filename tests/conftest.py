@@ -1,5 +1,6 @@
 """Shared fixtures: a toy corpus, a tiny chatbot trained on it, and the command line in a process of its own."""
 
+import gc
 import itertools
 import os
 import subprocess
@@ -51,6 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             and item.callspec.params.get("name") in native
         ):
             item.add_marker(pytest.mark.process)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_objects_to_collect() -> None:
+    """A launch collects garbage before its rounds; else among all of the test run's."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,9 +3,8 @@
 All seeds are fixed: a comparison's seed is its number, so a rate that was measured once stays as it was.
 """
 
-import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -48,15 +47,6 @@ HOSTILE = {
     "places": Conditions(place=PLACES),
     "all": Conditions(drift=DRIFT, burst_every_s=BURSTS, slot=SLOTS, place=0.02),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_objects_to_collect() -> Iterator[None]:
-    """``run_rounds`` collects garbage before each launch; of all of pytest and PyTorch that would take most time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def share(count: int, of: int) -> Interval:
