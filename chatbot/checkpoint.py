@@ -143,19 +143,18 @@ def read_plain(path: Path) -> dict[str, Any]:
 
 def build(config: Config, encoder: dict[str, Any], decoder: dict[str, Any]) -> Chatbot:
     """A chatbot with the given weights of any float type. Raises UsageError where a name, shape or value is off."""
-    for name, state, layers in (
-        ("encoder", encoder, config.encoder_layers),
-        ("decoder", decoder, config.decoder_layers),
-    ):
+    parts = (("encoder", encoder, config.encoder_layers), ("decoder", decoder, config.decoder_layers))
+    for name, state, layers in parts:
         if _layers(state) != layers:
             raise UsageError(f"the {name} has {_layers(state)} layers where its config says {layers}")
-    with torch.device("meta"):  # nothing of the sizes that are claimed is made before the tensors have them
-        expected = Chatbot.random(config)
-    for name, module, state in (("encoder", expected.encoder, encoder), ("decoder", expected.decoder, decoder)):
-        _check(name, state, {key: tensor.shape for key, tensor in module.state_dict().items()})
+        # Nothing of the sizes that are claimed is made before tensors have them: these, from which the others follow.
+        shapes = {"embedding.weight": torch.Size((config.vocabulary, config.hidden))}
+        shapes |= {f"gru.weight_hh_l{i}": torch.Size((3 * config.hidden, config.hidden)) for i in range(layers)}
+        _check(name, {key: state[key] for key in shapes if key in state}, shapes)
     chatbot = Chatbot.random(config)
-    chatbot.encoder.load_state_dict({key: tensor.float() for key, tensor in encoder.items()})
-    chatbot.decoder.load_state_dict({key: tensor.float() for key, tensor in decoder.items()})
+    for name, module, state in (("encoder", chatbot.encoder, encoder), ("decoder", chatbot.decoder, decoder)):
+        _check(name, state, {key: tensor.shape for key, tensor in module.state_dict().items()})
+        module.load_state_dict({key: tensor.float() for key, tensor in state.items()})
     return chatbot
 
 

@@ -23,6 +23,7 @@ from chatbot.vocabulary import Vocabulary
 torch.set_num_threads(1)
 profiles.load()
 
+LONGEST = ("test_sweep.py", "test_wandb_sink.py", "test_simulated.py", "test_cpp.py")
 TOY_WORDS = (("i", "we", "they"), ("", "really "), ("like", "want", "see"), ("cats", "dogs", "tea", "rain"))
 
 
@@ -43,7 +44,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A case of a native variant starts the compiler, if only to ask for its version."""
+    """The longest files first, so that no worker is left with one at the end.
+
+    A case of a native variant starts the compiler, if only to ask for its version.
+    """
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     native = {name for name, variant in VARIANTS.items() if variant.kind == "native"}
     for item in items:
         if (

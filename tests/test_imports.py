@@ -110,3 +110,36 @@ def test_importing_what_measures_loads_neither_ray_nor_arrow_nor_wandb() -> None
     loaded = loaded_by(["ray_jobs.spec", *modules_below(*(f"ray_jobs/{folder}" for folder in MEASURING))])
     assert {"chatbot", "ray_jobs", "torch"} <= loaded
     assert loaded.isdisjoint(HEAVY)
+
+
+LAUNCHED = """
+import json, sys
+import numpy as np
+import ray_jobs.process.server
+from chatbot.checkpoint import SHIPPED
+from chatbot.variants import Workload
+from ray_jobs.measure.launch import measure
+from ray_jobs.measure.result import Launch, Weights
+before = set(sys.modules)
+pool = np.random.default_rng(0).integers(3, 50, (200, 8))
+pool[:, -1] = 2
+names = ("eager", "eager-again", "torchscript")
+found = measure(Workload(), names, Weights(path=str(SHIPPED)), pool, Launch(0, 0, rounds=3, calls=1))
+assert not any(facts.failed or facts.skipped for facts in found.facts.values())
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_a_launch_of_what_is_not_compiled_imports_no_compiler() -> None:
+    """Symbolic shapes and Dynamo take seconds to import, in every launch; loading a checkpoint once did."""
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHED],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    late = json.loads(done.stdout.splitlines()[-1])
+    assert [name for name in late if name.startswith(("sympy", "torch._dynamo", "torch._inductor", "torch.fx"))] == []

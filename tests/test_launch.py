@@ -319,11 +319,12 @@ print(json.dumps([counts, {name: facts.failed or facts.skipped for name, facts i
 @pytest.mark.parametrize(
     ("weights", "compiled", "stop"),
     [
-        ({"preset": "tiny"}, ("compile", "export-aoti"), False),
+        ({"preset": "tiny"}, ("compile",), False),
+        pytest.param({"preset": "tiny"}, ("compile", "export-aoti"), False, marks=pytest.mark.slow),  # two minutes
         ({"preset": "tiny"}, ("compile",), True),
         ({"factory": "own_models:kept"}, ("compile",), False),
     ],
-    ids=["chatbot", "chatbot that stops", "own model"],
+    ids=["chatbot", "chatbot ahead of time too", "chatbot that stops", "own model"],
 )
 def test_nothing_is_compiled_once_the_variants_are_prepared(
     weights: dict[str, str], compiled: tuple[str, ...], stop: bool

@@ -64,10 +64,6 @@ def arguments(home: Path, tsv: Path, name: str, *more: str) -> list[str | Path]:
         "--size",
         "tiny",
         *ASKED,
-        "--out",
-        home,
-        "--run-id",
-        name,
     ]
     return [*asked, "--out", home, "--run-id", name, "--wandb", "off", *more]
 

@@ -22,7 +22,7 @@ from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.result import TIMED, WARMUP, Launch, LaunchResult, Limits, Memory, Samples, Weights
 from ray_jobs.process import server as launch_server
 from ray_jobs.process import trial as launch
-from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
+from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError, dumps
 from ray_jobs.process.trial import (
     ATTEMPTS,
     Alive,
@@ -210,6 +210,36 @@ def test_a_result_that_does_not_arrive_costs_that_launch_only(
     assert outcome.kind == kind
     assert reason in outcome.reason
     assert server.run(replace(request(), work=partial(int, "7"))) == 7, "the server goes on"
+
+
+def test_a_request_leaves_out_what_its_server_was_given(server: LaunchServer) -> None:
+    """Prompts and weights go to the server once; a launch that mentions them finds them as they were."""
+    asked = Launch(0, seed=1, rounds=3, calls=2)
+    given = trial()
+    mentions = Request(partial(launch._launch, given, asked, CORES), CORES, 1, 60.0)
+    assert len(dumps(mentions, given)) < 2000 < given.pool.nbytes < len(dumps(mentions, None))
+    with LaunchServer(WORKLOAD, given=given) as knowing:
+        found, told = knowing.run(mentions), server.run(mentions)
+    assert isinstance(found, LaunchResult)
+    assert isinstance(told, LaunchResult)
+    assert found.launch == told.launch == asked
+    assert [facts.identical for facts in found.facts.values()] == [facts.identical for facts in told.facts.values()]
+    assert found.facts[BASELINE].replies > 0
+
+
+class Breaks:
+    """What can be sent and not be read."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return int, ("breaks on arrival",)
+
+
+def test_what_a_server_can_not_be_given_is_told_when_it_is_asked() -> None:
+    with (
+        LaunchServer(WORKLOAD, given=Breaks()) as server,
+        pytest.raises(TrialError, match=r"died: .*breaks on arrival"),
+    ):
+        server.run(request())
 
 
 def test_a_server_that_hangs_is_not_called_dead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ the caller's side. It is a program of its own rather than multiprocessing's fork
 
 import ctypes
 import gc
+import io
 import os
 import pickle
 import select
@@ -71,7 +72,11 @@ class LaunchServer:
     """The fork server as a child process; a context manager that leaves no process behind."""
 
     def __init__(
-        self, workload: Workload, housekeeping_cores: Sequence[int] = (), descriptors: Sequence[int] = ()
+        self,
+        workload: Workload,
+        housekeeping_cores: Sequence[int] = (),
+        descriptors: Sequence[int] = (),
+        given: object = None,
     ) -> None:
         """Starts it.
 
@@ -79,6 +84,7 @@ class LaunchServer:
             workload: its threads and device are the environment that launches find.
             housekeeping_cores: where the server itself stays while a launch measures; none: anywhere.
             descriptors: open files that the server and its launches keep open until they end.
+            given: what it gets once, for its launches to inherit, because requests mention it (prompts, say).
         """
         places = [str(Path(package.__path__[0]).resolve().parent) for package in (ray_jobs, chatbot)]
         if workload.own_model:
@@ -102,6 +108,9 @@ class LaunchServer:
             )
         if housekeeping_cores:
             os.sched_setaffinity(self._process.pid, housekeeping_cores)
+        self._given = given
+        with suppress(OSError):  # it died; the first request says so
+            self._connection.send_bytes(pickle.dumps(given))
 
     @property
     def pid(self) -> int:
@@ -125,7 +134,7 @@ class LaunchServer:
         """
         # Bytes, as Connection.send() would move tensors into shared memory.
         try:
-            self._connection.send_bytes(pickle.dumps(request))
+            self._connection.send_bytes(dumps(request, self._given))
             if not self._connection.poll(request.timeout_s + GRACE_S):
                 late_s = f"{GRACE_S:.0f} s after its launch's deadline"
                 raise TrialError(f"the launch server hangs: it had not answered {late_s}")
@@ -138,6 +147,36 @@ class LaunchServer:
         self._complaints.seek(0)
         lines = self._complaints.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+
+class _Pickler(pickle.Pickler):
+    given: object = None
+
+    def persistent_id(self, obj: object) -> str | None:
+        return "given" if self.given is not None and obj is self.given else None
+
+
+class _Unpickler(pickle.Unpickler):
+    given: object = None
+
+    def persistent_load(self, pid: object) -> object:
+        return self.given
+
+
+def dumps(request: Request, given: object) -> bytes:
+    """The request, without what its server was given."""
+    content = io.BytesIO()
+    pickler = _Pickler(content)
+    pickler.given = given
+    pickler.dump(request)
+    return content.getvalue()
+
+
+def _loads(content: bytes, given: object) -> Request:
+    unpickler = _Unpickler(io.BytesIO(content))
+    unpickler.given = given
+    request: Request = unpickler.load()
+    return request
 
 
 @dataclass(frozen=True)
@@ -157,13 +196,13 @@ def _value_of(answer: bytes) -> Any:
 
 def serve(caller: Connection) -> None:
     """The server's loop: one launch at a time, until the caller closes its end or dies."""
-    if len(os.listdir("/proc/self/task")) > 1:
-        raise RuntimeError("a thread was started before the first launch: its locks would be copied by a fork")
-    gc.freeze()  # a launch's collections need not walk through PyTorch, nor copy its pages
     with suppress(EOFError, ConnectionError):
+        given = pickle.loads(caller.recv_bytes())
+        if len(os.listdir("/proc/self/task")) > 1:
+            raise RuntimeError("a thread was started before the first launch: its locks would be copied by a fork")
+        gc.freeze()  # a launch's collections need not walk through PyTorch, nor copy its pages
         while True:
-            request: Request = pickle.loads(caller.recv_bytes())
-            caller.send_bytes(_fork_launch(request, caller))
+            caller.send_bytes(_fork_launch(_loads(caller.recv_bytes(), given), caller))
 
 
 def _fork_launch(request: Request, caller: Connection) -> bytes:

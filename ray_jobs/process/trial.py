@@ -142,7 +142,7 @@ def on_station(trial: Trial, work: Callable[[Ask, tuple[int, ...]], Iterator[T]]
     others = [core for core in allowed if core not in cores]
     with Lease(lease.names_of(allowed, trial.gpus), lease.describe(trial.run_id, trial.id)) as held:
         yield from _take(held, trial.wait_s)
-        with LaunchServer(trial.workload, others, held.descriptors) as server:
+        with LaunchServer(trial.workload, others, held.descriptors, given=trial) as server:
 
             def ask(work: Callable[[], Any]) -> Any:
                 return server.run(Request(work, cores, trial.workload.threads, trial.launch_timeout_s))
