@@ -85,6 +85,7 @@ def test_the_page_is_what_the_terminal_showed(identical: Done, home: Path) -> No
     assert "host" not in written["environment"]["station"]
 
 
+@pytest.mark.slow  # minutes; the committed audits have ten or more comparisons of each slowdown
 def test_a_slowdown_is_found_and_its_figure_is_near(home: Path) -> None:
     """A slowdown that was not planted would be a bias of 5%."""
     asked = ("--percent", "5", "--comparisons", "2", "--budget", "5", "--run-id", "effect")
@@ -97,6 +98,7 @@ def test_a_slowdown_is_found_and_its_figure_is_near(home: Path) -> None:
     assert abs(found["bias"]) < 0.02
 
 
+@pytest.mark.slow  # minutes; tests/test_audit.py plants each mistake in a launch of its own
 def test_every_planted_mistake_is_caught_by_name(home: Path) -> None:
     done = run(home, "audit", "faults", "--json")
     caught = json.loads(done.out.splitlines()[-1])
