@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from chatbot import checkpoint, corpus, training
-from chatbot.config import ATTENTIONS, OPTIMIZERS, PRESETS, Options, split
+from chatbot.config import ATTENTIONS, OPTIMIZERS, PRESETS, Options
 from chatbot.errors import UsageError, one_of
 from chatbot.talk import Speaker, readable
 from chatbot.variants import MODELS, VARIANTS, torchscript
@@ -225,8 +225,8 @@ def held_out_pairs(trained: checkpoint.Trained, source: str, pairs: list[corpus.
         return []
     if trained.notes.get("corpus") != source:
         return []
-    split_seed = options.get("split_seed")  # older checkpoints have none
-    return split(pairs, options["validation_share"], options["seed"] if split_seed is None else split_seed)[1]
+    names = ("validation_share", "seed", "split_seed")  # older checkpoints have no seed of the split
+    return Options(**{name: options[name] for name in names if name in options}).split(pairs)[1]
 
 
 @app.command()

@@ -9,7 +9,7 @@ from chatbot.corpus import Pair
 from chatbot.errors import UsageError, one_of
 from chatbot.vocabulary import FIRST_WORD
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}  # names in torch.optim
 ATTENTIONS = ("dot", "general", "concat")
 
 
@@ -68,7 +68,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
-            raise one_of("optimizer", self.optimizer, OPTIMIZERS)
+            raise one_of("optimizer", self.optimizer, list(OPTIMIZERS))
         for name in ("iterations", "batch", "learning_rate", "decoder_learning_ratio", "validate_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0, and finite")

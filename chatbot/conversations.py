@@ -36,13 +36,7 @@ def of_convokit(path: Path) -> Iterator[list[Message]]:
             conversations.setdefault(str(utterance["conversation_id"]), []).append(
                 {**kept, "text": str(utterance["text"] or "")}
             )
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ):  # digits by the thousand: ValueError
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise UsageError(f"{path} line {number}: not a ConvoKit utterance (id, conversation_id, text)") from None
     yield from map(_ordered, conversations.values())
 

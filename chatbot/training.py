@@ -18,13 +18,11 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from chatbot.checkpoint import Trained, load, read_plain, save, save_plain
-from chatbot.config import Config, Options
+from chatbot.config import OPTIMIZERS, Config, Options
 from chatbot.corpus import Pair, words_of
 from chatbot.errors import UsageError
 from chatbot.model import Chatbot
 from chatbot.vocabulary import PAD, SOS, Vocabulary
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ class _Run:
         self.pairs, self.vocabulary, self.options = pairs, vocabulary, options
         self.state_path, self.device = state_path, device
         self.chatbot = Chatbot.random(config, options.seed).to(device)
-        kind: Any = OPTIMIZERS[options.optimizer]
+        kind: Any = getattr(torch.optim, OPTIMIZERS[options.optimizer])
         rates = (options.learning_rate, options.learning_rate * options.decoder_learning_ratio)
         self.networks = (self.chatbot.encoder, self.chatbot.decoder)
         self.optimizers = [kind(n.parameters(), lr=rate) for n, rate in zip(self.networks, rates, strict=True)]

@@ -3,9 +3,11 @@
 import hashlib
 import os
 import platform
+import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,11 @@ def command_line() -> list[str]:
     if Path(sys.argv[0]).name == "latency-matrix":  # wherever it is installed
         return ["latency-matrix", *sys.argv[1:]]
     return ["python", *sys.orig_argv[1:]]
+
+
+def new_run_id(kind: str = "") -> str:
+    """A name for a new directory: what it is of, if that is not a matrix, the moment, and a little chance."""
+    return f"{kind and f'{kind}-'}{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def package_versions() -> dict[str, str | None]:

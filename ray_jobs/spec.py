@@ -91,8 +91,12 @@ class Spec(BaseModel):
     reply_tokens: Sizes = Field(default=(10,), description="Tokens of a reply, one or several lengths")
     threads: Sizes = Field(default=(1,), description="Threads of a launch, one or several counts")
     model: str = Field(default="small", description=f"Model: {MODELS}; or your own, {OWN_MODEL}")
-    corpus: str = Field(default="chitchat", description="Source of the prompts: chitchat, a .tsv, or a Cornell path")
-    precision: Share = Field(default=0.01, description="Half-width to reach of every speedup's interval: 0.01 is 1%")
+    corpus: str = Field(
+        default="chitchat", description="Source of the prompts: chitchat, a .tsv or .txt, or a Cornell path"
+    )
+    precision: Share = Field(
+        default=0.01, description="Half-width that every speedup's interval must reach: 0.01 is 1%"
+    )
     margin: Share = Field(default=0.02, description="Speedups within this margin of 1 are called the same")
     budget: Seconds = Field(default=120.0, description="Maximum seconds per trial")
     seed: int = Field(default=0, ge=0, description="Seed for prompts and orders")

@@ -12,10 +12,8 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 from ray_jobs.cli.app import COMMANDS, loaded
-from ray_jobs.cli.compare import FORMATS
 from ray_jobs.cli.matrix import matrix
 from ray_jobs.cli.options import flags_of
-from ray_jobs.cli.report import KINDS, REPORT
 from ray_jobs.spec import Spec
 
 HEAVY = {"torch", "ray", "pyarrow", "scipy", "numpy", "wandb"}
@@ -79,14 +77,6 @@ def test_a_refusal_loads_nothing_heavy(tmp_path: Path, message: str) -> None:
 
 def test_every_command_of_the_table_is_there() -> None:
     assert all(loaded(name).get_help for name in COMMANDS)
-
-
-def test_formats_named_without_loading_them_are_those_that_there_are() -> None:
-    from ray_jobs.compare import output
-    from ray_jobs.report import write
-    from ray_jobs.results import store
-
-    assert (tuple(write.FORMATS), output.FORMATS, store.REPORT) == (KINDS, FORMATS, REPORT)
 
 
 def test_every_key_of_a_spec_is_a_flag_of_the_matrix() -> None:

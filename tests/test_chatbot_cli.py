@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -18,8 +19,8 @@ import pytest
 
 import chatbot
 from chatbot import corpus
-from chatbot.__main__ import main
-from chatbot.checkpoint import load
+from chatbot.__main__ import held_out_pairs, main
+from chatbot.checkpoint import Trained, load
 from chatbot.config import split
 from chatbot.talk import Speaker
 
@@ -285,3 +286,14 @@ def test_the_shipped_chatbot_answers(run_chatbot: RunChatbot) -> None:
 def test_the_shipped_weights_are_small_and_described() -> None:
     assert (WEIGHTS / "small.pt").stat().st_size <= 10_000_000
     assert (WEIGHTS / "small.md").read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.parametrize("notes", [{}, {"options": {}}, {"options": 3}, {"options": {"seed": 1}}])
+def test_a_checkpoint_that_does_not_say_what_it_held_out_is_judged_on_all(
+    notes: dict[str, object], toy: Trained, toy_pairs: list[corpus.Pair]
+) -> None:
+    told = replace(toy, notes={"corpus": "toy", **notes})
+    assert held_out_pairs(told, "toy", toy_pairs) == []
+    whole = replace(toy, notes={"corpus": "toy", "options": {"seed": 1, "validation_share": 0.2}})
+    assert held_out_pairs(whole, "toy", toy_pairs) == split(toy_pairs, 0.2, 1)[1]
+    assert held_out_pairs(whole, "other", toy_pairs) == []

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launches import ALL, WORKLOAD, made_launch
 from numpy.typing import NDArray
-from runs import IDENTITY, finished_run, info_of
+from runs import IDENTITY, finished_run, info_of, launches_in
 from typer.testing import CliRunner
 
 from chatbot.errors import UsageError
@@ -300,7 +300,7 @@ def test_the_figures_are_those_of_a_hand_written_calculation(runs: Runs) -> None
     (found,) = [one for one in json.loads(runs.compare("base", "new", "--format", "json").out)["cells"] if one["gates"]]
     means, variances, degrees = [], [], []
     for name in ("base", "new"):
-        by_trial = RunDirectory.existing(str(runs.folder / name)).read_launches()
+        by_trial = launches_in(RunDirectory.existing(str(runs.folder / name)))
         logs = [launch.log_speedups()["torchscript"] for (launches) in by_trial.values() for launch in launches]
         means.append(np.mean(logs))
         variances.append(np.var(logs, ddof=1) / len(logs))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from launches import ALL, WORKLOAD, made_launch, stolen
 from pyarrow import fs
+from runs import launches_in
 
 from chatbot.errors import UsageError
 from ray_jobs.matrix.rows import TrialInfo, rows_of
@@ -165,7 +166,7 @@ def test_what_the_machine_did_survives_compaction(tmp_path: Path) -> None:
     run.write_json("run.json", {})
     run.write_json("matrix.json", [])
     compact(run, small)
-    for found, launch in zip(small.read_launches()["t"], made, strict=True):
+    for found, launch in zip(launches_in(small)["t"], made, strict=True):
         assert_same(found, launch)
         assert found.kept_rounds.tolist() == launch.kept_rounds.tolist()
 
@@ -179,7 +180,7 @@ OLD = ("seed",)
 @pytest.mark.parametrize("run_id", OLD)
 def test_a_run_from_before_rounds_were_watched_is_read_and_gives_its_own_figures(run_id: str) -> None:
     old = RunDirectory.existing(str(RESULTS / run_id))
-    launches = old.read_launches()
+    launches = launches_in(old)
     committed = [row for row in json.loads(old.read("matrix.json")) if row["status"] == "done"]
     assert committed
     for row in committed:
@@ -351,7 +352,7 @@ def test_launches_are_read_in_order_by_trial(run: RunDirectory) -> None:
     for trial, indices in expected.items():
         for index in reversed(indices):
             run.add_launch(trial, to_table(trial, made_launch({"eager": 1.0 + index}, index=index)))
-    found = run.read_launches()
+    found = launches_in(run)
     assert {trial: [launch.launch.index for launch in launches] for trial, launches in found.items()} == expected
     assert_same(found["cpu-b1@host"][1], made_launch({"eager": 4.0}, index=3))
     assert len(run.sample_files()) == 6
@@ -359,7 +360,7 @@ def test_launches_are_read_in_order_by_trial(run: RunDirectory) -> None:
 
 def test_a_new_run_has_no_launches(run: RunDirectory) -> None:
     assert run.sample_files() == []
-    assert run.read_launches() == {}
+    assert launches_in(run) == {}
 
 
 def test_a_table_is_a_parquet_file(run: RunDirectory) -> None:
@@ -398,7 +399,7 @@ def test_a_launch_counts_only_once_it_is_whole(step: str, tmp_path: Path, monkey
         with pytest.raises(OSError, match="No space left"):
             run.add_launch("t", to_table("t", made_launch({"eager": 1.0}, index=1)))
     assert run.sample_files() == ["t.0000.parquet"]
-    assert [launch.launch.index for launch in run.read_launches()["t"]] == [0]
+    assert [launch.launch.index for launch in launches_in(run)["t"]] == [0]
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +424,7 @@ def test_what_a_killed_writer_left_is_no_launch(run: RunDirectory) -> None:
     with run._fs.open_output_stream(f"{run._path}/samples/t.0001.parquet.part") as stream:
         stream.write(b"PAR1 half of a fi")
     assert run.sample_files() == ["t.0000.parquet"]
-    assert len(run.read_launches()["t"]) == 1
+    assert len(launches_in(run)["t"]) == 1
 
 
 # Names and places

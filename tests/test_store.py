@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from launches import made_launch
 from pyarrow import fs
+from runs import launches_in
 
 from chatbot.errors import UsageError
 from ray_jobs.process import lease
@@ -80,7 +81,7 @@ def test_what_a_killed_writer_left_is_taken_away_and_nothing_else(kind: str, tmp
     with run.reopened():
         assert run.names("samples") == ["t.0000.parquet", "t.0002.parquet"]
         run.add_launch("t", launch(1))
-    assert [one.launch.index for one in run.read_launches()["t"]] == [0, 1, 2]
+    assert [one.launch.index for one in launches_in(run)["t"]] == [0, 1, 2]
     assert run.read("run.json") == b'{\n "a": 1\n}\n'
     assert "run.json" in run.names("")
     assert not [name for name in run.names("") if name.startswith(directory.PROBE)]
@@ -403,7 +404,7 @@ def test_in_an_object_store_a_file_gets_its_name_at_once(kind: str) -> None:
     run.add_launch("t", launch())
     run.write_json("run.json", {})
     assert store.done == [("write", "bucket/r1/samples/t.0000.parquet"), ("write", "bucket/r1/run.json")]
-    assert len(run.read_launches()["t"]) == 1
+    assert len(launches_in(run)["t"]) == 1
 
 
 def test_elsewhere_a_file_gets_its_name_when_it_is_whole() -> None:

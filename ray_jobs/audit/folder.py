@@ -1,6 +1,5 @@
 """The directory of an audit: figures, tables and page, written as they come and rebuilt from the tables."""
 
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from ray_jobs.audit.comparisons import LaunchRow
 from ray_jobs.audit.rates import Comparison, effects_found, false_verdicts
 from ray_jobs.audit.station import AuditStation
 from ray_jobs.measure.result import one_line
-from ray_jobs.provenance import command_line
+from ray_jobs.provenance import command_line, new_run_id
 from ray_jobs.results import schema
 from ray_jobs.results.run import read_record
 from ray_jobs.results.samples import schema_of
@@ -68,7 +67,7 @@ class Audit:
 
 def new_directory(kind: str, out: str, run_id: str | None) -> RunDirectory:
     """The directory of a new audit, not made yet. Raises UsageError."""
-    return RunDirectory.named(out, run_id or f"audit-{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+    return RunDirectory.named(out, run_id or new_run_id(f"audit-{kind}"))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ray_jobs.audit.comparisons import launch_rows, run_plan
 from ray_jobs.audit.cost import measure_cost
 from ray_jobs.audit.folder import Audit, new_audit
 from ray_jobs.audit.page import EVERY_S
-from ray_jobs.audit.plan import Plan, audit_spec
+from ray_jobs.audit.plan import FULL_BUDGET_S, Plan, audit_spec
 from ray_jobs.audit.rates import EXIT, Comparison, Promise, effects_found, false_verdicts
 from ray_jobs.audit.station import AuditStation, Measured, audit_station
 from ray_jobs.spec import Spec
@@ -22,7 +22,6 @@ BROKEN, TOO_FEW = EXIT[Promise.BROKEN], EXIT[Promise.TOO_FEW]
 SEVERITY = (0, TOO_FEW, BROKEN)
 # Of an audit without a part: enough to see a tool that is wrong often, few enough to wait for.
 SHORT_COMPARISONS, SHORT_EFFECTS, SHORT_BUDGET_S = 40, 12, 5.0
-FULL_BUDGET_S = 60.0
 
 
 @contextmanager
@@ -30,11 +29,6 @@ def begun(kind: str, spec: Spec, out: str, run_id: str | None) -> Iterator[tuple
     """A new audit and the station that it has to itself. Raises UsageError."""
     with new_audit(kind, out, run_id) as audit, audit_station(spec, audit.run_id) as here:
         yield audit, here
-
-
-def exit_code(promise: str) -> int:
-    """What an audit ends with whose promise came to this."""
-    return EXIT[promise]
 
 
 def worst_promise(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -45,7 +39,7 @@ def worst_promise(found: Mapping[str, Mapping[str, Any]]) -> str:
 def everything(out: str) -> int:
     """All of them, briefly; the exit code."""
     codes = []
-    with new_audit("all", out or "results", None) as audit:
+    with new_audit("all", out, None) as audit:
         with audit_station(audit_spec("small", SHORT_BUDGET_S, 0.01, 0.02, 0), audit.run_id) as here:
             for beside_load in (False, True):
                 plan = Plan(SHORT_COMPARISONS, beside_load=beside_load, with_peers=True)

@@ -6,6 +6,7 @@ from chatbot.variants import CONTROL
 from ray_jobs.spec import Spec, read_spec
 
 DELAYED = {percent: f"ray_jobs.audit.mistakes:DELAYED_{percent}" for percent in (1, 2, 5)}
+FULL_BUDGET_S = 60.0
 MOST = 1000  # comparisons, so that no two --seed share a trial's seed
 
 

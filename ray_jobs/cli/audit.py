@@ -7,7 +7,7 @@ import typer
 
 from chatbot.errors import UsageError, one_of
 from chatbot.variants import MODELS
-from ray_jobs.audit.plan import DELAYED, MOST, Plan, audit_spec
+from ray_jobs.audit.plan import DELAYED, FULL_BUDGET_S, MOST, Plan, audit_spec
 from ray_jobs.cli.options import FAILED, ROOT, Json, Out, RunId
 
 app = typer.Typer(
@@ -18,7 +18,6 @@ app = typer.Typer(
 )
 
 LOADS = ("none", "beside", "both")
-FULL_BUDGET_S = 60.0
 
 Model = Annotated[str, typer.Option(help=f"{MODELS}.")]
 Budget = Annotated[float, typer.Option(help="Maximum seconds per trial.")]
@@ -68,16 +67,17 @@ def aa(
         raise one_of("load", load, LOADS)
     spec = audit_spec(model, budget, precision, margin, seed)
     found = {}
-    from ray_jobs.audit import parts
+    from ray_jobs.audit import parts, rates
 
     with parts.begun("aa", spec, out, run_id) as (audit, here):
         for beside_load in [False] * (load != "beside") + [True] * (load != "none"):
             plan = Plan(comparisons, beside_load=beside_load, with_peers=peers)
             found[plan.name] = parts.aa(audit, here, plan)
+    promise = parts.worst_promise(found)
     if as_json:
         first, *others = found.values()
-        typer.echo(json.dumps({**first, "promise": parts.worst_promise(found), "parts": found} if others else first))
-    raise typer.Exit(parts.exit_code(parts.worst_promise(found)))
+        typer.echo(json.dumps({**first, "promise": promise, "parts": found} if others else first))
+    raise typer.Exit(rates.EXIT[promise])
 
 
 @app.command()
@@ -104,13 +104,13 @@ def effect(
     if load not in LOADS[:2]:
         raise one_of("load", load, LOADS[:2])
     spec = audit_spec(model, budget, precision, margin, seed)
-    from ray_jobs.audit import parts
+    from ray_jobs.audit import parts, rates
 
     with parts.begun("effect", spec, out, run_id) as (audit, here):
         found = parts.effect(audit, here, Plan(comparisons, percent, beside_load=load == "beside"))
     if as_json:
         typer.echo(json.dumps(found))
-    raise typer.Exit(parts.exit_code(found["promise"]))
+    raise typer.Exit(rates.EXIT[found["promise"]])
 
 
 @app.command()

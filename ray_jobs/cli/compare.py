@@ -7,11 +7,11 @@ import typer
 
 from chatbot.errors import UsageError, one_of
 from ray_jobs.cli.options import require_run
+from ray_jobs.compare import FORMATS
 
 if TYPE_CHECKING:
     from ray_jobs.results.run import FinishedRun
 
-FORMATS = ("text", "markdown", "json")
 INCOMPARABLE = {"model": "the model's weights", "prompts": "the prompts"}
 
 

@@ -21,6 +21,8 @@ from ray_jobs.cli.options import (
     refuse_flags,
 )
 from ray_jobs.cluster.job import IN_A_JOB, default_out
+from ray_jobs.provenance import new_run_id
+from ray_jobs.results import REPORT
 from ray_jobs.spec import Spec, read_spec
 from ray_jobs.wandb_sink.mode import resolve_mode
 
@@ -68,13 +70,13 @@ def matrix(
     asked = None if resume is not None else read_spec(spec, flags)
     mode, resources, root = resolve_mode(wandb), _resources(wait_for), out or default_out()
 
+    if asked is not None and (plan or in_process):
+        _rehearse(asked, root, plan)
+        return
     # Loaded once nothing more can be refused without it.
     from ray_jobs.driver.resume import Earlier
     from ray_jobs.driver.run import Where
 
-    if asked is not None and (plan or in_process):
-        _rehearse(asked, root, plan)
-        return
     earlier = None if resume is None else Earlier.of(resume, root)
     where = Where(ray_address(address), resources, wait)
     final = earlier.spec if earlier else asked or Spec()
@@ -83,10 +85,15 @@ def matrix(
 
 def _rehearse(spec: Spec, root: str, plan: bool) -> None:
     """Prints the plan, or what one launch in this process does."""
-    from ray_jobs.driver.in_process import in_process
-    from ray_jobs.driver.plan import plan_lines
+    if plan:
+        from ray_jobs.driver.plan import plan_lines
 
-    for line in plan_lines(spec, root) if plan else in_process(spec):
+        lines = plan_lines(spec, root)
+    else:
+        from ray_jobs.driver.in_process import in_process
+
+        lines = in_process(spec)
+    for line in lines:
         typer.echo(line)
 
 
@@ -96,11 +103,10 @@ def _measure(
     """The exit code of a run, new or gone on with."""
     from ray_jobs.cluster.fetch import run_line
     from ray_jobs.cluster.schedule import ClusterLostError
-    from ray_jobs.driver.api import new_run_id
     from ray_jobs.driver.run import run
     from ray_jobs.matrix.hardware import classes_of
     from ray_jobs.report.terminal import Reporter, print_classes, print_matrix
-    from ray_jobs.results.store import REPORT, RunDirectory, StoreError
+    from ray_jobs.results.store import RunDirectory, StoreError
     from ray_jobs.wandb_sink.sink import WandbSink
 
     name = earlier.id if earlier else run_id or new_run_id()

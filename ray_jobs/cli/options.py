@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from chatbot.errors import UsageError
 from ray_jobs.cluster.job import JOB_OUT
+from ray_jobs.results import no_run
 from ray_jobs.wandb_sink.mode import MODES
 
 FAILED, UNUSABLE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # the last two as a shell says it of SIGINT and SIGTERM
@@ -83,7 +84,7 @@ def ray_address(given: str | None) -> str:
 def require_run(place: str) -> None:
     """Raises UsageError where a local folder holds no run, before anything is loaded that reads one."""
     if "://" not in place and not Path(place).expanduser().joinpath("run.json").is_file():
-        raise UsageError(f"no run at {place}: it has no run.json")
+        raise no_run(place)
 
 
 def refuse_flags(given: Iterable[str], why: str, instead: str) -> None:

@@ -9,18 +9,17 @@ import typer
 
 from chatbot.errors import UsageError, one_of
 from ray_jobs.cli.options import require_run
+from ray_jobs.report import FORMATS
+from ray_jobs.results import REPORT
 
 if TYPE_CHECKING:
     from ray_jobs.report.view import RunView
     from ray_jobs.results.store import RunDirectory
 
-REPORT = "report.html"
-KINDS = ("html", "markdown", "csv", "json")
-
 
 def report(
     runs: Annotated[list[str], typer.Argument(help="Directories of finished runs.", metavar="RUN [RUN...]")],
-    kind: Annotated[str, typer.Option("--format", help=f"Output format: {', '.join(KINDS)}.")] = "html",
+    kind: Annotated[str, typer.Option("--format", help=f"Output format: {', '.join(FORMATS)}.")] = "html",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -29,12 +28,12 @@ def report(
     ] = None,
 ) -> None:
     """Show finished runs, side by side where there are several."""
-    if kind not in KINDS:
-        raise one_of("format", kind, KINDS)
+    if kind not in FORMATS:
+        raise one_of("format", kind, FORMATS)
     for run in runs:
         require_run(run)
     from ray_jobs.report.view import load
-    from ray_jobs.report.write import FORMATS, draw
+    from ray_jobs.report.write import WRITERS, draw
     from ray_jobs.results.store import RunDirectory
 
     directories = [RunDirectory.existing(run) for run in runs]
@@ -45,9 +44,9 @@ def report(
         return
     place = out or (Path(REPORT) if kind == "html" else None)
     if place is None:
-        typer.echo(FORMATS[kind](views), nl=False)
+        typer.echo(WRITERS[kind](views), nl=False)
         return
-    text = FORMATS[kind]([_seen_from(place, *each) for each in zip(directories, views, strict=True)])
+    text = WRITERS[kind]([_seen_from(place, *each) for each in zip(directories, views, strict=True)])
     try:
         place.write_text(text, encoding="utf-8")
     except OSError as error:

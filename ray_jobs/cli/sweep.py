@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import secrets
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +9,7 @@ import typer
 
 from chatbot.errors import UsageError
 from ray_jobs.cli.options import Address, Json, Out, RunId, Wandb, flags_of, leave, ray_address, refuse_flags
+from ray_jobs.provenance import new_run_id
 from ray_jobs.sweep.space import read_space
 from ray_jobs.sweep.spec import SweepSpec, Trial, make_spec
 from ray_jobs.wandb_sink.mode import resolve_mode
@@ -54,8 +53,7 @@ def sweep(
     if plan:
         _print_plan(spec)
         return
-    name = run_id or f"sweep-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    raise typer.Exit(_begin(spec, out, name, where, mode, as_json))
+    raise typer.Exit(_begin(spec, out, run_id or new_run_id("sweep"), where, mode, as_json))
 
 
 def _check_extra() -> None:

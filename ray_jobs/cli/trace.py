@@ -20,6 +20,7 @@ from ray_jobs.cli.options import (
     refuse_flags,
 )
 from ray_jobs.cluster.job import default_out
+from ray_jobs.provenance import new_run_id
 from ray_jobs.spec import Spec, read_spec
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ def trace(
     root = out or default_out()
 
     # Loaded once nothing more can be refused without it.
-    from ray_jobs.driver.api import new_run_id
     from ray_jobs.driver.resume import Earlier
     from ray_jobs.driver.run import Where
     from ray_jobs.results.store import RunDirectory

@@ -1,1 +1,3 @@
 """Two runs, a gate, an exit code."""
+
+FORMATS = ("text", "markdown", "json")

@@ -11,7 +11,6 @@ from ray_jobs.report import text
 from ray_jobs.report.tables import plain, table
 from ray_jobs.results.run import FinishedRun
 
-FORMATS = ("text", "markdown", "json")
 HEAD = ("variant", "workload and hardware", "speedup BASE", "speedup NEW", "NEW / BASE (95%)", "verdict")
 WHY = "Speedups over the baseline are compared, because the machine's drift between two runs cancels out in them."
 BASELINE = (
@@ -48,7 +47,7 @@ class Page:
         return f"{self.new.id} against {self.base.id}: {cells}, {outcome}"
 
     def render(self, form: str) -> str:
-        """The comparison in one of ``FORMATS``."""
+        """The comparison in one of the formats."""
         return {"text": self._text, "markdown": self._markdown, "json": self._json}[form]()
 
     def _text(self) -> str:

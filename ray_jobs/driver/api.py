@@ -3,10 +3,8 @@
 import importlib
 import io
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any, overload
 
 import pyarrow as pa
@@ -16,6 +14,7 @@ from chatbot.errors import UsageError
 from ray_jobs.driver import run as main_job
 from ray_jobs.driver.run import Where
 from ray_jobs.matrix.rows import Row
+from ray_jobs.provenance import new_run_id
 from ray_jobs.report.terminal import Reporter, print_matrix
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.samples import ROW_SCHEMA
@@ -93,11 +92,6 @@ def run(
     sink, reporter = WandbSink(mode, directory), Reporter(spec.budget, spec.precision)
     rows = main_job.run(spec, name, directory, where, sink, reporter)
     return Matrix(tuple(rows), spec.margin, directory.shown)
-
-
-def new_run_id() -> str:
-    """The moment, and a little chance."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def open_run(place: str) -> FinishedRun:

@@ -3,12 +3,14 @@
 import sys
 
 from ray_jobs.measure.result import one_line
+from ray_jobs.report import FORMATS
 from ray_jobs.report.page import page
 from ray_jobs.report.tables import as_csv, as_json, markdown
 from ray_jobs.report.view import load
-from ray_jobs.results.store import REPORT, RunDirectory
+from ray_jobs.results import REPORT
+from ray_jobs.results.store import RunDirectory
 
-FORMATS = {"html": page, "markdown": markdown, "csv": as_csv, "json": as_json}
+WRITERS = dict(zip(FORMATS, (page, markdown, as_csv, as_json), strict=True))
 
 
 def draw(directory: RunDirectory) -> None:

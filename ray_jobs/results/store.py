@@ -20,14 +20,14 @@ from pyarrow import fs
 from pydantic_core import to_json
 
 from chatbot.errors import UsageError
-from ray_jobs.measure.result import LaunchResult, one_line
+from ray_jobs.measure.result import one_line
 from ray_jobs.process.lease import Lease
-from ray_jobs.results.samples import SCHEMA, renamed, split_launches, to_result
+from ray_jobs.results import no_run
+from ray_jobs.results.samples import SCHEMA, renamed, split_launches
 
 T = TypeVar("T")
 BROKEN = (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError)  # what reading a broken file raises
 
-REPORT = "report.html"
 PROBE = ".probe"
 PART = ".part"  # of a name: not whole yet
 OBJECT_STORES = ("s3", "gcs", "abfs")
@@ -67,7 +67,7 @@ class RunDirectory:
         filesystem, path = open_root(place)
         with _reaching(place):
             if _in_time(lambda: filesystem.get_file_info(f"{path}/{holds}")).type != fs.FileType.File:
-                raise UsageError(f"no run at {place}: it has no {holds}")
+                raise no_run(place, holds)
         return cls(filesystem, path, place)
 
     @contextmanager
@@ -261,10 +261,6 @@ class RunDirectory:
             for trial, launch in launches:
                 if trials is None or trial in trials:
                     yield trial, launch
-
-    def read_launches(self, trials: Collection[str] | None = None) -> dict[str, list[LaunchResult]]:
-        """The committed launches of each trial, or of these trials, in order."""
-        return {trial: [to_result(table) for table in tables] for trial, tables in self.read_tables(trials).items()}
 
     def add_launches(self, trials: Mapping[str, Sequence[pa.Table]], name: str) -> None:
         """Commits many launches as one file, which ``read_tables`` splits again."""

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.results import REPORT
 from ray_jobs.results.run import FinishedRun
-from ray_jobs.results.store import REPORT, RunDirectory
+from ray_jobs.results.store import RunDirectory
 
 SUMMARY = ("p50_ms", "speedup", "speedup_low", "speedup_high", "verdict")
 MOST_DISTRIBUTIONS = 200  # cells; more histograms than that nobody looks at

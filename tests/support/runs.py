@@ -10,13 +10,18 @@ from ray_jobs.driver.run import write_matrix
 from ray_jobs.driver.trials import TrialState, trial_id
 from ray_jobs.matrix.rows import Row, TrialInfo, rows_of
 from ray_jobs.measure.result import LaunchResult
-from ray_jobs.results.samples import to_table
+from ray_jobs.results.samples import to_result, to_table
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import read_spec
 
 STARTED = "2026-11-23T12:00:00+00:00"
 IDENTITY = {"spec": "s", "model": "m", "prompts": "p", "code": "c"}
 HARDWARE = "cpu Intel"
+
+
+def launches_in(directory: RunDirectory) -> dict[str, list[LaunchResult]]:
+    """The committed launches of each trial, in order."""
+    return {trial: [to_result(one) for one in tables] for trial, tables in directory.read_tables().items()}
 
 
 def info_of(
