@@ -32,6 +32,7 @@ REFUSED = {
     "unknown wandb mode 'maybe'": ("matrix", "--wandb", "maybe"),
     "--wait-for 'cpu' is not understood": ("matrix", "--wait-for", "cpu"),
     "leave out --batch": ("matrix", "--resume", "nowhere", "--batch", "2"),
+    "leave out --in-process": ("matrix", "--resume", "nowhere", "--in-process"),
     "--timeline-only needs a run": ("trace", "--timeline-only"),
     "no run at nowhere": ("report", "nowhere"),
     "unknown format 'pdf'": ("report", "nowhere", "--format", "pdf"),

@@ -66,7 +66,8 @@ def matrix(
     """
     if resume is not None:
         given = [name for name, value in {"spec": spec, "run_id": run_id, **flags}.items() if value is not None]
-        refuse_flags([*given, *["plan"] * plan], "a resumed run keeps what it was asked", "start a new run")
+        given += [name for name, used in {"plan": plan, "in_process": in_process}.items() if used]
+        refuse_flags(given, "a resumed run keeps what it was asked", "start a new run")
     asked = None if resume is not None else read_spec(spec, flags)
     mode, resources, root = resolve_mode(wandb), _resources(wait_for), out or default_out()
 
