@@ -17,10 +17,9 @@ from ray_jobs.cli.options import (
     Wandb,
     flags_of,
     leave,
-    ray_address,
     refuse_flags,
 )
-from ray_jobs.cluster.job import IN_A_JOB, default_out
+from ray_jobs.cluster.job import IN_A_JOB, default_out, ray_address
 from ray_jobs.provenance import new_run_id
 from ray_jobs.results import REPORT
 from ray_jobs.spec import Spec, read_spec
@@ -74,12 +73,13 @@ def matrix(
     if asked is not None and (plan or in_process):
         _rehearse(asked, root, plan)
         return
+    cluster = ray_address(address)
     # Loaded once nothing more can be refused without it.
     from ray_jobs.driver.resume import Earlier
     from ray_jobs.driver.run import Where
 
     earlier = None if resume is None else Earlier.of(resume, root)
-    where = Where(ray_address(address), resources, wait)
+    where = Where(cluster, resources, wait)
     final = earlier.spec if earlier else asked or Spec()
     raise typer.Exit(_measure(final, earlier, root, run_id, where, mode, as_json))
 

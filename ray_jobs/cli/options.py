@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from chatbot.errors import UsageError
 from ray_jobs.cluster.job import JOB_OUT
+from ray_jobs.cluster.signals import Terminated
 from ray_jobs.results import no_run
 from ray_jobs.wandb_sink.mode import MODES
 
@@ -76,11 +77,6 @@ def _flag(key: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def ray_address(given: str | None) -> str:
-    """Where the cluster is: the flag, the environment's, or a local one."""
-    return given or os.environ.get("RAY_ADDRESS") or "local"
-
-
 def require_run(place: str) -> None:
     """Raises UsageError where a local folder holds no run, before anything is loaded that reads one."""
     if "://" not in place and not Path(place).expanduser().joinpath("run.json").is_file():
@@ -95,7 +91,6 @@ def refuse_flags(given: Iterable[str], why: str, instead: str) -> None:
 
 def leave(error: BaseException, safe: str) -> NoReturn:
     """Says what ended a command and what is safe, and ends with its exit code."""
-    from ray_jobs.cluster.connection import Terminated
     from ray_jobs.cluster.schedule import ClusterLostError
 
     what, code = str(error), FAILED

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatbot.errors import UsageError
-from ray_jobs.cli.options import Address, Json, Out, RunId, Wandb, flags_of, leave, ray_address, refuse_flags
+from ray_jobs.cli.options import Address, Json, Out, RunId, Wandb, flags_of, leave, refuse_flags
+from ray_jobs.cluster.job import ray_address
 from ray_jobs.provenance import new_run_id
 from ray_jobs.sweep.space import read_space
 from ray_jobs.sweep.spec import SweepSpec, Trial, make_spec

@@ -16,10 +16,9 @@ from ray_jobs.cli.options import (
     SpecFile,
     flags_of,
     leave,
-    ray_address,
     refuse_flags,
 )
-from ray_jobs.cluster.job import default_out
+from ray_jobs.cluster.job import default_out, ray_address
 from ray_jobs.provenance import new_run_id
 from ray_jobs.spec import Spec, read_spec
 
@@ -60,7 +59,7 @@ def trace(
     elif timeline_only:
         raise UsageError("--timeline-only needs a run: give --run RUN")
     asked = None if run is not None else _traceable(read_spec(spec, flags))
-    root = out or default_out()
+    root, cluster = out or default_out(), ray_address(address)
 
     # Loaded once nothing more can be refused without it.
     from ray_jobs.driver.resume import Earlier
@@ -77,7 +76,7 @@ def trace(
     if timeline_only:
         job.rebuild_timeline(tracing)
     else:
-        _run(tracing, Where(ray_address(address), wait_s=wait))
+        _run(tracing, Where(cluster, wait_s=wait))
     for warning in tracing.warnings:
         typer.echo(f"warning: {warning}", err=True)
     kinds = Counter(entry["kind"] for entry in tracing.index)

@@ -1,32 +1,38 @@
 """Joining a Ray cluster, waiting for its resources, and leaving it on a signal."""
 
 import os
-import signal
+import re
+import secrets
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.autoscaler import sdk as autoscaler
 
-from chatbot.errors import UsageError
-from ray_jobs.cluster.job import IN_A_JOB
+from chatbot.errors import UsageError, first_line
+from ray_jobs.cluster.job import IN_A_JOB, host_and_port, ray_address
 from ray_jobs.cluster.schedule import ClusterLostError
-from ray_jobs.measure.result import one_line
+from ray_jobs.cluster.session_folder import SessionFolder, session_folder
+from ray_jobs.cluster.signals import terminable
+from ray_jobs.results.store import StoreError
 
 CONNECT_TIMEOUT_S = 10.0
 POLL_S = 1.0
 SOURCES = Path(__file__).resolve().parents[2]
 REQUESTED: dict[str, float] = {}  # of the autoscaler, by this process
+TOKEN, TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"  # what Ray reads its token from
+VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # twice in a mismatch: the cluster's, then ours
+EXPECTED = (UsageError, StoreError, KeyboardInterrupt)  # Ray's logs tell nothing more of these
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: ``ray job stop``, a batch system, a shutdown."""
+class RefusedError(UsageError):
+    """Ray did not start or let this process join; its logs may tell more."""
 
 
 @contextmanager
@@ -34,31 +40,39 @@ def connected(address: str) -> Iterator[None]:
     """Joins the cluster at ``auto`` or ``HOST:PORT``; ``local`` starts one here, which ends with the block.
 
     If this process is already connected, that connection is used and left open.
-    Inside, SIGTERM raises ``Terminated`` in the main thread.
+    Inside, SIGTERM and SIGHUP raise ``Terminated`` in the main thread.
 
     Raises:
-        UsageError: a ``ray://`` address, or no cluster there.
+        UsageError: no driver can join there, or Ray can't be started here.
     """
-    if ray.is_initialized():
-        with _terminable(), _nothing_more_requested():
-            yield
-        return
-    if address.startswith("ray://"):
-        raise UsageError("ray:// keeps the driver off the cluster; use: ray job submit -- python -m ray_jobs matrix")
-    if ":" in address:
-        _reach(address)
-    options: dict[str, Any] = {}
-    if address == "local":
-        options["include_dashboard"] = False
-        os.environ.setdefault("RAY_worker_niceness", "0")  # by default a worker gives way to any other process
-    elif IN_A_JOB not in os.environ:  # a job's working directory is already everywhere
-        options["runtime_env"] = {"py_modules": [str(SOURCES / package) for package in ("chatbot", "ray_jobs")]}
+    with terminable() as arm:
+        if ray.is_initialized():
+            arm()
+            with _nothing_more_requested():
+                yield
+        elif address == "local":
+            with _local_session() as place, _joined(address, include_dashboard=False, _temp_dir=place):
+                arm()
+                yield
+        else:
+            with _joined(ray_address(address), **_sources()):
+                arm()
+                yield
+
+
+@contextmanager
+def _joined(address: str, **options: Any) -> Iterator[None]:
+    """Ray's own connection. Raises UsageError if there is none to be had."""
+    if (place := host_and_port(address)) is not None:
+        _reach(address, place)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise UsageError(f"no Ray cluster at {address!r}: {one_line(error).partition(': ')[2]}") from None
+    except Exception as error:  # a plain Exception, OSError, TimeoutError and more
+        with suppress(Exception):
+            ray.shutdown()
+        raise RefusedError(_refusal(address, error)) from error
     try:
-        with _terminable(), _nothing_more_requested():
+        with _nothing_more_requested():
             yield
     except ClusterLostError:
         raise  # Ray would wait for a minute, and then end this process itself
@@ -66,6 +80,61 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
         raise
     ray.shutdown()
+
+
+def _refusal(address: str, error: Exception) -> str:
+    """One line: what Ray says of it, with the versions of both sides where they differ."""
+    versions = VERSIONS.findall(str(error))
+    if len(versions) == 2:
+        there, here = (f"Ray {ray} and Python {python}" for ray, python in versions)
+        return f"the Ray cluster at {address!r} has {there}, this process {here}; install the same"
+    if isinstance(error, ray.exceptions.AuthenticationError):
+        return f"the Ray cluster at {address!r} wants its token: set RAY_AUTH_MODE=token, and {TOKEN} or {TOKEN_FILE}"
+    said = f"{type(error).__name__}: {first_line(error)}"
+    return f"Ray can't be started here: {said}" if address == "local" else f"no Ray cluster at {address!r}: {said}"
+
+
+def _sources() -> dict[str, Any]:
+    """What ``ray.init`` needs for a cluster's nodes to run this program; a job's working directory is there already."""
+    if IN_A_JOB in os.environ:
+        return {}
+    return {"runtime_env": {"py_modules": [str(SOURCES / package) for package in ("chatbot", "ray_jobs")]}}
+
+
+@contextmanager
+def _local_session() -> Iterator[str]:
+    """A private folder with a token of this run; it is kept, and named, where Ray's logs may tell why a run failed."""
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default a worker gives way to any other process
+    with session_folder() as folder, _token_of_this_run(folder):
+        try:
+            yield str(folder.path)
+        except RefusedError as error:
+            folder.keep()
+            raise UsageError(f"{error}; its logs are in {folder.path}") from None
+        except EXPECTED:
+            raise
+        except BaseException as error:
+            folder.keep()
+            error.add_note(f"Ray's logs are in {folder.path}")
+            raise
+
+
+@contextmanager
+def _token_of_this_run(folder: SessionFolder) -> Iterator[None]:
+    """Ray's token lies in the private folder: by itself Ray makes one in the home, which others may be able to read."""
+    if TOKEN in os.environ or TOKEN_FILE in os.environ:
+        yield
+        return
+    file = folder.path / "token"
+    file.touch(0o600)
+    file.write_text(secrets.token_hex(32))
+    os.environ[TOKEN_FILE] = str(file)
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        os.environ.pop(TOKEN_FILE, None)
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -80,36 +149,11 @@ def _nothing_more_requested() -> Iterator[None]:
                 autoscaler.request_resources(num_cpus=0)
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """``ray.init`` has put its own handlers in place; ours stands until the block ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived = threading.Event()
-
-    def terminate(*_: object) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows cleans up
-        arrived.set()
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if arrived.is_set():  # met inside ray.wait or ray.get, which make a plain KeyboardInterrupt of it
-            raise Terminated from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _reach(address: str) -> None:
+def _reach(address: str, place: tuple[str, int]) -> None:
     """Raises UsageError if nothing listens there: Ray itself would keep trying for minutes."""
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, ValueError, OverflowError) as error:
+        socket.create_connection(place, timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
         raise UsageError(f"no Ray cluster at {address!r}: {error}; give local, auto or HOST:PORT") from None
 
 

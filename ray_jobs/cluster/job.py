@@ -1,12 +1,46 @@
-"""What a submitted job knows of itself, told without Ray."""
+"""What is known of the cluster and of a submitted job without Ray."""
 
 import os
 from pathlib import Path
 
+from chatbot.errors import UsageError
+
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the driver of a submitted job
 JOB_OUT = "~/latency-matrix-results"  # a job's working directory is taken away when Ray needs the room
+ADDRESS = "RAY_ADDRESS"
 
 
 def default_out() -> str:
     """The default results root."""
     return str(Path(JOB_OUT).expanduser()) if IN_A_JOB in os.environ else "results"
+
+
+def ray_address(given: str | None) -> str:
+    """Where the cluster is: the address that was given, the environment's, or ``local``.
+
+    Raises:
+        UsageError: it is none that a driver can join.
+    """
+    place = given or os.environ.get(ADDRESS) or "local"
+    named = f"--address {place}" if given else f"{ADDRESS}={place}"
+    if place.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{named} is a dashboard, where jobs are submitted (ray job submit); give local, auto or HOST:PORT"
+        )
+    if place.startswith("ray://"):
+        raise UsageError(
+            f"{named} keeps the driver off the cluster; use: ray job submit -- python -m ray_jobs matrix, or give "
+            "local, auto or HOST:PORT"
+        )
+    if place not in ("local", "auto") and host_and_port(place) is None:
+        raise UsageError(f"{named} is no address: give local, auto or HOST:PORT, IPv6 as [ADDRESS]:PORT")
+    return place
+
+
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """``HOST:PORT`` or ``[IPV6]:PORT``, without the brackets; None if it is neither."""
+    host, _, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or (":" in bare) != (bare != host) or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        return None
+    return bare, int(port)

@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
@@ -11,6 +10,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from chatbot.errors import UsageError
+from ray_jobs.cluster.job import ray_address
 from ray_jobs.driver import run as main_job
 from ray_jobs.driver.run import Where
 from ray_jobs.matrix.rows import Row
@@ -88,7 +88,7 @@ def run(
     """
     mode, name = resolve_mode(wandb), run_id or new_run_id()
     directory = RunDirectory.named(out, name)
-    where = Where(address or os.environ.get("RAY_ADDRESS") or "local")
+    where = Where(ray_address(address))
     sink, reporter = WandbSink(mode, directory), Reporter(spec.budget, spec.precision)
     rows = main_job.run(spec, name, directory, where, sink, reporter)
     return Matrix(tuple(rows), spec.margin, directory.shown)
