@@ -79,6 +79,14 @@ def test_a_row_says_what_was_measured_and_where() -> None:
     assert (row.samples, row.launches) == (600, 10)
 
 
+def test_a_row_says_which_cores_were_chosen_and_what_is_wrong_with_them() -> None:
+    shared = {"chosen": "0,1", "doubts": ["2 threads share one core"]}
+    row = rows([replace(one, machine=shared) for one in launches()])[ODD]
+    assert row.cores == "0,1"
+    assert row.warnings.count("2 threads share one core") == 1
+    assert rows(launches())[ODD].cores is None
+
+
 def test_only_timed_calls_count() -> None:
     row = rows(launches(torchscript=5.0))[ODD]
     times = (row.p50_ms, row.p50_low_ms, row.p50_high_ms, row.mean_ms, row.p90_ms, row.p95_ms, row.p99_ms)
@@ -242,8 +250,8 @@ def test_what_was_not_measured_has_no_limit(status: str) -> None:
 
 def test_columns_are_the_rows_fields_the_newest_last() -> None:
     assert tuple(field.name for field in fields(Row)) == COLUMNS
-    newest = ("bound_why", "moved_mb", "stop_at_eos", "tokens_per_reply", "per_token_ms", "compared_replies")
-    assert COLUMNS[-7:] == (*newest, "first_difference")
+    newest = ("stop_at_eos", "tokens_per_reply", "per_token_ms", "compared_replies", "first_difference")
+    assert COLUMNS[-6:] == (*newest, "cores")
 
 
 # Warnings

@@ -33,7 +33,7 @@ ROW_COLUMNS = (
     "exact samples launches discarded_rounds p50_ms p50_low_ms p50_high_ms p90_ms p95_ms p99_ms mean_ms speedup "
     "speedup_low speedup_high verdict identical_replies prepare_s peak_memory_mb limit_ms of_limit bound status reason "
     "warnings disturbed_rounds warmup_calls sentinel_ms sentinel_drift hardware p50_scatter bound_why moved_mb "
-    "stop_at_eos tokens_per_reply per_token_ms compared_replies first_difference"
+    "stop_at_eos tokens_per_reply per_token_ms compared_replies first_difference cores"
 ).split()
 INTEGERS = {
     "compared_replies",
@@ -42,7 +42,7 @@ INTEGERS = {
 }
 TEXTS = {
     *("run_id", "trial_id", "station", "host", "device", "device_name", "model", "variant", "baseline", "verdict"),
-    *("bound", "bound_why", "status", "reason", "hardware"),
+    *("bound", "bound_why", "status", "reason", "hardware", "cores"),
 }
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)

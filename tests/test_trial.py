@@ -22,6 +22,7 @@ from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.result import TIMED, WARMUP, Launch, LaunchResult, Limits, Memory, Samples, Weights
 from ray_jobs.process import server as launch_server
 from ray_jobs.process import trial as launch
+from ray_jobs.process.cores import choose, topology
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError, dumps
 from ray_jobs.process.trial import (
     ATTEMPTS,
@@ -30,7 +31,6 @@ from ray_jobs.process.trial import (
     Failure,
     Outcome,
     Trial,
-    choose_cores,
     run_trial,
 )
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.alone
 
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
 NAMES = (BASELINE, CONTROL, "torchscript")
-CORES = choose_cores(sorted(os.sched_getaffinity(0)), 1)
+CORES = choose(os.sched_getaffinity(0), 1, topology()).cpus
 
 
 def prompts(count: int = 1000) -> NDArray[np.int64]:
@@ -337,13 +337,6 @@ def test_a_trial_gives_up_after_its_attempts(tmp_path: Path) -> None:
         take_all()
     failures = [outcome.launch for outcome in outcomes if isinstance(outcome, Failure)]
     assert [(lost.index, lost.attempt) for lost in failures] == [(0, 1), (0, 2), (0, 3)]
-
-
-def test_cores_are_the_last_ones_so_that_the_first_is_left_to_others() -> None:
-    assert choose_cores([3, 1, 2], 1) == (3,)
-    assert choose_cores([0, 1], 2) == (0, 1)
-    with pytest.raises(TrialError, match="3 threads asked for, but the station has 2 cores"):
-        choose_cores([0, 1], 3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees a CUDA device")

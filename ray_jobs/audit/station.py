@@ -16,7 +16,7 @@ from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver.inputs import Inputs
 from ray_jobs.driver.trials import Kept, TrialState, place
 from ray_jobs.measure.result import LaunchResult
-from ray_jobs.process.trial import choose_cores
+from ray_jobs.process.cores import choose, topology
 from ray_jobs.provenance import driver_facts
 from ray_jobs.spec import Spec
 
@@ -42,7 +42,7 @@ class AuditStation:
     @property
     def cores(self) -> tuple[int, ...]:
         """Those that launches are pinned to, as the station chooses them."""
-        return choose_cores(sorted(os.sched_getaffinity(0)), self.template.info.workload.threads)
+        return choose(os.sched_getaffinity(0), self.template.info.workload.threads, topology()).cpus
 
     def environment(self) -> dict[str, Any]:
         """The program and the machine."""

@@ -19,6 +19,7 @@ from ray_jobs.cluster.schedule import ClusterLostError, Schedule
 from ray_jobs.measure.result import LaunchResult, Weights, one_line
 from ray_jobs.process import lease
 from ray_jobs.process import trial as launch
+from ray_jobs.process.cores import topology
 from ray_jobs.process.profile.launches import run_traces
 from ray_jobs.process.server import TrialError
 from ray_jobs.results import samples
@@ -155,7 +156,7 @@ def _share(node_gpus: Sequence[str]) -> dict[str, Any]:
     gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", [])))
     if not node_gpus:
         return {"gpus": gpus}
-    cores = sorted(os.sched_getaffinity(0))
+    cores = topology().by_core(os.sched_getaffinity(0))
     asked = int(context.get_assigned_resources().get("CPU", 1))
     if len(gpus) != 1 or gpus[0] not in node_gpus:
         raise TrialError(f"Ray gave this trial the GPUs {', '.join(gpus) or 'none'} of {', '.join(node_gpus)}: not one")

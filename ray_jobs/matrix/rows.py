@@ -82,6 +82,7 @@ class Row:
     per_token_ms: float | None = None  # mean latency of a call over the mean tokens of a reply
     compared_replies: int | None = None  # that identical_replies is a share of
     first_difference: float | None = None  # of replies that are not identical the median first differing step, from 1
+    cores: str | None = None  # that launches were pinned to, and what was left empty for them
 
     @property
     def interval(self) -> Interval | None:
@@ -233,6 +234,7 @@ def _machine(launches: Sequence[LaunchResult]) -> dict[str, Any]:
     if watched:
         told["discarded_rounds"] = sum(int((~launch.kept_rounds).sum()) for launch in watched)
         told["disturbed_rounds"] = sum(watch.disturbed(w.interference) for w in watched if w.interference)
+    told["cores"] = "; ".join(dict.fromkeys(filter(None, (w.machine.get("chosen") for w in launches)))) or None
     speeds = [float(np.mean(launch.sentinel_ns)) / 1e6 for launch in launches if launch.sentinel_ns]
     if speeds:
         told["sentinel_ms"] = float(np.median(speeds))
@@ -248,7 +250,7 @@ def _complaint(launches: Sequence[LaunchResult]) -> str | None:
 
 def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]) -> list[str]:
     """Warnings about the machine and the warm-up for the reader of this row."""
-    warnings = []
+    warnings = list(dict.fromkeys(doubt for launch in launches for doubt in launch.machine.get("doubts", ())))
     complaint = _complaint(launches)
     if complaint:
         warnings.append(complaint)

@@ -20,6 +20,7 @@ from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, Weight
 from ray_jobs.measure.roofline import limits_of
 from ray_jobs.measure.speeds import measure_speeds
 from ray_jobs.process import lease
+from ray_jobs.process.cores import Choice, choose, topology
 from ray_jobs.process.lease import Lease
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
 from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
@@ -91,17 +92,6 @@ Ask = Callable[[Callable[[], Any]], Any]  # a value from a fresh pinned process,
 T = TypeVar("T")
 
 
-def choose_cores(allowed: Sequence[int], threads: int) -> tuple[int, ...]:
-    """The cores to measure on: the last ``threads`` allowed ones, so that the first is left to everything else.
-
-    Raises:
-        TrialError: fewer cores are allowed than threads asked for.
-    """
-    if threads > len(allowed):
-        raise TrialError(f"{threads} threads asked for, but the station has {len(allowed)} cores")
-    return tuple(sorted(allowed)[-threads:])
-
-
 def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iterator[Outcome]:
     """Launches until every speedup is precise enough or the budget ends; then each variant's peak memory and limit.
 
@@ -112,13 +102,16 @@ def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iter
         TrialError: the cores do not suffice, the station stayed busy, or a launch failed ``ATTEMPTS`` times.
     """
 
-    def work(ask: Ask, cores: tuple[int, ...]) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
+    def work(ask: Ask, chosen: Choice) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
         def alone(name: str) -> Any:
             return ask(partial(_alone, trial, name))
 
         def run(launch: Launch) -> LaunchResult | Failure:
-            outcome = ask(partial(_launch, trial, launch, cores))
-            return Failure(launch, outcome.reason) if isinstance(outcome, Loss) else outcome
+            outcome: LaunchResult | Loss = ask(partial(_launch, trial, launch, chosen.cpus))
+            if isinstance(outcome, Loss):
+                return Failure(launch, outcome.reason)
+            where = {"chosen": chosen.text, "doubts": list(chosen.warnings)}
+            return replace(outcome, machine={**outcome.machine, **where})
 
         yield from _build(trial, alone)
         yield from launches(trial, run, clock)
@@ -131,25 +124,34 @@ def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iter
     yield from on_station(trial, work)
 
 
-def on_station(trial: Trial, work: Callable[[Ask, tuple[int, ...]], Iterator[T]]) -> Iterator[T | Waiting]:
+def on_station(trial: Trial, work: Callable[[Ask, Choice], Iterator[T]]) -> Iterator[T | Waiting]:
     """Does ``work`` while the trial's station is held; it is given what asks for fresh processes, and their cores.
+
+    The siblings of measured cores are held too, except where a GPU's neighbours may measure on them.
 
     Raises:
         TrialError: the cores do not suffice, or the station stayed busy.
     """
     allowed = sorted(trial.cores or os.sched_getaffinity(0))
-    cores = choose_cores(allowed, trial.workload.threads)
-    others = [core for core in allowed if core not in cores]
-    with Lease(lease.names_of(allowed, trial.gpus), lease.describe(trial.run_id, trial.id)) as held:
+    chosen = _chosen(allowed, trial.workload.threads)
+    taken = allowed if trial.cores else {*allowed, *chosen.empty}
+    with Lease(lease.names_of(sorted(taken), trial.gpus), lease.describe(trial.run_id, trial.id)) as held:
         yield from _take(held, trial.wait_s)
-        with LaunchServer(trial.workload, others, held.descriptors, given=trial) as server:
+        with LaunchServer(trial.workload, chosen.others, held.descriptors, given=trial) as server:
 
             def ask(work: Callable[[], Any]) -> Any:
-                return server.run(Request(work, cores, trial.workload.threads, trial.launch_timeout_s))
+                return server.run(Request(work, chosen.cpus, trial.workload.threads, trial.launch_timeout_s))
 
             if trial.workload.device == "cuda" and (fault := ask(_cuda_fault)) is not None:
                 raise TrialError(fault.reason if isinstance(fault, Loss) else fault)
-            yield from work(ask, cores)
+            yield from work(ask, chosen)
+
+
+def _chosen(allowed: Sequence[int], threads: int) -> Choice:
+    try:
+        return choose(allowed, threads, topology())
+    except ValueError as error:
+        raise TrialError(str(error)) from None
 
 
 def _take(held: Lease, patience_s: float) -> Iterator[Waiting]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from chatbot.variants import variant_named
+from ray_jobs.process.cores import Choice
 from ray_jobs.process.profile.profiler import Traced, trace_variant
 from ray_jobs.process.server import Loss
 from ray_jobs.process.trial import Ask, Trial, Waiting, on_station
@@ -21,7 +22,7 @@ def run_traces(trial: Trial) -> Iterator[Traced | Waiting]:
         TrialError: the cores do not suffice, or the station stayed busy.
     """
 
-    def work(ask: Ask, _: tuple[int, ...]) -> Iterator[Traced]:
+    def work(ask: Ask, _: Choice) -> Iterator[Traced]:
         for name in trial.variants:
             outcome = ask(partial(trace_variant, trial.workload, name, trial.weights, trial.pool, trial.id))
             yield Traced(name, failed=outcome.reason) if isinstance(outcome, Loss) else outcome
