@@ -6,6 +6,7 @@ attention: Luong et al. 2015, https://arxiv.org/abs/1508.04025. Module names are
 its checkpoints load.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Final
 
@@ -147,6 +148,14 @@ class Chatbot:
             embedding = nn.Embedding(config.vocabulary, config.hidden)
             encoder, decoder = Encoder(config, embedding), Decoder(config, embedding)
         return cls(config, encoder.eval(), decoder.eval())
+
+    def copy(self) -> "Chatbot":
+        """A copy that shares no weight with this one; its two networks share one embedding, as these do.
+
+        Copy on the CPU and move the copy: cuDNN wants all weights of a GRU in one buffer, or it copies them at each
+        call. Moving to a GPU makes that buffer, copying does not (``torch.nn.RNNBase.flatten_parameters``).
+        """
+        return Chatbot(self.config, *copy.deepcopy((self.encoder, self.decoder)))
 
     def to(self, device: str) -> "Chatbot":
         """Moves both networks, in place, and returns itself."""

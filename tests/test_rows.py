@@ -381,6 +381,12 @@ def test_a_variant_that_was_not_settled_in_over_a_fifth_of_the_launches_is_a_war
     assert found[CONTROL].warnings == ()
 
 
+def test_a_gru_whose_weights_are_copied_at_each_call_is_a_warning_of_its_row_alone() -> None:
+    found = rows(with_facts(launches(noise=0.001), ODD, scattered=True))
+    said = "its GRU's weights are not in one buffer, so cuDNN copies all of them at each call"
+    assert (found[ODD].warnings, found[CONTROL].warnings) == ((said,), ())
+
+
 def with_trend(first_half: Mapping[str, float], count: int = 10) -> list[LaunchResult]:
     """All calls take 10 ms, in the first half of each launch times this."""
     made = []

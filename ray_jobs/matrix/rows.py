@@ -265,6 +265,8 @@ def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[Va
         warnings.append(
             f"it never settled: still getting faster as its warm-up ended, in {restless} of {len(facts)} launches"
         )
+    if any(f.scattered for f in facts):
+        warnings.append("its GRU's weights are not in one buffer, so cuDNN copies all of them at each call")
     columns = {
         launch.variants: (launch.variants.index(variant), launch.variants.index(BASELINE)) for launch in launches
     }

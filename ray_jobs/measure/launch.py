@@ -16,12 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, variant_named
-from ray_jobs.measure import orders
-from ray_jobs.measure.program import Program, label_fault, probe_fault, program_of, same_program_faults
+from ray_jobs.measure import gpu, orders
+from ray_jobs.measure.program import (
+    Program,
+    label_fault,
+    probe_fault,
+    program_of,
+    same_program_faults,
+    scattered,
+)
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, Weights, one_line
 from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, run_rounds, size, warm_up
 from ray_jobs.measure.subject import Subject, subject_of
-from ray_jobs.measure.timing import timer_for
+from ray_jobs.measure.timing import floor_ns, timer_for
 from ray_jobs.measure.watch import sentinel_ns, watch_for
 
 Facts = dict[str, VariantFacts]
@@ -42,6 +49,7 @@ def measure(
         pool: (N, T) distinct prompts; a launch draws its own from them. A model from a factory needs none.
         launch: number, orders and sizes of this launch.
     """
+    gpu.require_float32()
     rng = launch.rng()
     own = pool[rng.permutation(len(pool))]
     built = [variants[i] for i in orders.building_order(len(variants), launch.index, launch.seed)]
@@ -52,6 +60,7 @@ def measure(
     prompts = subject.questions
     replies = _prepare_all(built, subject, workload, facts)
     timer = timer_for(workload.device)
+    floor = floor_ns(timer)
     warm = warm_up(replies, variants, prompts, timer, log)
     for name, found in warm.items():
         facts[name] = replace(
@@ -85,6 +94,7 @@ def measure(
         log.samples(),
         interference=answers.interference,
         sentinel_ns=sentinels,
+        machine={"timing_floor_ns": floor},
     )
 
 
@@ -102,11 +112,15 @@ def measure_alone(
 ) -> Alone:
     """Measures the peak memory in MB of preparing and calling one variant in this process; then collects its replies.
 
-    On the CPU it is the resident set, including Python and PyTorch; on CUDA what the allocator held. ``compared`` is
-    the number of prompts to answer, in whole batches, as far as the pool goes.
+    On the CPU it is the resident set, including Python and PyTorch; on CUDA what the allocator held while it answered
+    (the context and the libraries, 300 to 500 MB, are not in it; what preparing took and gave back isn't either).
+    ``compared`` is the number of prompts to answer, in whole batches, as far as the pool goes.
     """
+    gpu.require_float32()
     subject = subject_of(weights, pool, workload)
     reply = subject.fresh()(variant_named(variant))
+    if workload.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     for _ in range(WARMUP_CALLS):
         reply(*subject.questions.next())
     if workload.device == "cuda":
@@ -137,7 +151,8 @@ def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, fac
         prepare_s = time.perf_counter() - start
         programs[name] = program = program_of(replies[name])
         fault = label_fault(name, program, workload)
-        facts[name] = VariantFacts(prepare_s, program.identity, program.kind, invalid=fault)
+        apart = workload.device == "cuda" and scattered(replies[name])
+        facts[name] = VariantFacts(prepare_s, program.identity, program.kind, invalid=fault, scattered=apart)
     for name, fault in same_program_faults(programs).items():
         facts[name] = replace(facts[name], invalid=fault)
     return replies
@@ -187,4 +202,5 @@ def machine_facts() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
     }

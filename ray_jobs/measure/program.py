@@ -25,6 +25,7 @@ from chatbot.variants.engines import engine_of
 TEXT_MODULES = ("chatbot.vocabulary", "chatbot.corpus", "unicodedata")
 RUNTIMES = ("torch", "onnxruntime", "openvino")  # which may name their inputs
 CUDA_GRAPH = "cuda-graph"
+RECURRENT = ("GRU", "LSTM", "RNN")
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,21 @@ def _constants(script: torch.jit.ScriptModule) -> list[Tensor]:
 def _placed(tensor: Tensor) -> bool:
     """Tells whether a tensor has a memory address."""
     return tensor.layout == torch.strided
+
+
+def scattered(reply: Reply) -> bool:
+    """Tells whether the parameters of a GRU lie in several buffers: on a GPU, cuDNN copies them into one at each call.
+
+    See ``torch.nn.RNNBase.flatten_parameters``.
+    """
+    roots = [one for one in _programs(reply, set()) if isinstance(one, nn.Module)]
+    cells = [part for root in roots for part in root.modules() if _name(part) in RECURRENT]
+    return any(len({one.untyped_storage().data_ptr() for one in cell.parameters()}) > 1 for cell in cells)
+
+
+def _name(module: nn.Module) -> str:
+    """The class, that of a scripted module too."""
+    return str(module.original_name) if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
 
 
 def label_fault(name: str, program: Program, workload: Workload) -> str | None:

@@ -90,6 +90,7 @@ class VariantFacts:
     skipped: str | None = None  # it can't run here: what it lacks
     tokens: int = 0  # in all compared replies; 0 in runs from before they were counted
     differing: tuple[int, ...] = ()  # the first step that differs, of each reply that is not identical
+    scattered: bool = False  # a GRU's weights on the GPU are not in one buffer
 
 
 @dataclass(frozen=True)

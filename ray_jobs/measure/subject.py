@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,17 +42,20 @@ class ChatbotSubject:
         self.workload = workload
         self.questions: Questions = (prompts := Prompts(pool, workload))
         self.prompts = prompts
-        self.chatbot = weights.chatbot().to(workload.device)
+        self.chatbot = weights.chatbot()  # on the CPU: only what is measured takes memory of the GPU
 
     def fresh(self) -> Callable[[Variant], Reply]:
-        source = self.chatbot
-        bot = Chatbot(source.config, copy.deepcopy(source.encoder), copy.deepcopy(source.decoder))
-        bot.decoder.embedding = bot.encoder.embedding  # shared, as deepcopy of each part alone would not keep it
+        bot = self.chatbot.copy().to(self.workload.device)
         return lambda variant: prepared(variant, bot, self.workload)
 
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
         asked = self.prompts.asked(*shape)
-        return replies.check_replies(name, answers, baselines, asked, self.chatbot, self.workload)
+        return replies.check_replies(name, answers, baselines, asked, self.judge, self.workload)
+
+    @cached_property
+    def judge(self) -> Chatbot:
+        """The networks that decide whether a difference is a tie, made after all timing."""
+        return self.chatbot.copy().to(self.workload.device)
 
 
 class OwnQuestions:

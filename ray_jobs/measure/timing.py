@@ -1,6 +1,7 @@
 """One timed call, and what the machine did to this process during it.
 
-Between the two clock readings there is only the call and, on CUDA, a synchronisation.
+Between the two clock readings there is only the call and, on CUDA, recording an event and a synchronisation. What they
+cost is measured in each launch (``floor_ns``) and never subtracted.
 """
 
 import time
@@ -15,6 +16,7 @@ from torch import Tensor
 from chatbot.variants import Reply
 
 Clock = Callable[[], int]
+FLOOR_CALLS = 51
 
 
 class Reading(NamedTuple):
@@ -25,7 +27,7 @@ class Reading(NamedTuple):
 
     start_ns: int
     wall_ns: int
-    device_ns: int | None  # between two CUDA events
+    device_ns: int | None  # between two CUDA events of the current stream, its idle times included
     cpu_ns: int  # of all threads of this process
     involuntary_switches: int
 
@@ -65,8 +67,8 @@ class CudaTimer:
         clock, synchronize = self.clock, torch.cuda.synchronize
         before = getrusage(RUSAGE_SELF)
         synchronize()
-        start = clock()
         self.first.record()
+        start = clock()
         tokens = reply(prompts, lengths)
         self.last.record()
         synchronize()
@@ -74,6 +76,13 @@ class CudaTimer:
         after = getrusage(RUSAGE_SELF)
         device_ns = round(self.first.elapsed_time(self.last) * 1e6)
         return tokens, Reading(start, stop - start, device_ns, *_spent(before, after))
+
+
+def floor_ns(timer: Timer) -> int:
+    """The median of calls that do nothing: what timing itself adds to each sample."""
+    nothing = torch.empty(0)
+    walls = [timer.call(lambda prompts, _: prompts, nothing, nothing)[1].wall_ns for _ in range(FLOOR_CALLS)]
+    return sorted(walls)[FLOOR_CALLS // 2]
 
 
 def timer_for(device: str) -> Timer:

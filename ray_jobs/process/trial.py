@@ -228,7 +228,7 @@ def _launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResul
     machine = measure.machine_facts()
     if tuple(machine["cores"]) != cores or machine["threads"] != trial.workload.threads:
         raise RuntimeError(f"it ended on cores {machine['cores']} with {machine['threads']} threads, not as pinned")
-    return replace(result, machine=machine)
+    return replace(result, machine={**machine, **result.machine})
 
 
 def _build(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Alive]:

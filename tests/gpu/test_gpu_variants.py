@@ -1,7 +1,5 @@
 """Every entry of the table on a real GPU: same replies, its kind, its memory. Needs neither Ray nor Arrow."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,8 @@ from chatbot.config import Config
 from chatbot.model import Chatbot
 from chatbot.variants import VARIANTS, Reply, UnavailableError, Workload, prepared, torchscript
 from chatbot.vocabulary import EOS, FIRST_WORD, PAD
-from ray_jobs.measure import launch
-from ray_jobs.measure.program import label_fault, probe_fault, program_of
+from ray_jobs.measure import gpu, launch
+from ray_jobs.measure.program import label_fault, probe_fault, program_of, scattered
 from ray_jobs.measure.result import Weights
 from ray_jobs.measure.timing import CudaTimer
 
@@ -30,6 +28,8 @@ GRAPHS = ["cuda-graph", "compile-cudagraph"]
 
 @pytest.fixture(scope="module")
 def bot() -> Chatbot:
+    """On the GPU, with each GRU's weights in one buffer; moved there as every variant's copy is."""
+    gpu.require_float32()
     return Chatbot.random(CONFIG).to("cuda")
 
 
@@ -44,7 +44,7 @@ def ragged(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def reply_of(name: str, bot: Chatbot, workload: Workload = WORKLOAD) -> Reply:
-    own = Chatbot(bot.config, *copy.deepcopy((bot.encoder, bot.decoder)))
+    own = Chatbot.random(CONFIG).to("cuda")  # the same weights: a copy made on the GPU would lie apart
     with torch.inference_mode():
         try:
             reply = prepared(VARIANTS[name], own, workload)
@@ -77,6 +77,11 @@ def test_the_timed_program_is_what_its_entry_says(name: str, bot: Chatbot) -> No
     assert program.devices == {"cuda"}
     if VARIANTS[name].kind != "inductor":  # a hook of ours would make it compile anew
         assert probe_fault(reply, *ragged(), program.kind) is None
+
+
+@pytest.mark.parametrize("name", ["eager", "torchscript", "bf16"])
+def test_a_grus_weights_are_in_one_buffer(name: str, bot: Chatbot) -> None:
+    assert not scattered(reply_of(name, bot))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -140,7 +145,7 @@ def test_the_events_of_the_timer_enclose_the_work_of_a_call() -> None:
 
 def test_a_trace_is_bound_to_the_device_that_it_was_made_on(bot: Chatbot) -> None:
     """The GRU's first state is baked in: a search that was traced on the CPU can't follow its weights to the GPU."""
-    on_cpu = torchscript.script(Chatbot(bot.config, *copy.deepcopy((bot.encoder, bot.decoder))).to("cpu"), "cpu")
+    on_cpu = torchscript.script(bot.copy().to("cpu"), "cpu")
     prompts, lengths = ragged()
     with torch.inference_mode(), pytest.raises(RuntimeError):
         on_cpu.to("cuda")(prompts, lengths, 3)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from chatbot.variants import Reply, Workload, prepared, variant_named
+from ray_jobs.measure.gpu import require_float32
 from ray_jobs.measure.result import Weights
 from ray_jobs.measure.rounds import WARMUP_CALLS
 from ray_jobs.measure.timing import timer_for
@@ -57,6 +58,7 @@ class Traced:
 
 def trace_variant(workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64], trial: str) -> Traced:
     """Traces one variant in this process; ``pool`` are prompts (N, T), ``trial`` is written into the trace."""
+    require_float32()
     with torch.inference_mode():
         batches = _batches(pool, workload)
         reply = prepared(variant_named(variant), weights.chatbot().to(workload.device), workload)
