@@ -61,7 +61,7 @@ test-s3: .venv/installed         ## results in an object store: fetches moto's S
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[s3]'
 	$(BIN)/python -m pytest -m 'not gpu' tests/test_s3.py $(ARGS)
 
-test-gpu:                        ## the tests of a GPU, with whatever PyTorch is installed; they need pytest beside it
+test-gpu:                        ## the tests of a GPU, with whatever PyTorch is installed; beside it: pip install pytest pytest-timeout hypothesis numpy
 	$(PYTHON) -m pytest -m gpu -p no:cacheprovider tests/gpu $(ARGS)
 
 check: .venv/installed           ## ruff, mypy and the import contracts

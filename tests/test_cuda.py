@@ -1,20 +1,47 @@
 """What a launch on a GPU rests on, held without one: memory layouts, arithmetic, and PyTorch's own sources."""
 
+import ast
+import contextlib
 import copy
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import cudnn
 import pytest
 import torch
 from launches import enter, prompts, tiny
 from torch import nn
+from torch._C._autograd import DeviceType
+from torch._dynamo.utils import counters
+from torch.autograd.profiler_util import EventList, FunctionEvent
+from torch.utils import cpp_extension
 
 from chatbot.model import Chatbot
-from chatbot.variants import BASELINE, CONTROL, Prepare, Reply, Workload, bf16, eager, torchscript
+from chatbot.variants import (
+    BASELINE,
+    CONTROL,
+    Prepare,
+    Reply,
+    UnavailableError,
+    Workload,
+    bf16,
+    cuda_graph,
+    eager,
+    export_aoti,
+    torchscript,
+)
+from chatbot.variants.inductor import example
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.program import scattered
 from ray_jobs.measure.result import Launch, Weights
 from ray_jobs.measure.timing import CudaTimer, Reading, floor_ns
+from ray_jobs.process.profile import profiler
+from ray_jobs.process.profile.shares import kind_of
 
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
 TINY = Weights(preset="tiny")
@@ -141,3 +168,96 @@ def test_what_timing_adds_is_the_median_of_calls_that_do_nothing() -> None:
             return reply(prompts, lengths), Reading(0, next(walls), None, 0, 0)
 
     assert floor_ns(Slow()) == 24
+
+
+def test_inductors_advice_to_use_tf32_does_not_end_the_tests_on_a_gpu() -> None:
+    """Our filters make warnings errors; on every GPU since Ampere, Inductor warns that TF32 is off."""
+    source = (Path(torch.__file__).parent / "_inductor/compile_fx.py").read_text()
+    said = re.findall(r'"(TensorFloat32 tensor cores [^"]*)"', source)
+    filters = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["filterwarnings"]
+    ours = [one.split(":")[1] for one in filters if "TensorFloat32" in one]
+    assert len(said) == 1
+    assert len(ours) == 1
+    assert re.match(ours[0], said[0])
+
+
+def test_make_test_gpu_names_the_packages_that_its_tests_import() -> None:
+    loaded = [*Path("tests/gpu").glob("*.py"), Path("tests/conftest.py"), *Path("tests/support").glob("profiles.py")]
+    found = {name.split(".")[0] for path in loaded for name in imported(ast.parse(path.read_text()))}
+    ours = {"chatbot", "ray_jobs", "torch", "profiles", "skips"}
+    needed = found - ours - set(sys.stdlib_module_names) | {"pytest-timeout"}  # the marker "timeout" is its
+    line = next(line for line in Path("Makefile").read_text().splitlines() if line.startswith("test-gpu:"))
+    assert needed == set(line.partition("pip install ")[2].split())
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_without_a_toolkit_export_aoti_is_skipped_with_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_aoti, "require_compiler", lambda device: None)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    with pytest.raises(UnavailableError, match="no CUDA toolkit: install one and let CUDA_HOME"):
+        export_aoti.prepare(tiny(), replace(WORKLOAD, device="cuda"))
+
+
+@pytest.mark.parametrize("skips", [0, 1])
+def test_a_compiled_search_that_replays_no_graph_is_not_called_one(skips: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor does without a CUDA graph where it can't make one, and only its log tells."""
+
+    def compile_(search: nn.Module, **_: object) -> nn.Module:
+        counters["inductor"]["cudagraph_skips"] += skips
+        return search
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
+    monkeypatch.setattr(cuda_graph, "require_compiler", lambda device: None)
+    monkeypatch.setattr(cuda_graph, "compiling", lambda workload: contextlib.nullcontext())
+    before = counters["inductor"]["cudagraph_skips"]
+    if skips:
+        with pytest.raises(RuntimeError, match="replays no CUDA graph"):
+            cuda_graph.prepare_compiled(tiny(), WORKLOAD)
+    else:
+        assert cuda_graph.prepare_compiled(tiny(), WORKLOAD)(*example(WORKLOAD)).shape == (1, 3)
+    counters["inductor"]["cudagraph_skips"] = before
+
+
+def event(ident: int, name: str, start: int, end: int, **more: Any) -> Any:
+    return FunctionEvent(ident, name, 1, start, end, use_device="cuda", stack=[], **more)  # type: ignore[no-untyped-call]
+
+
+def recorded() -> Any:
+    """One reply on a GPU as ``torch.profiler`` keeps it: a phase, an operator, its launch, its kernel, and copies."""
+    phase = event(1, "reply", 0, 100, is_user_annotation=True)
+    product, launched = event(2, "aten::mm", 10, 40), event(3, "cudaLaunchKernel", 20, 30)
+    on_device: dict[str, Any] = {"device_type": DeviceType.CUDA}
+    kernel = event(4, "void at::native::gemm<float>(int)", 30, 80, **on_device)
+    shown = event(5, "reply", 30, 80, is_user_annotation=True, **on_device)
+    product.append_kernel(kernel.name, 0, 50)
+    phase.append_kernel(shown.name, 0, 50)
+    events: Any = EventList([phase, product, launched, kernel, shown], use_device="cuda")  # type: ignore[no-untyped-call]
+    events._build_tree()
+    return events.key_averages()
+
+
+def test_a_kernel_is_no_operator_and_its_time_counts_once() -> None:
+    operators = {one.operator: one for one in profiler._operators(recorded(), "cuda")}
+    assert set(operators) == {"reply", "aten::mm", "cudaLaunchKernel"}
+    assert sum(one.self_device_us or 0.0 for one in operators.values()) == 50
+    assert operators["aten::mm"].self_device_us == 50
+    assert operators["cudaLaunchKernel"].kind == "dispatch"
+    assert profiler._kernels(recorded()) == (profiler.Kernel("void at::native::gemm<float>(int)", 1, 50.0),)
+
+
+@pytest.mark.parametrize("name", ["cudaLaunchKernel", "cuLaunchKernelEx", "cudaMemcpyAsync"])
+def test_calls_of_the_runtime_and_driver_are_dispatch(name: str) -> None:
+    assert kind_of(name) == "dispatch"
+
+
+@pytest.mark.parametrize("name", ["customReply", "cumulative", "reply", "cudagraph"])
+def test_a_phase_that_is_called_like_one_is_not(name: str) -> None:
+    assert kind_of(name) == "interpreter"

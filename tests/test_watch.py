@@ -7,12 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -32,7 +31,6 @@ from ray_jobs.measure.watch import (
     MachineWatch,
     complaint,
     disturbed,
-    gpu_state,
     kept,
     per_round,
     sentinel_ns,
@@ -103,6 +101,12 @@ def test_busy_is_all_cores_work_without_idling_waiting_for_disks_and_stolen_time
     assert read(proc).busy_ns == (100 + 10 + 20 + 3 + 7) * TICK_NS
 
 
+def test_where_others_have_the_other_cores_only_the_stations_own_count(proc: Path) -> None:
+    """Two trials on the GPUs of one node would else declare each other disturbed, round after round."""
+    found = MachineWatch((1,), proc=proc, counted=(1, 2)).read()
+    assert found.busy_ns == (30 + 3 + 6 + 1 + 2 + 10 + 2 + 4 + 1 + 2) * TICK_NS
+
+
 def test_pressure_is_that_of_some_task_in_ns(proc: Path) -> None:
     assert read(proc).pressure_ns == 4321 * 1000
 
@@ -155,7 +159,7 @@ def test_a_machine_that_tells_nothing_still_has_wall_and_cpu_time() -> None:
 
 
 def test_the_watch_of_this_machine_counts_up() -> None:
-    watch = watch_for("cpu")
+    watch = watch_for()
     assert watch.cores == tuple(sorted(os.sched_getaffinity(0)))
     first = watch.read()
     sum(range(300_000))
@@ -163,98 +167,6 @@ def test_the_watch_of_this_machine_counts_up() -> None:
     assert (first.gpu_clock_mhz, first.gpu_throttle, first.gpu_foreign) == (None, None, None)
     assert second.wall_ns > first.wall_ns
     assert second.cpu_ns > first.cpu_ns
-
-
-# The GPU
-
-
-class FakeNvml(ModuleType):
-    """As much of pynvml as is asked; ``lost`` are the questions that it answers with an error."""
-
-    NVML_CLOCK_SM = 1
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, clock: int = 1980, reasons: int = 0, pids: tuple[int, ...] = (), lost: str = "") -> None:
-        super().__init__("pynvml")
-        self.clock, self.reasons, self.pids, self.lost = clock, reasons, pids, lost.split()
-
-    def _answer(self, question: str, value: Any) -> Any:
-        if question in self.lost:
-            raise self.NVMLError(question)
-        return value
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        self._answer("init", None)
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        return f"handle of {uuid}"
-
-    def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:  # noqa: N802
-        assert (handle, kind) == ("handle of GPU-7", self.NVML_CLOCK_SM)
-        return int(self._answer("clock", self.clock))
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
-        return int(self._answer("reasons", self.reasons))
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
-        processes: list[Any] = self._answer("processes", [type("P", (), {"pid": pid})() for pid in self.pids])
-        return processes
-
-
-def test_a_gpus_clock_is_read_each_time() -> None:
-    nvml = FakeNvml(clock=1980)
-    state = gpu_state(nvml, "GPU-7")
-    assert state() == (1980, 0, 0)
-    nvml.clock = 1200
-    assert state() == (1200, 0, 0)
-
-
-def test_this_process_is_no_stranger_on_the_gpu() -> None:
-    """Whatever its number is there: a container does not know it."""
-    assert gpu_state(FakeNvml(pids=(41, 1, 2)), "GPU-7")()[2] == 2
-    assert gpu_state(FakeNvml(pids=(41,)), "GPU-7")()[2] == 0
-
-
-@pytest.mark.parametrize("reason", [0x4, 0x8, 0x20, 0x40, 0x80])
-def test_reasons_that_cost_speed_are_kept(reason: int) -> None:
-    assert gpu_state(FakeNvml(reasons=reason | 0x1), "GPU-7")()[1] == reason
-
-
-@pytest.mark.parametrize("reason", [0x1, 0x2, 0x10, 0x100])  # idle, asked-for clocks, sync boost, display
-def test_reasons_that_are_no_disturbance_are_not(reason: int) -> None:
-    assert gpu_state(FakeNvml(reasons=reason), "GPU-7")()[1] == 0
-
-
-@pytest.mark.parametrize(
-    ("lost", "state"),
-    [("clock", (None, 0, 0)), ("reasons", (1980, None, 0)), ("processes", (1980, 0, None))],
-)
-def test_what_a_gpu_does_not_tell_is_none_and_the_rest_is_told(lost: str, state: tuple[int | None, ...]) -> None:
-    assert gpu_state(FakeNvml(lost=lost), "GPU-7")() == state
-
-
-def test_a_watch_on_cuda_reads_the_gpu(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(clock=1500, reasons=0x4, pids=(1, 2)))
-    properties = type("Properties", (), {"uuid": "7"})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    found = dataclasses.replace(watch_for("cuda"), proc=proc).read()
-    assert (found.gpu_clock_mhz, found.gpu_throttle, found.gpu_foreign) == (1500, 0x4, 1)
-    assert found.run_delay_ns == 42
-
-
-@pytest.mark.parametrize("nvml", [None, FakeNvml(lost="init")], ids=["no package", "no driver"])
-def test_a_watch_on_cuda_without_nvml_reads_the_rest(nvml: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    found = watch_for("cuda").read()
-    assert found[7:] == (None, None, None)
-    assert found.wall_ns > 0
-
-
-def test_a_watch_on_the_cpu_does_not_ask_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
-    assert watch_for("cpu").gpu is None
 
 
 # Rounds from readings

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from chatbot import model, vocabulary
 from chatbot.model import Chatbot
 from chatbot.variants import inductor, masked
-from chatbot.variants.base import Reply, Workload
+from chatbot.variants.base import Reply, UnavailableError, Workload
 from chatbot.variants.engines import engine_of
 from chatbot.variants.inductor import cache_folder, compiling, example, machine, require_compiler, settings, stepping
 from chatbot.variants.masked import MaskedEncoder, Step
@@ -33,6 +33,8 @@ SOURCES = (sys.modules[__name__], inductor, masked, model, vocabulary)
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     """Loads both libraries, building them if no earlier launch has; they read the chatbot's weights in place."""
     require_compiler(workload.device)
+    if workload.device == "cuda":
+        _require_toolkit()
     encoder, step, layers = MaskedEncoder(chatbot.encoder).eval(), Step(chatbot.decoder).eval(), chatbot.config
     prompts, _ = example(workload)
     token = torch.full((workload.batch,), SOS, device=workload.device)
@@ -43,6 +45,17 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
         encode = _loaded(f"encoder-{key}", encoder, (prompts,), workload)
         take = _loaded(f"step-{key}", step, (token, state, outputs, blocked), workload)
     return stepping(encode, take, layers.decoder_layers, workload)
+
+
+def _require_toolkit() -> None:
+    """Raises UnavailableError where AOTInductor would not find the headers that its wrapper is compiled with.
+
+    Imported here, never before a fork: the module asks the driver for its GPUs.
+    """
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if CUDA_HOME is None:
+        raise UnavailableError("there is no CUDA toolkit: install one and let CUDA_HOME name its folder")
 
 
 class Running:

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_jobs.cluster.events import Event, Job, LaunchDone, Outcome, TrialEnded, WorkerLost
 from ray_jobs.cluster.reachability import Watchman
 from ray_jobs.cluster.schedule import ClusterLostError, Schedule
+from ray_jobs.measure.gpu import lock_names
 from ray_jobs.measure.result import LaunchResult, Weights, one_line
 from ray_jobs.process import lease
 from ray_jobs.process import trial as launch
@@ -153,14 +154,15 @@ def _measure(
 def _share(node_gpus: Sequence[str]) -> dict[str, Any]:
     """The cores and GPUs of this task: all cores of the node or, where its GPUs are named, those of the one here."""
     context = ray.get_runtime_context()
-    gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", [])))
+    gpus = tuple(str(gpu).strip() for gpu in context.get_accelerator_ids().get("GPU", []))
+    locks = lock_names(gpus)
     if not node_gpus:
-        return {"gpus": gpus}
+        return {"gpus": locks}
     cores = topology().by_core(os.sched_getaffinity(0))
     asked = int(context.get_assigned_resources().get("CPU", 1))
     if len(gpus) != 1 or gpus[0] not in node_gpus:
         raise TrialError(f"Ray gave this trial the GPUs {', '.join(gpus) or 'none'} of {', '.join(node_gpus)}: not one")
-    return {"gpus": gpus, "cores": share_of_cores(cores, asked, node_gpus.index(gpus[0]))}
+    return {"gpus": locks, "cores": share_of_cores(cores, asked, node_gpus.index(gpus[0]))}
 
 
 def share_of_cores(cores: Sequence[int], count: int, place: int) -> tuple[int, ...]:

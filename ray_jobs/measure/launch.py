@@ -36,7 +36,12 @@ Facts = dict[str, VariantFacts]
 
 @torch.inference_mode()
 def measure(
-    workload: Workload, variants: Sequence[str], weights: Weights, pool: NDArray[np.int64], launch: Launch
+    workload: Workload,
+    variants: Sequence[str],
+    weights: Weights,
+    pool: NDArray[np.int64],
+    launch: Launch,
+    share: tuple[int, ...] | None = None,
 ) -> LaunchResult:
     """Runs one launch in this process, all of it in inference mode.
 
@@ -48,6 +53,7 @@ def measure(
         weights: the model.
         pool: (N, T) distinct prompts; a launch draws its own from them. A model from a factory needs none.
         launch: number, orders and sizes of this launch.
+        share: the station's cores, where others of the machine belong to other trials.
     """
     gpu.require_float32()
     rng = launch.rng()
@@ -55,7 +61,8 @@ def measure(
     built = [variants[i] for i in orders.building_order(len(variants), launch.index, launch.seed)]
     facts: Facts = {}
     log = Log()
-    sentinel = sentinel_ns()
+    card = gpu.own_device() if workload.device == "cuda" else None
+    sentinels = [_sentinels(workload)]
     subject = subject_of(weights, own, workload, launch.index)
     prompts = subject.questions
     replies = _prepare_all(built, subject, workload, facts)
@@ -77,8 +84,8 @@ def measure(
     present = [i for i, name in enumerate(variants) if name in replies]
     turns = [[present[i] for i in row] for row in orders.round_orders(len(present), rounds, rng)]
     ordered = [replies.get(name) for name in variants]
-    answers = run_rounds(turns, calls, ordered, prompts, timer, log, watch_for(workload.device))
-    sentinels = (sentinel, sentinel_ns())
+    answers = run_rounds(turns, calls, ordered, prompts, timer, log, watch_for(card, share))
+    sentinels.append(_sentinels(workload))
     for i, fault in answers.broken.items():
         facts[variants[i]] = replace(facts[variants[i]], failed=fault)
     _require_baseline(answers.replies, variants, facts)
@@ -93,9 +100,18 @@ def measure(
         facts,
         log.samples(),
         interference=answers.interference,
-        sentinel_ns=sentinels,
-        machine={"timing_floor_ns": floor},
+        sentinel_ns=tuple(machine for machine, _ in sentinels),
+        machine={"timing_floor_ns": floor, **_gpu_facts(card, [device for _, device in sentinels])},
     )
+
+
+def _sentinels(workload: Workload) -> tuple[int, int | None]:
+    """The times in ns of fixed computations on the machine and, on CUDA, on its GPU."""
+    return sentinel_ns(), gpu.sentinel_ns() if workload.device == "cuda" else None
+
+
+def _gpu_facts(card: gpu.Device | str | None, sentinels: Sequence[int | None]) -> dict[str, Any]:
+    return {} if card is None else {"gpu": {**gpu.facts_of(card), "sentinel_ns": sentinels}}
 
 
 @dataclass(frozen=True)
@@ -142,6 +158,8 @@ def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, fac
         start = time.perf_counter()
         try:
             replies[name] = prepare(variant_named(name))
+            if workload.device == "cuda":
+                torch.cuda.synchronize()
         except UnavailableError as error:
             facts[name] = VariantFacts(skipped=str(error))
             continue

@@ -2,7 +2,7 @@
 
 Rounds are discarded whole and by these counters alone, never by a latency: a rule that looked at latencies would
 choose its results. Sources: proc(5), https://docs.kernel.org/accounting/psi.html,
-https://docs.kernel.org/scheduler/sched-stats.html, https://docs.nvidia.com/deploy/nvml-api/.
+https://docs.kernel.org/scheduler/sched-stats.html.
 """
 
 import itertools
@@ -13,10 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ray_jobs.measure.gpu import Device, State
 
 ABSENT = -1  # in arrays of integers, what the machine does not tell
 TICK_NS = round(1e9 / os.sysconf("SC_CLK_TCK"))  # resolution of /proc/stat
@@ -188,12 +190,14 @@ class MachineWatch:
     """The counters of this process, of the cores that it is pinned to, and of its GPU."""
 
     cores: tuple[int, ...]
-    gpu: "Callable[[], tuple[int | None, int | None, int | None]] | None" = None
+    gpu: Callable[[], State] | None = None
     proc: Path = Path("/proc")
     cgroup: Path = Path("/sys/fs/cgroup")
+    counted: tuple[int, ...] | None = None  # the station's share of the cores; None: it has the whole machine
 
     def read(self) -> Counters:
-        """About 100 microseconds."""
+        """About 100 microseconds; a GPU's driver may take milliseconds, so it is asked before the time is."""
+        state = self.gpu() if self.gpu else (None, None, None)
         steal, busy = _told(self._cpu_times) or (None, None)
         return Counters(
             wall_ns=time.perf_counter_ns(),
@@ -203,7 +207,7 @@ class MachineWatch:
             throttled_ns=self._throttled(),
             pressure_ns=_told(self._pressure),
             busy_ns=busy,
-            **dict(zip(("gpu_clock_mhz", "gpu_throttle", "gpu_foreign"), self.gpu(), strict=True) if self.gpu else ()),
+            **dict(zip(("gpu_clock_mhz", "gpu_throttle", "gpu_foreign"), state, strict=True)),
         )
 
     def _run_delay(self) -> int:
@@ -212,12 +216,13 @@ class MachineWatch:
         return sum(int(_read(self.proc / f"self/task/{task}/schedstat").split()[1]) for task in tasks)
 
     def _cpu_times(self) -> tuple[int | None, int]:
-        """(steal of the measured cores, use of all cores)."""
+        """(steal of the measured cores, use of the counted cores)."""
         rows = [line.split() for line in _read(self.proc / "stat").splitlines() if line.startswith(b"cpu")]
         own = {f"cpu{core}".encode() for core in self.cores}
         stolen = [int(row[8]) for row in rows if row[0] in own]
         # user, nice, system, irq, softirq; neither idle nor waiting for a disk, nor stolen
-        busy = sum(int(row[i]) for row in rows if row[0] == b"cpu" for i in (1, 2, 3, 6, 7))
+        counted = {b"cpu"} if self.counted is None else {f"cpu{core}".encode() for core in self.counted}
+        busy = sum(int(row[i]) for row in rows if row[0] in counted for i in (1, 2, 3, 6, 7))
         return sum(stolen) * TICK_NS if stolen else None, busy * TICK_NS
 
     def _throttled(self) -> int | None:
@@ -257,45 +262,13 @@ def _read(path: Path) -> bytes:
         return file.read(1 << 16)
 
 
-SLOWING = 0x8 | 0x20 | 0x40 | 0x80 | 0x4  # NVML: hardware, software thermal, hardware thermal, power brake, power cap
+def watch_for(device: Device | str | None = None, counted: tuple[int, ...] | None = None) -> MachineWatch:
+    """The watch of this process as it is pinned now; ``device`` is its GPU, or why NVML does not tell of it.
 
-
-def gpu_state(nvml: Any, uuid: str) -> Callable[[], tuple[int | None, int | None, int | None]]:
-    """A reader of (SM clock in MHz, reasons that slow it, other processes on it) through ``pynvml``."""
-    nvml.nvmlInit()
-    handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-
-    def told(ask: Callable[[], int]) -> int | None:
-        try:
-            return int(ask())
-        except nvml.NVMLError:
-            return None
-
-    def foreign() -> int:
-        # This process is one of them, under a number that a container does not know.
-        return max(0, len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)) - 1)
-
-    def read() -> tuple[int | None, int | None, int | None]:
-        clock = told(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
-        reasons = told(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) & SLOWING)
-        return clock, reasons, told(foreign)
-
-    return read
-
-
-def watch_for(device: str) -> MachineWatch:
-    """The watch of this process as it is pinned now; on CUDA with the GPU's state if ``pynvml`` is installed."""
-    gpu = None
-    if device == "cuda":
-        try:
-            import pynvml
-            import torch
-
-            # By its name: the first GPU of this process need not be the machine's first.
-            gpu = gpu_state(pynvml, f"GPU-{torch.cuda.get_device_properties(0).uuid}")
-        except Exception:  # no package, no driver library, no permission: the machine does not tell
-            gpu = None
-    return MachineWatch(tuple(sorted(os.sched_getaffinity(0))), gpu)
+    ``counted`` are the cores whose use matters where others of the machine belong to other trials; None: all of them.
+    """
+    state = device.state if isinstance(device, Device) else None
+    return MachineWatch(tuple(sorted(os.sched_getaffinity(0))), state, counted=counted)
 
 
 def sentinel_ns(clock: Callable[[], int] = time.perf_counter_ns) -> int:

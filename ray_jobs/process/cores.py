@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 
 DEVICES = Path("/sys/devices")
+PCI_DEVICES = Path("/sys/bus/pci/devices")
 SLOW_PMUS = ("cpu_atom", "cpu_lowpower")  # of Intel's efficiency cores
 ONE_KIND = 0.9  # cores whose rates differ by less are of one kind: favoured cores boost some percent higher
 
@@ -157,6 +158,11 @@ def _doubts(choice: Choice, free: Sequence[int], machine: Topology) -> Iterator[
         yield f"CPU {_named(beside)}, where everything else runs, shares a core with a measured one"
     if strange := [cpu for cpu in choice.empty if cpu not in free]:
         yield f"CPU {_named(strange)} shares a core with a measured one, and others may use it"
+
+
+def near(pci_address: str | None, bus: Path = PCI_DEVICES) -> list[int]:
+    """The logical CPUs of the NUMA node that a PCI device is on; none where that is not told."""
+    return cpu_list(_text(bus / pci_address / "local_cpulist")) if pci_address else []
 
 
 def _named(cpus: Iterable[int]) -> str:

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from chatbot.variants import BASELINE, Workload, variant_named
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
+from ray_jobs.measure.gpu import pci_address
 from ray_jobs.measure.launch import Alone
 from ray_jobs.measure.replies import LEAST_COMPARED, compare
 from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, Weights
 from ray_jobs.measure.roofline import limits_of
 from ray_jobs.measure.speeds import measure_speeds
 from ray_jobs.process import lease
-from ray_jobs.process.cores import Choice, choose, topology
+from ray_jobs.process.cores import Choice, choose, near, topology
 from ray_jobs.process.lease import Lease
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
 from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
@@ -133,7 +134,7 @@ def on_station(trial: Trial, work: Callable[[Ask, Choice], Iterator[T]]) -> Iter
         TrialError: the cores do not suffice, or the station stayed busy.
     """
     allowed = sorted(trial.cores or os.sched_getaffinity(0))
-    chosen = _chosen(allowed, trial.workload.threads)
+    chosen = _chosen(beside_gpu(allowed, trial.workload.threads, trial.gpus), trial.workload.threads)
     taken = allowed if trial.cores else {*allowed, *chosen.empty}
     with Lease(lease.names_of(sorted(taken), trial.gpus), lease.describe(trial.run_id, trial.id)) as held:
         yield from _take(held, trial.wait_s)
@@ -145,6 +146,12 @@ def on_station(trial: Trial, work: Callable[[Ask, Choice], Iterator[T]]) -> Iter
             if trial.workload.device == "cuda" and (fault := ask(_cuda_fault)) is not None:
                 raise TrialError(fault.reason if isinstance(fault, Loss) else fault)
             yield from work(ask, chosen)
+
+
+def beside_gpu(allowed: Sequence[int], threads: int, gpus: Sequence[str]) -> Sequence[int]:
+    """Those of the allowed CPUs that are on a GPU's own NUMA node, where they are more than the threads; else all."""
+    close = {cpu for gpu in gpus for cpu in near(pci_address(gpu))} & set(allowed)
+    return sorted(close) if len(close) > threads else allowed
 
 
 def _chosen(allowed: Sequence[int], threads: int) -> Choice:
@@ -224,7 +231,7 @@ def _cuda_fault() -> str | None:
 
 
 def _launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:
-    result = measure.measure(trial.workload, trial.variants, trial.weights, trial.pool, launch)
+    result = measure.measure(trial.workload, trial.variants, trial.weights, trial.pool, launch, trial.cores)
     machine = measure.machine_facts()
     if tuple(machine["cores"]) != cores or machine["threads"] != trial.workload.threads:
         raise RuntimeError(f"it ended on cores {machine['cores']} with {machine['threads']} threads, not as pinned")

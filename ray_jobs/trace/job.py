@@ -29,7 +29,7 @@ from ray_jobs.results.samples import schema_of
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec
 from ray_jobs.trace import page
-from ray_jobs.trace.operators import OperatorRow, VariantRow, operator_rows, variant_rows
+from ray_jobs.trace.operators import KernelRow, OperatorRow, VariantRow, kernel_rows, operator_rows, variant_rows
 from ray_jobs.trace.timeline import timeline
 from ray_jobs.wandb_sink.sink import WandbSink
 
@@ -163,7 +163,7 @@ def trace_file(trial_id: str, variant: str) -> str:
 
 
 def finish(tracing: Tracing) -> None:
-    """Writes ``operators.parquet`` and ``.json``, the timeline and the index."""
+    """Writes ``operators.parquet`` and ``.json``, of a GPU ``kernels.parquet`` too, the timeline and the index."""
     directory = tracing.directory
     operators = [row for name, traces in tracing.traces.items() for one in traces for row in operator_rows(name, one)]
     variants = [row for name, traces in tracing.traces.items() for row in variant_rows(name, traces)]
@@ -173,6 +173,11 @@ def finish(tracing: Tracing) -> None:
     directory.write_json(f"{FOLDER}/operators.json", content)
     for file in ("operators.json", "operators.parquet"):
         tracing.add(file, "operators", "operators of every trace by self time and memory")
+    kernels = [row for name, traces in tracing.traces.items() for one in traces for row in kernel_rows(name, one)]
+    if kernels:
+        table = pa.Table.from_pylist([asdict(row) for row in kernels], schema=schema_of(KernelRow))
+        directory.write_table(f"{FOLDER}/kernels.parquet", table)
+        tracing.add("kernels.parquet", "operators", "kernels of every trace on a GPU by time")
     _write_timeline(tracing)
     directory.write_json(f"{FOLDER}/{INDEX}", tracing.index)
 

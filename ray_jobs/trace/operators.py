@@ -33,6 +33,21 @@ class OperatorRow:
 
 
 @dataclass(frozen=True)
+class KernelRow:
+    """A row of ``traces/kernels.parquet``: one kernel of one traced variant on a GPU, all of its runs in the trace.
+
+    Their time is in ``self_device_us`` of the operators as well.
+    """
+
+    trial_id: str
+    variant: str
+    kernel: str
+    replies: int
+    calls: int
+    device_us: float
+
+
+@dataclass(frozen=True)
 class VariantRow:
     """One traced variant in ``traces/operators.json``: where the time of its fastest traced reply goes."""
 
@@ -67,6 +82,11 @@ def disturbed(row: VariantRow) -> str | None:
 def operator_rows(trial_id: str, traced: Traced) -> list[OperatorRow]:
     """The operators of one variant, by self time."""
     return [OperatorRow(trial_id, traced.variant, replies=traced.replies, **vars(one)) for one in traced.operators]
+
+
+def kernel_rows(trial_id: str, traced: Traced) -> list[KernelRow]:
+    """The kernels of one variant, by their time."""
+    return [KernelRow(trial_id, traced.variant, replies=traced.replies, **vars(one)) for one in traced.kernels]
 
 
 def variant_rows(trial_id: str, traces: Sequence[Traced]) -> list[VariantRow]:

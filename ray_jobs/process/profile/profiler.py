@@ -4,7 +4,7 @@ import gzip
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from chatbot.variants import Reply, Workload, prepared, variant_named
@@ -44,6 +45,15 @@ class Operator:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """One kernel, or kind of copy, of a GPU with all its runs; operators hold this time as their own too."""
+
+    kernel: str
+    calls: int
+    device_us: float
+
+
+@dataclass(frozen=True)
 class Traced:
     """The result of a tracing launch; all but ``variant`` is empty if it ``failed``."""
 
@@ -54,6 +64,7 @@ class Traced:
     shares: Shares | None = None  # None: it computes outside of operators, where a profiler does not look
     untraced_ms: float | None = None  # the median of as many replies, just before
     failed: str | None = None
+    kernels: tuple[Kernel, ...] = ()  # none on a CPU
 
 
 def trace_variant(workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64], trial: str) -> Traced:
@@ -81,9 +92,10 @@ def trace_variant(workload: Workload, variant: str, weights: Weights, pool: NDAr
         variant,
         content=zipped(trace),
         replies=REPLIES,
-        operators=_operators(profiler, workload.device),
+        operators=_operators(profiler.key_averages(), workload.device),
         shares=_shares(variant, trace["traceEvents"], workload.device),
         untraced_ms=median(reading.wall_ns for reading in readings) / 1e6,
+        kernels=_kernels(profiler.key_averages()),
     )
 
 
@@ -120,7 +132,11 @@ def zipped(trace: Mapping[str, Any]) -> bytes:
     return gzip.compress(json.dumps(trace, separators=(",", ":"), allow_nan=False).encode(), mtime=0)
 
 
-def _operators(profiler: profile, device: str) -> tuple[Operator, ...]:
+def _operators(events: Iterable[Any], device: str) -> tuple[Operator, ...]:
+    """The rows of ``key_averages()`` that are of the CPU: what ran on the device is in its operators' device time.
+
+    A phase has the device time of its kernels too, which are its operators'.
+    """
     on_device = device == "cuda"
     found = [
         Operator(
@@ -129,12 +145,24 @@ def _operators(profiler: profile, device: str) -> tuple[Operator, ...]:
             calls=int(one.count),
             self_cpu_us=float(one.self_cpu_time_total),
             total_cpu_us=float(one.cpu_time_total),
-            self_device_us=float(one.self_device_time_total) if on_device else None,
+            self_device_us=_device_us(one) if on_device else None,
             self_memory_bytes=int(one.self_device_memory_usage if on_device else one.self_cpu_memory_usage),
         )
-        for one in profiler.key_averages()
+        for one in events
+        if one.device_type == DeviceType.CPU
     ]
     return tuple(sorted(found, key=lambda one: (-one.self_cpu_us, one.operator)))
+
+
+def _device_us(one: Any) -> float:
+    return 0.0 if one.is_user_annotation else float(one.self_device_time_total)
+
+
+def _kernels(events: Iterable[Any]) -> tuple[Kernel, ...]:
+    """The rows of ``key_averages()`` that are a device's, but for its copies of the phases."""
+    rows = [one for one in events if one.device_type != DeviceType.CPU and not one.is_user_annotation]
+    found = [Kernel(str(one.key), int(one.count), float(one.self_device_time_total)) for one in rows]
+    return tuple(sorted(found, key=lambda one: (-one.device_us, one.kernel)))
 
 
 def _shares(variant: str, events: Sequence[Mapping[str, Any]], device: str) -> Shares | None:

@@ -4,12 +4,13 @@ Every moment of a reply belongs to one of three. On the CPU it is decided by the
 
 - **kernel**: an operator with an implementation of its own for the device, its entry through the dispatcher included;
 - **dispatch**: an operator that only arranges: calls others (``aten::linear``, ``aten::gru``), creates a view
-  (``aten::transpose``) or allocates memory (``aten::empty``), by PyTorch's own registry;
+  (``aten::transpose``) or allocates memory (``aten::empty``), by PyTorch's own registry; a call of CUDA's runtime;
 - **interpreter**: no operator at all: Python and its modules or, in a scripted search, TorchScript's interpreter.
 
 On CUDA the device's own activity is the kernels; while it idles, the CPU's operators distinguish the two others.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ KERNEL, DISPATCH, INTERPRETER = "kernel", "dispatch", "interpreter"
 BACKENDS = ("CPU", "CUDA")
 TAKE_MEMORY = {"aten::empty", "aten::empty_strided", "aten::resize_", "aten::set_"}
 COPY = "aten::copy_"  # registered as made of others, yet it moves the bytes itself
+RUNTIME = re.compile("cu(da)?[A-Z]")  # cudaLaunchKernel, cuLaunchKernelEx, ...
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}  # categories of a trace's events
 
 Event = Mapping[str, Any]  # of the Trace Event Format
@@ -45,7 +47,7 @@ class Shares:
 def kind_of(name: str) -> str:
     """The kind of an operator's own time: ``kernel`` or ``dispatch``; ``interpreter`` for anything else."""
     if "::" not in name:
-        return INTERPRETER
+        return DISPATCH if RUNTIME.match(name) else INTERPRETER
     schemas = [s for s in torch._C._jit_get_schemas_for_operator(name) if not any(a.is_out for a in s.arguments)]
     if not schemas:
         return INTERPRETER
