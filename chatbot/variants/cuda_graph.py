@@ -9,6 +9,7 @@ from torch import Tensor
 
 from chatbot.model import Chatbot
 from chatbot.variants.base import Reply, Workload
+from chatbot.variants.fused import FusedGreedy
 from chatbot.variants.inductor import compiling, example, require_compiler, require_shape
 from chatbot.variants.masked import Greedy
 
@@ -22,7 +23,7 @@ class Captured:
     Captured on the stream of the calls before it: each stream has a workspace of cuBLAS, 32 MB on Hopper.
     """
 
-    def __init__(self, search: Greedy, workload: Workload) -> None:
+    def __init__(self, search: FusedGreedy, workload: Workload) -> None:
         self.search, self.workload = search, workload  # its weights must live as long as the graph
         self.prompts = example(workload)[0]
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -45,7 +46,7 @@ class Captured:
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     """Captures the search for the workload's shapes."""
     with torch.no_grad():
-        return Captured(Greedy(chatbot, workload.reply_tokens).eval(), workload)
+        return Captured(FusedGreedy(chatbot, workload.reply_tokens).eval(), workload)
 
 
 def prepare_compiled(chatbot: Chatbot, workload: Workload) -> Reply:
