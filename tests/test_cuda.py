@@ -18,6 +18,7 @@ from launches import enter, prompts, tiny
 from torch import nn
 from torch._C._autograd import DeviceType
 from torch._dynamo.utils import counters
+from torch._inductor import utils as inductor_utils
 from torch.autograd.profiler_util import EventList, FunctionEvent
 from torch.utils import cpp_extension
 
@@ -33,6 +34,7 @@ from chatbot.variants import (
     cuda_graph,
     eager,
     export_aoti,
+    masked,
     torchscript,
 )
 from chatbot.variants.inductor import example
@@ -261,3 +263,19 @@ def test_calls_of_the_runtime_and_driver_are_dispatch(name: str) -> None:
 @pytest.mark.parametrize("name", ["customReply", "cumulative", "reply", "cudagraph"])
 def test_a_phase_that_is_called_like_one_is_not(name: str) -> None:
     assert kind_of(name) == "interpreter"
+
+
+@pytest.mark.usefixtures("_laid_out")
+def test_compiled_variants_read_weights_that_are_aligned_and_share_those_that_are() -> None:
+    """Of odd sizes, weights lie anywhere in the one buffer, and Inductor would copy them at each call."""
+    odd, even = (nn.GRU(size, size, 2) for size in (5, 8))
+    assert any(weight.data_ptr() % masked.ALIGNMENT for weight in odd.parameters())
+    for gru in (odd, even):
+        held = dict(masked.Weights(gru).named_parameters())
+        assert all(weight.data_ptr() % masked.ALIGNMENT == 0 for weight in held.values())
+        assert all(torch.equal(held[name], weight) for name, weight in gru.named_parameters())
+    assert all(held[name] is weight for name, weight in even.named_parameters())
+
+
+def test_the_alignment_is_inductors() -> None:
+    assert masked.ALIGNMENT == inductor_utils.ALIGNMENT

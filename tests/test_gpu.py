@@ -16,6 +16,7 @@ from ray_jobs.measure import gpu
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.gpu import device_of, facts_of, lock_names, own_device, pci_address
 from ray_jobs.measure.result import Launch, Weights
+from ray_jobs.measure.speeds import SIZES, slopes
 from ray_jobs.measure.watch import ABSENT, watch_for
 from ray_jobs.process import trial
 from ray_jobs.process.cores import near
@@ -253,3 +254,18 @@ def test_a_trial_runs_on_the_gpus_own_socket_where_it_has_enough_cores(
     assert trial.beside_gpu(allowed, 2, [WHOLE]) == [2, 3, 8]
     assert trial.beside_gpu(allowed, 3, [WHOLE]) == allowed  # none would be left for everything else
     assert trial.beside_gpu(allowed, 1, ["GPU-9"]) == trial.beside_gpu(allowed, 1, []) == allowed
+
+
+def test_the_bandwidth_of_a_gpu_is_free_of_what_starting_a_read_costs() -> None:
+    """At 4 TB/s from the cache and 3 from memory, with 2.5 us a read: its plain rate at 2 MB would be half of that."""
+    rates = {size: 4e12 if size < 40e6 else 3e12 for size in SIZES}
+    found = dict(slopes({size: 2.5e-6 + size / rates[size] for size in SIZES}))
+    assert tuple(found) == SIZES
+    for size in SIZES:
+        assert found[size] == pytest.approx(rates[size] / 1e9, rel=0.02)
+
+
+def test_a_read_that_took_no_longer_than_the_smallest_has_the_rate_of_a_larger_one() -> None:
+    found = dict(slopes({100: 2e-6, 1000: 1.9e-6, 10_000: 3e-6, 100_000: 12e-6}))
+    assert found[100] == found[1000] == found[10_000] == pytest.approx(9900 / 1e-6 / 1e9)
+    assert dict(slopes({100: 2e-6, 1000: 2e-6})) == {100: 0.5, 1000: 0.5}

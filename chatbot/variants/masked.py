@@ -11,6 +11,8 @@ from torch.nn.functional import linear
 from chatbot.model import Attention, Chatbot, Decoder, Encoder
 from chatbot.vocabulary import PAD, SOS
 
+ALIGNMENT = 16  # bytes; torch/_inductor/utils.py
+
 
 def gated(inputs: Tensor, states: Tensor, before: Tensor) -> Tensor:
     """A GRU's next state (B, H) from its weighted inputs and states (B, 3H each: reset, update, new) and the last."""
@@ -22,12 +24,17 @@ def gated(inputs: Tensor, states: Tensor, before: Tensor) -> Tensor:
 
 
 class Weights(nn.Module):
-    """A GRU's own parameters, without the GRU: Dynamo refuses to trace a module that holds one."""
+    """A GRU's own parameters, without the GRU: Dynamo refuses to trace a module that holds one.
+
+    In cuDNN's buffer a weight begins where the one before ends. Inductor copies an input that is not aligned at each
+    call, so here such a weight is copied once.
+    """
 
     def __init__(self, gru: nn.GRU) -> None:
         super().__init__()
         for name, parameter in gru.named_parameters():
-            self.register_parameter(name, parameter)
+            aligned = parameter.data_ptr() % ALIGNMENT == 0
+            self.register_parameter(name, parameter if aligned else nn.Parameter(parameter.detach().clone(), False))
 
     def named(self, place: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weights of inputs and of states, and their biases, of a place such as ``l0_reverse``."""

@@ -4,7 +4,7 @@ The best of many tries counts: a limit rests on what the machine can do, not on 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ PRODUCT_S = 0.04  # for each size and type
 WIDTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 GRAPH_READS, GRAPH_PRODUCTS = 20, 2  # calls in one CUDA graph
+
+TOLD_APART = 0.1  # of the smallest read's time: a read that takes less than that longer can't be told from it
 
 Stopwatch = Callable[[], float]  # seconds of one call
 
@@ -36,7 +38,26 @@ def _read_curve(device: str) -> tuple[tuple[int, float], ...]:
     for _ in range(2):
         for size, (watch, _) in reads.items():
             best[size] = min(best[size], _best(watch, READ_S))
+    if device == "cuda":
+        return slopes(best)
     return tuple((size, read / best[size] / 1e9) for size, (_, read) in reads.items())
+
+
+def slopes(seconds: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+    """(bytes, GB/s) from the seconds of each read, the smallest first, without what every read costs on a GPU.
+
+    A sum is two nodes of a graph, since its semaphores are cleared first: about 2 us whatever it reads, as long as a
+    megabyte takes. The smallest read stands for that. A read that hardly takes longer tells nothing; it has the rate
+    of the next larger one, and the largest of all at least its plain rate.
+    """
+    (least, start), *_ = seconds.items()
+    found: dict[int, float] = {}
+    rate = max(size / taken for size, taken in seconds.items())
+    for size, taken in reversed(list(seconds.items())):
+        if taken > (1 + TOLD_APART) * start:
+            rate = (size - least) / (taken - start)
+        found[size] = rate / 1e9
+    return tuple(sorted(found.items()))
 
 
 def _reader(memory: Tensor, size: int, device: str) -> tuple[Stopwatch, int]:
