@@ -3,9 +3,14 @@
 import importlib
 from typing import Any
 
+from chatbot.safe_text import safe
+
 
 class UsageError(ValueError):
-    """A user's mistake: one line that says what was wrong and what would be right."""
+    """A user's mistake: one line that says what was wrong and what would be right, without keys or escapes."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(safe(message))
 
 
 def one_of(kind: str, name: str, valid: list[str] | tuple[str, ...]) -> UsageError:
@@ -15,7 +20,7 @@ def one_of(kind: str, name: str, valid: list[str] | tuple[str, ...]) -> UsageErr
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if the message is empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return safe(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def imported(kind: str, name: str, advice: str = "") -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import chatbot
 import ray_jobs
+from chatbot.safe_text import redacted
 
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "scipy", "wandb", "chitchat-dataset")
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,10 +51,13 @@ def station_facts() -> dict[str, Any]:
 
 
 def command_line() -> list[str]:
-    """The words that started this process: the command, or a program or notebook that called ``ray_jobs.run``."""
-    if Path(sys.argv[0]).name == "latency-matrix":  # wherever it is installed
-        return ["latency-matrix", *sys.argv[1:]]
-    return ["python", *sys.orig_argv[1:]]
+    """The words that started this process: the command, or a program or notebook that called ``ray_jobs.run``.
+
+    They are recorded and published, so they hold no keys.
+    """
+    installed = Path(sys.argv[0]).name == "latency-matrix"  # wherever it is installed
+    words = ["latency-matrix", *sys.argv[1:]] if installed else ["python", *sys.orig_argv[1:]]
+    return [redacted(word) for word in words]
 
 
 def new_run_id(kind: str = "") -> str:

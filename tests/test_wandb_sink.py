@@ -475,7 +475,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         server.way = "answer"
         command = [sys.executable, "-m", "ray_jobs", "publish", directory.shown, "--wandb", "online"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
-        assert done.stderr == ""
+        assert re.fullmatch(r"W&B: online, .* at 127\.0\.0\.1; --wandb off keeps the run here\n", done.stderr)
         first = Known.of(server)
         again = driven(folder, "online", directory)
         yield Published(server, refused, done.returncode, done.stdout, first, again, Known.of(server))
@@ -561,7 +561,8 @@ def test_a_server_that_refuses_is_quoted_in_one_line(when: str, why: str, tmp_pa
     with serving("refuse", when) as server, surroundings(tmp_path, server.url):
         told = driven(tmp_path, "online", a_run(tmp_path))
     assert (told.failed, told.result) == (True, None)
-    (line,) = told.errors.splitlines()
+    said, line = told.errors.splitlines()
+    assert said.startswith("W&B: online, project latency-matrix of ")
     assert re.match(f"wandb: {why}", line)
     leaves_nothing_behind(told)
 

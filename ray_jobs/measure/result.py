@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from chatbot import checkpoint
 from chatbot.config import PRESETS
 from chatbot.model import Chatbot
+from chatbot.safe_text import safe
 from chatbot.variants import BASELINE
 from ray_jobs import statistics
 from ray_jobs.measure import watch
@@ -158,6 +159,6 @@ class Limits:
 
 
 def one_line(error: BaseException) -> str:
-    """The kind and first line of an error."""
+    """The kind and first line of an error, without keys or escapes."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return safe(f"{type(error).__name__}: {text[0]}") if text else type(error).__name__

@@ -13,10 +13,11 @@ refused by ``matrix --resume`` and ``trace``, which would measure something else
 2  the planted mistakes of audits are ``ray_jobs.audit.mistakes:NAME``; they were ``ray_jobs.audit.plants:NAME``
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from chatbot.errors import UsageError
+from chatbot.safe_text import keyless, printable
 
 VERSION = 2
 RENAMED = {"ray_jobs.audit.plants:": "ray_jobs.audit.mistakes:"}  # prefixes of a variant's name, wherever it stands
@@ -42,19 +43,27 @@ def current(content: Mapping[str, Any], place: str) -> dict[str, Any]:
             f"{place} has schema version {found}, and this program reads versions up to {VERSION}: "
             "update it (pip install --upgrade latency-matrix)"
         )
-    return {**renamed(content), "schema_version": VERSION}
+    return {**each_text(renamed(content), keyless), "schema_version": VERSION}
 
 
 def renamed(value: Any) -> Any:
-    """A plain value with today's names in it, however deep."""
+    """A plain value with today's names in it, however deep; what a terminal would obey is escaped."""
+    return each_text(value, _renamed)
+
+
+def _renamed(text: str) -> str:
+    for old, new in RENAMED.items():
+        text = text.replace(old, new)
+    return printable(text)
+
+
+def each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A plain value in which every text is changed, however deep, keys included."""
     if isinstance(value, Mapping):
-        return {renamed(key): renamed(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [renamed(inner) for inner in value]
-    if isinstance(value, str):
-        for old, new in RENAMED.items():
-            value = value.replace(old, new)
-    return value
+        return {each_text(key, change): each_text(inner, change) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [each_text(inner, change) for inner in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def known(kind: type[T], values: Mapping[str, Any]) -> T:

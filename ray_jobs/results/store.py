@@ -20,6 +20,7 @@ from pyarrow import fs
 from pydantic_core import to_json
 
 from chatbot.errors import UsageError
+from chatbot.safe_text import safe
 from ray_jobs.measure.result import one_line
 from ray_jobs.process.lease import Lease
 from ray_jobs.results import no_run
@@ -41,9 +42,14 @@ class StoreError(OSError):
 class RunDirectory:
     """``<results root>/<run id>/`` on any file system that ``pyarrow.fs`` knows. Only the driver writes in it."""
 
-    def __init__(self, filesystem: fs.FileSystem, path: str, shown: str) -> None:
+    def __init__(self, filesystem: fs.FileSystem, path: str, place: str) -> None:
         self._fs, self._path = filesystem, path
-        self.shown = shown  # as the user would name it
+        self.place = place  # as the user would name it: with the keys that a URI may hold
+
+    @property
+    def shown(self) -> str:
+        """Its place, fit to be printed and kept."""
+        return safe(self.place)
 
     @classmethod
     def named(cls, root: str, run_id: str) -> "RunDirectory":

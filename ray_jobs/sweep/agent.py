@@ -19,6 +19,7 @@ from ray_jobs.sweep.space import Value, parse_value
 from ray_jobs.sweep.spec import SweepSpec
 from ray_jobs.sweep.table import TrialStatus
 from ray_jobs.wandb_sink.client import open_run
+from ray_jobs.wandb_sink.mode import destination
 from ray_jobs.wandb_sink.sink import PATIENCE_S
 
 
@@ -77,6 +78,8 @@ class _Teller:
         self._run: Any = None
         if mode == "off":
             return
+        if mode == "online":
+            typer.echo(destination(), err=True)
         limits = {"init_timeout": PATIENCE_S, "finish_timeout": PATIENCE_S, "silent": True}
         self._run = open_run(limits, id=name, config=config, mode=mode)
 

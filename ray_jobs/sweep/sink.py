@@ -15,6 +15,7 @@ from ray_jobs.sweep.folder import BEST, Listener, Record
 from ray_jobs.sweep.spec import Trial
 from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of, flat
 from ray_jobs.wandb_sink.client import open_run
+from ray_jobs.wandb_sink.mode import destination
 from ray_jobs.wandb_sink.sink import PATIENCE_S
 
 CURVES = ("epoch", "train_loss", "validation_loss", "free_running_loss", "best_loss")
@@ -25,6 +26,8 @@ class SweepSink(Listener):
 
     def __init__(self, mode: str, record: Record) -> None:
         self._mode, self._record = mode, record
+        if mode == "online":
+            print(destination(), file=sys.stderr)
         self._dir = record.directory.local_path
         self._runs: dict[int, Any] = {}
         self._used = False

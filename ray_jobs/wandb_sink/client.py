@@ -1,7 +1,8 @@
-"""The process that speaks to W&B: ``python -m ray_jobs.wandb_sink.client PLACE MODE FOLDER SOCKET DRIVER``.
+"""The process that speaks to W&B: ``python -m ray_jobs.wandb_sink.client MODE FOLDER SOCKET DRIVER``.
 
 A separate process can be ended at any moment, whatever W&B's client is waiting for, and can't disturb the driver. It
-reads the run directory, learns through the socket when there is news in it, and reports there what became of it.
+reads the run directory, which is the first thing that it hears through the socket, learns there when there is news in
+it, and reports there what became of it.
 """
 
 import ctypes
@@ -22,8 +23,8 @@ from ray_jobs.measure.result import one_line
 from ray_jobs.results.run import FinishedRun, read_record
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.wandb_sink.content import Head, cells_of, distributions_of, files_of, speedups_of, summary_of
+from ray_jobs.wandb_sink.mode import PROJECT
 
-PROJECT = "latency-matrix"
 LONGEST_MESSAGE = 1 << 20  # bytes
 TROUBLE = re.compile(r"ERROR|Fatal error|Timed out", re.IGNORECASE)  # in what W&B's client prints
 # Of the machine, the user and the command line W&B gets what a run directory holds, and nothing else.
@@ -149,7 +150,7 @@ def _tell(line: socket.socket, message: dict[str, Any]) -> None:
 def main() -> None:
     """Never outlives its driver, and never prints to the terminal."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    place, mode, folder, number, driver = sys.argv[1:]
+    mode, folder, number, driver = sys.argv[1:]
     if os.getppid() != int(driver):  # it died before that was said
         return
     line = socket.socket(fileno=int(number))
@@ -157,7 +158,7 @@ def main() -> None:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)
         try:
-            publish(place, mode, Path(folder), line, printed)
+            publish(line.recv(LONGEST_MESSAGE).decode(), mode, Path(folder), line, printed)
         except BaseException as error:
             _tell(line, {"failed": one_line(error)})
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chatbot.safe_text import keyless
 from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.results import REPORT
 from ray_jobs.results.run import FinishedRun
@@ -125,9 +126,14 @@ def _is_result(name: str) -> bool:
 
 
 def _local(directory: RunDirectory, name: str, folder: Path) -> Path:
-    if directory.local_path is not None:
+    """The file itself, or a copy: of what is not on this disk, or holds keys, as an earlier version's may."""
+    if directory.local_path is not None and not name.endswith((".json", ".html")):
+        return Path(directory.local_path) / name
+    found = directory.read(name)
+    content = keyless(found.decode()).encode() if name.endswith((".json", ".html")) else found
+    if directory.local_path is not None and content == found:
         return Path(directory.local_path) / name
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(directory.read(name))
+    path.write_bytes(content)
     return path

@@ -17,9 +17,11 @@ from contextlib import suppress
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
+from chatbot.safe_text import safe
 from ray_jobs.matrix.rows import Row
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.wandb_sink.content import summary_of
+from ray_jobs.wandb_sink.mode import destination
 
 PATIENCE_S = 10.0  # with the server, over the whole run
 OPENING_S = 5.0  # of those, before the first trial; afterwards it may open beside it
@@ -33,7 +35,7 @@ class WandbSink:
     """One W&B run for one matrix. Every method returns, whatever W&B does; failures are reported in one line."""
 
     def __init__(self, mode: str, run_dir: RunDirectory, patience_s: float | None = None) -> None:
-        self._mode, self._place, self._local = mode, run_dir.shown, run_dir.local_path
+        self._mode, self._directory, self._local = mode, run_dir, run_dir.local_path
         self._left_s = patience_s or (PATIENCE_S if mode == "online" else WRITING_S)
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
@@ -51,11 +53,12 @@ class WandbSink:
             return None
         if log := self._end["log"]:
             return f"W&B: written offline; to upload: wandb sync {shlex.quote(log)}"
-        return f"W&B: {self._end['done']}"
+        return f"W&B: {safe(str(self._end['done']))}"
 
     def start(self) -> None:
         """Opens the run if online; ``run.json`` is in its directory."""
         if self._mode == "online":
+            print(destination(), file=sys.stderr)
             self._begin()
             self._listen(OPENING_S, "open")
 
@@ -84,7 +87,7 @@ class WandbSink:
     def _begin(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._scratch = TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
-        arguments = [self._place, self._mode, self._folder(), str(theirs.fileno()), str(os.getpid())]
+        arguments = [self._mode, self._folder(), str(theirs.fileno()), str(os.getpid())]
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "ray_jobs.wandb_sink.client", *arguments],
@@ -94,6 +97,8 @@ class WandbSink:
                 start_new_session=True,
             )
         self._line = ours
+        with suppress(OSError):  # it has ended already: what became of it is still to be heard
+            ours.send(self._directory.place.encode())  # not among the arguments, which every user of the machine sees
 
     def _folder(self) -> str:
         """The folder for W&B's client: temporary for an upload, else next to the run if that is local."""
@@ -120,8 +125,9 @@ class WandbSink:
 
     def _say(self) -> None:
         if self.failed:
-            again = f"python -m ray_jobs publish {shlex.quote(self._place)}"
-            print(f"wandb: {self._end['failed']}; the run is unharmed, send it later: {again}", file=sys.stderr)
+            again = f"python -m ray_jobs publish {shlex.quote(self._directory.shown)}"
+            what = safe(str(self._end["failed"]))
+            print(f"wandb: {what}; the run is unharmed, send it later: {again}", file=sys.stderr)
 
     def _stop(self) -> None:
         """Ends the process, whatever it is doing. W&B's own service notices and ends too."""
