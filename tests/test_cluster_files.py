@@ -91,6 +91,7 @@ def node_type_complaints(config: dict[str, Any]) -> Iterator[str]:
     for name, kind in kinds.items():
         if not kind["node_config"].get("InstanceType"):
             yield f"{name}: no InstanceType in node_config"
+        yield from exposure_complaints(name, kind["node_config"])
         yield from label_complaints(name, kind.get("labels", {}))
         if kind["min_workers"] > kind["max_workers"]:
             yield f"{name}: min_workers above max_workers"
@@ -102,6 +103,15 @@ def node_type_complaints(config: dict[str, Any]) -> Iterator[str]:
         cores = kind["node_config"].get("CpuOptions")
         if cores and cores["CoreCount"] * cores["ThreadsPerCore"] != cpus:
             yield f"{name}: CPU disagrees with CpuOptions"
+
+
+def exposure_complaints(name: str, node: dict[str, Any]) -> Iterator[str]:
+    if not node.get("SecurityGroupIds"):
+        yield f"{name}: Ray would make a security group that admits SSH from anywhere"
+    if node.get("MetadataOptions") != {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}:
+        yield f"{name}: the node's role can be had through IMDSv1"
+    if not all(disk["Ebs"].get("Encrypted") is True for disk in node["BlockDeviceMappings"]):
+        yield f"{name}: a disk is not encrypted"
 
 
 def label_complaints(name: str, labels: Any) -> Iterator[str]:
@@ -126,6 +136,8 @@ def setup_complaints(config: dict[str, Any]) -> Iterator[str]:
         name, _, version = package.partition("==")
         if not name.startswith("-") and (not version or LOCK.get(name, version) != version):
             yield f"{package}: not pinned as in requirements.lock"
+    if not re.search(r"astral\.sh/uv/\d+\.\d+\.\d+/install\.sh", text):
+        yield "uv is not one exact version"
     for version in re.findall(r"--python (\S+)", text) or ["none"]:
         if not re.fullmatch(r"\d+\.\d+\.\d+", version) or version not in PYTHONS:
             yield f"Python {version}: not one exact version that the project supports"
@@ -156,9 +168,9 @@ def start_complaints(config: dict[str, Any]) -> Iterator[str]:
             yield "the dashboard is open to the network"
         if node == "head" and not options["autoscaling_config"]:
             yield "the head starts no workers"
-    if modes not in ({"token"}, {"disabled"}):
-        yield "RAY_AUTH_MODE is not the same everywhere"
-    if modes == {"token"} and "~/.ray/auth_token" not in config["file_mounts"]:
+    if modes != {"token"}:
+        yield "RAY_AUTH_MODE is not token everywhere"
+    if "~/.ray/auth_token" not in config["file_mounts"]:
         yield "the nodes get no token"
 
 
@@ -218,8 +230,14 @@ def group_complaints(name: str, group: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: requests differ from limits, so the pod is not Guaranteed"
         if type(resources["limits"].get("cpu")) is not int or "memory" not in resources["limits"]:
             yield f"{name}: no whole CPUs, or no memory"
-        if f"ray{LOCK['ray']}-" not in container["image"]:
-            yield f"{name}: the image is not of the Ray of requirements.lock"
+        if f"ray{LOCK['ray']}-" not in container["image"] or "@sha256:" not in container["image"]:
+            yield f"{name}: the image is not of the Ray of requirements.lock, or has no digest"
+        confined = container.get("securityContext", {})
+        if confined.get("allowPrivilegeEscalation") is not False or confined["capabilities"] != {"drop": ["ALL"]}:
+            yield f"{name}: {container['name']} may gain rights"
+    allowed = pod.get("securityContext", {})
+    if not (allowed.get("runAsNonRoot") and allowed.get("runAsUser") and allowed.get("seccompProfile")):
+        yield f"{name}: it runs as root, or without seccomp"
     settings = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
     for setting, value in (SETTINGS | {"RAY_enable_infeasible_task_early_exit": "1"}).items():
         if settings.get(setting) != value:
@@ -231,6 +249,8 @@ def group_complaints(name: str, group: dict[str, Any]) -> Iterator[str]:
 
 def worker_complaints(name: str, group: dict[str, Any]) -> Iterator[str]:
     pod = group["template"]["spec"]
+    if pod.get("automountServiceAccountToken") is not False:
+        yield f"{name}: it may speak to Kubernetes"
     container = pod["containers"][0]
     if not group["replicas"] == group["minReplicas"] == group["maxReplicas"]:
         yield f"{name}: its size is not fixed"
@@ -345,7 +365,13 @@ def test_kuberay_can_use_it() -> None:
             "export RAY_enable_autoscaler_v2=1",
             "head: RAY_enable_autoscaler_v2 is 1, not 0",
         ),
-        ("cluster.local.yaml", "RAY_AUTH_MODE=token;", "RAY_AUTH_MODE=disabled;", "not the same everywhere"),
+        ("cluster.local.yaml", "RAY_AUTH_MODE=token;", "RAY_AUTH_MODE=disabled;", "not token everywhere"),
+        ("cluster.yaml", "RAY_AUTH_MODE=token;", "RAY_AUTH_MODE=disabled;", "not token everywhere"),
+        ("cluster.yaml", "    ~/.ray/auth_token: ~/.ray/auth_token\n", "", "the nodes get no token"),
+        ("cluster.yaml", "SecurityGroupIds: *firewall", "", "cpu: Ray would make a security group"),
+        ("cluster.yaml", "HttpTokens: required", "HttpTokens: optional", "head: the node's role"),
+        ("cluster.yaml", ", Encrypted: true", "", "gpu: a disk is not encrypted"),
+        ("cluster.yaml", "uv/0.13.9/install", "uv/install", "uv is not one exact version"),
         ("cluster.local.yaml", "    ~/.ray/auth_token: ~/.ray/auth_token\n", "", "the nodes get no token"),
         ("cluster.yaml", "dashboard-host=127.0.0.1", "dashboard-host=0.0.0.0", "open to the network"),
         ("cluster.yaml", "--autoscaling-config=", "--autoscale-config=", "No such option"),
@@ -373,6 +399,11 @@ def test_a_mistake_in_a_file_for_ray_up_is_found(name: str, old: str, new: str, 
         ("rayVersion: 2.60.0", "rayVersion: 2.59.0", "rayVersion"),
         ('num-cpus: "0"', 'num-cpus: "2"', "the head takes trials"),
         ("ray2.60.0-py311", "ray2.59.0-py311", "head: the image"),
+        ("ray2.60.0-py311@sha256:FILL-IN", "ray2.60.0-py311", "head: the image"),
+        ("runAsNonRoot: true", "runAsNonRoot: false", "head: it runs as root"),
+        ("securityContext: *nobody", "", "cpu: it runs as root"),
+        ("{allowPrivilegeEscalation: false,", "{", "gpu: ray-worker may gain rights"),
+        ("automountServiceAccountToken: false", "", "cpu: it may speak to Kubernetes"),
         ("limits: {cpu: 4, memory: 8Gi}", "limits: {cpu: 8, memory: 8Gi}", "cpu: requests differ"),
         ("limits: {cpu: 1, memory: 64Mi}", "limits: {cpu: 2, memory: 64Mi}", "gpu: requests differ"),
         ("{cpu: 4, memory: 16Gi, nvidia.com/gpu: 1}", "{cpu: 4, memory: 16Gi}", "gpu: requests differ"),
@@ -439,3 +470,9 @@ def test_the_guide_names_the_locked_ray() -> None:
     named = re.findall(r"rayproject/ray:([\d.]+)|latency-matrix:ray([\d.]+)-", read(GUIDE))
     assert named
     assert {first or second for first, second in named} == {LOCK["ray"]}
+
+
+def test_the_example_workflow_names_actions_by_their_full_version() -> None:
+    used = re.findall(r"uses: (\S+)", read("examples/ci-gate.yml"))
+    assert used
+    assert [one for one in used if not re.fullmatch(r"actions/[a-z-]+@v\d+\.\d+\.\d+", one)] == []
