@@ -9,7 +9,18 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from chatbot.errors import UsageError, one_of
-from chatbot.variants import BASELINE, CONTROL, DEVICES, MODELS, OWN_MODEL, VARIANTS, Workload, is_own, variant_named
+from chatbot.variants import (
+    BASELINE,
+    CONTROL,
+    DEVICES,
+    MODELS,
+    OWN_MODEL,
+    VARIANTS,
+    Workload,
+    is_own,
+    require_name,
+    variant_named,
+)
 
 
 def _listed(value: Any) -> Any:
@@ -31,7 +42,7 @@ def _variants(value: Any) -> Any:
     """The baseline and its control come first in every trial, requested or not."""
     names = [name for given in _listed(value) for name in (VARIANTS if given == "all" else (given,))]
     for name in names:
-        variant_named(str(name))
+        require_name(str(name))
     return tuple(dict.fromkeys([BASELINE, CONTROL, *map(str, names)]))
 
 
@@ -123,8 +134,13 @@ class Spec(BaseModel):
         return [Workload(*values, model=self.model, stop_at_eos=self.stop_at_eos) for values in product(*sizes)]
 
 
-def read_spec(path: Path | None, flags: dict[str, Any]) -> Spec:
+def read_spec(path: Path | None, flags: dict[str, Any], imports: bool = True) -> Spec:
     """The spec of a TOML file, overridden by the flags that were given (those not None).
+
+    Args:
+        path: the file.
+        flags: the flags by their keys.
+        imports: also import the variants of the user's own, so that a mistake in them is found here.
 
     Raises:
         UsageError: one line that names the key, what was wrong, and what would be right.
@@ -145,11 +161,30 @@ def read_spec(path: Path | None, flags: dict[str, Any]) -> Spec:
     for key in OF_THE_CHATBOT:
         if is_own(model) and key in content:
             raise UsageError(f"{key} is of the chatbot, and model {model!r} makes its own inputs: leave it out")
-    return spec_of(content)
+    spec = spec_of(content)
+    if imports:
+        import_own(spec)
+    return spec
+
+
+def import_own(spec: Spec) -> None:
+    """Imports the variants that are not in the table. Raises UsageError where one can't be."""
+    for name in spec.variants:
+        variant_named(name)
+
+
+def require_trust(spec: Spec, place: str, trusted: bool) -> None:
+    """Raises UsageError where a run of perhaps somebody else names code that would now be imported and run."""
+    own = [*(name for name in spec.variants if name not in VARIANTS), *([spec.model] if is_own(spec.model) else [])]
+    if own and not trusted:
+        raise UsageError(
+            f"{place} names code outside of this program, which would be imported and run: {', '.join(own)}; "
+            "look at it, then add --trust"
+        )
 
 
 def spec_of(content: Mapping[str, Any]) -> Spec:
-    """The spec of all its keys, as ``run.json`` holds them. Raises UsageError."""
+    """The spec of all its keys, as ``run.json`` holds them; imports nothing. Raises UsageError."""
     try:
         return Spec.model_validate(content)
     except ValidationError as error:

@@ -7,6 +7,8 @@ else follows from its entry in ``VARIANTS``, or, for a variant of your own, from
 ``package.module:NAME``. The table names functions by import path: a command that only names variants loads no PyTorch.
 """
 
+import re
+
 from chatbot.errors import one_of
 from chatbot.variants.base import (
     DEVICES,
@@ -28,6 +30,7 @@ from chatbot.variants.base import (
 
 BASELINE = "eager"
 CONTROL = "eager-again"
+OWN_NAME = re.compile(r"[\w.]+:\w+")  # package.module:NAME
 
 INT8 = "float32+qint8"  # embeddings and biases stay in fp32
 COMPILER, TRITON = "a C++ compiler", "triton"
@@ -236,11 +239,14 @@ def variant_named(name: str) -> Variant:
     Raises:
         UsageError: there is none; lists the valid names.
     """
-    if name in VARIANTS:
-        return VARIANTS[name]
-    if ":" not in name:
+    require_name(name)
+    return VARIANTS[name] if name in VARIANTS else own_variant(name)
+
+
+def require_name(name: str) -> None:
+    """Raises UsageError for a name that is neither in the table nor ``package.module:NAME``; imports nothing."""
+    if name not in VARIANTS and not OWN_NAME.fullmatch(name):
         raise one_of("variant", name, [*VARIANTS, "package.module:NAME"])
-    return own_variant(name)
 
 
 def load() -> None:
@@ -269,5 +275,6 @@ __all__ = [
     "load",
     "prepared",
     "prepared_module",
+    "require_name",
     "variant_named",
 ]

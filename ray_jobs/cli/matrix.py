@@ -14,6 +14,7 @@ from ray_jobs.cli.options import (
     Json,
     RunId,
     SpecFile,
+    Trust,
     Wandb,
     flags_of,
     leave,
@@ -22,7 +23,7 @@ from ray_jobs.cli.options import (
 from ray_jobs.cluster.job import IN_A_JOB, default_out, ray_address
 from ray_jobs.provenance import new_run_id
 from ray_jobs.results import REPORT
-from ray_jobs.spec import Spec, read_spec
+from ray_jobs.spec import Spec, read_spec, require_trust
 from ray_jobs.wandb_sink.mode import resolve_mode
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def matrix(
     resume: Annotated[
         str | None, typer.Option(help="Continue an interrupted run: its directory, or its name in --out.")
     ] = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure every variant on every station and print the latency matrix.
@@ -67,7 +69,7 @@ def matrix(
         given = [name for name, value in {"spec": spec, "run_id": run_id, **flags}.items() if value is not None]
         given += [name for name, used in {"plan": plan, "in_process": in_process}.items() if used]
         refuse_flags(given, "a resumed run keeps what it was asked", "start a new run")
-    asked = None if resume is not None else read_spec(spec, flags)
+    asked = None if resume is not None else read_spec(spec, flags, imports=not plan)
     mode, resources, root = resolve_mode(wandb), _resources(wait_for), out or default_out()
 
     if asked is not None and (plan or in_process):
@@ -79,6 +81,8 @@ def matrix(
     from ray_jobs.driver.run import Where
 
     earlier = None if resume is None else Earlier.of(resume, root)
+    if earlier is not None:
+        require_trust(earlier.spec, earlier.directory.shown, trust)
     where = Where(cluster, resources, wait)
     final = earlier.spec if earlier else asked or Spec()
     raise typer.Exit(_measure(final, earlier, root, run_id, where, mode, as_json))

@@ -31,6 +31,9 @@ Address = Annotated[
     str | None, typer.Option(help="Ray cluster: local, auto or HOST:PORT. [default: $RAY_ADDRESS, else local]")
 ]
 Wandb = Annotated[str, typer.Option(help=f"W&B mode: {', '.join(MODES)}.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Import the variants and the model that a run names outside of this program.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
 
 

@@ -14,13 +14,14 @@ from ray_jobs.cli.options import (
     Json,
     RunId,
     SpecFile,
+    Trust,
     flags_of,
     leave,
     refuse_flags,
 )
 from ray_jobs.cluster.job import default_out, ray_address
 from ray_jobs.provenance import new_run_id
-from ray_jobs.spec import Spec, read_spec
+from ray_jobs.spec import Spec, read_spec, require_trust
 
 if TYPE_CHECKING:
     from ray_jobs.driver.run import Where
@@ -46,6 +47,7 @@ def trace(
     run_id: RunId = None,
     address: Address = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a station held by another run.")] = 600.0,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show where a reply's time goes: a Chrome trace of every variant, and their operators side by side.
@@ -69,6 +71,7 @@ def trace(
 
     earlier = None if run is None else Earlier.of(run, root)
     if earlier is not None:
+        require_trust(earlier.spec, earlier.directory.shown, trust or timeline_only)
         asked = earlier.spec if timeline_only else _traceable(earlier.spec)
     name = earlier.id if earlier else run_id or new_run_id()
     directory = earlier.directory if earlier else RunDirectory.named(root, name)

@@ -16,7 +16,7 @@ from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.result import Weights
 from ray_jobs.measure.rounds import MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS
-from ray_jobs.spec import Spec
+from ray_jobs.spec import Spec, import_own
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Inputs:
     @classmethod
     def of(cls, spec: Spec) -> "Inputs":
         """Loads the model and draws the prompts, enough that no launch asks one twice. Raises UsageError."""
+        import_own(spec)
         if is_own(spec.model):
             return cls._of_own(spec)
         model = checkpoint.open_model(spec.model)

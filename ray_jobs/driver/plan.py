@@ -7,8 +7,7 @@ from pathlib import Path
 
 from chatbot import checkpoint, corpus
 from chatbot.config import Config
-from chatbot.variants import Workload, is_own, variant_named
-from ray_jobs.driver.inputs import Inputs
+from chatbot.variants import BASELINE, VARIANTS, Variant, Workload, is_own
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
@@ -35,10 +34,12 @@ class Estimate:
 
 
 def plan_lines(spec: Spec, root: str) -> Iterator[str]:
-    """Every trial and its time, and their sum. Raises UsageError where the model or the corpus can't be used."""
+    """Every trial and its time, and their sum; runs no code of the user's own.
+
+    Raises UsageError where the model or the corpus can't be used.
+    """
     trials = f"{counted(len(spec.plan()), 'trial')} of {', '.join(spec.variants)} on each station"
     if is_own(spec.model):
-        Inputs.of(spec)
         for workload in spec.plan():
             sizes = f"{workload.device}, batch {workload.batch}, threads {workload.threads}"
             why = "a model of your own: the budget decides, unless the least number of launches takes longer"
@@ -64,7 +65,7 @@ def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Estim
         seconds, run_id = known
         return Estimate(seconds, seconds, f"run {run_id}")
     reply_s = reply_seconds(config, workload)
-    present = [variant for variant in map(variant_named, spec.variants) if workload.device in variant.devices]
+    present = [variant for variant in map(_entry, spec.variants) if workload.device in variant.devices]
     variants = len(present)
     calls = min(MOST_CALLS, max(CALLS, int(TURN_NS / 1e9 / reply_s)))
     round_s = variants * (1 + calls) * reply_s
@@ -77,6 +78,11 @@ def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Estim
     alone_s = START_S + prepare_s + asked * reply_s
     least = alone_s + launches * launch_s
     return Estimate(least, max(least, spec.budget + alone_s), "estimated from the bytes read")
+
+
+def _entry(name: str) -> Variant:
+    """A variant's entry; a plan imports none of the user's own, and takes it to cost what the baseline does."""
+    return VARIANTS.get(name, VARIANTS[BASELINE])
 
 
 def reply_seconds(config: Config, workload: Workload) -> float:

@@ -43,6 +43,9 @@ def load(name: str) -> OwnModel:
     factory = imported("model", name, f"; give {OWN_MODEL}")
     if not callable(factory):
         raise UsageError(f"model {name!r} is a {type(factory).__name__}, not a function that returns an OwnModel")
+    module, home = name.partition(":")[0], str(getattr(factory, "__module__", None))
+    if home != module and not home.startswith(f"{module}."):  # "os:abort" is a function without arguments too
+        raise UsageError(f"model {name!r} is not defined in {module} but in {home}: name it where it is defined")
     torch.manual_seed(SEED)
     try:
         found = factory()
