@@ -39,10 +39,8 @@ CorpusOption = Annotated[
 
 
 def _number_or_none(text: str) -> float | None:
-    if text == "none":
-        return None
     try:
-        return float(text)
+        return None if text == "none" else float(text)
     except ValueError:
         raise UsageError(f"{text!r} is neither a number nor 'none'") from None
 
@@ -52,6 +50,13 @@ def _whole_or_none(name: str, text: str) -> int | None:
         return None if text == "none" else int(text)
     except ValueError:
         raise UsageError(f"{name} {text!r} is neither a whole number nor 'none'") from None
+
+
+def _require_file(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise UsageError(f"the folder of --out does not exist: {out.parent}")
+    if out.is_dir():
+        raise UsageError(f"--out is a folder, give a file: {out}")
 
 
 def _perplexity(loss: float) -> str:
@@ -90,14 +95,8 @@ def train(
     """Train a chatbot; OUT always holds the best one so far by validation loss."""
     if size not in PRESETS:
         raise one_of("size", size, list(PRESETS))
-    if device not in ("cpu", "cuda"):
-        raise one_of("device", device, ("cpu", "cuda"))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: PyTorch sees no CUDA device here; give cpu")
-    if not out.parent.is_dir():
-        raise UsageError(f"the folder of --out does not exist: {out.parent}")
-    if out.is_dir():
-        raise UsageError(f"--out is a folder, give a file: {out}")
+    training.require_device(device)
+    _require_file(out)
     if resume and not training.state_path(out).is_file():
         raise UsageError(f"nothing to resume: {training.state_path(out)} does not exist")
     options = Options(
@@ -237,16 +236,11 @@ def export(
     graph: Annotated[bool, typer.Option("--graph", help="Print the scripted search's graph.")] = False,
 ) -> None:
     """Save the TorchScript search and its vocabulary as one file that needs only PyTorch."""
-    if device not in ("cpu", "cuda"):
-        raise one_of("device", device, ("cpu", "cuda"))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: PyTorch sees no CUDA device here, and a trace is bound to its device; give cpu")
-    if out is None and not graph:
+    training.require_device(device)
+    if out is not None:
+        _require_file(out)
+    elif not graph:
         raise UsageError("nothing to do; give --out FILE, --graph, or both")
-    if out is not None and not out.parent.is_dir():
-        raise UsageError(f"the folder of --out does not exist: {out.parent}")
-    if out is not None and out.is_dir():
-        raise UsageError(f"--out is a folder, give a file: {out}")
     trained = checkpoint.open_model(model)
     search = torchscript.script(trained.chatbot.to(device), device)
     if graph:

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from chatbot.checkpoint import Trained, load, read_plain, save, save_plain
 from chatbot.config import OPTIMIZERS, Config, Options
 from chatbot.corpus import Pair, words_of
-from chatbot.errors import UsageError
+from chatbot.errors import UsageError, one_of
 from chatbot.model import Chatbot
 from chatbot.vocabulary import PAD, SOS, Vocabulary
 
@@ -47,6 +48,14 @@ class Batch:
     prompts: Tensor
     lengths: Tensor
     replies: Tensor
+
+
+def require_device(device: str) -> None:
+    """Raises UsageError where this PyTorch can't compute on it."""
+    if device not in ("cpu", "cuda"):
+        raise one_of("device", device, ("cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: PyTorch sees no CUDA device here; give cpu")
 
 
 def state_path(path: Path) -> Path:
@@ -210,7 +219,8 @@ class _Run:
     def validate(self, held_out: list[Pair], free_running: bool = False) -> Progress:
         for network in self.networks:
             network.eval()
-        loss = validation_loss(self.chatbot, held_out, self.vocabulary, self.device)
+        judge = partial(validation_loss, self.chatbot, held_out, self.vocabulary, self.device)
+        loss = judge()
         guessing = math.log(self.chatbot.config.vocabulary)
         if not loss < 2 * guessing:  # saturated networks keep a hopeless loss finite
             raise DivergedError(
@@ -221,30 +231,25 @@ class _Run:
         self.best = min(loss, self.best)
         mean = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses = []
-        free = (
-            validation_loss(self.chatbot, held_out, self.vocabulary, self.device, teacher_forced=False)
-            if free_running
-            else None
-        )
+        free = judge(teacher_forced=False) if free_running else None
         return Progress(self.iteration, mean, loss, self.best, free)
 
     def keep(self) -> None:
-        save_plain({"identity": self._identity(), **self._state()}, self.state_path)
-
-    def _identity(self) -> dict[str, Any]:
-        """The options that must not change when a run is resumed; iterations and patience may grow."""
-        digest = hashlib.sha256("\n".join("\t".join(pair) for pair in self.pairs).encode())
-        options = {k: v for k, v in asdict(self.options).items() if k not in ("iterations", "patience")}
-        return {**options, **asdict(self.chatbot.config), "pairs": digest.hexdigest()}
-
-    def _state(self) -> dict[str, Any]:
-        return {
+        state = {
+            "identity": self._identity(),
             "networks": [n.state_dict() for n in self.networks],
             "optimizers": [o.state_dict() for o in self.optimizers],
             "iteration": self.iteration,
             "best": self.best,
             "waited": self.waited,
         }
+        save_plain(state, self.state_path)
+
+    def _identity(self) -> dict[str, Any]:
+        """The options that must not change when a run is resumed; iterations and patience may grow."""
+        digest = hashlib.sha256("\n".join("\t".join(pair) for pair in self.pairs).encode())
+        options = {k: v for k, v in asdict(self.options).items() if k not in ("iterations", "patience")}
+        return {**options, **asdict(self.chatbot.config), "pairs": digest.hexdigest()}
 
     def restore(self) -> None:
         if not self.state_path.is_file():

@@ -44,7 +44,7 @@ def shown(value: Value) -> str:
 
 def percent(share: float) -> str:
     """A share in whole percents."""
-    return f"{share:.0%}".replace("-0%", "0%") if abs(share) < 0.005 else f"{share:.0%}"
+    return f"{share:z.0%}"
 
 
 def settings_of(settings: Mapping[str, Value], names: Sequence[str] | None = None) -> str:

@@ -67,7 +67,5 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Answers Tune."""
-        if "iteration" not in result:  # it failed
-            return str(TrialScheduler.CONTINUE)
-        row = Validation(**{name: result[name] for name in Validation.__dataclass_fields__})
-        return str(TrialScheduler.CONTINUE if self.decide(row) else TrialScheduler.STOP)
+        row = Validation.of(result)
+        return str(TrialScheduler.CONTINUE if row is None or self.decide(row) else TrialScheduler.STOP)

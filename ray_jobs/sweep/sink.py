@@ -16,9 +16,10 @@ from ray_jobs.sweep.spec import Trial
 from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of, flat
 from ray_jobs.wandb_sink.client import open_run
 from ray_jobs.wandb_sink.mode import destination
-from ray_jobs.wandb_sink.sink import PATIENCE_S
+from ray_jobs.wandb_sink.sink import PATIENCE_S, PREFIX
 
-CURVES = ("epoch", "train_loss", "validation_loss", "free_running_loss", "best_loss")
+LOSSES = ("train_loss", "validation_loss", "free_running_loss", "best_loss")
+PATIENT = {"init_timeout": PATIENCE_S, "finish_timeout": PATIENCE_S, "silent": True}  # settings of W&B's client
 
 
 class SweepSink(Listener):
@@ -44,7 +45,7 @@ class SweepSink(Listener):
     def validated(self, row: Validation) -> None:
         """Reports a point of the learning curves."""
         if (run := self._runs.get(row.trial)) is not None:
-            self._guard(lambda: run.log({name: getattr(row, name) for name in CURVES}, step=row.iteration))
+            self._guard(lambda: run.log({name: getattr(row, name) for name in ("epoch", *LOSSES)}, step=row.iteration))
 
     def ended(self, row: TrialRow) -> None:
         """The trial's summary; closes its run."""
@@ -97,11 +98,12 @@ class SweepSink(Listener):
             return self._init(suffix, kind, config)
 
     def _init(self, suffix: str, kind: str, config: dict[str, Any]) -> Any:
-        self._dir = self._dir or mkdtemp(prefix="latency-matrix-wandb-")
+        self._dir = self._dir or mkdtemp(prefix=PREFIX)
+        name = f"{self._record.id}-{suffix}"
         run = open_run(
-            {"init_timeout": PATIENCE_S, "finish_timeout": PATIENCE_S, "silent": True},
-            id=f"{self._record.id}-{suffix}",
-            name=f"{self._record.id}-{suffix}",
+            PATIENT,
+            id=name,
+            name=name,
             group=self._record.id,
             job_type=kind,
             config=config,

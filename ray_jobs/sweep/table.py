@@ -44,6 +44,11 @@ class Validation:
     seconds: float  # since the validation before
     host: str
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Validation | None":
+        """From what a trial tells Tune; None where that is no validation but, say, a failure."""
+        return cls(**{name: told[name] for name in cls.__dataclass_fields__}) if "iteration" in told else None
+
 
 @dataclass(frozen=True)
 class TrialRow:
@@ -106,13 +111,12 @@ def waited(rows: Sequence[Validation]) -> int:
 
 def flat(row: TrialRow) -> dict[str, Any]:
     """A row with a column for each hyperparameter; a clip of none is null."""
-    values = {**asdict(row), "status": row.status.value}
-    return _spread(values, values["settings"])
+    return _spread(asdict(row), row.settings)
 
 
 def unflat(values: Mapping[str, Any]) -> TrialRow:
     """Restores the row. Raises TypeError and ValueError if it is not one."""
-    own = {field.name for field in fields(TrialRow)}
+    own = TrialRow.__dataclass_fields__
     settings = {name: value for name, value in values.items() if name not in own}
     plain = {name: value for name, value in values.items() if name in own}
     return TrialRow(**{**plain, "settings": settings, "status": TrialStatus(str(plain.get("status")))})

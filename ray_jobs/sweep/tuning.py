@@ -1,6 +1,7 @@
 """The sweep on Ray Tune: sends trials to the cluster, and their news to the directory, the terminal and W&B."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -102,7 +103,7 @@ class _Driver(tune.Callback):  # type: ignore[misc]
         self._record, self._stopping, self._listeners = record, stopping, listeners
         self._trials = {trial.number: trial for trial in trials}
         self._failures: dict[int, str] = {}
-        self._restarts: dict[int, int] = {}
+        self._restarts = Counter[int]()
         self._begun: set[int] = set()
         self.keeper: Any = None
         self.trouble: StoreError | None = None
@@ -131,9 +132,8 @@ class _Driver(tune.Callback):  # type: ignore[misc]
         if "failure" in result:
             self._failures[number] = result["failure"]
             return
-        if "iteration" not in result:
+        if (row := Validation.of(result)) is None:
             return
-        row = Validation(**{name: result[name] for name in Validation.__dataclass_fields__})
         with self._noting():
             new = self._record.add(row, ray.get(self.keeper.get.remote(number)))
         for listener in self._listeners if new else ():
@@ -141,7 +141,7 @@ class _Driver(tune.Callback):  # type: ignore[misc]
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["trial"]
-        self._restarts[number] = self._restarts.get(number, 0) + 1
+        self._restarts[number] += 1
         for listener in self._listeners:
             listener.restarted(number, self._restarts[number])
 
@@ -150,18 +150,18 @@ class _Driver(tune.Callback):  # type: ignore[misc]
         self._end(number, ray.get(self.keeper.drop.remote(number)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = trial.config["trial"]
-        self._failures[number] = f"its worker was lost {MOST_RESTARTS + 1} times; out of memory, or its node went away"
-        self._end(number, ray.get(self.keeper.drop.remote(number)))
+        lost = f"its worker was lost {MOST_RESTARTS + 1} times; out of memory, or its node went away"
+        self._failures[trial.config["trial"]] = lost
+        self.on_trial_complete(iteration, trials, trial)
 
     def _end(self, number: int, state: bytes | None) -> None:
         rows = self._record.of_trial(number)
         status, reason = self._stopping.ends.get(number, (TrialStatus.FAILED, "it ended without a loss"))
         if number in self._failures:
             status, reason = TrialStatus.FAILED, self._failures[number]
-        row = row_of(self._trials[number], rows, status, reason, self._restarts.get(number, 0))
-        judged = status != TrialStatus.FAILED and state is not None
+        row = row_of(self._trials[number], rows, status, reason, self._restarts[number])
         with self._noting():
+            judged = status != TrialStatus.FAILED
             self._record.end(row, checkpoint_in(state) if judged and state is not None else None)
         for listener in self._listeners:
             listener.ended(row)
