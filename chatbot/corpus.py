@@ -194,14 +194,11 @@ def _read_chitchat(path: Path) -> Corpus:
 def _two_columns(path: Path) -> Corpus:
     rows: list[list[str]] = []
     try:
-        for number, row in enumerate(
-            csv.reader(lines_of(path, "utf-8-sig"), delimiter="\t", quoting=csv.QUOTE_NONE), 1
-        ):
-            if len(row) != 2:
-                raise UsageError(
-                    f"{path} line {number}: {len(row)} columns where two were expected (prompt, tab, reply)"
-                )
+        for row in csv.reader(lines_of(path, "utf-8-sig"), delimiter="\t", quoting=csv.QUOTE_NONE):
             rows.append(row)
+            if len(row) != 2:
+                wrong = f"{len(row)} columns where two were expected (prompt, tab, reply)"
+                raise UsageError(f"{path} line {len(rows)}: {wrong}")
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} is not UTF-8 text in two columns: {error}") from None
     notice = _notice(path.name, [side for row in rows for side in row])

@@ -133,9 +133,8 @@ class Engine:
         """The output layer alone: (N, H) -> the likeliest token of each (N,)."""
         inputs = inputs.contiguous()
         tokens = torch.empty(len(inputs), dtype=torch.long)
-        self._functions.engine_likeliest(
-            self._engine, inputs.data_ptr(), inputs.size(1), len(inputs), tokens.data_ptr()
-        )
+        places = inputs.data_ptr(), inputs.size(1), len(inputs), tokens.data_ptr()
+        self._functions.engine_likeliest(self._engine, *places)
         return tokens
 
     @property
@@ -161,8 +160,7 @@ class Engine:
     def _network(self, chatbot: Chatbot) -> NetworkFields:
         config, decoder = chatbot.config, chatbot.decoder
         attention = decoder.attn
-        empty = LinearFields()
-        keys = query = empty
+        keys = query = LinearFields()
         if attention.method == "general":
             keys = self._linear("keys", attention.attn.weight, attention.attn.bias)
         elif attention.method == "concat":
