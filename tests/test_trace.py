@@ -15,7 +15,7 @@ from chatbot.variants import VARIANTS, Reply
 from ray_jobs.cluster import events
 from ray_jobs.cluster.times import Moments
 from ray_jobs.measure.result import Memory
-from ray_jobs.process.profile.phases import ENCODE, REPLY, named, networks, phase_names
+from ray_jobs.process.profile.phases import ENCODE, REPLY, STEP, named, networks
 from ray_jobs.process.profile.profiler import Operator, Traced
 from ray_jobs.process.profile.shares import Shares, kind_of, merged, overlap, shares_of
 from ray_jobs.process.trial import Alive, Committed, Waiting
@@ -24,6 +24,7 @@ from ray_jobs.trace.timeline import timeline
 
 BATCH = torch.from_numpy(prompts(1)), torch.tensor([4])
 STEPS = WORKLOAD.reply_tokens
+PHASES = [REPLY, ENCODE, *(f"{STEP} {number + 1}" for number in range(STEPS))]
 
 
 def prepared(name: str) -> Reply:
@@ -42,7 +43,7 @@ def phases_of(reply: Reply) -> list[str]:
 
 
 def test_an_eager_reply_is_told_apart() -> None:
-    assert phases_of(prepared("eager")) == [REPLY, *phase_names(STEPS)]
+    assert phases_of(prepared("eager")) == PHASES
 
 
 def test_a_scripted_reply_is_one() -> None:
@@ -60,7 +61,7 @@ def test_networks_that_python_calls_are_found_in_traces_too() -> None:
         encoder = torch.jit.trace(chatbot.encoder, example, check_trace=False)  # type: ignore[no-untyped-call]
         search = chatbot.search()
         search.encoder = encoder
-    assert phases_of(lambda batch, lengths: search(batch, lengths, STEPS)[0]) == [REPLY, *phase_names(STEPS)]
+    assert phases_of(lambda batch, lengths: search(batch, lengths, STEPS)[0]) == PHASES
 
 
 def test_a_search_that_stops_early_is_one_reply() -> None:

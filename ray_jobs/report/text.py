@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from chatbot.variants import Workload
 from ray_jobs.matrix.hardware import HardwareClass
 from ray_jobs.matrix.rows import Row
 from ray_jobs.statistics import Verdict
@@ -32,7 +33,7 @@ def place(row: Row) -> str:
     return f"{row.device} {row.device_name} ({row.station})" if row.station else row.device
 
 
-def sizes(of: Row | HardwareClass) -> str:
+def sizes(of: Row | HardwareClass | Workload) -> str:
     """A workload in words."""
     if of.prompt_tokens is None:
         return f"model {of.model}, batch {of.batch}, {counted(of.threads, 'thread')}"

@@ -1,7 +1,7 @@
 """The tracing job: spec -> stations -> tracing launches -> ``traces/`` in a new or existing run directory."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,12 +24,13 @@ from ray_jobs.matrix.rows import Status, TrialInfo
 from ray_jobs.process.profile.launches import traced_variants
 from ray_jobs.process.profile.profiler import Traced, zipped
 from ray_jobs.process.trial import Waiting
+from ray_jobs.report import text
 from ray_jobs.results.run import read_record
 from ray_jobs.results.samples import schema_of
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec
 from ray_jobs.trace import page
-from ray_jobs.trace.operators import KernelRow, OperatorRow, VariantRow, kernel_rows, operator_rows, variant_rows
+from ray_jobs.trace.operators import KernelRow, OperatorRow, kernel_rows, operator_rows, variant_rows
 from ray_jobs.trace.timeline import timeline
 from ray_jobs.wandb_sink.sink import WandbSink
 
@@ -87,7 +88,8 @@ def run(tracing: Tracing, where: Where) -> None:
         if tracing.earlier is not None:
             tracing.trials = _of_the_run(tracing.trials, tracing.earlier)
         directory.make_folder(FOLDER)
-        this = matrix.Run(tracing.run_id, spec, directory, WandbSink("off", directory), identity, _now())
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        this = matrix.Run(tracing.run_id, spec, directory, WandbSink("off", directory), identity, started)
         this.trials, this.environment = tracing.trials, matrix.environment(tracing.trials)
         jobs = [_tracing(trial) for trial in tracing.trials.values() if trial.job is not None]
         with closing(measure(jobs)) as heard:
@@ -114,9 +116,9 @@ def rebuild_timeline(tracing: Tracing) -> None:
 def changes(run: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
     """Notes on a run's traces for the reader. Raises UsageError if they would show another model."""
     before = run.get("identity") or {}
-    for part, text in (("model", "the model's weights"), ("prompts", "the corpus or the vocabulary")):
+    for part, what in (("model", "the model's weights"), ("prompts", "the corpus or the vocabulary")):
         if before and before.get(part) != now[part]:
-            raise UsageError(f"traces would not be of run {run['run_id']}: {text} changed since; start a new run")
+            raise UsageError(f"traces would not be of run {run['run_id']}: {what} changed since; start a new run")
     if before.get("code") != now["code"]:
         return ["the sources of this program are not those of the run: its traces show the program as it is now"]
     return []
@@ -193,17 +195,9 @@ def _write_timeline(tracing: Tracing) -> None:
     tracing.add(TIMELINE, "timeline", "who measured where, when: a row for each station")
 
 
-def sentences(tracing: Tracing) -> Iterator[VariantRow]:
-    """The row of every traced variant."""
-    for name, traces in tracing.traces.items():
-        yield from variant_rows(name, traces)
-
-
 def _of_the_run(trials: Mapping[str, TrialState], earlier: Earlier) -> dict[str, TrialState]:
     """The trials that the run measured. Raises UsageError if none of their stations is here."""
-    done = {
-        name: record["station"] for name, record in earlier.run["trials"].items() if record["status"] == Status.DONE
-    }
+    done = {name: one["station"] for name, one in earlier.run["trials"].items() if one["status"] == Status.DONE}
     found = {name: trial for name, trial in trials.items() if name in done}
     if not found:
         there = ", ".join(sorted({str(station) for station in done.values()})) or "none"
@@ -222,17 +216,8 @@ def _tracing(trial: TrialState) -> Job:
 
 
 def _title(info: TrialInfo) -> str:
-    w = info.workload
-    sizes = f"model {w.model}, batch {w.batch}, prompt {w.prompt_tokens} tokens, reply {w.reply_tokens} tokens"
-    return f"{w.device} ({info.station}): {sizes}, {w.threads} thread{'s' * (w.threads != 1)}"
+    return f"{info.workload.device} ({info.station}): {text.sizes(info.workload)}"
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-__all__ = ["FOLDER", "Tracing", "VariantRow", "rebuild_timeline", "run", "sentences"]
+def _say(line: str) -> None:
+    typer.echo(line, err=True)

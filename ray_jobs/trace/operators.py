@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 from chatbot.variants import BASELINE
 from ray_jobs.process.profile.profiler import Operator, Traced
-from ray_jobs.process.profile.shares import INTERPRETER, Shares
+from ray_jobs.process.profile.shares import DISPATCH, INTERPRETER, KERNEL, Shares
 
 WHOLE = 0.02  # of the baseline's reply: a difference below it is not explained
 DISTURBED = 2.0  # times as long as before tracing: more than a profiler costs
@@ -120,23 +120,21 @@ def sentence(traced: Traced, baseline: Shares | None) -> str:
     if shares is None:
         return f"{name} computes outside of PyTorch's operators, so its trace does not tell kernels from the rest"
     if name == BASELINE or baseline is None:
-        kernels, dispatch, interpreter = (
-            part / shares.reply_ms for part in (shares.kernel_ms, shares.dispatch_ms, shares.interpreter_ms)
-        )
+        parts = (shares.kernel_ms, shares.dispatch_ms, shares.interpreter_ms)
+        kernels, dispatch, interpreter = (part / shares.reply_ms for part in parts)
         most = f"at most {1 / kernels:.2f} times as fast" if kernels else "as fast as one likes"
         return (
             f"{kernels:.0%} of {name}'s reply is kernels: without any overhead they would answer {most}; "
             f"{dispatch:.0%} is dispatch, {interpreter:.0%} the interpreter"
         )
     saved = baseline.reply_ms - shares.reply_ms
-    parts = ", ".join(
-        f"{what} {getattr(shares, f'{what}_ms') - getattr(baseline, f'{what}_ms'):+.2f} ms"
-        for what in ("interpreter", "dispatch", "kernel")
-    )
+    names = (INTERPRETER, DISPATCH, KERNEL)
+    changes = {kind: getattr(shares, f"{kind}_ms") - getattr(baseline, f"{kind}_ms") for kind in names}
+    told = ", ".join(f"{kind} {change:+.2f} ms" for kind, change in changes.items())
     if abs(saved) < WHOLE * baseline.reply_ms:
-        return f"{name} takes as long as {BASELINE} in the trace ({parts})"
+        return f"{name} takes as long as {BASELINE} in the trace ({told})"
     verb = "saves" if saved > 0 else "loses"
-    return f"{name} {verb} {abs(saved):.2f} of {baseline.reply_ms:.2f} ms a reply in the trace: {parts}"
+    return f"{name} {verb} {abs(saved):.2f} of {baseline.reply_ms:.2f} ms a reply in the trace: {told}"
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,8 @@ def _line(one: Operator) -> str:
 def _uses(traced: Traced) -> dict[str, Use]:
     found: dict[str, Use] = {}
     for one in traced.operators:
-        before, name = found.get(_line(one), NEVER), _line(one)
+        name = _line(one)
+        before = found.get(name, NEVER)
         found[name] = Use(
             before.calls + (0 if name == BETWEEN else one.calls / traced.replies),
             before.self_ms + (one.self_cpu_us + (one.self_device_us or 0.0)) / traced.replies / 1e3,

@@ -9,11 +9,10 @@ from rich.text import Text
 
 from chatbot.variants import BASELINE
 from ray_jobs.process.profile.profiler import Traced
-from ray_jobs.process.profile.shares import DISPATCH, KERNEL
+from ray_jobs.process.profile.shares import INTERPRETER
 from ray_jobs.trace.operators import Pair, VariantRow, disturbed, side_by_side
 
 MOST_LINES = 12  # of operators
-KIND = {KERNEL: KERNEL, DISPATCH: DISPATCH}
 
 
 def print_trial(title: str, traces: Sequence[Traced], rows: Sequence[VariantRow]) -> None:
@@ -61,7 +60,7 @@ def _operators_table(baseline: Traced, other: Traced) -> Table:
         table.add_column(f"\n> {what}", justify="right", no_wrap=True)
     pairs = side_by_side(baseline, other)
     for pair in pairs[:MOST_LINES]:
-        table.add_row(pair.operator, KIND.get(pair.kind, ""), *_cells([pair]))
+        table.add_row(pair.operator, "" if pair.kind == INTERPRETER else pair.kind, *_cells([pair]))
     if rest := pairs[MOST_LINES:]:
         table.add_row(f"{len(rest)} others", "", *_cells(rest))
     return table
@@ -69,11 +68,8 @@ def _operators_table(baseline: Traced, other: Traced) -> Table:
 
 def _cells(pairs: Sequence[Pair]) -> list[str]:
     sides = [[pair.left for pair in pairs], [pair.right for pair in pairs]]
-    return [
-        *(f"{sum(use.self_ms for use in side):.2f}" for side in sides),
-        *(f"{sum(use.calls for use in side):.0f}" for side in sides),
-        *(f"{sum(use.memory_kb for use in side):.0f}" for side in sides),
-    ]
+    columns = {"self_ms": ".2f", "calls": ".0f", "memory_kb": ".0f"}
+    return [f"{sum(getattr(use, name) for use in side):{form}}" for name, form in columns.items() for side in sides]
 
 
 def _ms(value: float | None) -> str:

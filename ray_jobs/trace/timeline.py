@@ -25,29 +25,28 @@ def timeline(run: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("its run.json has no times: it is older than they are, or nothing was started")
     first = min(trial["moments"]["started_unix_s"] for trial in trials.values())
     rows = {station: row for row, station in enumerate(sorted({t["station"] for t in trials.values()}), 1)}
-    traced: list[dict[str, Any]] = [_named("process_name", 0, f"run {run['run_id']}")]
+    traced: list[dict[str, Any]] = [_about("process_name", 0, name=f"run {run['run_id']}")]
     for station, row in rows.items():
-        traced += [_named("thread_name", row, station), _sorted(row)]
+        traced += [_about("thread_name", row, name=station), _about("thread_sort_index", row, sort_index=row)]
     for name, trial in trials.items():
         traced += _trial(name, trial, rows[trial["station"]], trial["moments"]["started_unix_s"] - first)
     meta = {"run": run["run_id"], "clock": "the driver's", "began": run["started"]}
     return {"displayTimeUnit": "ms", "traceEvents": traced, "otherData": meta}
 
 
-def _named(what: str, row: int, name: str) -> dict[str, Any]:
-    return {"ph": "M", "name": what, "pid": CLUSTER, "tid": row, "ts": 0, "args": {"name": name}}
-
-
-def _sorted(row: int) -> dict[str, Any]:
-    return {"ph": "M", "name": "thread_sort_index", "pid": CLUSTER, "tid": row, "ts": 0, "args": {"sort_index": row}}
+def _about(what: str, row: int, **said: Any) -> dict[str, Any]:
+    return {"ph": "M", "name": what, "pid": CLUSTER, "tid": row, "ts": 0, "args": said}
 
 
 def _trial(name: str, trial: Mapping[str, Any], row: int, offset_s: float) -> Iterator[dict[str, Any]]:
     at = trial["moments"]["at_s"]
     told = {key: trial[key] for key in ("status", "reason", "launches")}
     for start, end in _attempts(at):
-        whole = _slice((name, "trial", start, end), row, offset_s)
-        yield {**whole, "args": told, "cname": COLOURS.get(str(trial["status"]), "bad")}
+        yield {
+            **_slice((name, "trial", start, end), row, offset_s),
+            "args": told,
+            "cname": COLOURS.get(str(trial["status"]), "bad"),
+        }
         earlier = sum(time < start for time in at.get(LAUNCH, ()))
         for part in parts(_within(at, start, end), earlier):
             yield _slice(part, row, offset_s)

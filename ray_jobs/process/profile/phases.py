@@ -1,7 +1,7 @@
 """The phases of a reply, named from outside: hooks on the networks while a trace is made, nothing in the timed code."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,6 @@ from torch.profiler import record_function
 
 REPLY, ENCODE, STEP = "reply", "encode", "decode step"  # the steps are numbered from 1
 ENCODER, DECODER = "Encoder", "Decoder"  # how the names of the networks' classes end
-
-
-def phase_names(steps: int) -> list[str]:
-    """The phases within one reply, in order."""
-    return [ENCODE, *(f"{STEP} {step}" for step in range(1, steps + 1))]
 
 
 def networks(call: Callable[[], object], steps: int) -> tuple[nn.Module, nn.Module] | None:
@@ -38,15 +33,8 @@ def networks(call: Callable[[], object], steps: int) -> tuple[nn.Module, nn.Modu
         if inside and inside[-1] is module:
             inside.pop()
 
-    hooks = [
-        every_module.register_module_forward_pre_hook(enter),
-        every_module.register_module_forward_hook(leave),
-    ]
-    try:
+    with every_module.register_module_forward_pre_hook(enter), every_module.register_module_forward_hook(leave):
         call()
-    finally:
-        for hook in hooks:
-            hook.remove()
     if [_role(module) for module in called] != [ENCODER, *[DECODER] * steps] or len({*called[1:]}) != 1:
         return None
     return called[0], called[1]
@@ -85,12 +73,8 @@ def named(found: tuple[nn.Module, nn.Module] | None) -> Iterator[Callable[[], An
         with record_function(REPLY):
             yield
 
-    hooks = []
-    for module, title in zip(found or (), (lambda: ENCODE, next_step), strict=False):
-        hooks.append(module.register_forward_pre_hook(partial(enter, title)))
-        hooks.append(module.register_forward_hook(leave))
-    try:
+    with ExitStack() as hooks:
+        for module, title in zip(found or (), (lambda: ENCODE, next_step), strict=False):
+            hooks.enter_context(module.register_forward_pre_hook(partial(enter, title)))
+            hooks.enter_context(module.register_forward_hook(leave))
         yield reply
-    finally:
-        for hook in hooks:
-            hook.remove()
