@@ -14,7 +14,7 @@ from ray_jobs.audit.load import background_load
 from ray_jobs.audit.plan import MOST, Plan
 from ray_jobs.audit.rates import Comparison
 from ray_jobs.audit.station import AuditStation, Measured
-from ray_jobs.measure.result import TIMED
+from ray_jobs.measure.result import TIMED, LaunchResult
 from ray_jobs.process.server import LaunchServer
 
 FROM_ROW = ("status", "reason", "speedup", "speedup_low", "speedup_high", "verdict", "warnings", "sentinel_ms")
@@ -33,13 +33,9 @@ def run_plan(station: AuditStation, plan: Plan) -> Iterator[tuple[Comparison, Me
         for number in range(plan.comparisons):
             seed = spec.seed * MOST + number
             state = station.run(f"{plan.name}-{number:04d}", (plan.variant,), seed)
-            asked = {}
-            if plan.with_peers:
-                pool = station.inputs.prompts[workload.prompt_tokens]
-                for name in alternatives.PEERS:
-                    asked[name] = alternatives.ask(
-                        server, name, station.cores, workload, station.inputs.weights, pool, seed
-                    )
+            inputs = (workload, station.inputs.weights, station.inputs.prompts[workload.prompt_tokens], seed)
+            peers = alternatives.PEERS if plan.with_peers else ()
+            asked = {name: alternatives.ask(server, name, station.cores, *inputs) for name in peers}
             yield _comparison(number, plan, state, asked), state
 
 
@@ -47,7 +43,6 @@ def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alter
     rows = {row.variant: row for row in state.rows}
     row, baseline = rows[plan.variant], rows[BASELINE]
     launches = state.launches
-    timed = sum(int(launch.samples.wall_ns[launch.samples.phase == TIMED].sum()) for launch in launches) / 1e9
     peered: dict[str, Any] = {name: result.speedup for name, result in asked.items()}
     peered |= {f"{name}_s": result.seconds for name, result in asked.items()}
     return Comparison(
@@ -62,10 +57,15 @@ def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alter
         lost_launches=len(state.lost),
         rounds=launches[0].rounds if launches else 0,
         p50_ms=baseline.p50_ms,
-        timed_s=timed,
+        timed_s=timed_s(launches),
         seconds=state.seconds or 0.0,
         **peered,
     )
+
+
+def timed_s(launches: Sequence[LaunchResult]) -> float:
+    """The time inside timed calls."""
+    return sum(int(launch.samples.wall_ns[launch.samples.phase == TIMED].sum()) for launch in launches) / 1e9
 
 
 @dataclass(frozen=True)

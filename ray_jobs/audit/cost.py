@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from chatbot.variants import BASELINE, CONTROL, Workload
+from ray_jobs.audit.comparisons import timed_s
 from ray_jobs.audit.station import AuditStation
 from ray_jobs.cluster.events import Event, LaunchDone
-from ray_jobs.measure.result import TIMED
 from ray_jobs.measure.rounds import CALLS, Log, Prompts, run_rounds
 from ray_jobs.measure.timing import CpuTimer
 from ray_jobs.measure.watch import watch_for
@@ -90,12 +90,8 @@ class _Census:
     def cores(self, *roles: str) -> float | None:
         if len(self.at) < 4:
             return None
-        spent = sum(
-            seconds - self.first[pid][1]
-            for pid, (role, seconds) in self.last.items()
-            if role in roles and pid in self.first
-        )
-        return spent / (self.at[-1] - self.at[1])
+        mine = [(pid, seconds) for pid, (role, seconds) in self.last.items() if role in roles and pid in self.first]
+        return sum(seconds - self.first[pid][1] for pid, seconds in mine) / (self.at[-1] - self.at[1])
 
 
 def processes() -> dict[int, tuple[str, float]]:
@@ -126,9 +122,8 @@ def measure_cost(station: AuditStation) -> Cost:
         found = server.run(Request(partial(null_sample), station.cores, workload.threads, 60.0))
     sample, inside, between = (None, None, None) if isinstance(found, Loss) else found
     seconds = state.seconds or 0.0
-    timed = sum(int(launch.samples.wall_ns[launch.samples.phase == TIMED].sum()) for launch in state.launches) / 1e9
     return Cost(
-        timed_share=timed / seconds if seconds and state.launches else None,
+        timed_share=timed_s(state.launches) / seconds if seconds and state.launches else None,
         sample_us=sample,
         inside_us=inside,
         round_us=between,

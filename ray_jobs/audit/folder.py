@@ -22,7 +22,6 @@ from ray_jobs.results.run import read_record
 from ray_jobs.results.samples import schema_of
 from ray_jobs.results.store import RunDirectory, open_root
 
-INTERRUPTED = 130
 COMPARISONS = pa.schema([pa.field("part", pa.string()), *schema_of(Comparison)])
 
 
@@ -65,15 +64,10 @@ class Audit:
             self.directory.write_table("launches.parquet", pa.Table.from_pylist(self.launches, schema_of(LaunchRow)))
 
 
-def new_directory(kind: str, out: str, run_id: str | None) -> RunDirectory:
-    """The directory of a new audit, not made yet. Raises UsageError."""
-    return RunDirectory.named(out, run_id or new_run_id(f"audit-{kind}"))
-
-
 @contextmanager
 def new_audit(kind: str, out: str, run_id: str | None) -> Iterator[Audit]:
     """A new audit's directory; what was found by the time of an interrupt, or of a crash, is written."""
-    directory = new_directory(kind, out, run_id)
+    directory = RunDirectory.named(out, run_id or new_run_id(f"audit-{kind}"))
     audit = Audit(directory, directory.run_id, datetime.now(UTC))
     with directory.created(samples=False):
         try:
@@ -81,7 +75,7 @@ def new_audit(kind: str, out: str, run_id: str | None) -> Iterator[Audit]:
         except KeyboardInterrupt:
             audit.write()
             typer.echo(f"ray_jobs: interrupted; what was found is in {directory.shown}", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(130) from None  # as a shell says it of SIGINT
         except Exception:
             if audit.parts or audit.comparisons:
                 audit.write()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, Prepare, Reply, Variant, Workload, eager, torchscript
+from chatbot.variants.search import replying
 from chatbot.vocabulary import EOS, PAD
 
 ASYNCHRONOUS_S = 0.02  # how long after its return the asynchronous stand-in fills in its answer
@@ -91,7 +92,6 @@ def _on_meta(inner: Reply, prompts: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _same_reply(chatbot: Chatbot, workload: Workload) -> Reply:
-    """The first answer, for ever."""
     inner = eager.prepare(chatbot, workload)
     remembered: list[Tensor] = []
 
@@ -104,7 +104,6 @@ def _same_reply(chatbot: Chatbot, workload: Workload) -> Reply:
 
 
 def _memory_of_prompts(chatbot: Chatbot, workload: Workload) -> Reply:
-    """Answers a prompt that it has seen from memory."""
     inner = eager.prepare(chatbot, workload)
     seen: dict[tuple[int, ...], Tensor] = {}
 
@@ -136,14 +135,7 @@ def _computes_nothing(chatbot: Chatbot, workload: Workload) -> Reply:
 def _dropout_on(chatbot: Chatbot, workload: Workload) -> Reply:
     chatbot.encoder.train()
     chatbot.decoder.train()
-    search, steps = chatbot.search(), workload.reply_tokens
-    search.train()
-
-    def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
-        tokens: Tensor = search(prompts, lengths, steps)[0]
-        return tokens
-
-    return reply
+    return replying(chatbot.search().train(), workload)
 
 
 def _gradients_on(chatbot: Chatbot, workload: Workload) -> Reply:
@@ -167,7 +159,6 @@ def _tokenises(inner: Reply, prompts: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _hangs(chatbot: Chatbot, workload: Workload) -> Reply:
-    """Loops for ever, in its preparation."""
     while True:
         time.sleep(3600)
 

@@ -19,11 +19,8 @@ Part = Mapping[str, Any]
 
 def render(audit: Mapping[str, Any]) -> str:
     """The whole audit: ``audit.json`` in words."""
-    station = audit["environment"].get("station", {})
-    driver = audit["environment"].get("driver", {})
-    where = (
-        f"{station.get('cpu')}, {station.get('cores')} cores, kernel {station.get('kernel')}" if station else "nowhere"
-    )
+    station, driver = (audit["environment"].get(name, {}) for name in ("station", "driver"))
+    where = "{cpu}, {cores} cores, kernel {kernel}".format_map(station) if station else "nowhere"
     packages = driver.get("packages", {})
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "ray", "numpy") if packages.get(name))
     lines = [
@@ -49,20 +46,14 @@ def section(part: Part) -> str:
 
 def _identical(part: Part) -> str:
     load = ", next to a background load on every core" if part["part"].endswith("load") else ", quiet"
+    peers = {name: peer for name, peer in part["peers"].items() if peer["comparisons"]}
     rows = [
-        _rate_row("this tool, its verdicts", part, part["false_verdicts"], *_limits(part)),
-        _rate_row(
-            "this tool, its intervals", part, part["intervals_missing_1"], part["missing_low"], part["missing_high"]
-        ),
-        *(
-            _rate_row(f"{' '.join(ONE_BY_ONE[name])}, one by one", peer, peer["false_verdicts"], *_limits(peer))
-            for name, peer in part["peers"].items()
-            if peer["comparisons"]
-        ),
+        _rate_row("this tool, its verdicts", part),
+        _rate_row("this tool, its intervals", part, "intervals_missing_1", "missing"),
+        *(_rate_row(f"{' '.join(ONE_BY_ONE[name])}, one by one", peer) for name, peer in peers.items()),
     ]
     spec, of = part["spec"], part["comparisons"]
-    errors = {ONE_BY_ONE[name][0]: peer["worst_error"] for name, peer in part["peers"].items() if peer["comparisons"]}
-    worst = ", ".join(f"{name} {error:.1%}" for name, error in errors.items())
+    worst = ", ".join(f"{ONE_BY_ONE[name][0]} {peer['worst_error']:.1%}" for name, peer in peers.items())
     return _section(
         f"Identical programs{load}",
         f"{_trials(part)} Promise (the rate's interval reaches below {CLAIMED:.0%} and ends under {MOST_FALSE:.0%}): "
@@ -80,18 +71,17 @@ def _section(title: str, said: str, lines: Sequence[str], more: str = "") -> str
     return "\n\n".join(filter(None, (f"## {title}", said, "\n".join(lines), more)))
 
 
-def _limits(part: Part) -> tuple[float, float]:
-    return part["rate_low"], part["rate_high"]
+def _rate_row(who: str, part: Part, counted: str = "false_verdicts", rate: str = "rate") -> tuple[str, ...]:
+    wrong, of, seconds = part[counted], part["comparisons"], _number(part["seconds_each"], ".1f")
+    return (who, f"{wrong} of {of}", _share(part, wrong, rate, "{:.1%}"), seconds)
 
 
-def _rate_row(who: str, part: Part, wrong: int, low: float, high: float) -> tuple[str, ...]:
+def _share(part: Part, count: int, name: str, form: str) -> str:
     of = part["comparisons"]
-    seconds = _number(part["seconds_each"], ".1f")
-    return (who, f"{wrong} of {of}", between(wrong / of if of else None, low, high, "{:.1%}".format), seconds)
+    return between(count / of if of else None, part[f"{name}_low"], part[f"{name}_high"], form.format)
 
 
 def _trials(part: Part) -> str:
-    """The settings of the trials."""
     spec = part["spec"]
     return (
         f"Model {spec['model']}, precision {spec['precision']:.0%}, budget {spec['budget']:g} s "
@@ -107,11 +97,10 @@ def _machine(part: Part) -> str:
 
 
 def _effect(part: Part) -> str:
-    count = part["comparisons"]
     asked = f"at least {LEAST_FOUND:.0%} found, bias within {MOST_BIAS:.1%}"
     row = (
-        f"{part['found']} of {count}",
-        between(part["found"] / count if count else None, part["found_low"], part["found_high"], "{:.0%}".format),
+        f"{part['found']} of {part['comparisons']}",
+        _share(part, part["found"], "found", "{:.0%}"),
         str(part["called_slower"]),
         between(part["bias"], part["bias_low"], part["bias_high"], "{:+.2%}".format),
         _number(part["median_half_width"], ".2%"),

@@ -90,8 +90,7 @@ def _compared(audit: Audit, here: AuditStation, plan: Plan) -> list[Comparison]:
         for comparison, state in run_plan(here, plan):
             done.append(comparison)
             states.append(state)
-            now = time.monotonic()
-            if now - last >= EVERY_S or len(done) in (1, plan.comparisons):
+            if (now := time.monotonic()) - last >= EVERY_S or len(done) in (1, plan.comparisons):
                 last, left = now, (now - started) / len(done) * (plan.comparisons - len(done))
                 typer.echo(f"{plan.name}: {len(done)} of {plan.comparisons}, {left / 60:.0f} min left", err=True)
     finally:

@@ -157,8 +157,7 @@ def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, 
     told = [(c, c.interval) for c in comparisons if c.told and c.interval is not None]
     found = sum(interval.high < 1 for _, interval in told)
     errors = [math.log(interval.value / c.truth) for c, interval in told]
-    estimate = Estimate.of(errors)
-    bias = estimate.interval(CONFIDENCE) if estimate else None
+    bias = estimate.interval(CONFIDENCE) if (estimate := Estimate.of(errors)) else None
     bias_low, bias_high = (bias.low, bias.high) if bias else (None, None)
     return {
         "percent": percent,
