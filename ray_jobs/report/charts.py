@@ -10,7 +10,7 @@ from ray_jobs.matrix.hardware import HardwareClass
 from ray_jobs.matrix.rows import Row
 from ray_jobs.report import text
 from ray_jobs.report.scales import WIDTH, Scale
-from ray_jobs.report.series import LaunchSpan, TrialSeries, VariantSeries
+from ray_jobs.report.series import TrialSeries, VariantSeries
 from ray_jobs.statistics import Floats
 
 Named = tuple[str, str, Row | HardwareClass]  # a name, a second one, and whose speedup it is
@@ -50,6 +50,12 @@ def path(kind: str, d: str) -> Markup:
     return Markup('<path class="{}" d="{}"/>').format(kind, d)
 
 
+def band(kind: str, left: float, right: float) -> Markup:
+    return Markup('<rect class="{}" x="{:.1f}" y="0" width="{:.1f}" height="{:.0f}"/>').format(
+        kind, left, right - left, TALL
+    )
+
+
 def dots(kind: str, x: Floats, y: Floats) -> Markup:
     """Dots that stay round however the drawing is stretched: strokes of no length with round ends."""
     points = "".join(f"M{a:.0f} {b:.0f}h0" for a, b in zip(x, y, strict=True))
@@ -80,11 +86,7 @@ def interval_scale(rows: Sequence[Row], margin: float) -> Scale:
 
 
 def _interval(name: str, more: str, row: Row | HardwareClass, margin: float, scale: Scale) -> Line:
-    left, right = scale.at(1 / (1 + margin)), scale.at(1 + margin)
-    band = Markup('<rect class="margin" x="{:.1f}" y="0" width="{:.1f}" height="{:.0f}"/>').format(
-        left, right - left, TALL
-    )
-    parts = [band, upright("one", scale.at(1))]
+    parts = [band("margin", scale.at(1 / (1 + margin)), scale.at(1 + margin)), upright("one", scale.at(1))]
     kind = (row.verdict or "none") if isinstance(row, Row) else "mean"
     if row.speedup is not None:
         parts.append(estimate(kind, scale, row.speedup, row.speedup_low, row.speedup_high))
@@ -127,7 +129,7 @@ def over_time(series: TrialSeries, most_dots: int) -> Chart:
         return Chart(())
     scale = Scale(0.0, max(span.end_s for span in series.launches) or 1.0)
     reach = _reach(shown)
-    bands = Markup().join(_band(scale, span) for span in series.launches[::2])
+    bands = Markup().join(band("launch", scale.at(s.start_s), scale.at(s.end_s)) for s in series.launches[::2])
     lines = tuple(_strip(one, scale, reach, bands, most_dots) for one in shown)
     left_out = sum(max(0, int((~one.discarded).sum()) - most_dots) for one in shown)
     notes = [
@@ -147,13 +149,6 @@ def _reach(shown: Sequence[VariantSeries]) -> tuple[float, float]:
     low = min(float(np.quantile(share, 0.005)) for share in shares)
     high = max(float(np.quantile(share, 0.98)) for share in shares)
     return min(low, 0.95) - 0.01, max(high, 1.05) + 0.02
-
-
-def _band(scale: Scale, span: LaunchSpan) -> Markup:
-    left, right = scale.at(span.start_s), scale.at(span.end_s)
-    return Markup('<rect class="launch" x="{:.1f}" y="0" width="{:.1f}" height="{:.0f}"/>').format(
-        left, right - left, TALL
-    )
 
 
 def _strip(series: VariantSeries, scale: Scale, reach: tuple[float, float], bands: Markup, most_dots: int) -> Line:

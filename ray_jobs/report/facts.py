@@ -30,7 +30,8 @@ def facts_of(runs: Sequence[RunView]) -> tuple[Fact, ...]:
     """The facts of one run or of several."""
     rows = [row for run in runs for row in run.rows]
     trials = [found for run in runs for found in run.trials.values()]
-    known = (_fastest_fact(runs), *_approximate_fact(runs))
+    approximate = _first_of("Fastest approximate one", runs, exact=False)
+    known = [_fastest_fact(runs), *([approximate] if approximate else [])]
     return (*known, _sure_fact(rows, runs), _control_fact(rows), _trouble_fact(rows, trials))
 
 
@@ -44,11 +45,6 @@ def _fastest_fact(runs: Sequence[RunView]) -> Fact:
     return Fact(question, "no variant beyond doubt", f"none is faster than its baseline with confidence{picked}")
 
 
-def _approximate_fact(runs: Sequence[RunView]) -> list[Fact]:
-    fact = _first_of("Fastest approximate one", runs, exact=False)
-    return [] if fact is None else [fact]
-
-
 def _first_of(question: str, runs: Sequence[RunView], exact: bool) -> Fact | None:
     """The fastest variant of one trial; of several trials, the one that is most often among the fastest."""
     found = [best for run in runs for trial in run.trials if (best := run.fastest(trial, exact)) is not None]
@@ -60,9 +56,8 @@ def _first_of(question: str, runs: Sequence[RunView], exact: bool) -> Fact | Non
     best, base = found[0], next(row for row in measured[0] if row.variant == row.baseline)
     told = [f"{text.digits(best.row.p50_ms)} ms, {base.variant} {text.digits(base.p50_ms)} ms"]
     if best.row.identical_replies != 1:
-        told.append(
-            same_replies(best.row) + (", the rest differ in ties only" if exact and best.row.identical_replies else "")
-        )
+        ties = ", the rest differ in ties only" if exact and best.row.identical_replies else ""
+        told.append(same_replies(best.row) + ties)
     if best.rivals is None:
         told.append("not compared with the others")
     rivals = named_rivals(best)
@@ -125,27 +120,22 @@ def _control_fact(rows: Sequence[Row]) -> Fact:
 
 def _trouble_fact(rows: Sequence[Row], trials: Sequence[Sequence[Row]]) -> Fact:
     question = "Failed, skipped, invalid"
-    whole = [all(row.status == Status.SKIPPED for row in found) for found in trials]
-    counted = {
-        Status.FAILED: sum(any(row.status == Status.FAILED for row in found) for found in trials),
-        Status.SKIPPED: sum(whole),
+    skipped = [sum(row.status == Status.SKIPPED for row in found) for found in trials]
+    whole = sum(count == len(found) for count, found in zip(skipped, trials, strict=True))
+    absent = sum(count for count, found in zip(skipped, trials, strict=True) if count < len(found))
+    counts = {
+        "failed": sum(any(row.status == Status.FAILED for row in found) for found in trials),
+        "skipped": whole,
+        f"variant{'s' * (absent != 1)} skipped": absent,
+        "invalid": sum(row.verdict == Verdict.INVALID for row in rows),
     }
-    counts = [f"{count} {status}" for status, count in counted.items() if count]
-    lacking = [row for found, skipped in zip(trials, whole, strict=True) if not skipped for row in found]
-    if absent := sum(row.status == Status.SKIPPED for row in lacking):
-        counts += [f"{text.counted(absent, 'variant')} skipped"]
-    invalid = sum(row.verdict == Verdict.INVALID for row in rows)
-    counts += [f"{invalid} invalid"] if invalid else []
-    if not counts:
-        return Fact(
-            question, "nothing", f"all {len(trials)} trials are done" if len(trials) > 1 else "the trial is done"
-        )
+    if not any(counts.values()):
+        return Fact(question, "nothing", f"all {len(trials)} trials are done" if trials[1:] else "the trial is done")
     bad = [row for row in rows if row.status != Status.DONE or row.verdict == Verdict.INVALID]
     reasons = list(dict.fromkeys(row.reason or "" for row in sorted(bad, key=lambda row: row.status == Status.SKIPPED)))
     more = f" and {text.counted(len(reasons) - 1, 'other reason')}" if len(reasons) > 1 else ""
-    return Fact(
-        question, ", ".join(counts), f"of {text.counted(len(trials), 'trial')}: {_short(reasons[0])}{more}", True
-    )
+    told = f"of {text.counted(len(trials), 'trial')}: {_short(reasons[0])}{more}"
+    return Fact(question, ", ".join(f"{count:,} {what}" for what, count in counts.items() if count), told, True)
 
 
 def _short(said: str, most: int = 90) -> str:

@@ -40,9 +40,8 @@ def _told_of(run: RunView) -> list[str]:
     if not measured:
         return _nothing(run)
     if len(measured) == 1:
-        found = sorted(
-            compared(measured[0]), key=lambda row: (row.verdict != Verdict.FASTER, not row.exact, -(row.speedup or 0.0))
-        )
+        found = compared(measured[0])
+        found.sort(key=lambda row: (row.verdict != Verdict.FASTER, not row.exact, -(row.speedup or 0.0)))
         told = [sentence(row, run.margin) for row in found]
     else:
         told = _summaries([row for rows in measured for row in compared(rows)])
@@ -88,11 +87,8 @@ def _summaries(rows: Sequence[Row]) -> list[str]:
     by_variant: dict[str, list[Row]] = {}
     for row in rows:
         by_variant.setdefault(row.variant, []).append(row)
-    return [_summary(name, found) for name, found in sorted(by_variant.items(), key=lambda pair: -_middle(pair[1]))]
-
-
-def _middle(rows: Sequence[Row]) -> float:
-    return median([row.speedup for row in rows if row.speedup] or [0.0])
+    middles = {name: median([row.speedup for row in of if row.speedup] or [0.0]) for name, of in by_variant.items()}
+    return [_summary(name, by_variant[name]) for name in sorted(middles, key=lambda name: -middles[name])]
 
 
 def _summary(name: str, rows: Sequence[Row]) -> str:

@@ -54,9 +54,7 @@ class RunView:
 
     @property
     def spec(self) -> Mapping[str, Any]:
-        """As it was asked."""
-        spec: Mapping[str, Any] = self.run.get("spec") or {}
-        return spec
+        return self.run.get("spec") or {}
 
     @cached_property
     def trials(self) -> dict[str, tuple[Row, ...]]:
@@ -102,7 +100,7 @@ def load(directory: RunDirectory, most_drawn: int = MOST_DRAWN) -> RunView:
 
 
 def _classes(found: FinishedRun) -> tuple[HardwareClass, ...]:
-    """As they were written; made again for a run without them (compacted, or older)."""
+    """The written classes; computed for a run without them (compacted, or older)."""
     try:
         content = schema.renamed(json.loads(found.directory.read("classes.json")))
         return tuple(schema.known(HardwareClass, one) for one in content)
@@ -115,10 +113,9 @@ def _traces(directory: RunDirectory) -> tuple[Trace, ...]:
         index = schema.renamed(json.loads(directory.read("traces/index.json")))
     except FileNotFoundError:
         return ()
-    return tuple(map(_trace, index))
+    names = ("title", "trial_id", "variant", "kind")
+    return tuple(Trace(_link(one["file"]), *(str(one.get(name) or "") for name in names)) for one in index)
 
 
-def _trace(one: Mapping[str, Any]) -> Trace:
-    file = str(one["file"]).removeprefix("traces/")
-    names = [str(one.get(key) or "") for key in ("title", "trial_id", "variant", "kind")]
-    return Trace(f"traces/{quote(file)}", *names)
+def _link(file: str) -> str:
+    return f"traces/{quote(file.removeprefix('traces/'))}"
