@@ -8,6 +8,7 @@ import torch
 from chatbot.checkpoint import Trained
 from chatbot.corpus import MAX_LENGTH, normalise
 from chatbot.errors import UsageError
+from chatbot.safe_text import printable
 from chatbot.variants import Reply, UnavailableError, Workload, prepared, variant_named
 from chatbot.vocabulary import EOS
 
@@ -62,7 +63,7 @@ def _reply_of(name: str, trained: Trained) -> Reply:
 
 
 def readable(words: str) -> str:
-    """Attaches ``.!?`` to the preceding words."""
+    """Attaches ``.!?`` to the preceding words; a vocabulary may hold what a terminal would obey."""
     for mark in ".!?":
         words = words.replace(f" {mark}", mark)
-    return words
+    return printable(words)

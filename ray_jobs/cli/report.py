@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -58,5 +59,5 @@ def _seen_from(place: Path, directory: "RunDirectory", view: "RunView") -> "RunV
     """With links that lead from ``place`` to the run; without them where the run is not on this machine."""
     if directory.local_path is None:
         return replace(view, traces=())
-    way = os.path.relpath(directory.local_path, place.parent)
+    way = quote(os.path.relpath(directory.local_path, place.parent))  # a folder may be called "javascript:"
     return replace(view, traces=tuple(replace(trace, href=f"{way}/{trace.href}") for trace in view.traces))

@@ -15,6 +15,7 @@ from ray_jobs.report.view import RunView
 
 RIGHT = (text.P50, text.SPEEDUP, text.REPLIES)
 SPECIAL = re.compile(r"[\\`*\[\]<>|#~&]|(?<![^\W_])_|_(?![^\W_])")  # within a word GitHub takes _ for itself
+FORMULA = ("=", "+", "-", "@")  # what a formula begins with in a spreadsheet
 MENTION = re.compile(r"(?<!\w)@(?=\w)")  # a backslash does not keep GitHub from telling a team; an empty space does
 
 
@@ -59,8 +60,13 @@ def as_csv(runs: Sequence[RunView]) -> str:
     writer.writerow(COLUMNS)
     for row in (row for run in runs for row in run.rows):
         values = (getattr(row, name) for name in COLUMNS)
-        writer.writerow(["; ".join(value) if isinstance(value, tuple) else value for value in values])
+        writer.writerow([_cell("; ".join(value) if isinstance(value, tuple) else value) for value in values])
     return lines.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A value that a spreadsheet takes for no formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def as_json(runs: Sequence[RunView]) -> str:

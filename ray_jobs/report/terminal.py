@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from chatbot.safe_text import printable
 from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Event, Outcome
 from ray_jobs.matrix.hardware import CLASS, HardwareClass
@@ -40,6 +41,11 @@ Cells = Mapping[str, str | Text]  # of a row, by the heads of their columns
 _workload = attrgetter(*(name for name in CLASS if name not in ("hardware", "variant")))
 
 
+def literal(said: str | Text, style: str = "") -> Text:
+    """A text that Rich shows as it is: no markup, emoji or escape in it is obeyed."""
+    return said if isinstance(said, Text) else Text(printable(said), style=style)
+
+
 class Reporter:
     """Shows each running trial's launches, current intervals and time left; lines where stderr is not a terminal."""
 
@@ -54,7 +60,7 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Reporter":
         if self._console.is_terminal:
@@ -110,7 +116,7 @@ class Reporter:
             shown.append(f"and {len(self._lines) - room} others")
         if self.trials > 1:
             shown.append(f"{self._ended} of {self.trials} trials are over")
-        return Text("\n".join(shown), no_wrap=True, overflow="ellipsis")
+        return Text("\n".join(map(printable, shown)), no_wrap=True, overflow="ellipsis")
 
     def _standing(self, committed: Sequence[Committed], elapsed: float) -> str:
         count = len(committed)
@@ -145,9 +151,9 @@ def print_matrix(rows: Sequence[Row], margin: float, console: Console | None = N
     for trial_id in dict.fromkeys(row.trial_id for row in rows):
         mine = [row for row in rows if row.trial_id == trial_id]
         console.print()
-        console.print(Text(text.title(mine[0]), style="bold"), soft_wrap=True)
+        console.print(literal(text.title(mine[0]), "bold"), soft_wrap=True)
         if all(row.status == Status.SKIPPED for row in mine):
-            console.print(f"  skipped: {mine[0].reason}", soft_wrap=True, markup=False)
+            console.print(literal(f"  skipped: {mine[0].reason}"), soft_wrap=True)
             continue
         limited = any(row.of_limit is not None for row in mine)
         plain = [_cells(row, margin, any(row.stop_at_eos for row in mine)) for row in mine]
@@ -157,7 +163,7 @@ def print_matrix(rows: Sequence[Row], margin: float, console: Console | None = N
         ]
         shown = _show(console, full, plain)
         for note in (*text.limit_notes(mine, shares=shown is plain), *text.notes(mine)):
-            console.print(f"  {note}", soft_wrap=True, markup=False)
+            console.print(literal(f"  {note}"), soft_wrap=True)
 
 
 def _cells(row: Row, margin: float, stopping: bool) -> dict[str, str | Text]:
@@ -176,10 +182,10 @@ def print_classes(classes: Sequence[HardwareClass]) -> None:
     for workload in dict.fromkeys(map(_workload, several)):
         mine = [one for one in several if _workload(one) == workload]
         console.print()
-        console.print(Text(f"{mine[0].device} by hardware class: {text.sizes(mine[0])}", style="bold"), soft_wrap=True)
+        console.print(literal(f"{mine[0].device} by hardware class: {text.sizes(mine[0])}", "bold"), soft_wrap=True)
         _show(console, [_class_cells(one) for one in mine])
         for sentence in dict.fromkeys(sentence for one in mine for sentence in one.disagreeing):
-            console.print(f"  {sentence}", soft_wrap=True, markup=False)
+            console.print(literal(f"  {sentence}"), soft_wrap=True)
 
 
 def _class_cells(one: HardwareClass) -> Cells:
@@ -196,8 +202,8 @@ def _show(console: Console, *choices: Sequence[Cells]) -> Sequence[Cells]:
             console.print(table)
             return rows
     for name, *cells in (list(row.items()) for row in choices[0]):
-        console.print(Text(str(name[1]), style="bold"))
-        said = (Text.assemble(f"{head} ", cell) for head, cell in cells)
+        console.print(literal(name[1], "bold"))
+        said = (Text.assemble(f"{head} ", literal(cell)) for head, cell in cells)
         console.print(Text("  ") + Text(", ").join(said))
     return choices[0]
 
@@ -207,5 +213,5 @@ def _table(rows: Sequence[Cells]) -> Table:
     for head in rows[0]:
         table.add_column(STACKED.get(head, head), justify="left" if head in LEFT else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row.values()))
+        table.add_row(*map(literal, row.values()))
     return table

@@ -201,7 +201,7 @@ def find(place: str, root: str) -> tuple[RunDirectory, dict[str, Any], SweepSpec
 def read_rows(directory: RunDirectory) -> list[TrialRow]:
     """The trials that ended."""
     try:
-        content = json.loads(directory.read("trials.json"))
+        content = schema.renamed(json.loads(directory.read("trials.json")))
     except FileNotFoundError:
         return []
     try:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
+from chatbot.safe_text import printable
 from ray_jobs.sweep import page
 from ray_jobs.sweep.charts import percent, settings_of
 from ray_jobs.sweep.folder import BEST, Listener, Record
@@ -78,9 +79,9 @@ class Reporter(Listener):
         return (
             f"best of {len(rows)} trials ({told}): trial {best.trial}, validation loss {best.best_loss:.4f} "
             f"(perplexity {page.perplexity(best.best_loss)}) at {best.best_iteration:,} iterations\n"
-            f"  {settings_of(best.settings)}"
+            f"  {printable(settings_of(best.settings))}"
         )
 
     def _say(self, line: str) -> None:
         self._said = time.monotonic()
-        typer.echo(line, err=True)
+        typer.echo(printable(line), err=True)

@@ -10,6 +10,7 @@ from rich.text import Text
 from chatbot.variants import BASELINE
 from ray_jobs.process.profile.profiler import Traced
 from ray_jobs.process.profile.shares import INTERPRETER
+from ray_jobs.report.terminal import literal
 from ray_jobs.trace.operators import Pair, VariantRow, disturbed, side_by_side
 
 MOST_LINES = 12  # of operators
@@ -19,13 +20,13 @@ def print_trial(title: str, traces: Sequence[Traced], rows: Sequence[VariantRow]
     """One trial on stdout."""
     console = Console()
     console.print()
-    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(literal(title, "bold"), soft_wrap=True)
     console.print(_shares_table(rows))
     for row in rows:
         text = f"failed: {row.reason}" if row.reason else row.sentence or ""
-        console.print(Text(f"  {row.variant}: {text}" if row.reason else f"  {text}"), soft_wrap=True)
+        console.print(literal(f"  {row.variant}: {text}" if row.reason else f"  {text}"), soft_wrap=True)
         if note := disturbed(row):
-            console.print(Text(f"  {note}", style="yellow"), soft_wrap=True)
+            console.print(literal(f"  {note}", "yellow"), soft_wrap=True)
     sound = {traced.variant: traced for traced in traces if traced.operators}
     for name, traced in sound.items():
         if name != BASELINE and BASELINE in sound:
@@ -46,21 +47,23 @@ def _shares_table(rows: Sequence[VariantRow]) -> Table:
     for row in rows:
         parts = [_share(part, row.reply_ms) for part in (row.kernel_ms, row.dispatch_ms, row.interpreter_ms)]
         times = [_ms(row.untraced_ms), _ms(row.reply_ms), *parts, _ms(row.encode_ms), _ms(row.decode_ms)]
-        table.add_row(row.variant, *times, str(row.operators) if row.operators else "-")
+        table.add_row(literal(row.variant), *times, str(row.operators) if row.operators else "-")
     return table
 
 
 def _operators_table(baseline: Traced, other: Traced) -> Table:
     """The operators that take most time in either variant, then all others in one line."""
     table = _table()
-    table.add_column(f"own time and memory\n{baseline.variant} > {other.variant}", no_wrap=True, max_width=32)
+    head = f"{baseline.variant} > {other.variant}"
+    table.add_column(Text("own time and memory\n") + literal(head), no_wrap=True, max_width=32)
     table.add_column("\nkind", no_wrap=True)
     for what in ("ms", "calls", "KB"):
         table.add_column(f"\n{what}", justify="right", no_wrap=True)
         table.add_column(f"\n> {what}", justify="right", no_wrap=True)
     pairs = side_by_side(baseline, other)
     for pair in pairs[:MOST_LINES]:
-        table.add_row(pair.operator, "" if pair.kind == INTERPRETER else pair.kind, *_cells([pair]))
+        kind = "" if pair.kind == INTERPRETER else pair.kind
+        table.add_row(literal(pair.operator), kind, *_cells([pair]))
     if rest := pairs[MOST_LINES:]:
         table.add_row(f"{len(rest)} others", "", *_cells(rest))
     return table
