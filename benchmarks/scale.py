@@ -155,8 +155,9 @@ def simulated(trials: int, count: int, launches: int, rounds: int) -> Cost:
 def on_ray(trials: int, raylets: int, launches: int) -> Cost:
     """Takes in as many trials of as many raylets."""
     os.environ[nulls.LAUNCHES] = str(launches)
+    spec = _spec(trials // raylets)
     with nulls.cluster(raylets):
-        return _run(_spec(trials // raylets), find_stations(["cpu"], False, None)["cpu"], measure)
+        return _run(spec, find_stations(["cpu"], False, None)["cpu"], lambda jobs: measure(jobs, nulls.inputs(spec)))
 
 
 def _spec(workloads: int) -> Spec:
@@ -170,7 +171,7 @@ def _run(spec: Spec, places: list[Station], events: Callable[[Iterable[Job]], Ge
         with directory.created():
             this = run.Run("scale", spec, directory, WandbSink("off", directory), {}, datetime.now(UTC).isoformat())
             before, start, all_threads = _memory_mb(), time.thread_time(), time.process_time()
-            this.trials = place(spec, "scale", nulls.inputs(spec), {"cpu": places}, 60.0)
+            this.trials = place(spec, "scale", {"cpu": places}, 60.0)
             jobs = (trial.job for trial in this.trials.values() if trial.job is not None)
             with closing(events(jobs)) as said:
                 run.take_in(this, said, Silent(1.0, 0.01))

@@ -9,7 +9,8 @@ from launches import prompts
 
 from chatbot.variants import BASELINE, CONTROL, Variant, Workload, engines, variant_named
 from ray_jobs.measure import launch
-from ray_jobs.measure.result import Launch, Weights
+from ray_jobs.measure.result import Launch
+from ray_jobs.measure.trial import Preset
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "examples.without_mask:WITHOUT_MASK"
@@ -25,7 +26,7 @@ def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_example_is_measured_as_the_walk_says(batch: int, skipped: str | None) -> None:
     workload = Workload(batch=batch, prompt_tokens=4, reply_tokens=5, model="tiny")
     names = (BASELINE, CONTROL, NAME)
-    result = launch.measure(workload, names, Weights(preset="tiny"), prompts(200), Launch(0, 1, rounds=3, calls=2))
+    result = launch.measure(workload, names, Preset("tiny"), prompts(200), Launch(0, 1, rounds=3, calls=2))
     facts = result.facts[NAME]
     assert (facts.failed, facts.invalid) == (None, None)
     assert (skipped or "") in (facts.skipped or "")

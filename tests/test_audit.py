@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from launches import WORKLOAD, made_launch, stolen
+from launches import made_launch, made_trial, stolen
 
 from chatbot.checkpoint import Trained
 from chatbot.errors import UsageError
@@ -38,9 +38,10 @@ from ray_jobs.audit.rates import (
     share_interval,
 )
 from ray_jobs.audit.station import Measured
-from ray_jobs.matrix.rows import TrialInfo, rows_of
+from ray_jobs.matrix.rows import rows_of
 from ray_jobs.measure import launch as measure
-from ray_jobs.measure.result import Launch, LaunchResult, Weights
+from ray_jobs.measure.result import Launch, LaunchResult
+from ray_jobs.measure.trial import Checkpoint, Place
 
 alone = pytest.mark.alone
 
@@ -230,8 +231,8 @@ def measured(counter: str, disturbed_from: int) -> Measured:
         watched = stolen(20, [])
         getattr(watched, counter)[:] = 15 * 10**8 if index >= disturbed_from else 0
         launches.append(made_launch({BASELINE: 10.0, CONTROL: 10.0}, index, interference=watched))
-    info = TrialInfo("run", "trial", WORKLOAD, (BASELINE, CONTROL), precision=0.01, margin=0.02)
-    return Measured(info, status="done", rows=rows_of(info, "done", None, launches), launches=launches)
+    trial, place = made_trial(variants=(BASELINE, CONTROL)), Place()
+    return Measured(trial, place, status="done", rows=rows_of(trial, place, "done", None, launches), launches=launches)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,7 @@ def launched(toy_checkpoint: Path, toy: Trained) -> Launcher:
         workload = Workload(prompt_tokens=5, reply_tokens=10, model="toy")
         launch = Launch(0, seed=1, rounds=4, calls=2)
         try:
-            return measure.measure(workload, (BASELINE, *names), Weights(path=str(toy_checkpoint)), pool, launch)
+            return measure.measure(workload, (BASELINE, *names), Checkpoint(str(toy_checkpoint)), pool, launch)
         finally:
             torch.set_grad_enabled(True)
 

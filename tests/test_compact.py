@@ -5,15 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from launches import made_launch
-from runs import finished_run, info_of
+from launches import made_launch, made_trial
+from runs import finished_run, trial_at
 
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs.driver.run import write_matrix
-from ray_jobs.matrix.rows import TrialInfo, rows_of
+from ray_jobs.matrix.rows import rows_of
 from ray_jobs.measure.result import Limits
 from ray_jobs.measure.roofline import Limit
+from ray_jobs.measure.trial import Place
 from ray_jobs.report.compact import COMPACT_FILE, compact
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.samples import to_table
@@ -35,9 +36,10 @@ def run(tmp_path: Path) -> RunDirectory:
             launches = [made_launch({BASELINE: 10.0 + i, CONTROL: 9.0}, i) for i in range(2)]
             for launch in launches:
                 directory.add_launch(trial, to_table(trial, launch))
-            info = TrialInfo("run", trial, Workload(), (BASELINE, CONTROL), 0.01, 0.02, station, HOST, "CPU")
+            made = made_trial(trial, workload=Workload(), variants=(BASELINE, CONTROL))
             said = f"the station was busy: process 7 of {HOST}, {HOST}:cpu" if "#" in trial else None
-            rows += rows_of(info, "failed" if said else "done", said, launches, limits=Limits(of=LIMITS))
+            place, status = Place(station, HOST, "CPU"), "failed" if said else "done"
+            rows += rows_of(made, place, status, said, launches, limits=Limits(of=LIMITS))
         write_matrix(directory, rows, 0.02)
         trials = {
             trial: {"station": station, "limits": {BASELINE: asdict(LIMITS[BASELINE])}}
@@ -97,7 +99,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["host", "model", "warnings"])
 def test_a_host_that_is_called_like_a_column_takes_no_column_away(host: str, tmp_path: Path) -> None:
     run, small = RunDirectory.named(str(tmp_path), "run"), RunDirectory.named(str(tmp_path), "small")
-    info = info_of("run", (BASELINE, CONTROL), host=host)
-    finished_run(run, [(info, [made_launch({BASELINE: 10.0 + i, CONTROL: 9.0}, i) for i in range(2)])])
+    at = trial_at("run", (BASELINE, CONTROL), host=host)
+    finished_run(run, [(at, [made_launch({BASELINE: 10.0 + i, CONTROL: 9.0}, i) for i in range(2)])])
     compact(run, small)
     assert {row.host for row in FinishedRun.within(small).rows} == {"host-1"}

@@ -16,9 +16,9 @@ import scipy.stats
 import yaml  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
-from launches import ALL, WORKLOAD, made_launch
+from launches import ALL, WORKLOAD, made_launch, made_trial
 from numpy.typing import NDArray
-from runs import IDENTITY, finished_run, info_of, launches_in
+from runs import IDENTITY, finished_run, launches_in, trial_at
 from typer.testing import CliRunner
 
 from chatbot.errors import UsageError
@@ -29,8 +29,9 @@ from ray_jobs.compare import gate
 from ray_jobs.compare.gate import Exit, Outcome
 from ray_jobs.compare.match import Cell, cells_of, match
 from ray_jobs.matrix.hardware import speedup_of
-from ray_jobs.matrix.rows import Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import Row, rows_of
 from ray_jobs.measure.result import LaunchResult, VariantFacts
+from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.statistics import NOMINAL, Estimate, quantile, speedup
@@ -224,7 +225,7 @@ class Runs:
         facts: Mapping[str, VariantFacts] | None = None,
         identity: Mapping[str, str] = IDENTITY,
         variants: Sequence[str] = ALL,
-        info: TrialInfo | None = None,
+        place: tuple[Trial, Place] | None = None,
         more: Sequence[Row] = (),
         baseline_ms: float = 10.0,
     ) -> Path:
@@ -232,7 +233,7 @@ class Runs:
         speeds = {name: torchscript if name == "torchscript" else 1.0 for name in variants}
         launches = [self._launch(i, speeds, scatter, baseline_ms, facts) for i in range(count)]
         run_dir = RunDirectory.named(str(self.folder), name)
-        finished_run(run_dir, [(info or info_of(name, tuple(variants)), launches)], identity, more)
+        finished_run(run_dir, [(place or trial_at(name, tuple(variants)), launches)], identity, more)
         return self.folder / name
 
     def _launch(
@@ -327,9 +328,9 @@ def test_a_run_without_samples_is_compared_by_its_rows(runs: Runs) -> None:
 
 def test_a_cell_that_was_asked_for_and_not_measured_can_not_pass(runs: Runs) -> None:
     on_gpu = replace(WORKLOAD, device="cuda")
-    runs.make("base", info=info_of("base", ALL, on_gpu, hardware="cuda H100", device_name="H100"))
-    nowhere = TrialInfo("new", "cuda-b1-p4-r5-t1@none", on_gpu, ALL, 0.01, 0.02)
-    skipped = rows_of(nowhere, "skipped", "no station of kind cuda")
+    runs.make("base", place=trial_at("base", ALL, on_gpu, hardware="cuda H100", device_name="H100"))
+    nowhere = made_trial("cuda-b1-p4-r5-t1@none", run_id="new", workload=on_gpu)
+    skipped = rows_of(nowhere, Place(), "skipped", "no station of kind cuda")
     runs.make("new", more=skipped)
     done = runs.compare("base", "new", "--gate", "3%")
     assert done.code == Exit.UNDECIDED
@@ -363,7 +364,7 @@ def test_a_control_that_differs_is_spoken_of(runs: Runs, monkeypatch: pytest.Mon
 
 def test_markdown_is_a_table_that_nothing_breaks(runs: Runs) -> None:
     for name in ("base", "new"):
-        runs.make(name, info=info_of(name, ALL, hardware="cpu A|B", device_name="A|B"))
+        runs.make(name, place=trial_at(name, ALL, hardware="cpu A|B", device_name="A|B"))
     lines = runs.compare("base", "new", "--gate", "3%", "--format", "markdown").out.splitlines()
     assert lines[0].startswith("### Latency: new against base: 1 cell, within the gate")
     table = [line for line in lines if line.startswith("|")]

@@ -40,13 +40,14 @@ from chatbot.variants import (
 from chatbot.variants.inductor import example
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.program import scattered
-from ray_jobs.measure.result import Launch, Weights
+from ray_jobs.measure.result import Launch
 from ray_jobs.measure.timing import CudaTimer, Reading, floor_ns
+from ray_jobs.measure.trial import Preset
 from ray_jobs.process.profile import profiler
 from ray_jobs.process.profile.shares import kind_of
 
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
-TINY = Weights(preset="tiny")
+TINY = Preset("tiny")
 
 
 @pytest.fixture

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 import torch
 from commands import ray_folder  # noqa: F401 (a fixture of this module)
+from launches import made_trial
 
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
 from ray_jobs.cli.app import main
-from ray_jobs.driver.inputs import Inputs
+from ray_jobs.driver.inputs import inputs_of
 from ray_jobs.driver.trials import trial_id
-from ray_jobs.matrix.rows import Row, Status, TrialInfo, rows_of
+from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure import custom_model
 from ray_jobs.measure import launch as measure
-from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, Weights
+from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
+from ray_jobs.measure.trial import Factory, Place
 from ray_jobs.process.server import LaunchServer, Request
 from ray_jobs.report.text import sizes
 from ray_jobs.spec import read_spec, spec_of
@@ -39,7 +41,7 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def launched(model: str, *names: str, index: int = 0) -> LaunchResult:
     workload, launch = Workload(batch=2, model=model), Launch(index, 1, rounds=4, calls=2)
-    return measure.measure(workload, (BASELINE, CONTROL, *names), Weights(factory=model), NO_POOL, launch)
+    return measure.measure(workload, (BASELINE, CONTROL, *names), Factory(model), NO_POOL, launch)
 
 
 def facts_of(model: str, *names: str) -> dict[str, VariantFacts]:
@@ -123,8 +125,10 @@ def test_the_examples_same_tells_answers_to_different_inputs_apart() -> None:
 
 def rows() -> list[Row]:
     workload = Workload(batch=2, model="own_models:pair")
-    info = TrialInfo("run", trial_id(workload, None), workload, (BASELINE, CONTROL, "native"), 0.01, 0.02)
-    return rows_of(info, Status.DONE, None, [launched("own_models:pair", "native", index=i) for i in range(2)])
+    variants = (BASELINE, CONTROL, "native")
+    trial = made_trial(trial_id(workload, None), workload=workload, variants=variants)
+    made = [launched("own_models:pair", "native", index=i) for i in range(2)]
+    return rows_of(trial, Place(), Status.DONE, None, made)
 
 
 def test_rows_tell_nothing_of_prompts_and_replies() -> None:
@@ -246,4 +250,4 @@ def test_the_example_is_measured_from_the_folder_that_holds_it(tmp_path: Path) -
 def test_the_walk_shows_the_example_as_it_is() -> None:
     walk, example = (ROOT / "docs/own-model.md").read_text(), (ROOT / "examples/own_model.py").read_text()
     assert example[example.index("from torch") :].strip() in walk
-    assert Inputs.of(read_spec(None, {"model": EXAMPLE})).weights == Weights(factory=EXAMPLE)
+    assert inputs_of(read_spec(None, {"model": EXAMPLE})).model == Factory(EXAMPLE)

@@ -15,8 +15,9 @@ from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs.measure import gpu
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.gpu import device_of, facts_of, lock_names, own_device, pci_address
-from ray_jobs.measure.result import Launch, Weights
+from ray_jobs.measure.result import Launch
 from ray_jobs.measure.speeds import SIZES, slopes
+from ray_jobs.measure.trial import Preset
 from ray_jobs.measure.watch import ABSENT, watch_for
 from ray_jobs.process import trial
 from ray_jobs.process.cores import near
@@ -208,7 +209,7 @@ def test_a_launch_on_a_gpu_records_it_and_runs_its_sentinel_before_and_after(mon
 def test_a_launch_on_a_cpu_has_no_gpu_and_tells_what_timing_adds() -> None:
     workload = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
     launch = Launch(0, 1, rounds=2, calls=1)
-    result = measure.measure(workload, (BASELINE, CONTROL), Weights(preset="tiny"), prompts(200), launch)
+    result = measure.measure(workload, (BASELINE, CONTROL), Preset("tiny"), prompts(200), launch)
     assert "gpu" not in result.machine
     assert 0 < result.machine["timing_floor_ns"] < 1_000_000
     assert result.interference is not None

@@ -119,12 +119,13 @@ import ray_jobs.process.server
 from chatbot.checkpoint import SHIPPED
 from chatbot.variants import Workload
 from ray_jobs.measure.launch import measure
-from ray_jobs.measure.result import Launch, Weights
+from ray_jobs.measure.result import Launch
+from ray_jobs.measure.trial import Checkpoint
 before = set(sys.modules)
 pool = np.random.default_rng(0).integers(3, 50, (200, 8))
 pool[:, -1] = 2
 names = ("eager", "eager-again", "torchscript")
-found = measure(Workload(), names, Weights(path=str(SHIPPED)), pool, Launch(0, 0, rounds=3, calls=1))
+found = measure(Workload(), names, Checkpoint(str(SHIPPED)), pool, Launch(0, 0, rounds=3, calls=1))
 assert not any(facts.failed or facts.skipped for facts in found.facts.values())
 print(json.dumps(sorted(set(sys.modules) - before)))
 """

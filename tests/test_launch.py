@@ -28,11 +28,12 @@ from chatbot.variants import BASELINE, CONTROL, VARIANTS, Reply, UnavailableErro
 from chatbot.vocabulary import Vocabulary
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.orders import building_order, up_to_multiple
-from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Launch, LaunchResult, VariantFacts, Weights
+from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.rounds import CALLS, MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS, Prompts, size
 from ray_jobs.measure.timing import CpuTimer, Reading, timer_for
+from ray_jobs.measure.trial import Checkpoint, Preset
 
-TINY = Weights(preset="tiny")
+TINY = Preset("tiny")
 SHORT = Launch(index=1, seed=7, rounds=6, calls=3)
 SIZES = st.dictionaries(st.text(max_size=3), st.floats(1e3, 1e11), min_size=2, max_size=8)
 
@@ -293,9 +294,10 @@ import numpy as np
 from torch._dynamo.utils import counters  # not public; the only place that counts what Dynamo compiled
 from chatbot.variants import Workload
 from ray_jobs.measure import launch as measure
-from ray_jobs.measure.result import Launch, Weights
+from ray_jobs.measure.result import Launch
+from ray_jobs.measure.trial import Checkpoint, Factory, Preset
 torch.set_num_threads(1)
-weights, pool, variants, stop = json.loads(sys.stdin.read())
+kind, name, pool, variants, stop = json.loads(sys.stdin.read())
 counts = {}
 def counting(name):
     work = getattr(measure, name)
@@ -308,9 +310,9 @@ def counting(name):
     setattr(measure, name, counted)
 for name in ("_prepare_all", "warm_up", "run_rounds"):
     counting(name)
-workload = Workload(prompt_tokens=4, reply_tokens=5, stop_at_eos=stop, model=weights.get("factory") or "tiny")
+workload = Workload(prompt_tokens=4, reply_tokens=5, stop_at_eos=stop, model=name)
 launch = Launch(index=1, seed=7, rounds=len(variants), calls=3)
-found = measure.measure(workload, variants, Weights(**weights), np.array(pool), launch)
+found = measure.measure(workload, variants, {"preset": Preset, "factory": Factory}[kind](name), np.array(pool), launch)
 print(json.dumps([counts, {name: facts.failed or facts.skipped for name, facts in found.facts.items()}]))
 """
 
@@ -319,15 +321,15 @@ print(json.dumps([counts, {name: facts.failed or facts.skipped for name, facts i
 @pytest.mark.parametrize(
     ("weights", "compiled", "stop"),
     [
-        ({"preset": "tiny"}, ("compile",), False),
-        pytest.param({"preset": "tiny"}, ("compile", "export-aoti"), False, marks=pytest.mark.slow),  # two minutes
-        ({"preset": "tiny"}, ("compile",), True),
-        ({"factory": "own_models:kept"}, ("compile",), False),
+        (("preset", "tiny"), ("compile",), False),
+        pytest.param(("preset", "tiny"), ("compile", "export-aoti"), False, marks=pytest.mark.slow),  # two minutes
+        (("preset", "tiny"), ("compile",), True),
+        (("factory", "own_models:kept"), ("compile",), False),
     ],
     ids=["chatbot", "chatbot ahead of time too", "chatbot that stops", "own model"],
 )
 def test_nothing_is_compiled_once_the_variants_are_prepared(
-    weights: dict[str, str], compiled: tuple[str, ...], stop: bool
+    weights: tuple[str, str], compiled: tuple[str, ...], stop: bool
 ) -> None:
     given = json.dumps([weights, prompts(80).tolist(), (BASELINE, CONTROL, *compiled), stop])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -364,10 +366,10 @@ def test_weights_come_from_a_checkpoint_or_a_preset(tmp_path: Path) -> None:
     words = Vocabulary(tuple(f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(47)))
     bot = Chatbot.random(tiny().config, seed=3)
     checkpoint.save(checkpoint.Trained("toy", bot, words), tmp_path / "toy.pt")
-    loaded = Weights(path=str(tmp_path / "toy.pt")).chatbot()
+    loaded = Checkpoint(str(tmp_path / "toy.pt")).load()
     assert all(torch.equal(a, b) for a, b in zip(loaded.encoder.parameters(), bot.encoder.parameters(), strict=True))
-    assert loaded.encoder is not Weights(path=str(tmp_path / "toy.pt")).chatbot().encoder
-    assert torch.equal(TINY.chatbot().decoder.out.weight, tiny().decoder.out.weight)
+    assert loaded.encoder is not Checkpoint(str(tmp_path / "toy.pt")).load().encoder
+    assert torch.equal(TINY.load().decoder.out.weight, tiny().decoder.out.weight)
 
 
 # Variants that misbehave

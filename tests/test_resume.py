@@ -29,12 +29,12 @@ from ray_jobs.cluster.events import (
     WorkerLost,
 )
 from ray_jobs.driver import run
-from ray_jobs.driver.inputs import Inputs
 from ray_jobs.driver.resume import PARTS, Earlier
-from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, Weights
+from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
+from ray_jobs.measure.trial import Inputs, Preset, Trial
 from ray_jobs.process import lease
-from ray_jobs.process.trial import Alive, Committed, Failure, Trial, launches
+from ray_jobs.process.trial import Alive, Committed, Failure, launches
 from ray_jobs.report.compact import compact
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.results.samples import to_table
@@ -91,7 +91,7 @@ class Cluster:
     def find(self, devices: Iterable[str], by_device: bool, cores_per_gpu: int | None) -> dict[str, list[Station]]:
         return {device: [s for s in self.stations if s.device == device] for device in devices}
 
-    def measure(self, jobs: Iterable[Job]) -> Iterator[Event]:
+    def measure(self, jobs: Iterable[Job], inputs: Inputs) -> Iterator[Event]:
         for job in jobs:
             self.jobs.append(job.trial.id)
             yield from self._trial(job)
@@ -102,7 +102,9 @@ class Cluster:
         yield Event(name, TrialStarted())
         yield Event(name, Alive())
         yield from self.said.get(name, [])
-        for found in launches(job.trial, lambda launch: self._launch(job.trial, launch), lambda: self.seconds):
+        for found in launches(
+            job.trial, lambda launch: self._launch(job.trial, launch), lambda: self.seconds, job.committed
+        ):
             assert isinstance(found, LaunchResult)
             mine.append(found)
             yield Event(name, LaunchDone(Committed.of(found), to_table(name, found)))
@@ -124,9 +126,9 @@ class Cluster:
 @pytest.fixture(autouse=True)
 def made_up(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No cluster, no model; locks of its own."""
-    inputs = Inputs(Weights(preset="tiny"), None, {8: prompts(50)})
+    inputs = Inputs(Preset("tiny"), {8: prompts(50)})
     monkeypatch.setenv(lease.FOLDER, str(tmp_path_factory.mktemp("locks")))
-    monkeypatch.setattr(Inputs, "of", lambda spec: inputs)
+    monkeypatch.setattr(run, "inputs_of", lambda spec: inputs)
     monkeypatch.setattr(run, "connected", lambda address: nullcontext())
     monkeypatch.setattr(run, "wait_for", lambda *_: None)
     monkeypatch.setattr("ray_jobs.provenance.driver_facts", dict)
@@ -192,7 +194,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(lease.FOLDER, str(root / "locks"))
-        patch.setattr(Inputs, "of", lambda spec: Inputs(Weights(preset="tiny"), None, {8: prompts(50)}))
+        patch.setattr(run, "inputs_of", lambda spec: Inputs(Preset("tiny"), {8: prompts(50)}))
         patch.setattr(run, "connected", lambda address: nullcontext())
         patch.setattr(run, "wait_for", lambda *_: None)
         patch.setattr("ray_jobs.provenance.driver_facts", dict)
@@ -274,7 +276,7 @@ def test_a_resumed_trial_gets_exactly_its_committed_launches(tmp_path: Path) -> 
     jobs: dict[str, Job] = {}
 
     class Looking(Cluster):
-        def measure(self, given: Iterable[Job]) -> Iterator[Event]:
+        def measure(self, given: Iterable[Job], inputs: Inputs) -> Iterator[Event]:
             jobs.update({job.trial.id: job for job in given})
             raise Cut
             yield
@@ -285,7 +287,7 @@ def test_a_resumed_trial_gets_exactly_its_committed_launches(tmp_path: Path) -> 
         expected = [
             replace(outcome(job.trial, Launch(i, 0)), elapsed_s=2.0 * (i + 1)) for i in range(5 * (name == SECOND))
         ]
-        assert job.trial.committed == tuple(map(Committed.of, expected))
+        assert job.committed == tuple(map(Committed.of, expected))
         assert (job.station.name, job.trial.run_id, job.trial.id) == (f"{name[-1]}:cpu", "r1", name)
 
 

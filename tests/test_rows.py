@@ -8,17 +8,18 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import scipy.stats
-from launches import ALL, WORKLOAD, made_launch, stolen
+from launches import ALL, made_launch, made_trial, stolen
 from numpy.typing import ArrayLike
 
 from chatbot.variants import BASELINE, CONTROL, VARIANTS
-from ray_jobs.matrix.rows import COLUMNS, Row, Status, TrialInfo, rows_of
+from ray_jobs.matrix.rows import COLUMNS, Row, Status, rows_of
 from ray_jobs.measure.replies import Comparison
 from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.roofline import DISTURBED, Limit
+from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.statistics import NOMINAL
 
-TRIAL = TrialInfo("run-1", "trial-1", WORKLOAD, ALL, precision=0.01, margin=0.02)
+TRIAL, NOWHERE = made_trial("trial-1", run_id="run-1"), Place()
 ODD = "torchscript"
 EIGHT = Limit(ms=8.0, memory_ms=8.0, compute_ms=2.0, moved_mb=400.0, gflop=0.2, int8_share=0.25)
 LIMIT = ("limit_ms", "of_limit", "bound", "bound_why", "moved_mb")
@@ -44,9 +45,13 @@ def launches(count: int = 10, rounds: int = 20, noise: float = 0.0, **walls_ms: 
 
 
 def rows(
-    made: Sequence[LaunchResult], status: str = Status.DONE, reason: str | None = None, trial: TrialInfo = TRIAL
+    made: Sequence[LaunchResult],
+    status: str = Status.DONE,
+    reason: str | None = None,
+    trial: Trial = TRIAL,
+    place: Place = NOWHERE,
 ) -> dict[str, Row]:
-    return {row.variant: row for row in rows_of(trial, status, reason, made)}
+    return {row.variant: row for row in rows_of(trial, place, status, reason, made)}
 
 
 def with_facts(made: Sequence[LaunchResult], name: str, **changes: object) -> list[LaunchResult]:
@@ -65,12 +70,11 @@ def values(row: Row, names: Sequence[str]) -> list[object]:
 
 
 def test_there_is_a_row_for_each_variant_in_the_trials_order() -> None:
-    assert [row.variant for row in rows_of(TRIAL, Status.DONE, None, launches())] == list(ALL)
+    assert [row.variant for row in rows_of(TRIAL, NOWHERE, Status.DONE, None, launches())] == list(ALL)
 
 
 def test_a_row_says_what_was_measured_and_where() -> None:
-    trial = replace(TRIAL, station="here:cpu", host="here", device_name="a CPU", hardware="a CPU, 2 cores")
-    row = rows(launches(), trial=trial)[ODD]
+    row = rows(launches(), place=Place("here:cpu", "here", "a CPU", "a CPU, 2 cores"))[ODD]
     assert (row.run_id, row.trial_id) == ("run-1", "trial-1")
     assert (row.station, row.host, row.device_name) == ("here:cpu", "here", "a CPU")
     assert row.hardware == "a CPU, 2 cores"
@@ -191,7 +195,7 @@ def test_prepare_s_is_the_launches_median() -> None:
 
 def test_peak_memory_is_of_the_variant_or_unknown() -> None:
     memory = Memory({ODD: 300.5}, lost={CONTROL: "it was killed"})
-    made = rows_of(TRIAL, Status.DONE, None, launches(noise=0.001), memory)
+    made = rows_of(TRIAL, NOWHERE, Status.DONE, None, launches(noise=0.001), memory)
     assert [row.peak_memory_mb for row in made] == [300.5 if row.variant == ODD else None for row in made]
     assert {row.variant: row.warnings for row in made} == {
         BASELINE: (),
@@ -201,7 +205,7 @@ def test_peak_memory_is_of_the_variant_or_unknown() -> None:
 
 
 def test_a_limit_that_could_not_be_found_out_is_said_in_every_row() -> None:
-    made = rows_of(TRIAL, Status.DONE, None, launches(noise=0.001), limits=Limits(lost="it was killed"))
+    made = rows_of(TRIAL, NOWHERE, Status.DONE, None, launches(noise=0.001), limits=Limits(lost="it was killed"))
     assert {row.warnings for row in made} == {("its limit is not known: it was killed",)}
 
 
@@ -210,7 +214,10 @@ def test_what_is_not_measured_yet_is_null() -> None:
 
 
 def test_a_row_says_how_far_it_is_from_its_limit_and_why() -> None:
-    found = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, launches(), limits=Limits(of={ODD: EIGHT}))}
+    found = {
+        row.variant: row
+        for row in rows_of(TRIAL, NOWHERE, Status.DONE, None, launches(), limits=Limits(of={ODD: EIGHT}))
+    }
     assert values(found[BASELINE], LIMIT) == [None] * 5
     limit_ms, share, *others = values(found[ODD], LIMIT)
     assert (limit_ms, share) == (8.0, pytest.approx(0.8))
@@ -223,7 +230,9 @@ def test_a_disturbed_machine_leaves_open_what_looks_like_overhead() -> None:
     far = replace(EIGHT, ms=1.0)
     for disturbed, bound in (([], "overhead"), (list(range(20)), None)):
         made = [made_launch(dict.fromkeys(ALL, 10.0), i, interference=stolen(20, disturbed)) for i in range(10)]
-        row = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, made, limits=Limits(of={ODD: far}))}[ODD]
+        row = {
+            row.variant: row for row in rows_of(TRIAL, NOWHERE, Status.DONE, None, made, limits=Limits(of={ODD: far}))
+        }[ODD]
         assert (row.limit_ms, row.bound) == (1.0, bound)
         assert row.of_limit == pytest.approx(0.1)
         assert (row.bound_why == DISTURBED) == (bound is None)
@@ -231,20 +240,22 @@ def test_a_disturbed_machine_leaves_open_what_looks_like_overhead() -> None:
 
 def test_a_latency_below_its_limit_is_a_warning() -> None:
     limits = dict.fromkeys(ALL, replace(EIGHT, ms=11.0))
-    for row in rows_of(TRIAL, Status.DONE, None, launches(), limits=Limits(of=limits)):
+    for row in rows_of(TRIAL, NOWHERE, Status.DONE, None, launches(), limits=Limits(of=limits)):
         assert row.of_limit == pytest.approx(1.1)
         assert any("faster than its theoretical limit (110%)" in text for text in row.warnings)
 
 
 def test_a_program_that_is_not_what_its_label_says_has_no_limit() -> None:
     made = with_facts(launches(), ODD, invalid="it is the same program as eager")
-    row = {row.variant: row for row in rows_of(TRIAL, Status.DONE, None, made, limits=Limits(of={ODD: EIGHT}))}[ODD]
+    row = {
+        row.variant: row for row in rows_of(TRIAL, NOWHERE, Status.DONE, None, made, limits=Limits(of={ODD: EIGHT}))
+    }[ODD]
     assert (row.verdict, values(row, LIMIT)) == ("invalid", [None] * 5)
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.SKIPPED])
 def test_what_was_not_measured_has_no_limit(status: str) -> None:
-    for row in rows_of(TRIAL, status, "a reason", limits=Limits(of=dict.fromkeys(ALL, EIGHT))):
+    for row in rows_of(TRIAL, NOWHERE, status, "a reason", limits=Limits(of=dict.fromkeys(ALL, EIGHT))):
         assert values(row, LIMIT) == [None] * 5
 
 
@@ -265,7 +276,7 @@ def test_a_precision_that_was_not_reached_is_said_with_the_next_step() -> None:
 
 
 def test_a_precision_that_was_reached_is_not_spoken_of() -> None:
-    assert [row.warnings for row in rows_of(TRIAL, Status.DONE, None, launches(noise=0.001))] == [()] * 3
+    assert [row.warnings for row in rows_of(TRIAL, NOWHERE, Status.DONE, None, launches(noise=0.001))] == [()] * 3
 
 
 @pytest.mark.parametrize("ms", [10.5, 9.5])
@@ -507,17 +518,17 @@ def test_a_failed_trial_keeps_what_its_committed_launches_tell() -> None:
 
 
 def test_a_trial_that_failed_at_once_says_why() -> None:
-    for row in rows_of(TRIAL, Status.FAILED, "NodeDiedError: gone"):
+    for row in rows_of(TRIAL, NOWHERE, Status.FAILED, "NodeDiedError: gone"):
         assert (row.status, row.reason) == (Status.FAILED, "NodeDiedError: gone")
         assert values(row, FIGURES) == [None] * len(FIGURES)
 
 
 def test_a_trial_without_launches_or_reason_says_so() -> None:
-    assert {row.reason for row in rows_of(TRIAL, Status.FAILED, None)} == {"no launch was completed"}
+    assert {row.reason for row in rows_of(TRIAL, NOWHERE, Status.FAILED, None)} == {"no launch was completed"}
 
 
 def test_a_skipped_trial_says_why_and_shows_nothing() -> None:
-    for row in rows_of(TRIAL, Status.SKIPPED, "no station of kind cuda in the cluster"):
+    for row in rows_of(TRIAL, NOWHERE, Status.SKIPPED, "no station of kind cuda in the cluster"):
         assert (row.status, row.reason) == (Status.SKIPPED, "no station of kind cuda in the cluster")
         assert values(row, FIGURES) == [None] * len(FIGURES)
         assert (row.station, row.host, row.device_name, row.hardware) == (None, None, None, None)
@@ -542,7 +553,9 @@ def approximate(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_approximate_variant_is_judged_on_the_prompts_that_were_asked_apart() -> None:
     compared = {ODD: Comparison(500, 497, (4, 9, 2))}
     row = next(
-        row for row in rows_of(TRIAL, Status.DONE, None, launches(), Memory(compared=compared)) if row.variant == ODD
+        row
+        for row in rows_of(TRIAL, NOWHERE, Status.DONE, None, launches(), Memory(compared=compared))
+        if row.variant == ODD
     )
     assert (row.identical_replies, row.compared_replies, row.first_difference) == (497 / 500, 500, 5.0)
     assert not any("were compared" in warning for warning in row.warnings)

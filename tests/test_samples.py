@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from launches import ALL, WORKLOAD, made_launch, stolen
+from launches import ALL, made_launch, made_trial, stolen
 from pyarrow import fs
 from runs import launches_in
 
 from chatbot.errors import UsageError
-from ray_jobs.matrix.rows import TrialInfo, rows_of
+from ray_jobs.matrix.rows import rows_of
 from ray_jobs.measure.result import Launch, LaunchResult, Samples, VariantFacts
+from ray_jobs.measure.trial import Place
 from ray_jobs.measure.watch import COUNTERS, Interference
 from ray_jobs.report.compact import COMPACT_FILE, compact
 from ray_jobs.results.samples import SCHEMA, rows_table, to_result, to_table
@@ -185,8 +186,8 @@ def test_a_run_from_before_rounds_were_watched_is_read_and_gives_its_own_figures
     assert committed
     for row in committed:
         mine = launches[row["trial_id"]]
-        info = TrialInfo(run_id, row["trial_id"], WORKLOAD, (row["variant"],), 0.01, 0.02)
-        (found,) = rows_of(info, "done", None, mine)
+        trial = made_trial(row["trial_id"], run_id=run_id, variants=(row["variant"],))
+        (found,) = rows_of(trial, Place(), "done", None, mine)
         assert all(launch.interference is None and launch.kept_rounds.all() for launch in mine)
         assert (found.samples, found.launches) == (row["samples"], row["launches"])
         assert (found.p50_ms, found.speedup) == pytest.approx((row["p50_ms"], row["speedup"]))
@@ -259,9 +260,9 @@ def test_what_is_unknown_is_null_and_nothing_else_is(result: LaunchResult) -> No
 
 
 def test_rows_have_the_designs_columns_in_its_order_whatever_they_hold() -> None:
-    info = TrialInfo("run", "trial", WORKLOAD, ALL, 0.01, 0.02)
-    skipped = rows_of(info, "skipped", "no GPU")
-    done = rows_of(info, "done", None, [made_launch(dict.fromkeys(ALL, 5.0), index=i) for i in range(10)])
+    skipped = rows_of(made_trial(), Place(), "skipped", "no GPU")
+    made = [made_launch(dict.fromkeys(ALL, 5.0), index=i) for i in range(10)]
+    done = rows_of(made_trial(), Place(), "done", None, made)
     for rows in ([], skipped, done):
         table = rows_table([dataclasses.asdict(row) for row in rows])
         assert table.column_names == ROW_COLUMNS
@@ -280,9 +281,8 @@ def row_type(name: str) -> Any:
 
 
 def test_a_rows_values_stand_in_its_table() -> None:
-    info = TrialInfo("run", "trial", WORKLOAD, ALL, 0.01, 0.02, station="here:cpu")
     launches = [made_launch({"eager": 4.0, "eager-again": 5.0, "torchscript": 2.0}, index=i) for i in range(10)]
-    rows = [dataclasses.asdict(row) for row in rows_of(info, "done", None, launches)]
+    rows = [dataclasses.asdict(row) for row in rows_of(made_trial(), Place("here:cpu"), "done", None, launches)]
     assert rows_table(rows).to_pylist() == [{**row, "warnings": list(row["warnings"])} for row in rows]
 
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from launches import made_trial
 from profiles import examples
 
-from chatbot.variants import Workload
 from ray_jobs.cluster.events import (
     Event,
     Job,
@@ -23,10 +23,10 @@ from ray_jobs.cluster.events import (
     WorkerLost,
 )
 from ray_jobs.cluster.schedule import ATTEMPTS, PENDING_S, POLL_S, SILENCE_S, ClusterLostError, Schedule
-from ray_jobs.measure.result import Launch, Limits, Memory, Weights
+from ray_jobs.measure.result import Launch, Limits, Memory
 from ray_jobs.measure.roofline import Speeds
 from ray_jobs.process.server import GRACE_S
-from ray_jobs.process.trial import Alive, Committed, Failure, Trial, Waiting
+from ray_jobs.process.trial import Alive, Committed, Failure, Waiting
 
 LAUNCH_TIMEOUT_S = 60.0
 PATIENCE_S = LAUNCH_TIMEOUT_S + GRACE_S + SILENCE_S
@@ -42,11 +42,7 @@ def station(node: str, name: str | None = None, alone: bool = True) -> Station:
 
 
 def job(trial_id: str, where: Station, wait_s: float = WAIT_S, launch_timeout_s: float = LAUNCH_TIMEOUT_S) -> Job:
-    weights = Weights(preset="tiny")
-    trial = Trial(
-        trial_id, Workload(), ("eager",), weights, POOL, 1, 0.01, 1.0, launch_timeout_s=launch_timeout_s, wait_s=wait_s
-    )
-    return Job(where, trial)
+    return Job(where, made_trial(trial_id, wait_s=wait_s, launch_timeout_s=launch_timeout_s))
 
 
 def committed(index: int) -> Committed:
@@ -117,7 +113,7 @@ class World:
             return []
         time += life.begins
         said: Told = [(time, Event(name, Alive()))]
-        for index, seconds in enumerate(life.launches, start=len(job.trial.committed)):
+        for index, seconds in enumerate(life.launches, start=len(job.committed)):
             time += seconds
             said.append((time, Event(name, LaunchDone(committed(index), NOTHING))))
         last: dict[str, Event] = {
@@ -331,9 +327,8 @@ def test_a_lost_worker_goes_on_behind_its_launches_on_the_same_station(plan: Pla
                 launches.append(event.outcome.committed)
         assert [launch.index for launch in launches] == list(range(len(launches))), "none is run twice"
         submitted = [other for other in world.jobs.values() if other.trial.id == one.trial.id]
-        assert [other.trial.committed for other in submitted] == expected
-        assert all(replace(other, trial=one.trial) == one for other in submitted)
-        assert all(replace(other.trial, committed=()) == one.trial for other in submitted)
+        assert [other.committed for other in submitted] == expected
+        assert all(replace(other, committed=()) == one for other in submitted)
 
 
 @thorough
@@ -567,8 +562,8 @@ def test_a_lost_worker_has_all_of_its_time_again_to_begin() -> None:
 def test_the_launches_of_an_earlier_run_are_kept_when_a_worker_is_lost() -> None:
     earlier = (committed(0), committed(1))
     first = job("a", station("n"))
-    resumed = replace(first, trial=replace(first.trial, committed=earlier))
+    resumed = replace(first, committed=earlier)
     world = World({"a": [Life(ends=LOST), Life(launches=(), ends=LOST), Life()]})
     run([resumed], world)
     four = (*earlier, committed(2), committed(3))
-    assert [one.trial.committed for one in world.jobs.values()] == [earlier, four, four]
+    assert [one.committed for one in world.jobs.values()] == [earlier, four, four]

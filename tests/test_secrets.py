@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from launches import ALL, made_launch
 from pyarrow import fs
-from runs import finished_run, info_of
+from runs import finished_run, trial_at
 
 from chatbot.errors import UsageError
 from ray_jobs.cli.app import main
@@ -65,7 +65,7 @@ def kept(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "ray_jobs", "matrix", "--out", ROOT, f"--model={RUN}"])
     directory = RunDirectory.named(f"{ROOT}?region=x&secret_key={SECRET}", "run")
     launches = [made_launch({"eager": 10.0 + i / 10, "eager-again": 10.0, "torchscript": 8.0}, i) for i in range(3)]
-    finished_run(directory, [(info_of("run", ALL), launches)])
+    finished_run(directory, [(trial_at("run", ALL), launches)])
     record = json.loads(directory.read("run.json")) | {"command": command_line()}
     (trial,) = record["trials"].values()
     trial["reason"] = one_line(OSError(f"{RUN} did not answer"))

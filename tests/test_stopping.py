@@ -4,23 +4,25 @@ A launch's outcome is made up; its time passes on a made-up clock.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from launches import made_trial
 from numpy.typing import NDArray
 from profiles import QUICK, examples
 from scipy import special
 
-from chatbot.variants import BASELINE, Workload
+from chatbot.variants import BASELINE
 from ray_jobs.measure import orders
-from ray_jobs.measure.result import Launch, LaunchResult, Weights
+from ray_jobs.measure.result import Launch, LaunchResult
 from ray_jobs.measure.rounds import Log
+from ray_jobs.measure.trial import Trial
 from ray_jobs.process.server import TrialError
-from ray_jobs.process.trial import ATTEMPTS, Committed, Failure, Trial, launches
+from ray_jobs.process.trial import ATTEMPTS, Committed, Failure, launches
 from ray_jobs.statistics import CONFIDENCE, LEAST_LAUNCHES, NOMINAL, Floats, speedup
 
 PRECISION = 0.01
@@ -44,8 +46,7 @@ def names(variants: int) -> tuple[str, ...]:
 
 
 def trial(variants: int, budget_s: float = FOREVER, precision: float = PRECISION, seed: int = 3) -> Trial:
-    weights = Weights(preset="tiny")
-    return Trial("t", Workload(), names(variants), weights, POOL, seed, precision, budget_s, launch_timeout_s=60.0)
+    return made_trial(variants=names(variants), seed=seed, precision=precision, budget_s=budget_s)
 
 
 def told(launch: Launch, logs: Iterable[float], rounds: int = 7, calls: int = 5) -> Told:
@@ -356,9 +357,9 @@ class Attempt:
         self.now += self.seconds[launch.index % len(self.seconds)]
         return of_index(launch, self.variants, self.scatter)
 
-    def go(self, asked: Trial) -> list[LaunchResult]:
+    def go(self, asked: Trial, committed: Sequence[Committed] = ()) -> list[LaunchResult]:
         self.variants = len(asked.variants)
-        outcomes = list(launches(asked, self.run, lambda: self.now))
+        outcomes = list(launches(asked, self.run, lambda: self.now, committed))
         assert [outcome.launch for outcome in outcomes] == self.asked
         return [outcome for outcome in outcomes if isinstance(outcome, LaunchResult)]
 
@@ -377,9 +378,9 @@ def test_a_trial_goes_on_as_if_it_had_never_been_cut_off(
     whole = Attempt(seconds, scatter).go(asked)
     done: list[LaunchResult] = []
     for now in data.draw(st.lists(st.integers(-1000, 10**6), max_size=3)):
-        ran = Attempt(seconds, scatter, now).go(replace(asked, committed=tuple(map(Committed.of, done))))
+        ran = Attempt(seconds, scatter, now).go(asked, list(map(Committed.of, done)))
         done += ran[: data.draw(st.integers(0, len(ran)))]
-    last = Attempt(seconds, scatter, 77).go(replace(asked, committed=tuple(map(Committed.of, done))))
+    last = Attempt(seconds, scatter, 77).go(asked, list(map(Committed.of, done)))
     assert indices([*done, *last]) == list(range(len(whole)))
     for found, expected in zip([*done, *last], whole, strict=True):
         assert found == expected
@@ -393,7 +394,7 @@ def test_missing_launches_are_run_in_order_with_the_size_of_the_others(
     whole = Attempt([1], scatter).go(trial(variants))
     kept = data.draw(st.lists(st.sampled_from(whole), unique_by=lambda one: one.launch.index))
     sized = [replace(Committed.of(one), rounds=30, calls=2) for one in kept]
-    ran = Attempt([1], scatter).go(replace(trial(variants), committed=tuple(sized)))
+    ran = Attempt([1], scatter).go(trial(variants), sized)
     assert indices(ran) == sorted(set(indices(whole)) - set(indices(kept)))
     if kept:
         assert {(one.launch.rounds, one.launch.calls) for one in ran} <= {(30, 2)}
@@ -403,14 +404,14 @@ def test_missing_launches_are_run_in_order_with_the_size_of_the_others(
 def test_a_complete_set_of_launches_runs_nothing(variants: int) -> None:
     for asked in (trial(variants), trial(variants, budget_s=100)):
         whole = Attempt([3], SCATTER).go(asked)
-        assert Attempt([3], SCATTER).go(replace(asked, committed=tuple(map(Committed.of, whole)))) == []
+        assert Attempt([3], SCATTER).go(asked, list(map(Committed.of, whole))) == []
 
 
 def test_launches_beyond_the_end_of_a_trial_are_left_out_of_it() -> None:
     """A trial that ends at the same launch whatever else is known."""
     whole = Attempt([1], 0.0).go(trial(2))
     more = [*map(Committed.of, whole), Committed(len(whole), 7, 5, {"variant-1": 5.0}, 99.0)]
-    assert Attempt([1], 0.0).go(replace(trial(2), committed=tuple(more))) == []
+    assert Attempt([1], 0.0).go(trial(2), more) == []
 
 
 def test_a_lost_launch_of_a_resumed_trial_is_tried_as_often_as_ever() -> None:
@@ -422,13 +423,13 @@ def test_a_lost_launch_of_a_resumed_trial_is_tried_as_often_as_ever() -> None:
         return Failure(launch, "no luck")
 
     with pytest.raises(TrialError, match=rf"launch 4 failed {ATTEMPTS} times"):
-        list(launches(replace(trial(2), committed=known), run, lambda: 0.0))
+        list(launches(trial(2), run, lambda: 0.0, known))
     assert attempts == [(4, 1), (4, 2), (4, 3)]
 
 
 def test_the_time_of_earlier_attempts_is_taken_from_the_budget_and_stands_in_each_launch() -> None:
     known = tuple(Committed(i, 7, 5, {"variant-1": (-1.0) ** i}, 10.0 * (i + 1)) for i in range(10))
-    ran = Attempt([10], 1.0, now=5000.0).go(replace(trial(2, budget_s=160), committed=known))
+    ran = Attempt([10], 1.0, now=5000.0).go(trial(2, budget_s=160), known)
     assert [one.elapsed_s for one in ran] == [110.0, 120.0, 130.0, 140.0, 150.0, 160.0]
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from launches import ALL, WORKLOAD, made_launch
+from launches import ALL, made_launch, made_trial
 from rich.console import Console
 
 from ray_jobs.cluster.events import (
@@ -17,9 +17,10 @@ from ray_jobs.cluster.events import (
     TrialStarted,
     WorkerLost,
 )
-from ray_jobs.matrix.rows import Row, Status, TrialInfo, rows_of
+from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure.result import Launch, Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
+from ray_jobs.measure.trial import Place
 from ray_jobs.process.trial import Alive, Committed, Failure, Waiting
 from ray_jobs.report import terminal
 from ray_jobs.report.terminal import PLAIN_EVERY_S, Reporter, print_matrix, time_left
@@ -266,8 +267,7 @@ WHY = (
 
 def measured(limits: dict[str, Limit]) -> list[Row]:
     made = [made_launch(dict.fromkeys(ALL, 10.0), index) for index in range(10)]
-    trial = TrialInfo("run", "trial", WORKLOAD, ALL, precision=0.01, margin=0.02)
-    return rows_of(trial, Status.DONE, None, made, limits=Limits(of=limits))
+    return rows_of(made_trial(), Place(), Status.DONE, None, made, limits=Limits(of=limits))
 
 
 def printed(rows: list[Row], width: int, monkeypatch: pytest.MonkeyPatch, capsys: Lines) -> list[str]:

@@ -14,23 +14,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launches import made_trial
 from numpy.typing import NDArray
 
 from chatbot.variants import BASELINE, CONTROL, Workload
 from chatbot.vocabulary import EOS
 from ray_jobs.measure.replies import LEAST_COMPARED
-from ray_jobs.measure.result import TIMED, WARMUP, Launch, LaunchResult, Limits, Memory, Samples, Weights
+from ray_jobs.measure.result import TIMED, WARMUP, Launch, LaunchResult, Limits, Memory, Samples
+from ray_jobs.measure.trial import Checkpoint, Inputs, ModelSource, Preset
 from ray_jobs.process import server as launch_server
 from ray_jobs.process import trial as launch
 from ray_jobs.process.cores import choose, topology
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError, dumps
 from ray_jobs.process.trial import (
     ATTEMPTS,
+    WHOLE,
     Alive,
     Committed,
     Failure,
     Outcome,
-    Trial,
     run_trial,
 )
 
@@ -39,6 +41,7 @@ pytestmark = pytest.mark.alone
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
 NAMES = (BASELINE, CONTROL, "torchscript")
 CORES = choose(os.sched_getaffinity(0), 1, topology()).cpus
+TRIAL, TINY = made_trial(workload=WORKLOAD, variants=NAMES), Preset("tiny")
 
 
 def prompts(count: int = 1000) -> NDArray[np.int64]:
@@ -47,13 +50,13 @@ def prompts(count: int = 1000) -> NDArray[np.int64]:
     return pool
 
 
-def request(weights: Weights | None = None, timeout_s: float = 60.0, index: int = 0) -> Request:
+def request(model: ModelSource = TINY, timeout_s: float = 60.0, index: int = 0) -> Request:
     asked = Launch(index, seed=1, rounds=3, calls=2)
-    return Request(partial(launch._launch, trial(weights), asked, CORES), CORES, 1, timeout_s)
+    return Request(partial(launch._launch, TRIAL, inputs(model), WHOLE, asked, CORES), CORES, 1, timeout_s)
 
 
-def trial(weights: Weights | None = None, budget_s: float = 1.0, timeout_s: float = 60.0) -> Trial:
-    return Trial("t", WORKLOAD, NAMES, weights or Weights(preset="tiny"), prompts(), 1, 0.01, budget_s, timeout_s)
+def inputs(model: ModelSource = TINY) -> Inputs:
+    return Inputs(model, {WORKLOAD.prompt_tokens: prompts()})
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +66,11 @@ def server() -> Iterator[LaunchServer]:
 
 
 @pytest.fixture
-def endless(tmp_path: Path) -> Weights:
+def endless(tmp_path: Path) -> Checkpoint:
     """Weights that are never done being read: a launch that hangs."""
     path = tmp_path / "endless.pt"
     os.mkfifo(path)
-    return Weights(path=str(path))
+    return Checkpoint(str(path))
 
 
 def children(pid: int) -> list[int]:
@@ -149,14 +152,14 @@ def test_the_same_launch_asks_the_same_prompts_in_the_same_order(server: LaunchS
 
 
 def test_a_launch_that_raises_is_a_failure_with_a_line(server: LaunchServer, tmp_path: Path) -> None:
-    outcome = server.run(request(Weights(path=str(tmp_path / "nowhere.pt"))))
+    outcome = server.run(request(Checkpoint(str(tmp_path / "nowhere.pt"))))
     assert isinstance(outcome, Loss)
     assert outcome.kind == LossKind.RAISED
     assert "nowhere.pt" in outcome.reason
     assert "\n" not in outcome.reason
 
 
-def test_a_launch_that_hangs_is_ended_at_its_deadline(server: LaunchServer, endless: Weights) -> None:
+def test_a_launch_that_hangs_is_ended_at_its_deadline(server: LaunchServer, endless: Checkpoint) -> None:
     outcome = server.run(request(endless, timeout_s=1.0))
     assert isinstance(outcome, Loss)
     assert outcome.kind == LossKind.LATE
@@ -165,7 +168,7 @@ def test_a_launch_that_hangs_is_ended_at_its_deadline(server: LaunchServer, endl
     assert isinstance(server.run(request()), LaunchResult), "the server goes on"
 
 
-def test_a_killed_launch_is_named_by_its_signal(server: LaunchServer, endless: Weights) -> None:
+def test_a_killed_launch_is_named_by_its_signal(server: LaunchServer, endless: Checkpoint) -> None:
     def kill() -> None:
         wait_until(lambda: bool(children(server.pid)))
         os.kill(children(server.pid)[0], signal.SIGKILL)
@@ -215,9 +218,9 @@ def test_a_result_that_does_not_arrive_costs_that_launch_only(
 def test_a_request_leaves_out_what_its_server_was_given(server: LaunchServer) -> None:
     """Prompts and weights go to the server once; a launch that mentions them finds them as they were."""
     asked = Launch(0, seed=1, rounds=3, calls=2)
-    given = trial()
-    mentions = Request(partial(launch._launch, given, asked, CORES), CORES, 1, 60.0)
-    assert len(dumps(mentions, given)) < 2000 < given.pool.nbytes < len(dumps(mentions, None))
+    given = inputs()
+    mentions = Request(partial(launch._launch, TRIAL, given, WHOLE, asked, CORES), CORES, 1, 60.0)
+    assert len(dumps(mentions, given)) < 2000 < given.pool(WORKLOAD).nbytes < len(dumps(mentions, None))
     with LaunchServer(WORKLOAD, given=given) as knowing:
         found, told = knowing.run(mentions), server.run(mentions)
     assert isinstance(found, LaunchResult)
@@ -255,7 +258,7 @@ def ask_and_be_refused(server: LaunchServer, asked: Request) -> None:
         server.run(asked)
 
 
-def test_closing_the_server_ends_the_launch_in_progress(endless: Weights) -> None:
+def test_closing_the_server_ends_the_launch_in_progress(endless: Checkpoint) -> None:
     with LaunchServer(WORKLOAD) as server:
         asking = threading.Thread(target=ask_and_be_refused, args=(server, request(endless)))
         asking.start()
@@ -270,14 +273,14 @@ CALLER = """
 import os, sys
 from test_trial import request, WORKLOAD
 from ray_jobs.process.server import LaunchServer
-from ray_jobs.measure.result import Weights
+from ray_jobs.measure.trial import Checkpoint, Inputs, ModelSource, Preset
 with LaunchServer(WORKLOAD) as server:
     print(server.pid, flush=True)
-    server.run(request(Weights(path=sys.argv[1])))
+    server.run(request(Checkpoint(sys.argv[1])))
 """
 
 
-def test_nothing_survives_a_caller_that_is_killed(endless: Weights) -> None:
+def test_nothing_survives_a_caller_that_is_killed(endless: Checkpoint) -> None:
     caller = subprocess.Popen(
         [sys.executable, "-c", CALLER, str(endless.path)],
         stdout=subprocess.PIPE,
@@ -295,7 +298,7 @@ def test_nothing_survives_a_caller_that_is_killed(endless: Weights) -> None:
 
 
 def test_a_trial_runs_whole_blocks_and_then_the_memory_and_limit_of_each_variant() -> None:
-    *launches, memory, limits = (outcome for outcome in run_trial(trial()) if not isinstance(outcome, Alive))
+    *launches, memory, limits = (outcome for outcome in run_trial(TRIAL, inputs()) if not isinstance(outcome, Alive))
     results = [success(outcome) for outcome in launches]
     assert [result.launch.index for result in results] == list(range(len(results)))
     assert len(results) == 12, "three variants: the least whole blocks of ten launches; the budget is long over"
@@ -311,7 +314,11 @@ def test_a_trial_runs_whole_blocks_and_then_the_memory_and_limit_of_each_variant
 def test_a_trial_that_leaves_memory_out_leaves_the_limit_out_too() -> None:
     done = tuple(Committed(i, 3, 2, {}, 1.0) for i in range(12))
     with_both, without = (
-        [type(one) for one in run_trial(replace(trial(), committed=done, memory=asked)) if not isinstance(one, Alive)]
+        [
+            type(one)
+            for one in run_trial(replace(TRIAL, memory=asked), inputs(), committed=done)
+            if not isinstance(one, Alive)
+        ]
         for asked in (True, False)
     )
     assert with_both == [Memory, Limits]
@@ -319,8 +326,8 @@ def test_a_trial_that_leaves_memory_out_leaves_the_limit_out_too() -> None:
 
 
 def test_an_approximate_variant_is_compared_on_distinct_prompts_after_the_launches() -> None:
-    asked = replace(trial(), variants=(BASELINE, CONTROL, "bf16"))
-    memory = next(outcome for outcome in run_trial(asked) if isinstance(outcome, Memory))
+    asked = replace(TRIAL, variants=(BASELINE, CONTROL, "bf16"))
+    memory = next(outcome for outcome in run_trial(asked, inputs()) if isinstance(outcome, Memory))
     assert set(memory.compared) == {"bf16"}, "exact ones are held to their promise in every launch"
     assert memory.compared["bf16"].replies == LEAST_COMPARED
     assert 0 < memory.compared["bf16"].identical <= LEAST_COMPARED
@@ -330,7 +337,7 @@ def test_a_trial_gives_up_after_its_attempts(tmp_path: Path) -> None:
     outcomes: list[Outcome] = []
 
     def take_all() -> None:
-        for outcome in run_trial(trial(Weights(path=str(tmp_path / "nowhere.pt")))):
+        for outcome in run_trial(TRIAL, inputs(Checkpoint(str(tmp_path / "nowhere.pt")))):
             outcomes.append(outcome)
 
     with pytest.raises(TrialError, match=rf"launch 0 failed {ATTEMPTS} times, last: .*nowhere\.pt"):
@@ -341,8 +348,8 @@ def test_a_trial_gives_up_after_its_attempts(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees a CUDA device")
 def test_a_gpu_that_pytorch_does_not_see_fails_the_trial_at_once_in_one_line() -> None:
-    on_gpu = replace(trial(), workload=replace(WORKLOAD, device="cuda"))
+    on_gpu = replace(TRIAL, workload=replace(WORKLOAD, device="cuda"))
     with pytest.raises(
         TrialError, match=r"^PyTorch \S+ sees no CUDA device here \(install .*, or leave --device cuda out\)$"
     ):
-        list(run_trial(on_gpu))
+        list(run_trial(on_gpu, inputs()))

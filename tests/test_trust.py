@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from launches import ALL, made_launch
-from runs import finished_run, info_of
+from runs import finished_run, trial_at
 
 from chatbot.errors import UsageError
 from ray_jobs.cli.app import main
@@ -51,7 +51,7 @@ def foreign(tmp_path: Path) -> Callable[..., str]:
     def made(**spec: object) -> str:
         directory = RunDirectory.named(str(tmp_path), "foreign")
         finished_run(
-            directory, [(info_of("foreign", ALL), [made_launch(dict.fromkeys(ALL, 9.0), i) for i in range(2)])]
+            directory, [(trial_at("foreign", ALL), [made_launch(dict.fromkeys(ALL, 9.0), i) for i in range(2)])]
         )
         record = json.loads(directory.read("run.json"))
         directory.write_json("run.json", {**record, "spec": {**record["spec"], **spec}})

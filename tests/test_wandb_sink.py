@@ -20,14 +20,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launches import ALL, WORKLOAD, made_launch, stolen
+from launches import ALL, made_launch, made_trial, stolen
 from pyarrow import fs
-from runs import finished_run, info_of
+from runs import finished_run, trial_at
 from wandb_server import Server, StoredArtifact, serving
 
 from chatbot.errors import UsageError
 from ray_jobs.cli.app import app
-from ray_jobs.matrix.rows import COLUMNS, Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import COLUMNS, Row, rows_of
+from ray_jobs.measure.trial import Place
 from ray_jobs.report.compact import compact
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
@@ -40,8 +41,8 @@ pytestmark = pytest.mark.process
 
 RUN = "20261123-120000-abcd"
 HOST = "host.example"  # W&B's client takes a dot in some names for a nesting
-INFO = info_of(RUN, ALL, host=HOST)
-TRIAL = INFO.trial_id
+PLACED = trial_at(RUN, ALL, host=HOST)
+TRIAL = PLACED[0].id
 KEY = "0123456789" * 4
 CLOSED_PORT = "http://127.0.0.1:9"  # nothing listens there
 BLOCK = 32 * 1024  # of LevelDB's log format
@@ -141,14 +142,14 @@ def test_an_unknown_mode_is_answered_with_the_valid_ones() -> None:
 
 
 def skipped() -> list[Row]:
-    info = TrialInfo(RUN, "cuda-b1-p4-r5-t1@none", WORKLOAD, ALL, 0.01, 0.02)
-    return rows_of(info, "skipped", "no station of kind cuda")
+    trial = made_trial("cuda-b1-p4-r5-t1@none", run_id=RUN)
+    return rows_of(trial, Place(), "skipped", "no station of kind cuda")
 
 
 def a_run(folder: Path, name: str = RUN) -> RunDirectory:
     """The directory of a finished run: one trial that is done, one that was skipped, a report and a trace."""
     run_dir = RunDirectory.named(str(folder), name)
-    finished_run(run_dir, [(INFO, LAUNCHES)], more=skipped())
+    finished_run(run_dir, [(PLACED, LAUNCHES)], more=skipped())
     run_dir.write("report.html", b"<!doctype html>")
     (folder / name / "traces").mkdir()
     run_dir.write("traces/eager.json.gz", b"trace")
@@ -188,7 +189,7 @@ def test_a_distribution_holds_the_kept_calls_and_leaves_out_the_slowest(tmp_path
     walls = np.full((100, 1), 5.0) + np.arange(100)[:, None] / 100
     walls[7], walls[99] = 900.0, 700.0  # a round that is discarded, and the slowest that is kept
     launch = made_launch({"eager": walls}, rounds=100, calls=1, interference=stolen(100, [7]))
-    finished_run(RunDirectory.named(str(tmp_path), RUN), [(info_of(RUN, ("eager",)), [launch])])
+    finished_run(RunDirectory.named(str(tmp_path), RUN), [(trial_at(RUN, ("eager",)), [launch])])
     ((name, found),) = distributions_of(FinishedRun.of(str(tmp_path / RUN))).items()
     assert name == "cpu-b1-p4-r5-t1@host/eager"
     assert found.counts.sum() == 98

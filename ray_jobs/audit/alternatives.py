@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils import benchmark
 
 from chatbot.variants import BASELINE, CONTROL, Reply, Workload, variant_named
-from ray_jobs.measure.result import Weights
 from ray_jobs.measure.rounds import Prompts
+from ray_jobs.measure.trial import ChatbotSource
 from ray_jobs.process.server import LaunchServer, Request, TrialError
 
 MEAN_OF = 100
@@ -55,14 +55,14 @@ PEERS: dict[str, Callable[[Reply, Tensor, Tensor], float]] = {
 
 
 def one_after_the_other(
-    peer: str, workload: Workload, weights: Weights, pool: NDArray[np.int64], seed: int
+    peer: str, workload: Workload, source: ChatbotSource, pool: NDArray[np.int64], seed: int
 ) -> PeerResult:
     """Prepares the baseline and its control, times the one, then the other: speedup and the seconds of both."""
     torch.set_grad_enabled(False)
     with torch.inference_mode():
         batch, lengths = Prompts(np.random.default_rng(seed).permutation(pool), workload).next()
         replies = [
-            variant_named(name).prepare(weights.chatbot().to(workload.device), workload) for name in (BASELINE, CONTROL)
+            variant_named(name).prepare(source.load().to(workload.device), workload) for name in (BASELINE, CONTROL)
         ]
         start = time.perf_counter()
         first, second = (PEERS[peer](reply, batch, lengths) for reply in replies)
@@ -74,12 +74,12 @@ def ask(
     peer: str,
     cores: tuple[int, ...],
     workload: Workload,
-    weights: Weights,
+    source: ChatbotSource,
     pool: NDArray[np.int64],
     seed: int,
 ) -> PeerResult:
     """Runs a peer in a fresh process pinned as a launch is."""
-    work = partial(one_after_the_other, peer, workload, weights, pool, seed)
+    work = partial(one_after_the_other, peer, workload, source, pool, seed)
     result = None
     with suppress(TrialError):
         result = server.run(Request(work, cores, workload.threads, TIMEOUT_S))

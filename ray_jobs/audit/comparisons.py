@@ -15,6 +15,7 @@ from ray_jobs.audit.plan import MOST, Plan
 from ray_jobs.audit.rates import Comparison
 from ray_jobs.audit.station import AuditStation, Measured
 from ray_jobs.measure.result import TIMED, LaunchResult
+from ray_jobs.measure.trial import Factory
 from ray_jobs.process.server import LaunchServer
 
 FROM_ROW = ("status", "reason", "speedup", "speedup_low", "speedup_high", "verdict", "warnings", "sentinel_ms")
@@ -23,7 +24,7 @@ FROM_ROW = ("status", "reason", "speedup", "speedup_low", "speedup_high", "verdi
 def run_plan(station: AuditStation, plan: Plan) -> Iterator[tuple[Comparison, Measured]]:
     """Runs the plan and yields each comparison as it ends."""
     spec = station.spec
-    workload = station.template.info.workload
+    workload = station.template.trial.workload
     with ExitStack() as stack:
         if plan.with_peers:
             others = [core for core in os.sched_getaffinity(0) if core not in station.cores]
@@ -33,7 +34,9 @@ def run_plan(station: AuditStation, plan: Plan) -> Iterator[tuple[Comparison, Me
         for number in range(plan.comparisons):
             seed = spec.seed * MOST + number
             state = station.run(f"{plan.name}-{number:04d}", (plan.variant,), seed)
-            inputs = (workload, station.inputs.weights, station.inputs.prompts[workload.prompt_tokens], seed)
+            source = station.inputs.model
+            assert not isinstance(source, Factory)
+            inputs = (workload, source, station.inputs.pool(workload), seed)
             peers = alternatives.PEERS if plan.with_peers else ()
             asked = {name: alternatives.ask(server, name, station.cores, *inputs) for name in peers}
             yield _comparison(number, plan, state, asked), state

@@ -116,7 +116,7 @@ def measure_cost(station: AuditStation) -> Cost:
     """Measures one trial, whole, and the null variant in a process pinned as a launch is."""
     census = _Census()
     state = station.run("cost", (BASELINE, CONTROL), station.spec.seed, memory=True, watch=census.watch)
-    workload = station.template.info.workload
+    workload = station.template.trial.workload
     others = [core for core in os.sched_getaffinity(0) if core not in station.cores]
     with LaunchServer(workload, others) as server:
         found = server.run(Request(partial(null_sample), station.cores, workload.threads, 60.0))

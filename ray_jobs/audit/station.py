@@ -13,9 +13,10 @@ from ray_jobs.cluster.connection import connected
 from ray_jobs.cluster.events import Event
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
-from ray_jobs.driver.inputs import Inputs
+from ray_jobs.driver.inputs import inputs_of
 from ray_jobs.driver.trials import Kept, TrialState, place
 from ray_jobs.measure.result import LaunchResult
+from ray_jobs.measure.trial import Inputs
 from ray_jobs.process.cores import choose, topology
 from ray_jobs.provenance import driver_facts
 from ray_jobs.spec import Spec
@@ -42,14 +43,14 @@ class AuditStation:
     @property
     def cores(self) -> tuple[int, ...]:
         """Those that launches are pinned to, as the station chooses them."""
-        return choose(os.sched_getaffinity(0), self.template.info.workload.threads, topology()).cpus
+        return choose(os.sched_getaffinity(0), self.template.trial.workload.threads, topology()).cpus
 
     def environment(self) -> dict[str, Any]:
         """The program and the machine."""
-        assert self.template.job is not None
+        assert self.template.station is not None
         return {
             "driver": driver_facts(),
-            "station": {name: fact for name, fact in self.template.job.station.facts.items() if name != "host"},
+            "station": {name: fact for name, fact in self.template.station.facts.items() if name != "host"},
         }
 
     def run(
@@ -62,14 +63,12 @@ class AuditStation:
     ) -> Measured:
         """One trial, from beginning to end; ``watch`` sees what happens as it happens."""
         names = tuple(dict.fromkeys([BASELINE, *variants]))
-        job = self.template.job
-        assert job is not None
-        trial = replace(job.trial, id=trial_id, variants=names, seed=seed, memory=memory)
-        info = replace(self.template.info, trial_id=trial_id, variants=names)
-        state = Measured(info)
+        trial = replace(self.template.trial, id=trial_id, variants=names, seed=seed, memory=memory)
+        state = Measured(trial, self.template.place, self.template.station)
+        assert state.job is not None
         kept = Kept()
         started = time.monotonic()
-        with closing(measure([replace(job, trial=trial)])) as events:
+        with closing(measure([state.job], self.inputs)) as events:
             for event in events:
                 state.take(event.outcome, kept)
                 if watch is not None:
@@ -86,10 +85,10 @@ def audit_station(spec: Spec, run_id: str) -> Iterator[AuditStation]:
     Raises:
         UsageError: the model or the corpus can't be used, or the machine has too few cores.
     """
-    inputs = Inputs.of(spec)
+    inputs = inputs_of(spec)
     with connected("local"):
         stations = find_stations(spec.device, by_device=False, cores_per_gpu=None)
-        template = next(iter(place(spec, run_id, inputs, stations, BUSY_WAIT_S).values()))
-        if template.job is None:
+        template = next(iter(place(spec, run_id, stations, BUSY_WAIT_S).values()))
+        if template.station is None:
             raise UsageError(f"nothing to audit on: {template.reason}")
         yield AuditStation(spec, run_id, inputs, template)

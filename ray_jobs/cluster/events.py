@@ -6,8 +6,9 @@ from typing import Any
 import pyarrow as pa
 
 from ray_jobs.measure.result import Limits, Memory
+from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.process.profile.profiler import Traced
-from ray_jobs.process.trial import Alive, Committed, Failure, Trial, Waiting
+from ray_jobs.process.trial import Alive, Committed, Failure, Waiting
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,19 @@ class Station:
         count = len(self.cores)
         return self.device_name if self.device == "cuda" else f"{self.device_name}, {count} core{'s' * (count != 1)}"
 
+    @property
+    def place(self) -> Place:
+        """What the rows of its trials say of it."""
+        return Place(self.name, self.host, self.device_name, self.hardware)
+
 
 @dataclass(frozen=True)
 class Job:
-    """A trial for a station; its weights, where they are not everywhere, as bytes."""
+    """A trial for a station, and the launches of it that there are."""
 
     station: Station
     trial: Trial
-    weights: bytes | None = None
+    committed: tuple[Committed, ...] = ()  # by earlier attempts; they are not run again
     traces: bool = False  # its variants are traced, each in a launch of its own, and nothing is timed
 
 

@@ -151,9 +151,9 @@ class Schedule:
             yield Event(trial.id, TrialEnded(f"its worker was lost {ATTEMPTS} times, last: {lost.reason}"))
             return
         yield Event(trial.id, lost)
-        trial = replace(trial, committed=(*trial.committed, *running.committed))
         yield Event(trial.id, TrialStarted())
-        self._submit(replace(running.job, trial=trial), running.attempt + 1)
+        job = replace(running.job, committed=(*running.job.committed, *running.committed))
+        self._submit(job, running.attempt + 1)
 
     def _forget(self, handle: Any, free: deque[str] | None) -> None:
         node = self._running.pop(handle).job.station.node_id

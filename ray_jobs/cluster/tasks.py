@@ -6,10 +6,11 @@
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -17,7 +18,8 @@ from ray_jobs.cluster.events import Event, Job, LaunchDone, Outcome, TrialEnded,
 from ray_jobs.cluster.reachability import Watchman
 from ray_jobs.cluster.schedule import ClusterLostError, Schedule
 from ray_jobs.measure.gpu import lock_names
-from ray_jobs.measure.result import LaunchResult, Weights, one_line
+from ray_jobs.measure.result import LaunchResult, one_line
+from ray_jobs.measure.trial import CheckpointBytes, Inputs, ModelSource, Trial
 from ray_jobs.process import lease
 from ray_jobs.process import trial as launch
 from ray_jobs.process.cores import topology
@@ -30,11 +32,14 @@ NAMESPACE = b"latency-matrix"
 
 
 class RayBackend:
-    """Runs trials as Ray tasks. One for each run; ``close()`` ends its thread."""
+    """Runs trials as Ray tasks. One for each run; ``close()`` ends its thread.
 
-    def __init__(self) -> None:
-        self._put: dict[int, Any] = {}  # by the identity of an object: its reference
-        self._keep: list[Any] = []  # so that no other object takes on that identity
+    The model and the prompts go to the cluster once, not with each trial.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._model = ray.put(inputs.model)
+        self._prompts = {length: ray.put(pool) for length, pool in inputs.prompts.items()}
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._watchman = Watchman(ray.util.get_node_ip_address(), (host, int(port)))
 
@@ -43,32 +48,20 @@ class RayBackend:
         self._watchman.close()
 
     def submit(self, job: Job) -> Any:
-        """Hands the trial to Ray. Prompts and weights go to the cluster once, not with each trial."""
-        station = job.station
+        """Hands the trial to Ray."""
+        station, trial = job.station, job.trial
         task = _measure_on_cuda if station.device == "cuda" else _measure_on_cpu
         placed = task.options(
             num_cpus=station.cpus,
             num_returns="streaming",
             scheduling_strategy=NodeAffinitySchedulingStrategy(station.node_id, soft=False),
-            name=job.trial.id,
+            name=trial.id,
         )
-        weights = None if job.weights is None else self._once(job.weights)
-        handle = placed.remote(
-            replace(job.trial, pool=job.trial.pool[:0]),
-            self._once(job.trial.pool),
-            weights,
-            station.gpus,
-            job.traces,
-        )
+        pool = self._prompts[trial.workload.prompt_tokens]
+        handle = placed.remote(trial, self._model, pool, station.gpus, job.committed, job.traces)
         if station.address is not None:
             self._watchman.watch(handle, station.node_id, station.address)
         return handle
-
-    def _once(self, value: Any) -> Any:
-        if id(value) not in self._put:
-            self._put[id(value)] = ray.put(value)
-            self._keep.append(value)
-        return self._put[id(value)]
 
     def ready(self, handles: Sequence[Any], timeout_s: float) -> Sequence[Any]:
         """The tasks with news."""
@@ -135,34 +128,41 @@ def _first(error: BaseException) -> str:
 
 
 def _measure(
-    trial: launch.Trial, pool: Any, weights: bytes | None, node_gpus: Sequence[str], traces: bool
+    trial: Trial,
+    model: ModelSource,
+    pool: NDArray[np.int64],
+    node_gpus: Sequence[str],
+    committed: Sequence[launch.Committed],
+    traces: bool,
 ) -> Iterator[Outcome]:
     """The task: ``Alive`` as it begins, launches with what the stopping rule needs of them, all else as it is."""
     yield launch.Alive()
     with ExitStack() as stack:
         stack.enter_context(_told(lease.describe(trial.run_id, trial.id)))
-        trial = replace(trial, pool=pool, **_share(node_gpus))
-        if weights is not None:
-            trial = replace(trial, weights=Weights(path=stack.enter_context(_memory_file(weights))))
-        for outcome in run_traces(trial) if traces else launch.run_trial(trial):
+        share = _share(node_gpus)
+        source = stack.enter_context(model.as_file()) if isinstance(model, CheckpointBytes) else model
+        inputs = Inputs(source, {trial.workload.prompt_tokens: pool})
+        for outcome in (
+            run_traces(trial, inputs, share) if traces else launch.run_trial(trial, inputs, share, committed)
+        ):
             if isinstance(outcome, LaunchResult):
                 yield LaunchDone(launch.Committed.of(outcome), samples.to_table(trial.id, outcome))
             else:
                 yield outcome
 
 
-def _share(node_gpus: Sequence[str]) -> dict[str, Any]:
+def _share(node_gpus: Sequence[str]) -> launch.Share:
     """The cores and GPUs of this task: all cores of the node or, where its GPUs are named, those of the one here."""
     context = ray.get_runtime_context()
     gpus = tuple(str(gpu).strip() for gpu in context.get_accelerator_ids().get("GPU", []))
     locks = lock_names(gpus)
     if not node_gpus:
-        return {"gpus": locks}
+        return launch.Share(gpus=locks)
     cores = topology().by_core(os.sched_getaffinity(0))
     asked = int(context.get_assigned_resources().get("CPU", 1))
     if len(gpus) != 1 or gpus[0] not in node_gpus:
         raise TrialError(f"Ray gave this trial the GPUs {', '.join(gpus) or 'none'} of {', '.join(node_gpus)}: not one")
-    return {"gpus": locks, "cores": share_of_cores(cores, asked, node_gpus.index(gpus[0]))}
+    return launch.Share(share_of_cores(cores, asked, node_gpus.index(gpus[0])), locks)
 
 
 def share_of_cores(cores: Sequence[int], count: int, place: int) -> tuple[int, ...]:
@@ -184,24 +184,12 @@ def _told(holder: str) -> Iterator[None]:
         internal_kv._internal_kv_del(node, namespace=NAMESPACE)
 
 
-@contextmanager
-def _memory_file(content: bytes) -> Iterator[str]:
-    """A path that launches can open while this process lives; a killed task leaves no file behind."""
-    descriptor = os.memfd_create("weights")
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(content)
-        yield f"/proc/{os.getpid()}/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
-
-
 # Two tasks: Ray shows a GPU only where the decorator asks for it.
 _measure_on_cpu = ray.remote(max_retries=0)(_measure)
 _measure_on_cuda = ray.remote(max_retries=0, num_gpus=1)(_measure)
 
 
-def measure(jobs: Iterable[Job]) -> Generator[Event]:
+def measure(jobs: Iterable[Job], inputs: Inputs) -> Generator[Event]:
     """Runs every trial on the cluster that this process has joined; closing it ends what still runs."""
-    with closing(RayBackend()) as backend:
+    with closing(RayBackend(inputs)) as backend:
         yield from Schedule(jobs, backend).events()

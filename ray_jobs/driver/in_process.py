@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from chatbot.errors import UsageError
-from ray_jobs.driver.inputs import Inputs
+from ray_jobs.driver.inputs import inputs_of
 from ray_jobs.measure.launch import measure
 from ray_jobs.measure.result import TIMED, Launch, LaunchResult
 from ray_jobs.report.text import counted
@@ -28,11 +28,11 @@ def in_process(spec: Spec) -> Iterator[str]:
     sizes = f"batch {workload.batch}, prompt {workload.prompt_tokens}, reply {workload.reply_tokens}"
     left_out = f"; {counted(len(others), 'other workload')} left out" if others else ""
     yield f"one launch in this process: {workload.device}, {sizes}, threads {workload.threads}{left_out}"
-    inputs = Inputs.of(spec)
+    inputs = inputs_of(spec)
     torch.set_num_threads(workload.threads)
     launch = Launch(0, spec.seed, rounds=len(spec.variants), calls=CALLS)
     try:
-        result = measure(workload, spec.variants, inputs.weights, inputs.prompts[workload.prompt_tokens], launch)
+        result = measure(workload, spec.variants, inputs.model, inputs.pool(workload), launch)
     except RuntimeError as error:
         raise UsageError(f"the launch failed: {error}") from error
     yield from (f"{name}: {_outcome(result, name)}" for name in spec.variants)

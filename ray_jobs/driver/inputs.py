@@ -1,11 +1,10 @@
 """What the trials of a spec read: the model's weights and the prompts."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chatbot import checkpoint, corpus
 from chatbot.prompts import prompt_pool
@@ -14,55 +13,49 @@ from ray_jobs import provenance
 from ray_jobs.measure import custom_model
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
-from ray_jobs.measure.result import Weights
 from ray_jobs.measure.rounds import MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS
+from ray_jobs.measure.trial import Checkpoint, CheckpointBytes, Factory, Inputs, Preset
 from ray_jobs.spec import Spec, import_own
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The inputs of all trials: weights (as bytes if trained) and prompts of each length."""
+def inputs_of(spec: Spec) -> Inputs:
+    """Loads the model and draws the prompts, enough that no launch asks one twice. Raises UsageError."""
+    import_own(spec)
+    if is_own(spec.model):
+        return _of_own(spec)
+    model = checkpoint.open_model(spec.model)
+    source = corpus.load(spec.corpus)
+    rounds = up_to_multiple(ROUNDS, len(spec.variants))
+    count = max(max(spec.batch) * (MOST_WARMUP_CALLS + rounds * (1 + MOST_CALLS)), LEAST_COMPARED)
+    lengths = spec.prompt_tokens
+    prompts = {length: prompt_pool(source, model.vocabulary, length, count, spec.seed) for length in lengths}
+    if not model.trained:
+        return Inputs(Preset(model.name), prompts)
+    path = checkpoint.SHIPPED if model.name == "small" else Path(spec.model)
+    return Inputs(CheckpointBytes(path.read_bytes()), prompts)
 
-    weights: Weights
-    content: bytes | None
-    prompts: dict[int, NDArray[np.int64]]  # by prompt tokens: (N, T)
 
-    @classmethod
-    def of(cls, spec: Spec) -> "Inputs":
-        """Loads the model and draws the prompts, enough that no launch asks one twice. Raises UsageError."""
-        import_own(spec)
-        if is_own(spec.model):
-            return cls._of_own(spec)
-        model = checkpoint.open_model(spec.model)
-        source = corpus.load(spec.corpus)
-        rounds = up_to_multiple(ROUNDS, len(spec.variants))
-        count = max(max(spec.batch) * (MOST_WARMUP_CALLS + rounds * (1 + MOST_CALLS)), LEAST_COMPARED)
-        lengths = spec.prompt_tokens
-        prompts = {length: prompt_pool(source, model.vocabulary, length, count, spec.seed) for length in lengths}
-        if not model.trained:
-            return cls(Weights(preset=model.name), None, prompts)
-        path = checkpoint.SHIPPED if model.name == "small" else Path(spec.model)
-        return cls(Weights(path=str(path)), path.read_bytes(), prompts)
+def _of_own(spec: Spec) -> Inputs:
+    """Tries the factory and its inputs here, so that a mistake in them costs no launches. Raises UsageError."""
+    model = custom_model.load(spec.model)
+    for workload in spec.plan():
+        custom_model.inputs_of(model, 0, replace(workload, device="cpu"))
+    return Inputs(Factory(spec.model), {length: np.zeros((0, length), dtype=np.int64) for length in spec.prompt_tokens})
 
-    @classmethod
-    def _of_own(cls, spec: Spec) -> "Inputs":
-        """Tries the factory and its inputs here, so that a mistake in them costs no launches. Raises UsageError."""
-        model = custom_model.load(spec.model)
-        for workload in spec.plan():
-            custom_model.inputs_of(model, 0, replace(workload, device="cpu"))
-        nothing = {length: np.zeros((0, length), dtype=np.int64) for length in spec.prompt_tokens}
-        return cls(Weights(factory=spec.model), None, nothing)
 
-    def identity(self, spec: Spec) -> dict[str, str]:
-        """Hashes of what a launch depends on: samples with other hashes can't be combined with it."""
-        prompts = b"".join(str(length).encode() + pool.tobytes() for length, pool in sorted(self.prompts.items()))
-        if self.weights.factory is not None:
-            model = custom_model.source_of(self.weights.factory)
-        else:
-            model = self.content if self.content is not None else str(self.weights.preset).encode()
-        asked = spec.model_dump_json(exclude={"model", "corpus"}).encode()  # those are told by what is in them
-        hashed = {"spec": asked, "model": model, "prompts": prompts}
-        return {**{name: _hash(content) for name, content in hashed.items()}, "code": provenance.source_hash()}
+def identity_of(inputs: Inputs, spec: Spec) -> dict[str, str]:
+    """Hashes of what a launch depends on: samples with other hashes can't be combined with it."""
+    prompts = b"".join(str(length).encode() + pool.tobytes() for length, pool in sorted(inputs.prompts.items()))
+    match inputs.model:
+        case Factory(name):
+            model = custom_model.source_of(name)
+        case CheckpointBytes(content):
+            model = content
+        case Preset(name) | Checkpoint(name):
+            model = name.encode()
+    asked = spec.model_dump_json(exclude={"model", "corpus"}).encode()  # those are told by what is in them
+    hashed = {"spec": asked, "model": model, "prompts": prompts}
+    return {**{name: _hash(content) for name, content in hashed.items()}, "code": provenance.source_hash()}
 
 
 def _hash(content: bytes) -> str:

@@ -1,7 +1,7 @@
 """Going on with a run that was cut off, from the launches that were committed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -9,11 +9,12 @@ import pyarrow as pa
 from chatbot.errors import UsageError
 from chatbot.variants import Workload
 from ray_jobs.cluster.times import Moments
-from ray_jobs.driver.trials import Store, TrialState
-from ray_jobs.matrix.rows import Status, TrialInfo
+from ray_jobs.driver.trials import Store, TrialState, trial_of
+from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.replies import Comparison
 from ray_jobs.measure.result import Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
+from ray_jobs.measure.trial import Place
 from ray_jobs.process.trial import Committed
 from ray_jobs.results import schema
 from ray_jobs.results.run import read_record
@@ -28,7 +29,6 @@ PARTS = {
     "spec": "the spec",
 }
 TRACES = "traces"  # the purpose of a run that times nothing
-PLACE = ("station", "host", "device_name", "hardware")  # of a trial
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Earlier:
         self, state: TrialState, record: Mapping[str, Any], known: list[Committed], store: Store
     ) -> TrialState:
         fault = state.reason or self._another(state, record)
-        state.info = replace(state.info, **{key: record[key] for key in PLACE})  # where its launches were measured
+        state.place = schema.known(Place, record)  # where its launches were measured
         state.committed, state.rows = known, []
         state.memory, state.limits = _found(record)
         state.lost = list(record["lost_launches"])
@@ -101,27 +101,23 @@ class Earlier:
             state.end(Status.DONE, None, store, record["seconds"])
             return state
         state.attempts.append({"reason": record["reason"] or "the run was cut off", "launches": len(known)})
-        if state.job is None or fault is not None:
+        if fault is not None:
             state.end(Status.FAILED, f"{fault}; {len(known)} launches of an earlier attempt are kept", store)
-            return state
-        state.job = replace(state.job, trial=replace(state.job.trial, committed=tuple(known)))
         return state
 
     def _absent(self, name: str, record: Mapping[str, Any]) -> TrialState:
         """A trial whose station is not in the cluster now."""
-        shared = {key: record[key] for key in PLACE}
-        spec, workload = self.spec, schema.known(Workload, record["workload"])
-        info = TrialInfo(self.id, name, workload, spec.variants, spec.precision, spec.margin, **shared)
-        return TrialState(info, reason=f"its station {info.station} is not in the cluster now")
+        trial = trial_of(self.spec, self.id, schema.known(Workload, record["workload"]), name)
+        return TrialState(trial, Place(), reason=f"its station {record['station']} is not in the cluster now")
 
     def _another(self, state: TrialState, record: Mapping[str, Any]) -> str | None:
         """The reason why launches on the present station can't be combined with the earlier ones."""
-        if state.job is None:
+        if state.station is None:
             return "it can't be measured now"
-        then = self.run["environment"]["stations"].get(state.info.station, {})
-        now = state.job.station.facts
-        if record["hardware"] != state.info.hardware:
-            return f"its station was {record['hardware']} and is {state.info.hardware}"
+        then = self.run["environment"]["stations"].get(state.station.name, {})
+        now = state.station.facts
+        if record["hardware"] != state.station.hardware:
+            return f"its station was {record['hardware']} and is {state.station.hardware}"
         for name, version in then.get("packages", {}).items():
             if version != now["packages"].get(name) and name in ("torch", "numpy"):
                 return f"its station had {name} {version} and has {now['packages'].get(name)}"

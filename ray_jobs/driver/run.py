@@ -19,7 +19,7 @@ from ray_jobs.cluster.connection import connected, wait_for
 from ray_jobs.cluster.events import Event, TrialEnded
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
-from ray_jobs.driver.inputs import Inputs
+from ray_jobs.driver.inputs import identity_of, inputs_of
 from ray_jobs.driver.resume import Earlier
 from ray_jobs.driver.trials import TrialState, place
 from ray_jobs.matrix.hardware import HardwareClass, classes_of
@@ -101,9 +101,9 @@ def run(
         UsageError: the model, the corpus, the cluster or the directory can't be used; nothing was written then.
         StoreError: a launch could not be kept; the run can be resumed.
     """
-    inputs = Inputs.of(spec)
+    inputs = inputs_of(spec)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    this = Run(run_id, spec, directory, sink, inputs.identity(spec), now)
+    this = Run(run_id, spec, directory, sink, identity_of(inputs, spec), now)
     if earlier is not None:
         earlier.check(this.identity)
         this.started = earlier.run["started"]
@@ -112,7 +112,7 @@ def run(
     with directory.created(room=room) if earlier is None else directory.reopened(room), connected(where.address):
         missed = wait_for(where.resources, where.wait_s, reporter.say)
         stations = find_stations(spec.device, spec.isolation == "device", spec.cores_per_gpu)
-        this.trials = place(spec, run_id, inputs, stations, where.wait_s, missed)
+        this.trials = place(spec, run_id, stations, where.wait_s, missed)
         this.environment = environment(this.trials)
         if earlier is not None:
             this.environment["stations"] |= earlier.run["environment"]["stations"]  # what launches are held against
@@ -121,7 +121,7 @@ def run(
         sink.start()
         jobs = [trial.job for trial in this.trials.values() if trial.job is not None]
         reporter.trials = len(jobs)
-        with reporter, closing(measure(iter(jobs))) as events:
+        with reporter, closing(measure(iter(jobs), inputs)) as events:
             del jobs  # the schedule lets go of them one by one
             take_in(this, events, reporter)
     rows = [row for trial in this.trials.values() for row in trial.rows]
@@ -198,5 +198,5 @@ def run_record(this: Run) -> dict[str, Any]:
 
 def environment(trials: Mapping[str, TrialState]) -> dict[str, Any]:
     """The driver's program and the stations' hardware and packages."""
-    stations = {trial.job.station.name: trial.job.station.facts for trial in trials.values() if trial.job is not None}
+    stations = {trial.station.name: trial.station.facts for trial in trials.values() if trial.station is not None}
     return {"driver": provenance.driver_facts(), "stations": stations}

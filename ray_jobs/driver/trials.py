@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -12,10 +12,10 @@ from chatbot.variants import Workload
 from ray_jobs.cluster.events import Job, LaunchDone, Outcome, Station, TrialEnded, TrialStarted, WorkerLost
 from ray_jobs.cluster.stations import choose
 from ray_jobs.cluster.times import Moments
-from ray_jobs.driver.inputs import Inputs
-from ray_jobs.matrix.rows import NO_LIMITS, NO_MEMORY, Row, Status, TrialInfo, rows_of
+from ray_jobs.matrix.rows import NO_LIMITS, NO_MEMORY, Row, Status, rows_of
 from ray_jobs.measure.result import LaunchResult, Limits, Memory
-from ray_jobs.process.trial import Committed, Failure, Trial, Waiting
+from ray_jobs.measure.trial import Place, Trial
+from ray_jobs.process.trial import Committed, Failure, Waiting
 from ray_jobs.results.samples import to_result
 from ray_jobs.spec import Spec
 
@@ -49,8 +49,9 @@ class Kept:
 class TrialState:
     """What the driver knows of one trial; ``status`` is None until it ends. Samples are in the store, not here."""
 
-    info: TrialInfo
-    job: Job | None = None
+    trial: Trial
+    place: Place
+    station: Station | None = None  # while the trial can be measured on it
     status: str | None = None
     reason: str | None = None
     committed: list[Committed] = field(default_factory=list)
@@ -65,8 +66,13 @@ class TrialState:
     moments: Moments = field(default_factory=Moments)  # of all attempts
 
     def __post_init__(self) -> None:
-        if self.status == Status.SKIPPED or (self.status == Status.FAILED and self.job is None):
-            self.rows = rows_of(self.info, self.status, self.reason)
+        if self.status == Status.SKIPPED or (self.status == Status.FAILED and self.station is None):
+            self.rows = rows_of(self.trial, self.place, self.status, self.reason)
+
+    @property
+    def job(self) -> Job | None:
+        """What is still to be measured; None once it has ended, or where it can't be."""
+        return None if self.station is None else Job(self.station, self.trial, tuple(self.committed))
 
     def take(self, outcome: Outcome, store: Store) -> None:
         """Takes in what happened; a launch is in the store before anything else sees it."""
@@ -77,7 +83,7 @@ class TrialState:
             case TrialStarted():
                 self.started = self.started or time.monotonic()
             case LaunchDone(committed, table):
-                store.add(self.info.trial_id, table)
+                store.add(self.trial.id, table)
                 self.committed.append(committed)
             case Failure(launch, reason):
                 self.lost.append({"launch": launch.index, "attempt": launch.attempt, "reason": reason})
@@ -100,18 +106,18 @@ class TrialState:
     def end(self, status: str, reason: str | None, store: Store, seconds: float | None = None) -> None:
         """Closes the trial: its rows are made of what is in the store."""
         self.status, self.reason, self.seconds = status, reason, seconds
-        launches = store.launches(self.info.trial_id, [one.index for one in self.committed])
-        self.rows = rows_of(self.info, status, reason, launches, self.memory, self.limits)
+        launches = store.launches(self.trial.id, [one.index for one in self.committed])
+        self.rows = rows_of(self.trial, self.place, status, reason, launches, self.memory, self.limits)
         # Of ten thousand trials these are most of what the driver would keep in memory.
-        self.launches_kept, self.committed, self.job = len(self.committed), [], None
+        self.launches_kept, self.committed, self.station = len(self.committed), [], None
 
     def record(self) -> dict[str, Any]:
         """The trial's entry in run.json."""
         return {
             "status": self.status,
             "reason": self.reason,
-            "workload": vars(self.info.workload),
-            "station": self.info.station,
+            "workload": vars(self.trial.workload),
+            "station": self.place.station,
             "launches": self.launches_kept or len(self.committed),
             "lost_launches": self.lost,
             "peak_memory_mb": self.memory.peak_mb,
@@ -122,16 +128,15 @@ class TrialState:
             "seconds": self.seconds,
             "moments": self.moments.record(),
             "attempts": self.attempts,
-            "host": self.info.host,
-            "device_name": self.info.device_name,
-            "hardware": self.info.hardware,
+            "host": self.place.host,
+            "device_name": self.place.device_name,
+            "hardware": self.place.hardware,
         }
 
 
 def place(
     spec: Spec,
     run_id: str,
-    inputs: Inputs,
     stations: Mapping[str, Sequence[Station]],
     wait_s: float,
     missed: str | None = None,
@@ -144,20 +149,13 @@ def place(
     chosen = {device: choose(found, spec.stations) for device, found in stations.items()}
     trials: dict[str, TrialState] = {}
     for workload in spec.plan():
-        nowhere = TrialInfo(run_id, trial_id(workload, None), workload, spec.variants, spec.precision, spec.margin)
         if not chosen[workload.device]:
+            trial = trial_of(spec, run_id, workload, trial_id(workload, None), wait_s)
             reason = _nowhere(spec, workload, stations[workload.device], missed)
-            trials[nowhere.trial_id] = TrialState(nowhere, status=Status.SKIPPED, reason=reason)
+            trials[trial.id] = TrialState(trial, Place(), status=Status.SKIPPED, reason=reason)
         for station in chosen[workload.device]:
-            info = replace(
-                nowhere,
-                trial_id=trial_id(workload, station),
-                station=station.name,
-                host=station.host,
-                device_name=station.device_name,
-                hardware=station.hardware,
-            )
-            trials[info.trial_id] = _placed(spec, info, station, inputs, wait_s)
+            trial = trial_of(spec, run_id, workload, trial_id(workload, station), wait_s)
+            trials[trial.id] = _placed(trial, station)
     return trials
 
 
@@ -171,28 +169,30 @@ def _nowhere(spec: Spec, workload: Workload, stations: Sequence[Station], missed
     return f"no station of kind {workload.device} has {spec.stations}; labels in the cluster: {there}{missed or ''}"
 
 
-def _placed(spec: Spec, info: TrialInfo, station: Station, inputs: Inputs, wait_s: float) -> TrialState:
-    workload, cores = info.workload, len(station.cores)
+def _placed(trial: Trial, station: Station) -> TrialState:
+    threads, cores = trial.workload.threads, len(station.cores)
     if station.fault is not None:
-        return TrialState(info, status=Status.FAILED, reason=station.fault)
-    if workload.threads > cores:
-        return TrialState(
-            info, status=Status.SKIPPED, reason=f"{workload.threads} threads, but the station has {cores} cores"
-        )
-    trial = Trial(
-        id=info.trial_id,
-        workload=workload,
-        variants=spec.variants,
-        weights=inputs.weights,
-        pool=inputs.prompts[workload.prompt_tokens],
-        seed=_seed(spec.seed, info.trial_id),
+        return TrialState(trial, station.place, status=Status.FAILED, reason=station.fault)
+    if threads > cores:
+        reason = f"{threads} threads, but the station has {cores} cores"
+        return TrialState(trial, station.place, status=Status.SKIPPED, reason=reason)
+    return TrialState(trial, station.place, station)
+
+
+def trial_of(spec: Spec, run_id: str, workload: Workload, name: str, wait_s: float = 0.0) -> Trial:
+    """The trial of that name: what the spec asks of a workload."""
+    return Trial(
+        name,
+        run_id,
+        workload,
+        spec.variants,
+        seed=_seed(spec.seed, name),
         precision=spec.precision,
+        margin=spec.margin,
         budget_s=spec.budget,
         launch_timeout_s=spec.launch_timeout_s,
-        run_id=info.run_id,
         wait_s=wait_s,
     )
-    return TrialState(info, Job(station, trial, inputs.content))
 
 
 def trial_id(workload: Workload, station: Station | None) -> str:

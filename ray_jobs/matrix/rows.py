@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
+from chatbot.variants import BASELINE, CONTROL, variant_named
 from ray_jobs import statistics
 from ray_jobs.measure import roofline, watch
 from ray_jobs.measure.replies import LEAST_COMPARED, Comparison
 from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
+from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.statistics import Interval, Verdict
 
 DRIFT = 0.1  # of the sentinel, above which a row says so
@@ -95,24 +96,9 @@ class Row:
 COLUMNS = tuple(f.name for f in fields(Row))
 
 
-@dataclass(frozen=True)
-class TrialInfo:
-    """The facts that all rows of a trial share."""
-
-    run_id: str
-    trial_id: str
-    workload: Workload
-    variants: tuple[str, ...]
-    precision: float
-    margin: float
-    station: str | None = None
-    host: str | None = None
-    device_name: str | None = None
-    hardware: str | None = None
-
-
 def rows_of(
-    trial: TrialInfo,
+    trial: Trial,
+    place: Place,
     status: str,
     reason: str | None,
     launches: Sequence[LaunchResult] = (),
@@ -125,7 +111,7 @@ def rows_of(
     """
     rows = []
     for variant in trial.variants:
-        common = _common(trial, variant)
+        common = _common(trial, place, variant)
         facts = [launch.facts[variant] for launch in launches if variant in launch.facts]
         broken = next((f.failed for f in facts if f.failed), None)
         lacking = next((f.skipped for f in facts if f.skipped), None)
@@ -151,10 +137,11 @@ def rows_of(
     return rows
 
 
-def _common(trial: TrialInfo, variant: str) -> dict[str, Any]:
-    shared = {k: v for k, v in vars(trial).items() if k in COLUMNS}
+def _common(trial: Trial, place: Place, variant: str) -> dict[str, Any]:
     return {
-        **shared,
+        "run_id": trial.run_id,
+        "trial_id": trial.id,
+        **vars(place),
         **vars(trial.workload),
         **(dict.fromkeys(("prompt_tokens", "reply_tokens")) if trial.workload.own_model else {}),
         "variant": variant,
@@ -164,7 +151,7 @@ def _common(trial: TrialInfo, variant: str) -> dict[str, Any]:
 
 
 def _measured(
-    trial: TrialInfo, variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]
+    trial: Trial, variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]
 ) -> dict[str, Any]:
     walls = [launch.timed_ms(variant) for launch in launches]
     pooled = np.concatenate(walls)
@@ -285,7 +272,7 @@ def imprecision(interval: Interval, asked: float) -> str:
 
 
 def _compared(
-    trial: TrialInfo,
+    trial: Trial,
     variant: str,
     launches: Sequence[LaunchResult],
     facts: Sequence[VariantFacts],

@@ -25,10 +25,11 @@ from ray_jobs.measure.program import (
     same_program_faults,
     scattered,
 )
-from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, Weights, one_line
+from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, one_line
 from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, run_rounds, size, warm_up
 from ray_jobs.measure.subject import Subject, subject_of
 from ray_jobs.measure.timing import floor_ns, timer_for
+from ray_jobs.measure.trial import ModelSource
 from ray_jobs.measure.watch import sentinel_ns, watch_for
 
 Facts = dict[str, VariantFacts]
@@ -38,7 +39,7 @@ Facts = dict[str, VariantFacts]
 def measure(
     workload: Workload,
     variants: Sequence[str],
-    weights: Weights,
+    model: ModelSource,
     pool: NDArray[np.int64],
     launch: Launch,
     share: tuple[int, ...] | None = None,
@@ -50,7 +51,7 @@ def measure(
     Args:
         workload: sizes of the calls.
         variants: their names, the baseline among them; indices in the samples refer to this order.
-        weights: the model.
+        model: where it is from.
         pool: (N, T) distinct prompts; a launch draws its own from them. A model from a factory needs none.
         launch: number, orders and sizes of this launch.
         share: the station's cores, where others of the machine belong to other trials.
@@ -63,7 +64,7 @@ def measure(
     log = Log()
     card = gpu.own_device() if workload.device == "cuda" else None
     sentinels = [_sentinels(workload)]
-    subject = subject_of(weights, own, workload, launch.index)
+    subject = subject_of(model, own, workload, launch.index)
     prompts = subject.questions
     replies = _prepare_all(built, subject, workload, facts)
     timer = timer_for(workload.device)
@@ -124,7 +125,7 @@ class Alone:
 
 @torch.inference_mode()
 def measure_alone(
-    workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64], compared: int = 0
+    workload: Workload, variant: str, model: ModelSource, pool: NDArray[np.int64], compared: int = 0
 ) -> Alone:
     """Measures the peak memory in MB of preparing and calling one variant in this process; then collects its replies.
 
@@ -133,7 +134,7 @@ def measure_alone(
     ``compared`` is the number of prompts to answer, in whole batches, as far as the pool goes.
     """
     gpu.require_float32()
-    subject = subject_of(weights, pool, workload)
+    subject = subject_of(model, pool, workload)
     reply = subject.fresh()(variant_named(variant))
     if workload.device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -3,15 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chatbot import checkpoint
-from chatbot.config import PRESETS
-from chatbot.model import Chatbot
 from chatbot.safe_text import safe
 from chatbot.variants import BASELINE
 from ray_jobs import statistics
@@ -19,25 +15,6 @@ from ray_jobs.measure import watch
 from ray_jobs.measure.replies import Comparison
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.measure.watch import Interference
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The source of a launch's model.
-
-    A checkpoint's path on this machine, a preset's random weights, or the factory of a model that is not the chatbot.
-    """
-
-    path: str | None = None
-    preset: str | None = None
-    factory: str | None = None
-
-    def chatbot(self) -> Chatbot:
-        """A fresh chatbot on the CPU; not for a factory."""
-        if self.path is not None:
-            return checkpoint.load(Path(self.path)).chatbot
-        assert self.preset is not None
-        return Chatbot.random(PRESETS[self.preset], checkpoint.SEED)
 
 
 @dataclass(frozen=True)

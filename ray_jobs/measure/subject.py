@@ -15,8 +15,9 @@ from chatbot.model import Chatbot
 from chatbot.variants import Reply, Variant, Workload, load, prepared, prepared_module, variant_named
 from ray_jobs.measure import custom_model, replies
 from ray_jobs.measure.replies import LEAST_IDENTICAL, ReplyCheck
-from ray_jobs.measure.result import Weights, one_line
+from ray_jobs.measure.result import one_line
 from ray_jobs.measure.rounds import MOST_WARMUP_CALLS, Prompts, Questions
+from ray_jobs.measure.trial import ChatbotSource, Factory, ModelSource
 
 load()  # in the server, before it forks: no variant's preparing is charged with its imports
 
@@ -38,11 +39,11 @@ class Subject(Protocol):
 class ChatbotSubject:
     """The chatbot, asked prompts of a pool (N, T) one after the other."""
 
-    def __init__(self, weights: Weights, pool: NDArray[np.int64], workload: Workload) -> None:
+    def __init__(self, source: ChatbotSource, pool: NDArray[np.int64], workload: Workload) -> None:
         self.workload = workload
         self.questions: Questions = (prompts := Prompts(pool, workload))
         self.prompts = prompts
-        self.chatbot = weights.chatbot()  # on the CPU: only what is measured takes memory of the GPU
+        self.chatbot = source.load()  # on the CPU: only what is measured takes memory of the GPU
 
     def fresh(self) -> Callable[[Variant], Reply]:
         bot = self.chatbot.copy().to(self.workload.device)
@@ -86,9 +87,8 @@ class OwnQuestions:
 class OwnSubject:
     """A user's own model; no two launches, identified by their index ``launch``, get the same inputs."""
 
-    def __init__(self, weights: Weights, workload: Workload, launch: int) -> None:
-        assert weights.factory is not None
-        self.workload, self.model = workload, custom_model.load(weights.factory)
+    def __init__(self, factory: Factory, workload: Workload, launch: int) -> None:
+        self.workload, self.model = workload, factory.load()
         self.questions: Questions = OwnQuestions(self.model, workload, launch * OF_A_LAUNCH)
 
     def fresh(self) -> Callable[[Variant], Reply]:
@@ -133,8 +133,8 @@ def _comparable(answer: object) -> object:
     return tree_map(plain, answer)
 
 
-def subject_of(weights: Weights, pool: NDArray[np.int64], workload: Workload, launch: int = 0) -> Subject:
-    """An own model where the weights name a factory, else the chatbot, asked the prompts of ``pool`` in order."""
-    if weights.factory is not None:
-        return OwnSubject(weights, workload, launch)
-    return ChatbotSubject(weights, pool, workload)
+def subject_of(source: ModelSource, pool: NDArray[np.int64], workload: Workload, launch: int = 0) -> Subject:
+    """An own model where a factory makes it, else the chatbot, asked the prompts of ``pool`` in order."""
+    if isinstance(source, Factory):
+        return OwnSubject(source, workload, launch)
+    return ChatbotSubject(source, pool, workload)

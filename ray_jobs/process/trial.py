@@ -7,19 +7,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from chatbot.variants import BASELINE, Workload, variant_named
+from chatbot.variants import BASELINE, variant_named
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
 from ray_jobs.measure.gpu import pci_address
 from ray_jobs.measure.launch import Alone
 from ray_jobs.measure.replies import LEAST_COMPARED, compare
-from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, Weights
+from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory
 from ray_jobs.measure.roofline import limits_of
 from ray_jobs.measure.speeds import measure_speeds
+from ray_jobs.measure.trial import Factory, Inputs, Trial
 from ray_jobs.process import lease
 from ray_jobs.process.cores import Choice, choose, near, topology
 from ray_jobs.process.lease import Lease
@@ -48,24 +47,14 @@ class Committed:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One workload on one station, as the process that measures it needs it."""
+class Share:
+    """The part of a machine that a trial holds."""
 
-    id: str
-    workload: Workload
-    variants: tuple[str, ...]
-    weights: Weights
-    pool: NDArray[np.int64]  # (N, T) prompts
-    seed: int
-    precision: float
-    budget_s: float
-    launch_timeout_s: float
-    memory: bool = True  # also each variant's peak memory and its limit, in processes of their own
-    run_id: str = ""
-    cores: tuple[int, ...] | None = None  # the station's share of the machine; None: all that the process may use
+    cores: tuple[int, ...] | None = None  # None: all that the process may use
     gpus: tuple[str, ...] = ()  # as this host calls them
-    wait_s: float = 600.0  # for a station that somebody else holds
-    committed: tuple[Committed, ...] = ()  # launches of earlier attempts, which are not run again
+
+
+WHOLE = Share()
 
 
 @dataclass(frozen=True)
@@ -93,11 +82,18 @@ Ask = Callable[[Callable[[], Any]], Any]  # a value from a fresh pinned process,
 T = TypeVar("T")
 
 
-def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iterator[Outcome]:
+def run_trial(
+    trial: Trial,
+    inputs: Inputs,
+    share: Share = WHOLE,
+    committed: Sequence[Committed] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Outcome]:
     """Launches until every speedup is precise enough or the budget ends; then each variant's peak memory and limit.
 
     Nothing else of ours runs on the trial's cores meanwhile: a station that somebody else holds is waited for, and each
-    ``Waiting`` says for whom. A lost launch is yielded as a ``Failure`` and run again in its place with the same order.
+    ``Waiting`` says for whom. A lost launch is yielded as a ``Failure`` and run again in its place with the same order;
+    launches that earlier attempts ``committed`` are not.
 
     Raises:
         TrialError: the cores do not suffice, the station stayed busy, or a launch failed ``ATTEMPTS`` times.
@@ -105,27 +101,29 @@ def run_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iter
 
     def work(ask: Ask, chosen: Choice) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
         def alone(name: str) -> Any:
-            return ask(partial(_alone, trial, name))
+            return ask(partial(_alone, trial, inputs, name))
 
         def run(launch: Launch) -> LaunchResult | Failure:
-            outcome: LaunchResult | Loss = ask(partial(_launch, trial, launch, chosen.cpus))
+            outcome: LaunchResult | Loss = ask(partial(_launch, trial, inputs, share, launch, chosen.cpus))
             if isinstance(outcome, Loss):
                 return Failure(launch, outcome.reason)
             where = {"chosen": chosen.text, "doubts": list(chosen.warnings)}
             return replace(outcome, machine={**outcome.machine, **where})
 
         yield from _build(trial, alone)
-        yield from launches(trial, run, clock)
+        yield from launches(trial, run, clock, committed)
         if trial.memory:
             yield from _memory(trial, alone)
         if trial.memory and not trial.workload.own_model:  # the bytes and sums of another model are not known
-            limits = ask(partial(_limits, trial))
+            limits = ask(partial(_limits, trial, inputs))
             yield Limits(lost=limits.reason) if isinstance(limits, Loss) else limits
 
-    yield from on_station(trial, work)
+    yield from on_station(trial, inputs, share, work)
 
 
-def on_station(trial: Trial, work: Callable[[Ask, Choice], Iterator[T]]) -> Iterator[T | Waiting]:
+def on_station(
+    trial: Trial, inputs: Inputs, share: Share, work: Callable[[Ask, Choice], Iterator[T]]
+) -> Iterator[T | Waiting]:
     """Does ``work`` while the trial's station is held; it is given what asks for fresh processes, and their cores.
 
     The siblings of measured cores are held too, except where a GPU's neighbours may measure on them.
@@ -133,12 +131,12 @@ def on_station(trial: Trial, work: Callable[[Ask, Choice], Iterator[T]]) -> Iter
     Raises:
         TrialError: the cores do not suffice, or the station stayed busy.
     """
-    allowed = sorted(trial.cores or os.sched_getaffinity(0))
-    chosen = _chosen(beside_gpu(allowed, trial.workload.threads, trial.gpus), trial.workload.threads)
-    taken = allowed if trial.cores else {*allowed, *chosen.empty}
-    with Lease(lease.names_of(sorted(taken), trial.gpus), lease.describe(trial.run_id, trial.id)) as held:
+    allowed = sorted(share.cores or os.sched_getaffinity(0))
+    chosen = _chosen(beside_gpu(allowed, trial.workload.threads, share.gpus), trial.workload.threads)
+    taken = allowed if share.cores else {*allowed, *chosen.empty}
+    with Lease(lease.names_of(sorted(taken), share.gpus), lease.describe(trial.run_id, trial.id)) as held:
         yield from _take(held, trial.wait_s)
-        with LaunchServer(trial.workload, chosen.others, held.descriptors, given=trial) as server:
+        with LaunchServer(trial.workload, chosen.others, held.descriptors, given=inputs) as server:
 
             def ask(work: Callable[[], Any]) -> Any:
                 return server.run(Request(work, chosen.cpus, trial.workload.threads, trial.launch_timeout_s))
@@ -177,7 +175,10 @@ def _take(held: Lease, patience_s: float) -> Iterator[Waiting]:
 
 
 def launches(
-    trial: Trial, run: Callable[[Launch], LaunchResult | Failure], clock: Callable[[], float]
+    trial: Trial,
+    run: Callable[[Launch], LaunchResult | Failure],
+    clock: Callable[[], float],
+    committed: Sequence[Committed] = (),
 ) -> Iterator[LaunchResult | Failure]:
     """The stopping rule, whatever runs a launch and whatever tells the time (``clock``, in seconds).
 
@@ -188,17 +189,17 @@ def launches(
     Raises:
         TrialError: a launch failed ``ATTEMPTS`` times.
     """
-    start = clock() - max((earlier.elapsed_s for earlier in trial.committed), default=0.0)
-    committed = {earlier.index: earlier for earlier in trial.committed}
+    start = clock() - max((earlier.elapsed_s for earlier in committed), default=0.0)
+    earlier_launches = {earlier.index: earlier for earlier in committed}
     block = len(trial.variants)
     least = orders.up_to_multiple(LEAST_LAUNCHES, block)
     # The least number of launches should fit in the budget; a tenth of it goes to starting and preparing.
     launch = Launch(0, trial.seed, seconds=0.9 * trial.budget_s / least)
-    for earlier in trial.committed[:1]:  # all launches of a trial are of one size
+    for earlier in committed[:1]:  # all launches of a trial are of one size
         launch = replace(launch, rounds=earlier.rounds, calls=earlier.calls)
     speedups: list[Mapping[str, float]] = []
     while True:
-        known = committed.get(launch.index)
+        known = earlier_launches.get(launch.index)
         if known is None:
             outcome = run(launch)
             if isinstance(outcome, Failure):
@@ -230,8 +231,9 @@ def _cuda_fault() -> str | None:
     )
 
 
-def _launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:
-    result = measure.measure(trial.workload, trial.variants, trial.weights, trial.pool, launch, trial.cores)
+def _launch(trial: Trial, inputs: Inputs, share: Share, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:
+    pool = inputs.pool(trial.workload)
+    result = measure.measure(trial.workload, trial.variants, inputs.model, pool, launch, share.cores)
     machine = measure.machine_facts()
     if tuple(machine["cores"]) != cores or machine["threads"] != trial.workload.threads:
         raise RuntimeError(f"it ended on cores {machine['cores']} with {machine['threads']} threads, not as pinned")
@@ -267,13 +269,14 @@ def _memory(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Aliv
     yield Memory({name: found.peak_mb for name, found in told.items()}, compared, lost)
 
 
-def _alone(trial: Trial, variant: str) -> Alone:
+def _alone(trial: Trial, inputs: Inputs, variant: str) -> Alone:
     own = trial.workload.own_model  # whose answers only its ``same`` can compare, as each launch does
     approximate = [name for name in trial.variants if not (variant_named(name).exact or own)]
     compared = LEAST_COMPARED if approximate and variant in (BASELINE, *approximate) else 0
-    return measure.measure_alone(trial.workload, variant, trial.weights, trial.pool, compared)
+    return measure.measure_alone(trial.workload, variant, inputs.model, inputs.pool(trial.workload), compared)
 
 
-def _limits(trial: Trial) -> Limits:
+def _limits(trial: Trial, inputs: Inputs) -> Limits:
+    assert not isinstance(inputs.model, Factory)
     speeds = measure_speeds(trial.workload.device)
-    return Limits(speeds, limits_of(trial.weights.chatbot().config, trial.workload, trial.variants, speeds))
+    return Limits(speeds, limits_of(inputs.model.load().config, trial.workload, trial.variants, speeds))

@@ -16,11 +16,11 @@ from ray_jobs.cluster.events import Event, Job, TrialEnded, WorkerLost
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver import run as matrix
-from ray_jobs.driver.inputs import Inputs
+from ray_jobs.driver.inputs import identity_of, inputs_of
 from ray_jobs.driver.resume import TRACES, Earlier
 from ray_jobs.driver.run import Where
 from ray_jobs.driver.trials import TrialState, place
-from ray_jobs.matrix.rows import Status, TrialInfo
+from ray_jobs.matrix.rows import Status
 from ray_jobs.process.profile.launches import traced_variants
 from ray_jobs.process.profile.profiler import Traced, zipped
 from ray_jobs.process.trial import Waiting
@@ -52,9 +52,8 @@ class Tracing:
     index: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def add(self, file: str, kind: str, title: str, info: TrialInfo | None = None, variant: str | None = None) -> None:
+    def add(self, file: str, kind: str, title: str, trial_id: str | None = None, variant: str | None = None) -> None:
         """Adds an entry to ``traces/index.json``; ``file`` is in the same folder."""
-        trial_id = None if info is None else info.trial_id
         self.index.append({"file": file, "title": title, "trial_id": trial_id, "variant": variant, "kind": kind})
 
     @property
@@ -72,8 +71,8 @@ def run(tracing: Tracing, where: Where) -> None:
         StoreError: a trace could not be stored.
     """
     spec, directory = tracing.spec, tracing.directory
-    inputs = Inputs.of(spec)
-    identity = inputs.identity(spec)
+    inputs = inputs_of(spec)
+    identity = identity_of(inputs, spec)
     if tracing.earlier is not None:
         tracing.warnings += changes(tracing.earlier.run, identity)
     room = len(spec.plan()) * ROOM
@@ -84,15 +83,15 @@ def run(tracing: Tracing, where: Where) -> None:
         stack.enter_context(connected(where.address))
         missed = wait_for(where.resources, where.wait_s, _say)
         stations = find_stations(spec.device, spec.isolation == "device", spec.cores_per_gpu)
-        tracing.trials = place(spec, tracing.run_id, inputs, stations, where.wait_s, missed)
+        tracing.trials = place(spec, tracing.run_id, stations, where.wait_s, missed)
         if tracing.earlier is not None:
             tracing.trials = _of_the_run(tracing.trials, tracing.earlier)
         directory.make_folder(FOLDER)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         this = matrix.Run(tracing.run_id, spec, directory, WandbSink("off", directory), identity, started)
         this.trials, this.environment = tracing.trials, matrix.environment(tracing.trials)
-        jobs = [_tracing(trial) for trial in tracing.trials.values() if trial.job is not None]
-        with closing(measure(jobs)) as heard:
+        jobs = [_tracing(trial.job) for trial in tracing.trials.values() if trial.job is not None]
+        with closing(measure(jobs, inputs)) as heard:
             for event in heard:
                 take(tracing, event)
         if tracing.earlier is None:
@@ -130,27 +129,29 @@ def take(tracing: Tracing, event: Event) -> None:
     trial = tracing.trials[name]
     trial.moments.take(outcome)
     if isinstance(outcome, Traced):
-        _keep(tracing, trial.info, outcome)
+        _keep(tracing, trial, outcome)
     elif isinstance(outcome, Waiting):
         _say(f"{name}: waiting: {outcome.holder}")
     elif isinstance(outcome, WorkerLost):
         _say(f"{name}: its worker was lost ({outcome.reason}); its traces are being repeated")
         _forget(tracing, name)
     elif isinstance(outcome, TrialEnded):
-        trial.status, trial.reason, trial.job = Status.FAILED if outcome.reason else Status.DONE, outcome.reason, None
+        trial.status, trial.reason = Status.FAILED if outcome.reason else Status.DONE, outcome.reason
+        trial.station = None
         if outcome.reason:
             _say(f"{name}: failed: {outcome.reason}")
         traces = tracing.traces.get(name, [])
-        page.print_trial(_title(trial.info), traces, variant_rows(name, traces))
+        page.print_trial(_title(trial), traces, variant_rows(name, traces))
 
 
-def _keep(tracing: Tracing, info: TrialInfo, traced: Traced) -> None:
+def _keep(tracing: Tracing, state: TrialState, traced: Traced) -> None:
+    name = state.trial.id
     if not traced.failed:
-        name = trace_file(info.trial_id, traced.variant)
-        tracing.directory.write(f"{FOLDER}/{name}", traced.content)
-        tracing.add(name, "trace", f"{traced.variant}: {_title(info)}", info, traced.variant)
-    tracing.traces.setdefault(info.trial_id, []).append(replace(traced, content=b""))
-    _say(f"{info.trial_id}: {traced.variant} {f'failed: {traced.failed}' if traced.failed else 'traced'}")
+        file = trace_file(name, traced.variant)
+        tracing.directory.write(f"{FOLDER}/{file}", traced.content)
+        tracing.add(file, "trace", f"{traced.variant}: {_title(state)}", name, traced.variant)
+    tracing.traces.setdefault(name, []).append(replace(traced, content=b""))
+    _say(f"{name}: {traced.variant} {f'failed: {traced.failed}' if traced.failed else 'traced'}")
 
 
 def _forget(tracing: Tracing, trial_id: str) -> None:
@@ -201,7 +202,7 @@ def _of_the_run(trials: Mapping[str, TrialState], earlier: Earlier) -> dict[str,
     found = {name: trial for name, trial in trials.items() if name in done}
     if not found:
         there = ", ".join(sorted({str(station) for station in done.values()})) or "none"
-        here = ", ".join(sorted({str(t.info.station) for t in trials.values() if t.info.station})) or "none"
+        here = ", ".join(sorted({str(t.place.station) for t in trials.values() if t.place.station})) or "none"
         raise UsageError(
             f"no trial of run {earlier.id} can be traced here: it was measured on {there}, in this cluster is {here}; "
             "start a new run of traces instead, without --run"
@@ -209,14 +210,12 @@ def _of_the_run(trials: Mapping[str, TrialState], earlier: Earlier) -> dict[str,
     return found
 
 
-def _tracing(trial: TrialState) -> Job:
-    assert trial.job is not None
-    variants = traced_variants(trial.job.trial.variants)
-    return replace(trial.job, traces=True, trial=replace(trial.job.trial, variants=variants))
+def _tracing(job: Job) -> Job:
+    return replace(job, traces=True, trial=replace(job.trial, variants=traced_variants(job.trial.variants)))
 
 
-def _title(info: TrialInfo) -> str:
-    return f"{info.workload.device} ({info.station}): {text.sizes(info.workload)}"
+def _title(state: TrialState) -> str:
+    return f"{state.trial.workload.device} ({state.place.station}): {text.sizes(state.trial.workload)}"
 
 
 def _say(line: str) -> None:

@@ -11,8 +11,9 @@ from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Prepare, Reply, Variant, Workload, eager
 from chatbot.vocabulary import EOS, FIRST_WORD
 from ray_jobs.measure import launch as measure
-from ray_jobs.measure.result import TIMED, Launch, LaunchResult, Weights
+from ray_jobs.measure.result import TIMED, Launch, LaunchResult
 from ray_jobs.measure.timing import CudaTimer
+from ray_jobs.measure.trial import Preset
 from ray_jobs.measure.watch import ABSENT
 
 pytestmark = [
@@ -31,7 +32,7 @@ def prompts(count: int = 400) -> NDArray[np.int64]:
 
 def launch(*variants: str) -> LaunchResult:
     names = (BASELINE, CONTROL, *variants)
-    return measure.measure(WORKLOAD, names, Weights(preset="tiny"), prompts(), Launch(0, 1, rounds=4, calls=2))
+    return measure.measure(WORKLOAD, names, Preset("tiny"), prompts(), Launch(0, 1, rounds=4, calls=2))
 
 
 def enter(patch: pytest.MonkeyPatch, name: str, prepare: Prepare) -> None:

@@ -12,8 +12,8 @@ from chatbot.variants import VARIANTS, Reply, UnavailableError, Workload, prepar
 from chatbot.vocabulary import EOS, FIRST_WORD, PAD
 from ray_jobs.measure import gpu, launch
 from ray_jobs.measure.program import label_fault, probe_fault, program_of, scattered
-from ray_jobs.measure.result import Weights
 from ray_jobs.measure.timing import CudaTimer
+from ray_jobs.measure.trial import Preset
 
 pytestmark = [
     pytest.mark.gpu,
@@ -159,7 +159,7 @@ def test_peak_memory_holds_the_weights_and_is_of_the_gpu() -> None:
     pool: NDArray[np.int64] = np.random.default_rng(0).integers(FIRST_WORD, words, (100, 6))
     workload = Workload(device="cuda", prompt_tokens=6, reply_tokens=3, model="tiny")
     torch.cuda.reset_peak_memory_stats()
-    alone = launch.measure_alone(workload, "eager", Weights(preset="tiny"), pool, compared=10)
+    alone = launch.measure_alone(workload, "eager", Preset("tiny"), pool, compared=10)
     assert 0 < alone.peak_mb < 1000
     assert alone.tokens is not None
     assert alone.tokens.shape == (10, 3)

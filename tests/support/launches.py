@@ -15,11 +15,18 @@ from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Prepare, Reply, Workload
 from chatbot.vocabulary import EOS, FIRST_WORD
 from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Launch, LaunchResult, Samples, VariantFacts
+from ray_jobs.measure.trial import Trial
 from ray_jobs.measure.watch import COUNTERS, Interference
 
 ALL = (BASELINE, CONTROL, "torchscript")
 WORKLOAD = Workload(batch=1, prompt_tokens=4, reply_tokens=5)
 UNTIMED_TIMES = 1000  # a figure that counts warm-up or refresh calls is far off
+
+
+def made_trial(name: str = "trial", **asked: Any) -> Trial:
+    """A trial that asks for little, but for what is given."""
+    trial = Trial(name, "run", WORKLOAD, ALL, seed=1, precision=0.01, margin=0.02, budget_s=1.0, launch_timeout_s=60.0)
+    return replace(trial, **asked)
 
 
 def prompts(count: int, seed: int = 0) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from launches import made_launch
 
-from ray_jobs.driver.inputs import Inputs
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.launch import Alone
-from ray_jobs.measure.result import Launch, LaunchResult, Memory, Weights
+from ray_jobs.measure.result import Launch, LaunchResult, Memory
+from ray_jobs.measure.trial import Inputs, Preset, Trial
 from ray_jobs.process import lease
 from ray_jobs.process import trial as launching
-from ray_jobs.process.trial import Outcome, Trial
+from ray_jobs.process.trial import WHOLE, Committed, Outcome, Share
 from ray_jobs.spec import Spec, read_spec
 
 TESTS = Path(__file__).resolve().parent
@@ -33,17 +33,16 @@ LAUNCHES = "LATENCY_MATRIX_NULL_LAUNCHES"  # how many a trial has, where no proc
 MEETING_S = 200.0
 
 
-def null_launch(trial: Trial, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:
+def null_launch(trial: Trial, inputs: Inputs, share: Share, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:
     """Made-up times of the trial's variants, and where this process was when it made them."""
     if launch.index == 0:
         _meet(trial.id, int(os.environ.get(TOGETHER, "0")))
     walls = {name: 5 + np.random.default_rng(launch.index).random((3, 2)) for name in trial.variants}
     made: LaunchResult = replace(made_launch(walls, launch.index, rounds=3, calls=2), launch=launch)
-    names = lease.names_of(cores, trial.gpus)
     here = {
-        "gpus": list(trial.gpus),
+        "gpus": list(share.gpus),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "unheld": [name for name in names if lease.holder_of([name]) is None],
+        "unheld": [name for name in lease.names_of(cores, share.gpus) if lease.holder_of([name]) is None],
     }
     return replace(made, machine={**measure.machine_facts(), **here})
 
@@ -69,7 +68,7 @@ def install() -> None:
         launching.run_trial = null_trial
 
 
-def _no_memory(trial: Trial, variant: str) -> Alone:
+def _no_memory(trial: Trial, inputs: Inputs, variant: str) -> Alone:
     return Alone(1.0)
 
 
@@ -77,10 +76,16 @@ def _no_fault() -> str | None:
     return None
 
 
-def null_trial(trial: Trial, clock: Callable[[], float] = time.monotonic) -> Iterator[Outcome]:
+def null_trial(
+    trial: Trial,
+    inputs: Inputs,
+    share: Share = WHOLE,
+    committed: Sequence[Committed] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Outcome]:
     """Launches without a process of their own, all at once."""
     for index in range(int(os.environ[LAUNCHES])):
-        yield replace(null_launch(trial, Launch(index, trial.seed), ()), elapsed_s=1.0)
+        yield replace(null_launch(trial, inputs, share, Launch(index, trial.seed), ()), elapsed_s=1.0)
     yield Memory()
 
 
@@ -113,7 +118,7 @@ def cluster(raylets: int, **resources: Any) -> Iterator[None]:
 
 def inputs(spec: Spec) -> Inputs:
     """What trials of any prompt length are given, without a model or a corpus."""
-    return Inputs(Weights(preset="tiny"), None, {n: np.zeros((10, n), dtype=np.int64) for n in spec.prompt_tokens})
+    return Inputs(Preset("tiny"), {n: np.zeros((10, n), dtype=np.int64) for n in spec.prompt_tokens})
 
 
 def tell(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -127,8 +132,8 @@ def tell(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     spec = read_spec(None, asked["spec"])
     with cluster(asked["raylets"], **asked["resources"]):
         stations = find_stations(spec.device, spec.isolation == "device", spec.cores_per_gpu)
-        trials = place(spec, "r1", inputs(spec), stations, 60.0)
-        for event in measure_all([trial.job for trial in trials.values() if trial.job is not None]):
+        trials = place(spec, "r1", stations, 60.0)
+        for event in measure_all([trial.job for trial in trials.values() if trial.job is not None], inputs(spec)):
             said: dict[str, Any] = {"event": type(event.outcome).__name__, "trial": event.trial_id}
             if isinstance(event.outcome, LaunchDone):
                 said["machine"] = dict(to_result(event.outcome.table).machine)

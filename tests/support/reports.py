@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launches import enter, made_launch, stolen
+from launches import enter, made_launch, made_trial, stolen
 
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
 from ray_jobs.driver.run import write_matrix
 from ray_jobs.matrix.hardware import classes_of
-from ray_jobs.matrix.rows import Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import Row, rows_of
 from ray_jobs.measure.result import LaunchResult, VariantFacts
+from ray_jobs.measure.trial import Place
 from ray_jobs.report.series import trial_series
 from ray_jobs.report.view import RunView
 from ray_jobs.results.samples import to_table
@@ -67,9 +68,11 @@ class Case:
         ]
 
     def rows(self, run: str, number: int, launches: Sequence[LaunchResult]) -> list[Row]:
-        info = TrialInfo(run, self.trial(number), self.workload, tuple(self.ms), 0.01, MARGIN, self.station, self.host)
-        info = replace(info, device_name=self.device_name, hardware=self.device_name)
-        return rows_of(info, self.status, self.reason, launches)
+        trial = made_trial(
+            self.trial(number), run_id=run, workload=self.workload, variants=tuple(self.ms), margin=MARGIN
+        )
+        place = Place(self.station, self.host, self.device_name, self.device_name)
+        return rows_of(trial, place, self.status, self.reason, launches)
 
 
 def run_json(run: str, cases: Sequence[Case]) -> dict[str, Any]:

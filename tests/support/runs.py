@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launches import WORKLOAD
+from launches import WORKLOAD, made_trial
 
 from chatbot.variants import Workload
 from ray_jobs.driver.run import write_matrix
 from ray_jobs.driver.trials import TrialState, trial_id
-from ray_jobs.matrix.rows import Row, TrialInfo, rows_of
+from ray_jobs.matrix.rows import Row, rows_of
 from ray_jobs.measure.result import LaunchResult
+from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.results.samples import to_result, to_table
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import read_spec
@@ -24,32 +25,32 @@ def launches_in(directory: RunDirectory) -> dict[str, list[LaunchResult]]:
     return {trial: [to_result(one) for one in tables] for trial, tables in directory.read_tables().items()}
 
 
-def info_of(
+def trial_at(
     run_id: str, variants: Sequence[str], workload: Workload = WORKLOAD, host: str = "host", **more: Any
-) -> TrialInfo:
+) -> tuple[Trial, Place]:
     """A trial on a station of that host."""
-    place = {"station": f"{host}:cpu", "host": host, "device_name": "Intel", "hardware": HARDWARE, **more}
+    place = Place(**{"station": f"{host}:cpu", "host": host, "device_name": "Intel", "hardware": HARDWARE, **more})
     name = f"{trial_id(workload, None).rpartition('@')[0]}@{host}"
-    return TrialInfo(run_id, name, workload, tuple(variants), precision=0.01, margin=0.02, **place)
+    return made_trial(name, run_id=run_id, workload=workload, variants=tuple(variants)), place
 
 
 def finished_run(
     run_dir: RunDirectory,
-    trials: Sequence[tuple[TrialInfo, Sequence[LaunchResult]]],
+    trials: Sequence[tuple[tuple[Trial, Place], Sequence[LaunchResult]]],
     identity: Mapping[str, str] = IDENTITY,
     more: Sequence[Row] = (),
 ) -> list[Row]:
     """Puts a run that has ended into the directory; returns its rows, among them ``more``, of trials not measured."""
     states = {}
     with run_dir.created():
-        for info, launches in trials:
-            states[info.trial_id] = TrialState(info, status="done", launches_kept=len(launches))
-            states[info.trial_id].rows = rows_of(info, "done", None, launches)
+        for (trial, place), launches in trials:
+            states[trial.id] = TrialState(trial, place, status="done", launches_kept=len(launches))
+            states[trial.id].rows = rows_of(trial, place, "done", None, launches)
             for launch in launches:
-                run_dir.add_launch(info.trial_id, to_table(info.trial_id, launch))
+                run_dir.add_launch(trial.id, to_table(trial.id, launch))
         rows = [*(row for state in states.values() for row in state.rows), *more]
         write_matrix(run_dir, rows, 0.02)
-        spec = read_spec(None, {"variants": ",".join(trials[0][0].variants)})
+        spec = read_spec(None, {"variants": ",".join(trials[0][0][0].variants)})
         content = {"run_id": run_dir.run_id, "started": STARTED, "spec": spec.model_dump(mode="json")}
         content |= {"identity": dict(identity), "environment": {"driver": {"python": "3"}, "stations": {}}}
         content["trials"] = {name: state.record() for name, state in states.items()}

@@ -7,23 +7,25 @@ statistics and the rows are the tool's own: only the programs, the clock and the
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import scipy.stats
 import torch
+from launches import made_trial
 from torch import Tensor
 
 from chatbot.variants import BASELINE, CONTROL, Reply, Workload
-from ray_jobs.matrix.rows import Row, Status, TrialInfo, rows_of
+from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure import orders
 from ray_jobs.measure.orders import Orders
-from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, Weights
+from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.rounds import Log, Prompts, run_rounds
 from ray_jobs.measure.timing import Reading
+from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.measure.watch import Counters
-from ray_jobs.process.trial import Failure, Trial, launches
+from ray_jobs.process.trial import Failure, launches
 from ray_jobs.statistics import Interval, speedup
 
 PAIR = (BASELINE, CONTROL)
@@ -222,7 +224,7 @@ class Comparison:
         built = tuple(names[i] for i in rules.building(len(names), launch.index, launch.seed))
         machine.prepare(built)
         rounds, calls = launch.rounds or orders.up_to_multiple(ROUNDS, len(names)), launch.calls or CALLS
-        prompts, log = Prompts(self.trial.pool, self.trial.workload), Log()
+        prompts, log = Prompts(POOL, self.trial.workload), Log()
         turns = rules.turns(len(names), rounds, rng).tolist()
         answers = run_rounds(turns, calls, [Program(name) for name in names], prompts, machine, log, machine)
         assert not answers.broken
@@ -249,9 +251,8 @@ class Comparison:
 
     def rows(self, margin: float = 0.02) -> dict[str, Row]:
         """The matrix's rows of this trial, by variant."""
-        trial = self.trial
-        info = TrialInfo("run", trial.id, trial.workload, trial.variants, trial.precision, margin)
-        return {row.variant: row for row in rows_of(info, Status.DONE, None, self.launches)}
+        trial = replace(self.trial, margin=margin)
+        return {row.variant: row for row in rows_of(trial, Place(), Status.DONE, None, self.launches)}
 
 
 def compare(
@@ -265,8 +266,7 @@ def compare(
     """A trial under the tool's own stopping rule. Without ``base``, of two programs that are the same."""
     base = base or dict.fromkeys(PAIR, 1.0)
     names = tuple(base)
-    weights = Weights(preset="tiny")
-    trial = Trial("t", WORKLOAD, names, weights, POOL, seed, precision, budget_s, launch_timeout_s=60.0, memory=False)
+    trial = made_trial(workload=WORKLOAD, variants=names, seed=seed, precision=precision, budget_s=budget_s)
     found = Comparison(Machine(conditions, base, seed), trial)
     chosen = rules or Rules()
     for outcome in launches(trial, lambda launch: found.run(launch, chosen), found.machine.clock):

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from functools import partial
 
 from chatbot.variants import variant_named
+from ray_jobs.measure.trial import Factory, Inputs, Trial
 from ray_jobs.process.cores import Choice
 from ray_jobs.process.profile.profiler import Traced, trace_variant
 from ray_jobs.process.server import Loss
-from ray_jobs.process.trial import Ask, Trial, Waiting, on_station
+from ray_jobs.process.trial import WHOLE, Ask, Share, Waiting, on_station
 
 
 def traced_variants(variants: tuple[str, ...]) -> tuple[str, ...]:
@@ -15,16 +16,19 @@ def traced_variants(variants: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in variants if variant_named(name).control_of is None)
 
 
-def run_traces(trial: Trial) -> Iterator[Traced | Waiting]:
+def run_traces(trial: Trial, inputs: Inputs, share: Share = WHOLE) -> Iterator[Traced | Waiting]:
     """Traces each of the trial's variants; a failed trace has the reason.
 
     Raises:
         TrialError: the cores do not suffice, or the station stayed busy.
     """
 
+    source, pool = inputs.model, inputs.pool(trial.workload)
+    assert not isinstance(source, Factory)
+
     def work(ask: Ask, _: Choice) -> Iterator[Traced]:
         for name in trial.variants:
-            outcome = ask(partial(trace_variant, trial.workload, name, trial.weights, trial.pool, trial.id))
+            outcome = ask(partial(trace_variant, trial.workload, name, source, pool, trial.id))
             yield Traced(name, failed=outcome.reason) if isinstance(outcome, Loss) else outcome
 
-    yield from on_station(trial, work)
+    yield from on_station(trial, inputs, share, work)

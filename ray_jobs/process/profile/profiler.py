@@ -19,9 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from chatbot.variants import Reply, Workload, prepared, variant_named
 from ray_jobs.measure.gpu import require_float32
-from ray_jobs.measure.result import Weights
 from ray_jobs.measure.rounds import WARMUP_CALLS
 from ray_jobs.measure.timing import timer_for
+from ray_jobs.measure.trial import ChatbotSource
 from ray_jobs.process.profile.phases import named, networks
 from ray_jobs.process.profile.shares import Shares, kind_of, shares_of
 
@@ -67,12 +67,14 @@ class Traced:
     kernels: tuple[Kernel, ...] = ()  # none on a CPU
 
 
-def trace_variant(workload: Workload, variant: str, weights: Weights, pool: NDArray[np.int64], trial: str) -> Traced:
+def trace_variant(
+    workload: Workload, variant: str, source: ChatbotSource, pool: NDArray[np.int64], trial: str
+) -> Traced:
     """Traces one variant in this process; ``pool`` are prompts (N, T), ``trial`` is written into the trace."""
     require_float32()
     with torch.inference_mode():
         batches = _batches(pool, workload)
-        reply = prepared(variant_named(variant), weights.chatbot().to(workload.device), workload)
+        reply = prepared(variant_named(variant), source.load().to(workload.device), workload)
         timer = timer_for(workload.device)
         for _ in range(WARMUP_CALLS):
             timer.call(reply, *next(batches))

@@ -1,0 +1,116 @@
+"""A trial: what is measured and asked of it, where, and what its launches read."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chatbot import checkpoint
+from chatbot.config import PRESETS
+from chatbot.model import Chatbot
+from chatbot.variants import Workload
+from ray_jobs.measure import custom_model
+from ray_jobs.measure.custom_model import OwnModel
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One workload in several variants, and what is asked of the comparison."""
+
+    id: str
+    run_id: str
+    workload: Workload
+    variants: tuple[str, ...]
+    seed: int  # orders and prompts follow from it
+    precision: float
+    margin: float
+    budget_s: float
+    launch_timeout_s: float
+    wait_s: float = 600.0  # for a station that somebody else holds
+    memory: bool = True  # also each variant's peak memory and its limit, in processes of their own
+
+
+@dataclass(frozen=True)
+class Place:
+    """The station of a trial as its rows name it; None where it has none."""
+
+    station: str | None = None
+    host: str | None = None
+    device_name: str | None = None
+    hardware: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Trained weights in a file on this machine."""
+
+    path: str
+
+    def load(self) -> Chatbot:
+        """A fresh chatbot on the CPU. Raises UsageError."""
+        return checkpoint.load(Path(self.path)).chatbot
+
+
+@dataclass(frozen=True)
+class CheckpointBytes:
+    """The content of a checkpoint, which stations need not have as a file."""
+
+    content: bytes
+
+    @contextmanager
+    def as_file(self) -> Iterator[Checkpoint]:
+        """A file that other processes can open while this one lives; a killed process leaves none behind."""
+        descriptor = os.memfd_create("weights")
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(self.content)
+            yield Checkpoint(f"/proc/{os.getpid()}/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
+
+    def load(self) -> Chatbot:
+        """A fresh chatbot on the CPU. Raises UsageError."""
+        with self.as_file() as file:
+            return file.load()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Random weights of a named size."""
+
+    name: str
+
+    def load(self) -> Chatbot:
+        """A fresh chatbot on the CPU, the same in each process."""
+        return Chatbot.random(PRESETS[self.name], checkpoint.SEED)
+
+
+@dataclass(frozen=True)
+class Factory:
+    """A model that is not the chatbot, as ``package.module:factory``."""
+
+    name: str
+
+    def load(self) -> OwnModel:
+        """The model, made anew. Raises UsageError."""
+        return custom_model.load(self.name)
+
+
+ChatbotSource = Checkpoint | CheckpointBytes | Preset
+ModelSource = ChatbotSource | Factory
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What launches read: the model, and prompts of each length."""
+
+    model: ModelSource
+    prompts: Mapping[int, NDArray[np.int64]]  # by prompt tokens: (N, T)
+
+    def pool(self, workload: Workload) -> NDArray[np.int64]:
+        """(N, T): the prompts of a workload; a model from a factory is asked none of them."""
+        return self.prompts[workload.prompt_tokens]
