@@ -20,6 +20,10 @@ from chatbot.vocabulary import EOS, PAD, SOS
 
 OPSET, IR_VERSION = 18, 9
 QUANTISED_DOMAIN = "com.microsoft"
+# The largest quantised weight. A CPU without VNNI adds two products of a weight and an activation (at most 255) in 16
+# bits, which saturate: 255 * (64 + 64) = 32,640 fits whichever two it takes. As ``reduce_range`` of
+# https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+LARGEST_WEIGHT = 64
 
 Weight = NDArray[np.float32]
 
@@ -90,7 +94,7 @@ class Graph:
         if not self.int8:
             product = self.node("MatMul", values, self.constant(np.ascontiguousarray(weight.T)))
             return product if bias is None else self.node("Add", product, self.constant(bias))
-        scale = (np.abs(weight).max(1) / 127).clip(1e-12).astype(np.float32)  # of each output
+        scale = (np.abs(weight).max(1) / LARGEST_WEIGHT).clip(1e-12).astype(np.float32)  # of each output
         quantised = np.rint(weight / scale[:, None]).astype(np.int8)
         given = [self.constant(np.ascontiguousarray(quantised.T)), self.constant(scale), ""]
         given += [] if bias is None else [self.constant(bias)]
