@@ -1,8 +1,10 @@
 """The limit: bytes and FLOPs against those that PyTorch reads and forms, and what follows from a station's speeds."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from chatbot.config import ATTENTIONS, PRESETS, Config
 from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, VARIANTS, Workload
 from chatbot.vocabulary import EOS, FIRST_WORD
+from ray_jobs.measure import speeds as measured_speeds
 from ray_jobs.measure.roofline import (
     BEYOND,
     DISTURBED,
@@ -26,6 +29,7 @@ from ray_jobs.measure.roofline import (
     PRECISIONS,
     Bound,
     Limit,
+    Read,
     Speeds,
     columns,
     limit_of,
@@ -234,6 +238,28 @@ def test_bandwidth_between_two_sizes_lies_halfway_at_their_geometric_mean() -> N
     assert (curve.gb_s(1), curve.gb_s(1 << 30)) == (100.0, 20.0)
 
 
+def test_the_part_of_a_working_set_that_stays_in_a_cache_is_read_there() -> None:
+    """Of 16 MB in turn one may stay in the cache: 1 MB at 100 GB/s and 15 MB at 10."""
+    curve = Speeds(((1_000_000, 100.0), (16_000_000, 10.0)), {"float32": 1.0})
+    assert curve.seconds(Read(16_000_000, 16_000_000)) == pytest.approx(1e-5 + 1.5e-3)
+    assert curve.seconds(Read(32_000_000, 16_000_000)) == pytest.approx(2 * (1e-5 + 1.5e-3))
+    assert curve.seconds(Read(1_000_000, 16_000_000)) == pytest.approx(1e-5)
+    assert curve.seconds(Read(500_000, 500_000)) == pytest.approx(5e-6)
+
+
+@given(speeds(), st.floats(1.0, 1e10), st.floats(1.0, 1e10), st.floats(0.0, 1.0))
+def test_no_division_between_caches_reads_faster(speeds: Speeds, size: float, working_set: float, kept: float) -> None:
+    """At a size that was measured, or any size at the speed of the next larger one."""
+    each = min(size, working_set)
+    sizes = [float(one) for one, _ in speeds.read if one <= each]
+    part = sizes[int(kept * (len(sizes) - 1))] if sizes else each
+    least = speeds.seconds(Read(round(size), round(working_set)))
+    divided = part / speeds.gb_s(part) + (each - part) / speeds.gb_s(working_set)
+    assert least <= 1e-9 * size / each * divided * (1 + 1e-6) + 1e-9
+    assert least <= 1e-9 * size / speeds.gb_s(working_set) * (1 + 1e-6) + 1e-9
+    assert least >= 1e-9 * size / max(rate for _, rate in speeds.read) * (1 - 1e-6) - 1e-9
+
+
 def test_what_was_measured_too_low_is_mended_by_a_larger_working_set() -> None:
     assert Speeds(((1, 5.0), (2, 50.0), (3, 20.0)), {"float32": 1.0}).gb_s(1) == 50.0
 
@@ -241,6 +267,29 @@ def test_what_was_measured_too_low_is_mended_by_a_larger_working_set() -> None:
 def test_narrow_weights_can_be_multiplied_in_float32() -> None:
     given_rates = Speeds(FLAT.read, {"float32": 100.0, "float16": 2.0, "bfloat16": 200.0})
     assert [given_rates.peak(name) for name in ("float32", "float16", "bfloat16", "int8")] == [100, 100, 200, 100]
+
+
+@pytest.mark.parametrize(
+    ("flags", "times"),
+    [
+        ("avx2", 4),
+        ("avx2 avx512f avx512_vnni avx_vnni", 4),
+        ("avx512_vnni amx_tile amx_int8", 32),
+        ("asimd asimddp", 4),
+        ("asimddp i8mm", 8),
+        ("", 4),
+    ],
+)
+@pytest.mark.parametrize("measured", [0.0, 2.6, 10_000.0])
+def test_int8s_rate_is_what_the_instructions_allow_at_most(
+    flags: str, times: int, measured: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own product reaches a hundredth of it on AVX2."""
+    rates = {torch.float32: 100.0, torch.int8: measured}
+    monkeypatch.setattr(measured_speeds, "cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(measured_speeds, "_product_rate", lambda dtype, device: rates.get(dtype, 0.0))
+    assert measured_speeds._product_rates("cpu") == {"float32": 100.0, "int8": max(measured, times * 100.0)}
+    assert measured_speeds._product_rates("cuda").get("int8", 0.0) == measured
 
 
 def test_speeds_come_back_from_json_as_they_were() -> None:
@@ -359,3 +408,35 @@ def test_less_than_the_limit_is_doubted() -> None:
     assert warning(None) is None
     assert warning(BEYOND) is None
     assert "theoretical limit (120%)" in (warning(1.2) or "")
+
+
+# What was recorded
+
+
+def committed() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each trial of the committed runs that has limits, and its rows by variant."""
+    found = []
+    for run in sorted((Path(__file__).parent.parent / "results").glob("*/run.json")):
+        rows = json.loads(run.with_name("matrix.json").read_text())
+        for name, trial in json.loads(run.read_text())["trials"].items():
+            if trial.get("limits"):
+                found.append((trial, {row["variant"]: row for row in rows if row["trial_id"] == name}))
+    return found
+
+
+def test_no_variant_of_a_committed_run_beats_its_limit() -> None:
+    """Neither the recorded one, nor that which today's bound makes of the recorded speeds."""
+    trained = replace(PRESETS["tutorial"], vocabulary=6103)  # words of the corpus that run was trained with
+    shares: dict[tuple[str, str], float] = {}
+    for trial, rows in committed():
+        workload, speeds = Workload(**trial["workload"]), Speeds.of(trial["speeds"])
+        measured = {name: row for name, row in rows.items() if row["of_limit"] is not None}
+        shares |= {(name, "recorded"): row["of_limit"] for name, row in measured.items()}
+        if "tutorial" in workload.model:
+            limits = limits_of(trained, workload, measured, speeds)
+            assert limits["eager"].moved_mb == pytest.approx(rows["eager"]["moved_mb"])
+            assert all(limits[name].ms <= 1.0001 * row["limit_ms"] for name, row in measured.items())
+            shares |= {(name, "today"): limits[name].ms / row["p50_ms"] for name, row in measured.items()}
+    assert len(shares) > 25
+    assert {name: share for name, share in shares.items() if share > 1} == {}
+    assert shares["native-int8", "today"] > 0.5, "and it is no idle bound"

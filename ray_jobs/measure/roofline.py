@@ -81,7 +81,7 @@ class Speeds:
     """The measured speeds of a station with the threads of a trial."""
 
     read: tuple[tuple[int, float], ...]  # (bytes of a working set, GB/s), growing
-    gflops: Mapping[str, float]  # of large matrix products, by their type
+    gflops: Mapping[str, float]  # of large matrix products, by their type; of int8 on a CPU a bound
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Speeds":
@@ -96,6 +96,14 @@ class Speeds:
         sizes, rates = np.array(self.read).T
         rates = np.maximum.accumulate(rates[::-1])[::-1]
         return float(np.interp(np.log(working_set), np.log(sizes), rates))
+
+    def seconds(self, read: "Read") -> float:
+        """The least time of reading: any part may stay in the caches that hold it, while the rest is read past them."""
+        rounds = max(1.0, read.size / read.working_set)
+        each = read.size / rounds
+        kept = [0.0, *(size for size, _ in self.read if size < each), each]
+        rest = self.gb_s(read.working_set)
+        return 1e-9 * rounds * min(part / self.gb_s(part or 1) + (each - part) / rest for part in kept)
 
     def peak(self, product: str) -> float:
         """GFLOP/s in a type; narrow weights can be multiplied in float32 too."""
@@ -209,7 +217,7 @@ def limit_of(config: Config, workload: Workload, dtype: str, speeds: Speeds) -> 
         return None
     phases = phases_of(config, workload, precision)
     peak = speeds.peak(precision.product)
-    memory = [1e-6 * max(r.size / speeds.gb_s(r.working_set) for r in phase.reads) for phase in phases]  # ms
+    memory = [1e3 * max(map(speeds.seconds, phase.reads)) for phase in phases]  # ms
     compute = [1e-6 * phase.flops / peak for phase in phases]
     times = [phase.times for phase in phases]
     moved = moved_bytes(phases)

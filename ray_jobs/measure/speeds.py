@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from chatbot.compiler import cpu_flags
 from ray_jobs.measure.roofline import Speeds
 
 SIZES = tuple(round(2 ** (16 + half / 2)) for half in range(25))  # 64 KiB to 256 MiB
@@ -18,6 +19,12 @@ PRODUCT_S = 0.04  # for each size and type
 WIDTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 GRAPH_READS, GRAPH_PRODUCTS = 20, 2  # calls in one CUDA graph
+# The most products of bytes in the time of one in float32, by the CPU's flag. Four times as many fit in a vector, and
+# no CPU multiplies more vectors of bytes in a cycle than of floats: vpmaddubsw, VNNI's vpdpbusd, NEON's smull and sdot
+# (Intel, *Intrinsics Guide*; Arm, *Architecture Reference Manual*). Arm's smmla forms eight times as many products, AMX
+# 2,048 operations a cycle where two AVX-512 units do 64 (Intel, *Optimization Reference Manual*, chapter on AMX).
+INT8_PRODUCTS = {"amx_int8": 32.0, "i8mm": 8.0}
+INT8_PRODUCTS_OF_VECTORS = 4.0
 
 TOLD_APART = 0.1  # of the smallest read's time: a read that takes less than that longer can't be told from it
 
@@ -73,8 +80,16 @@ def _reader(memory: Tensor, size: int, device: str) -> tuple[Stopwatch, int]:
 
 
 def _product_rates(device: str) -> dict[str, float]:
+    """GFLOP/s by type. That of int8 on a CPU is a bound: PyTorch's own product may be a hundred times slower."""
     rates = {name: _product_rate(dtype, device) for name, dtype in PRODUCTS.items()}
+    if device == "cpu":
+        rates["int8"] = max(rates.get("int8", 0.0), int8_products(cpu_flags()) * rates["float32"])
     return {name: rate for name, rate in rates.items() if rate}
+
+
+def int8_products(flags: frozenset[str]) -> float:
+    """The most products of bytes that a CPU with these flags forms in the time of one in float32."""
+    return max((INT8_PRODUCTS[flag] for flag in flags & set(INT8_PRODUCTS)), default=INT8_PRODUCTS_OF_VECTORS)
 
 
 def _product_rate(dtype: torch.dtype, device: str) -> float:
