@@ -17,7 +17,7 @@ from skips import SkipList
 from chatbot import corpus, training
 from chatbot.checkpoint import Trained, load
 from chatbot.config import Config, Options
-from chatbot.variants import VARIANTS
+from chatbot.variants import VARIANTS, bf16
 from chatbot.vocabulary import Vocabulary
 
 torch.set_num_threads(1)
@@ -70,6 +70,12 @@ def _no_process_unmarked() -> None:
     """In a quick run, which leaves out what is marked so; pytest-xdist has started its workers by then."""
     if profiles.QUICK:
         profiles.forbid_processes()
+
+
+@pytest.fixture
+def emulated_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 is prepared even on a CPU that only emulates it."""
+    monkeypatch.setattr(bf16, "require_hardware", lambda device: None)
 
 
 @pytest.fixture(scope="session")

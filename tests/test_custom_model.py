@@ -48,6 +48,7 @@ def facts_of(model: str, *names: str) -> dict[str, VariantFacts]:
     return dict(launched(model, *names).facts)
 
 
+@pytest.mark.usefixtures("emulated_bf16")
 def test_every_variant_that_takes_a_module_answers_as_it_promises() -> None:
     found = facts_of("own_models:pair", *[name for name in OF_ANY if name not in (BASELINE, CONTROL, "compile")])
     for name, facts in found.items():
@@ -82,6 +83,7 @@ def test_a_wrong_answer_is_found_by_the_models_own_word_for_same() -> None:
     assert found[CONTROL].invalid is None
 
 
+@pytest.mark.usefixtures("emulated_bf16")
 def test_a_near_exact_variant_tells_its_share_and_is_another_model_below_half() -> None:
     lenient, exacting = facts_of(EXAMPLE, "bf16")["bf16"], facts_of("own_models:strict", "bf16")["bf16"]
     assert (lenient.invalid, lenient.replies >= 8) == (None, True)

@@ -13,6 +13,8 @@ from chatbot.variants import VARIANTS, Reply, Workload, onnx_runtime, openvino_r
 from chatbot.variants.masked import Greedy, Step
 from ray_jobs.measure.program import label_fault, probe_fault, program_of, same_program_faults
 
+pytestmark = pytest.mark.usefixtures("emulated_bf16")
+
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
 
 

@@ -38,6 +38,8 @@ from chatbot.variants.masked import Greedy, MaskedEncoder
 from chatbot.vocabulary import EOS, FIRST_WORD, PAD
 from ray_jobs.measure.program import label_fault, program_of
 
+pytestmark = pytest.mark.usefixtures("emulated_bf16")
+
 COMPILED = [  # which takes half a minute each, if nothing is kept of an earlier time
     pytest.param(name, marks=pytest.mark.slow) for name, variant in VARIANTS.items() if variant.cached
 ]

@@ -6,13 +6,28 @@ import torch
 from torch import Tensor, nn
 from torch.backends import cudnn
 
+from chatbot.compiler import cpu_flags
 from chatbot.model import Chatbot
-from chatbot.variants.base import Reply, Workload
+from chatbot.variants.base import Reply, UnavailableError, Workload
 from chatbot.variants.search import replying, search_of
+
+HARDWARE = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}  # as Linux names it: Intel and AMD, and ARM
+LIMITED_BY = "ONEDNN_MAX_CPU_ISA"
+
+
+def require_hardware(device: str) -> None:
+    """Raises UnavailableError on a CPU that would emulate each product, at as little as a fiftieth of fp32's rate."""
+    if device != "cpu":
+        return
+    if not cpu_flags() & HARDWARE:
+        raise UnavailableError("this CPU has no bfloat16 arithmetic (AVX512-BF16, AMX or ARM's BF16), only emulation")
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise UnavailableError(f"PyTorch does not use this CPU's bfloat16 arithmetic: is {LIMITED_BY} set?")
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
-    """The eager greedy search in 16 bits."""
+    """The eager greedy search in 16 bits. Raises UnavailableError on a CPU without such arithmetic."""
+    require_hardware(workload.device)
     own = chatbot.copy()
     encoder, decoder = (narrowed(part) for part in (own.encoder, own.decoder))
     return replying(search_of(encoder, decoder, chatbot, workload), workload)
@@ -40,5 +55,6 @@ class Narrowed(nn.Module):
 
 
 def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
-    """Any module in 16 bits; converting its inputs is part of a call."""
+    """Any module in 16 bits; converting its inputs is part of a call. Raises UnavailableError as ``prepare`` does."""
+    require_hardware(workload.device)
     return Narrowed(module).eval()
