@@ -1,15 +1,22 @@
 """Narrow arithmetic on CPUs of every instruction set: replies stay right, or a reason says why it can't run."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from chatbot import compiler
 from chatbot.checkpoint import SHIPPED, Trained, load
 from chatbot.config import ATTENTIONS, PRESETS, Config
 from chatbot.corpus import words_of
 from chatbot.model import Chatbot
-from chatbot.variants import BASELINE, VARIANTS, UnavailableError, Workload, prepared
+from chatbot.variants import BASELINE, VARIANTS, UnavailableError, Workload, bf16, prepared
 from ray_jobs.measure.replies import first_difference
 
 ASKED = [
@@ -43,12 +50,17 @@ def replies(name: str, trained: Trained) -> list[Tensor]:
         return [reply(prompt, torch.tensor([prompt.size(1)]))[0].clone() for prompt in prompts]
 
 
+def share(name: str, trained: Trained, expected: list[Tensor]) -> float:
+    """The part of a variant's replies that are the baseline's."""
+    pairs = zip(replies(name, trained), expected, strict=True)
+    return sum(first_difference(*pair) is None for pair in pairs) / len(expected)
+
+
 @pytest.mark.parametrize("name", ["int8", "int8-torchscript", "onnx-int8"])
 def test_nine_of_ten_replies_of_the_shipped_chatbot_stay_right(
     name: str, small: Trained, expected: list[Tensor]
 ) -> None:
-    pairs = zip(replies(name, small), expected, strict=True)
-    assert sum(first_difference(*pair) is None for pair in pairs) >= RIGHT * len(ASKED)
+    assert share(name, small, expected) >= RIGHT
 
 
 @pytest.mark.parametrize(
@@ -66,3 +78,87 @@ def test_no_two_products_of_the_int8_graph_leave_16_bits(config: Config) -> None
         largest = np.sort(np.abs(weight.astype(np.int64)), axis=0)[-2:]
         assert 255 * largest.sum(0).max() <= np.iinfo(np.int16).max
         assert largest.max() >= 60, "most of the bits that are left are used"
+
+
+# bfloat16
+
+
+def pretend(flags: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This CPU has these flags alone."""
+    (folder / "cpuinfo").write_text(f"processor\t: 0\n{flags}\nbugs\t\t: none\n\nprocessor\t: 1\n")
+    monkeypatch.setattr(compiler, "CPUINFO", folder / "cpuinfo")
+
+
+@pytest.mark.parametrize(
+    "flags", ["flags\t\t: fpu avx2 avx512f avx512_vnni", "Features\t: fp asimd asimddp", "model\t: 1"]
+)
+def test_bf16_is_skipped_where_the_cpu_only_emulates_it(
+    flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(flags, tmp_path, monkeypatch)
+    with pytest.raises(UnavailableError, match="this CPU has no bfloat16 arithmetic"):
+        prepared(VARIANTS["bf16"], Chatbot.random(PRESETS["tiny"]), Workload(model="tiny"))
+    with pytest.raises(UnavailableError, match="this CPU has no bfloat16 arithmetic"):
+        bf16.prepare_module(torch.nn.Linear(2, 2), (torch.ones(1, 2),), Workload(model="own:made"))
+    bf16.require_hardware("cuda")
+
+
+@pytest.mark.parametrize("flags", ["flags\t\t: avx2 avx512_bf16", "flags\t\t: amx_bf16", "Features\t: asimd bf16"])
+@pytest.mark.parametrize("used", [True, False])
+def test_bf16_runs_where_the_cpu_has_it_and_pytorch_uses_it(
+    flags: str, used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(flags, tmp_path, monkeypatch)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: used)
+    if used:
+        assert callable(prepared(VARIANTS["bf16"], Chatbot.random(PRESETS["tiny"]), Workload(model="tiny")))
+    else:
+        with pytest.raises(UnavailableError, match="ONEDNN_MAX_CPU_ISA"):
+            bf16.require_hardware("cpu")
+
+
+# Less than this CPU has, and less than PyTorch had
+
+FORCED = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+ELSEWHERE = """
+import json, sys, torch
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from chatbot import compiler
+compiler.CPUINFO = Path(sys.argv[1])
+import test_quantised as tests
+from chatbot.variants import UnavailableError, bf16
+torch.set_num_threads(1)
+found = {"capability": torch.backends.cpu.get_cpu_capability()}
+try:
+    bf16.require_hardware("cpu")
+except UnavailableError as error:
+    found["bf16"] = str(error)
+small = tests.load(tests.SHIPPED)
+expected = tests.replies("eager", small)
+found |= {name: tests.share(name, small, expected) for name in ("torchscript", "int8-torchscript")}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif("avx2" not in compiler.cpu_flags(), reason="this CPU has no AVX2")
+def test_forced_to_avx2_replies_stay_right_and_bf16_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("flags\t\t: avx2 avx512_bf16 amx_bf16\n\n")
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "cpuinfo"), *sys.path]
+    done = subprocess.run(
+        command, env={**os.environ, **FORCED}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["capability"] == "AVX2"
+    assert "ONEDNN_MAX_CPU_ISA" in found["bf16"]
+    assert found["torchscript"] == 1
+    assert found["int8-torchscript"] >= RIGHT
+
+
+def test_int8_is_skipped_where_pytorch_has_no_dynamic_quantisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.ao.quantization", None)
+    for name in ("int8", "int8-torchscript"):
+        with pytest.raises(UnavailableError, match=r"has no torch\.ao\.quantization\.quantize_dynamic any more"):
+            prepared(VARIANTS[name], Chatbot.random(PRESETS["tiny"]), Workload(model="tiny"))

@@ -398,6 +398,16 @@ def test_a_gru_whose_weights_are_copied_at_each_call_is_a_warning_of_its_row_alo
     assert (found[ODD].warnings, found[CONTROL].warnings) == ((said,), ())
 
 
+@pytest.mark.parametrize(
+    ("python", "warned"), [("3.13.5", False), ("3.14.0rc1", True), ("3.15.2", True), (None, False)]
+)
+def test_torchscript_on_a_python_that_it_does_not_support_is_a_warning(python: str | None, warned: bool) -> None:
+    made = [replace(one, machine={"python": python} if python else {}) for one in launches()]
+    found = rows(with_facts(made, ODD, kind="torchscript"))
+    assert any("torch.jit does not support Python 3.14" in one for one in found[ODD].warnings) == warned
+    assert found[CONTROL].warnings == ()
+
+
 def with_trend(first_half: Mapping[str, float], count: int = 10) -> list[LaunchResult]:
     """All calls take 10 ms, in the first half of each launch times this."""
     made = []

@@ -16,6 +16,8 @@ from chatbot.variants.base import Reply, UnavailableError, Workload, converting
 from chatbot.variants.search import replying, search_of
 from chatbot.variants.torchscript import scripted
 
+LAST_KNOWN = "2.14.1"  # the latest release that was seen to have it
+
 
 class QuantisedEncoder(nn.Module):
     """``chatbot.model.Encoder`` around a quantised GRU.
@@ -52,7 +54,9 @@ def _quantised(module: nn.Module, kinds: set[type[nn.Module]]) -> Any:
     try:
         from torch.ao.quantization import quantize_dynamic
     except ImportError:
-        raise UnavailableError("this PyTorch has no torch.ao.quantization: install torch 2.13 or earlier") from None
+        raise UnavailableError(
+            f"torch {torch.__version__} has no torch.ao.quantization.quantize_dynamic any more; torch {LAST_KNOWN} has"
+        ) from None
     if torch.backends.quantized.engine == "none":
         raise UnavailableError("this PyTorch has no engine for int8 on this CPU")
     with warnings.catch_warnings():

@@ -4,6 +4,10 @@ forms: frozen, with its weights inlined as constants of the graph, and rewritten
 Source: https://pytorch.org/tutorials/beginner/deploy_seq2seq_hybrid_frontend_tutorial.html
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +15,14 @@ from chatbot.model import Chatbot
 from chatbot.variants.base import Reply, UnavailableError, Workload, converting
 from chatbot.variants.search import replying, search_of
 from chatbot.vocabulary import EOS, PAD, SOS
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides what each call of ``torch.jit`` says of its successors: it is what is measured here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.")
+        yield
 
 
 def script(chatbot: Chatbot, device: str) -> torch.jit.ScriptModule:
@@ -22,6 +34,7 @@ def script(chatbot: Chatbot, device: str) -> torch.jit.ScriptModule:
     return scripted(chatbot, chatbot.encoder, chatbot.decoder, Workload(device=device))
 
 
+@quiet()
 def scripted(chatbot: Chatbot, encoder: nn.Module, decoder: nn.Module, workload: Workload) -> torch.jit.ScriptModule:
     """Scripts the search over any networks with the signatures of the chatbot's."""
     device = workload.device
@@ -38,6 +51,7 @@ def scripted(chatbot: Chatbot, encoder: nn.Module, decoder: nn.Module, workload:
     return search
 
 
+@quiet()
 def _trace(network: nn.Module, inputs: tuple[Tensor, ...], strict: bool = True) -> torch.jit.ScriptModule:
     script = torch.jit.trace(network, inputs, check_trace=False, strict=strict)  # type: ignore[no-untyped-call]
     assert isinstance(script, torch.jit.ScriptModule)
@@ -55,11 +69,13 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     return replying(_whole(chatbot, workload), workload)
 
 
+@quiet()
 def prepare_frozen(chatbot: Chatbot, workload: Workload) -> Reply:
     """Frozen, without the rewriting that ``torchscript-optimized`` stands for."""
     return replying(torch.jit.freeze(_whole(chatbot, workload), optimize_numerics=False), workload)
 
 
+@quiet()
 def prepare_optimized(chatbot: Chatbot, workload: Workload) -> Reply:
     """On a CPU the linear layers become products with weights that were transposed once."""
     return replying(torch.jit.optimize_for_inference(_whole(chatbot, workload)), workload)
@@ -74,12 +90,14 @@ def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Work
     return traced(module, inputs)
 
 
+@quiet()
 def prepare_module_frozen(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
     """The trace of any module, frozen."""
     frozen: nn.Module = torch.jit.freeze(traced(module, inputs), optimize_numerics=False)
     return frozen
 
 
+@quiet()
 def prepare_module_optimized(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
     """The trace of any module, rewritten. Raises UnavailableError if there is nothing to rewrite."""
     script = traced(module, inputs)

@@ -254,6 +254,8 @@ def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[Va
         )
     if any(f.scattered for f in facts):
         warnings.append("its GRU's weights are not in one buffer, so cuDNN copies all of them at each call")
+    if any(map(_jit_unsupported, launches)) and any("torchscript" in (f.kind or "") for f in facts):
+        warnings.append("torch.jit does not support Python 3.14 and later, and may break there: use 3.13 or earlier")
     columns = {
         launch.variants: (launch.variants.index(variant), launch.variants.index(BASELINE)) for launch in launches
     }
@@ -264,6 +266,12 @@ def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[Va
             off = abs(trend.value - 1)
             warnings.append(f"it never settled: the first half of a launch was {off:.0%} {word} than the second")
     return warnings
+
+
+def _jit_unsupported(launch: LaunchResult) -> bool:
+    """Source: what torch.jit.script warns of on Python 3.14."""
+    major, minor = map(int, str(launch.machine.get("python", "3.0")).split(".")[:2])
+    return (major, minor) >= (3, 14)
 
 
 def imprecision(interval: Interval, asked: float) -> str:

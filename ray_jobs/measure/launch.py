@@ -4,6 +4,7 @@ Needs PyTorch and NumPy only.
 """
 
 import os
+import platform
 import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -218,6 +219,7 @@ def machine_facts() -> dict[str, Any]:
         "cores": sorted(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
