@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from launches import ALL, made_launch
 from rich.console import Console
-from runs import finished_run, info_of
+from runs import finished_run, trial_at
 
 from chatbot.talk import readable
 from ray_jobs.cli.report import _seen_from
@@ -31,7 +31,7 @@ LAUNCHES = [made_launch(dict.fromkeys(ALL, 9.0), index) for index in range(2)]
 def run(tmp_path: Path) -> RunDirectory:
     """A run whose file was written by somebody else."""
     directory = RunDirectory.named(str(tmp_path), "run")
-    finished_run(directory, [(info_of("run", ALL), LAUNCHES)])
+    finished_run(directory, [(trial_at("run", ALL), LAUNCHES)])
     rows = json.loads(directory.read("matrix.json"))
     directory.write_json("matrix.json", [{**row, "reason": HOSTILE, "station": HOSTILE} for row in rows])
     return directory
@@ -45,8 +45,10 @@ def test_what_a_run_directory_holds_is_escaped_where_it_is_read(run: RunDirector
 @pytest.mark.parametrize("width", [40, 200])
 def test_the_matrix_in_a_terminal(width: int) -> None:
     screen = io.StringIO()
-    info = info_of("run", ALL, host=HOSTILE)
-    rows = [replace(row, variant=f"{row.variant}{HOSTILE}") for row in rows_of(info, "failed", HOSTILE, LAUNCHES)]
+    trial, place = trial_at("run", ALL, host=HOSTILE)
+    rows = [
+        replace(row, variant=f"{row.variant}{HOSTILE}") for row in rows_of(trial, place, "failed", HOSTILE, LAUNCHES)
+    ]
     print_matrix(rows, 0.02, Console(file=screen, width=width, force_terminal=True, color_system=None))
     said = screen.getvalue()
     assert not set(said) & set("\x1b\x07\x9b\u202e")
