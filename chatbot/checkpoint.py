@@ -19,6 +19,7 @@ import torch
 from chatbot import corpus
 from chatbot.config import PRESETS, Config
 from chatbot.errors import UsageError
+from chatbot.files import put_in_place
 from chatbot.model import Chatbot
 from chatbot.variants import MODELS
 from chatbot.vocabulary import FIRST_WORD, Vocabulary
@@ -89,11 +90,11 @@ def save_plain(content: dict[str, Any], path: Path) -> None:
 
 
 def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path``, then renames it: an older file survives a failure."""
+    """Lets ``write`` fill a temporary file beside ``path``, then renames it: an older file survives."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        os.replace(temporary, path)
+        put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ import torch
 from launches import WORKLOAD, tiny
 from torch._inductor import config
 
-from chatbot import compiler
+from chatbot import cache, compiler
 from chatbot.native import build
 from chatbot.variants import Workload, export_aoti, inductor
 
@@ -47,7 +47,7 @@ def test_another_version_of_the_compiler_has_another_key(tmp_path: Path, monkeyp
         made.write_text(f"#!/bin/sh\necho 'g++ {version}'\n")
         made.chmod(0o755)
         monkeypatch.setenv("CXX", str(made))
-        keys.append((key(), build._identity(str(made), build.FLAGS)))
+        keys.append((key(), build._identity((str(made),), build.FLAGS)))
     assert keys[0] == keys[1]
     assert keys[2][0] != keys[0][0]
     assert keys[2][1] != keys[0][1]
@@ -89,13 +89,13 @@ def test_inductor_keeps_what_it_compiles_in_a_folder_of_ours(tmp_path: Path) -> 
         "print(inductor.FOLDER in os.environ)"
     )
     env = {name: value for name, value in os.environ.items() if name != inductor.FOLDER}
-    env[inductor.CACHE] = str(tmp_path)
+    env[cache.CACHE] = str(tmp_path)
     said = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == [str(tmp_path / f"inductor-{inductor.machine()}")] * 2 + ["False"]
 
 
 def test_a_library_built_for_other_threads_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(inductor.CACHE, str(tmp_path))
+    monkeypatch.setenv(cache.CACHE, str(tmp_path))
     built: list[Path] = []
 
     def build_nothing(path: Path, *_: object) -> None:

@@ -6,7 +6,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from launches import WORKLOAD, enter, tiny
 from profiles import examples
 from torch import Tensor
 
-from chatbot import checkpoint, corpus
+from chatbot import cache, checkpoint, compiler, corpus
 from chatbot.config import ATTENTIONS, Config
 from chatbot.model import Chatbot
 from chatbot.native import build
@@ -312,7 +313,7 @@ def test_two_engines_of_one_precision_are_the_same_program_and_of_two_are_not() 
 @pytest.fixture
 def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, and nothing loaded."""
-    monkeypatch.setenv(build.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE, str(tmp_path / "cache"))
     build.library.cache_clear()
     yield tmp_path / "cache"
     build.library.cache_clear()
@@ -334,21 +335,99 @@ def test_without_a_compiler_the_variant_says_what_to_install(monkeypatch: pytest
 
 
 def test_a_compiler_that_fails_is_quoted(anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = tmp_path / "broken-c++"
-    compiler.write_text("#!/bin/sh\necho 'engine.cpp:1:1: error: no C++ here' >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    assert reason() == f"{compiler} can't compile the engine: engine.cpp:1:1: error: no C++ here"
+    broken = tmp_path / "broken-c++"
+    broken.write_text("#!/bin/sh\necho 'engine.cpp:1:1: error: no C++ here' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert reason() == f"{broken} can't compile the engine: engine.cpp:1:1: error: no C++ here"
     assert list(anew.iterdir()) == []
 
 
+@pytest.fixture
+def pretended(anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Sets a compiler that is this shell script when asked to compile."""
+
+    def make(script: str) -> Path:
+        compiler = tmp_path / "c++"
+        compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec echo "c++ 1.0"\n{script}\n')
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        return compiler
+
+    return make
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_slow_compiler_costs_its_variant_and_leaves_nothing(
+    anew: Path, tmp_path: Path, pretended: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = pretended(f"sleep 60 & echo $! > {tmp_path}/child; wait")
+    monkeypatch.setattr(compiler, "_end", time.monotonic() + 0.5)
+    assert reason() == f"{made} did not compile the engine in 0 s"
+    assert not alive(int((tmp_path / "child").read_text())), "what the compiler started has ended too"
+    assert [path.suffix for path in anew.iterdir()] == [".slow"]
+    (tmp_path / "child").unlink()
+    monkeypatch.setattr(compiler, "_end", time.monotonic() + 0.4)
+    assert reason().endswith("did not compile the engine in 0 s")
+    assert not (tmp_path / "child").exists(), "it is not tried again in as little time"
+    later = time.time() - build.FORGET_S - 1
+    os.utime(next(anew.iterdir()), (later, later))
+    monkeypatch.setattr(compiler, "_end", time.monotonic() + 0.4)
+    reason()
+    assert (tmp_path / "child").exists(), "it is, an hour later"
+
+
+def test_a_compiler_that_does_not_tell_its_version_is_given_up(
+    pretended: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = pretended("")
+    made.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(compiler, "VERSION_S", 0.1)
+    assert reason() == f"{made} did not tell its version in 0 s"
+
+
+def test_a_compiler_speaks_english_whatever_the_locale(
+    pretended: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = pretended('[ "$LC_ALL" = C ] && echo "engine.cpp:1:1: error: no" >&2 || echo "Fehler: nein" >&2; exit 1')
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert reason() == f"{made} can't compile the engine: engine.cpp:1:1: error: no"
+
+
+def test_what_killed_builds_left_is_removed_after_an_hour(anew: Path, pretended: Callable[[str], Path]) -> None:
+    pretended("echo 'error: no' >&2; exit 1")
+    for name, age_s in (("old", build.FORGET_S + 9), ("new", 9)):
+        left = anew / f"{build.BUILDING}{name}"
+        left.mkdir(parents=True)
+        (left / "half.so").touch()
+        os.utime(left, (time.time() - age_s,) * 2)
+    anew.chmod(0o700)
+    reason()
+    assert [path.name for path in anew.iterdir()] == [f"{build.BUILDING}new"]
+
+
 @needs_compiler
-@pytest.mark.usefixtures("anew")
-def test_a_cache_that_cant_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv(build.CACHE, str(tmp_path / "file" / "cache"))
-    assert reason().startswith("the compiled engine can't be stored: ")
-    assert reason().endswith(f"set {build.CACHE} to a writable folder")
+def test_a_launcher_of_the_compiler_and_half_a_library_are_no_obstacle(
+    anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``CXX="ccache g++"``; and a file cut off by a power failure is built once more."""
+    launcher = tmp_path / "ccache"
+    launcher.write_text('#!/bin/sh\nexec "$@"\n')
+    launcher.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{launcher} {Path(compiler.command(build.COMPILERS)[0]).name}")
+    (tmp_path / build.ENTRY).write_text('extern "C" int one() { return 1; }')
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    identity = build._identity(compiler.command(build.COMPILERS), (*build.FLAGS, *build.NATIVE))
+    library = cache.folder() / f"engine-{identity}.so"
+    library.write_bytes(b"\x7fELF half of a library")
+    assert build.library().functions.one() == 1
+    assert [path.name for path in anew.iterdir()] == [library.name]
 
 
 @needs_compiler

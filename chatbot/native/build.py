@@ -5,16 +5,22 @@ The library is cached under a key of everything it was built from: sources, comp
 
 import ctypes
 import hashlib
-import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from chatbot.compiler import cpu, version
+from chatbot import compiler
+from chatbot.cache import CACHE, CacheError, folder
+from chatbot.compiler import CompilerError, cpu, version
+from chatbot.files import put_in_place
 
 SOURCES = Path(__file__).parent
 ENTRY = "engine.cpp"
@@ -22,8 +28,8 @@ COMPILERS = ("c++", "g++", "clang++")
 # -fwrapv: sums of integers wrap at 32 bits, as the machine's instructions do.
 FLAGS = ("-std=c++17", "-O3", "-fwrapv", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared", "-pthread")
 NATIVE = ("-mcpu=native",) if platform.machine() in ("aarch64", "arm64") else ("-march=native",)
-CACHE = "LATENCY_MATRIX_CACHE"  # a folder, in place of the user's cache
-PATIENCE_S = 120
+BUILDING = ".building-"  # the prefix of folders to compile in
+FORGET_S = 3600.0  # after this, what a killed build left is removed, and a compiler that was too slow is tried again
 
 
 class BuildError(Exception):
@@ -43,57 +49,62 @@ def library(machine: tuple[str, ...] = NATIVE) -> Library:
     """Loads the engine, compiling it if the cache lacks it. ``machine``: the flags that choose instructions.
 
     Raises:
-        BuildError: there is no compiler, it rejects the sources, or the cache can't be written.
+        BuildError: there is no compiler, it rejects the sources or is too slow, or the cache can't be used.
     """
-    compiler = _compiler()
-    flags = (*FLAGS, *machine)
-    identity = _identity(compiler, flags)
-    path = _cache_folder() / f"engine-{identity}.so"
-    if not path.is_file():
-        _compile(compiler, flags, path)
-    return Library(ctypes.CDLL(str(path)), identity)
+    try:
+        command, flags = compiler.command(COMPILERS), (*FLAGS, *machine)
+        identity = _identity(command, flags)
+        return Library(_loaded(folder() / f"engine-{identity}.so", command, flags), identity)
+    except (CompilerError, CacheError) as error:
+        raise BuildError(str(error)) from None
 
 
-def _compiler() -> str:
-    """The path of a C++ compiler: ``$CXX``, or the first one found."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else list(COMPILERS)
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        raise BuildError(f"no C++ compiler ({', '.join(names)}): install g++ or clang, or set CXX")
-    return found
-
-
-def _identity(compiler: str, flags: tuple[str, ...]) -> str:
-    digest = hashlib.sha256("\n".join([version(compiler), *flags, cpu()]).encode())
+def _identity(command: Sequence[str], flags: Sequence[str]) -> str:
+    digest = hashlib.sha256("\n".join([version(command), *command[1:], *flags, cpu()]).encode())
     for source in sorted([*SOURCES.glob("*.h"), SOURCES / ENTRY]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _cache_folder() -> Path:
-    chosen = os.environ.get(CACHE)
-    base = (
-        Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latency-matrix"
-    )
+def _loaded(path: Path, command: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
+    """The library; one that can't be loaded (half a file, after a power cut) is built once more."""
+    if path.is_file():
+        with suppress(OSError):
+            return ctypes.CDLL(str(path))
+        path.unlink(missing_ok=True)
+    _compile(command, flags, path)
     try:
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return ctypes.CDLL(str(path))
     except OSError as error:
-        raise BuildError(f"the compiled engine can't be stored: {error}; set {CACHE} to a writable folder") from None
-    return base
+        raise BuildError(f"the compiled engine can't be loaded: {error}") from None
 
 
-def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
+def _compile(command: Sequence[str], flags: Sequence[str], path: Path) -> None:
     """Compiles to a private file and renames it, so that concurrent builds replace each other with the same library."""
+    name, slow = shlex.join(command), path.with_suffix(".slow")
     try:
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            command = [compiler, *flags, str(SOURCES / ENTRY), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        _forget(path.parent)
+        patience_s = compiler.patience_s()
+        if slow.exists() and (tried_s := float(slow.read_text() or 0)) >= patience_s:
+            raise BuildError(f"{name} did not compile the engine in {tried_s:.0f} s")
+        with tempfile.TemporaryDirectory(prefix=BUILDING, dir=path.parent) as place:
+            made = Path(place) / path.name
+            done = compiler.run([*command, *flags, str(SOURCES / ENTRY), "-o", str(made)], patience_s)
             if done.returncode:
                 said = next((line for line in done.stderr.splitlines() if "error" in line), "it said nothing")
-                raise BuildError(f"{compiler} can't compile the engine: {said.removeprefix(str(SOURCES) + '/')}")
-            os.replace(made, path)
+                raise BuildError(f"{name} can't compile the engine: {said.removeprefix(str(SOURCES) + '/')}")
+            put_in_place(made, path)
     except subprocess.TimeoutExpired:
-        raise BuildError(f"{compiler} did not compile the engine in {PATIENCE_S} s") from None
+        with suppress(OSError):
+            slow.write_text(f"{patience_s:.1f}")  # so that not every launch waits for it
+        raise BuildError(f"{name} did not compile the engine in {patience_s:.0f} s") from None
     except OSError as error:
         raise BuildError(f"the engine can't be compiled into {path.parent}: {error}; set {CACHE}") from None
+
+
+def _forget(place: Path) -> None:
+    """Removes what killed builds left long ago, and notes of compilers that were too slow then."""
+    for left in [*place.glob(f"{BUILDING}*"), *place.glob("*.slow")]:
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - FORGET_S:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()

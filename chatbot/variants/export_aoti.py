@@ -8,7 +8,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import os
 import sys
 import tempfile
 from dataclasses import asdict, replace
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from chatbot import model, vocabulary
+from chatbot.files import put_in_place
 from chatbot.model import Chatbot
 from chatbot.variants import inductor, masked
 from chatbot.variants.base import Reply, UnavailableError, Workload
@@ -77,11 +77,23 @@ class Running:
 
 def _loaded(name: str, network: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> Running:
     path = cache_folder("aoti") / f"{name}.pt2"
-    if not path.is_file():
+    library = _kept(path)
+    if library is None:
         _build(path, network, inputs, workload)
-    library = torch._inductor.aoti_load_package(str(path))
+        library = torch._inductor.aoti_load_package(str(path))
     weights = dict(network.named_parameters(remove_duplicate=False))
     return Running(library, {name: weights[name].detach() for name in library.get_constant_fqns()})
+
+
+def _kept(path: Path) -> Any:
+    """The library of an earlier launch; None where there is none, or only one that can't be loaded (half a file)."""
+    if not path.is_file():
+        return None
+    try:
+        return torch._inductor.aoti_load_package(str(path))
+    except (RuntimeError, OSError, ValueError, LookupError):
+        path.unlink(missing_ok=True)
+        return None
 
 
 def _build(path: Path, network: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> None:
@@ -95,7 +107,7 @@ def _build(path: Path, network: nn.Module, inputs: tuple[Tensor, ...], workload:
                 package_path=str(Path(folder) / path.name),
                 inductor_configs={"aot_inductor.package_constants_in_so": False},
             )
-            os.replace(made, path)
+            put_in_place(Path(made), path)
 
 
 def _outside_of_inference(network: nn.Module) -> nn.Module:

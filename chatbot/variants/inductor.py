@@ -2,9 +2,8 @@
 
 import hashlib
 import os
-import shutil
+import shlex
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,46 +13,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chatbot import compiler
+from chatbot import cache, compiler
+from chatbot.cache import CacheError
+from chatbot.compiler import CompilerError
 from chatbot.variants.base import Reply, UnavailableError, Workload
 from chatbot.variants.search import filled
 from chatbot.vocabulary import EOS, SOS
 
-CACHE = "LATENCY_MATRIX_CACHE"  # the environment variable that names the folder of compiled artefacts
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # the one that names Inductor's own
 
 
 def cache_folder(name: str) -> Path:
-    """A folder for compiled artefacts, created if missing; a temporary one if the home folder is read-only."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latency-matrix"
-    folder = Path(os.environ.get(CACHE) or home) / name
+    """A folder for compiled artefacts, created if missing. Raises UnavailableError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir()) / f"latency-matrix-{os.getuid()}" / name
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
+        return cache.folder(name)
+    except CacheError as error:
+        raise UnavailableError(str(error)) from None
 
 
 def require_compiler(device: str) -> None:
-    """Raises UnavailableError if Inductor lacks its compiler."""
-    name = _compiler()
-    if shutil.which(name) is None:
-        raise UnavailableError(f"there is no C++ compiler {name}: apt install g++, or let CXX name one")
+    """Raises UnavailableError if Inductor lacks its compiler, or a place for what it compiles."""
+    _compiler()
+    cache_folder("")
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         raise UnavailableError("Python's headers are missing: apt install python3-dev")
     if device == "cuda" and find_spec("triton") is None:
         raise UnavailableError("triton is not installed: pip install triton")
 
 
-def _compiler() -> str:
-    """The compiler that Inductor chooses."""
-    return os.environ.get("CXX", "g++")
+def _compiler() -> tuple[str, ...]:
+    """The words of the command of the compiler that Inductor chooses."""
+    try:
+        return compiler.command(("g++",))
+    except CompilerError as error:
+        raise UnavailableError(str(error)) from None
 
 
 def machine() -> str:
     """A hash of the compiler's version and the CPU: Inductor compiles for this CPU, which its cache keys lack."""
-    return hashlib.sha256("\n".join([compiler.version(_compiler()), compiler.cpu()]).encode()).hexdigest()[:16]
+    command = _compiler()
+    try:
+        parts = [compiler.version(command), *command[1:], compiler.cpu()]
+    except CompilerError as error:
+        raise UnavailableError(str(error)) from None
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _as_one_file(command: Sequence[str]) -> str:
+    """A compiler of one word, which is all that Inductor takes: of ``ccache g++`` a script that calls it."""
+    if len(command) == 1:
+        return command[0]
+    text = f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'
+    words = [Path(word).name for word in command if not word.startswith("-")]  # Inductor reads the kind from its name
+    place = cache_folder("compilers") / "-".join([hashlib.sha256(text.encode()).hexdigest()[:16], *words])
+    if not place.is_file():
+        made = place.with_name(f".{place.name}.{os.getpid()}")
+        made.write_text(text)
+        made.chmod(0o700)
+        os.replace(made, place)
+    return str(place)
 
 
 @contextmanager
@@ -71,7 +89,8 @@ def compiling(workload: Workload) -> Iterator[None]:
         before = None
     os.environ[FOLDER] = before or str(cache_folder(f"inductor-{machine()}"))
     try:
-        with config.patch({"compile_threads": 1, "fx_graph_cache": True, "cpp.threads": workload.threads}):
+        chosen = {"cpp.cxx": (None, _as_one_file(_compiler())), "cpp.threads": workload.threads}
+        with config.patch({"compile_threads": 1, "fx_graph_cache": True, **chosen}):
             yield
     finally:
         if before is None:

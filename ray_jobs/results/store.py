@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar, cast
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from pyarrow import fs
 from pydantic_core import to_json
 
 from chatbot.errors import UsageError
+from chatbot.files import put_in_place
 from chatbot.safe_text import safe
 from ray_jobs.measure.result import one_line
 from ray_jobs.process.lease import Lease
@@ -295,9 +297,7 @@ def _write_locally(path: str, parts: Iterable[bytes]) -> None:
     try:
         with open(path + PART, "wb") as file:
             file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(path + PART, path)
+        put_in_place(Path(path + PART), Path(path))
     except BaseException:
         with suppress(OSError):
             os.unlink(path + PART)
