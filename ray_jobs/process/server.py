@@ -5,14 +5,12 @@ the caller's side. It is a program of its own rather than multiprocessing's fork
 ``__main__`` (Ray's worker) into every launch. If the caller dies, the server and the launch in progress end with it.
 """
 
-import ctypes
 import gc
 import io
 import os
 import pickle
-import select
 import signal
-import struct
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,12 +29,16 @@ import torch
 
 import chatbot
 import ray_jobs
+from chatbot import cache, compiler
 from chatbot.variants import Workload
 from ray_jobs.measure import custom_model, launch  # noqa: F401 (so that no launch spends its time on importing it)
 from ray_jobs.measure.result import one_line
+from ray_jobs.process import fork, memory
+from ray_jobs.process.threads import other_threads
 
-HEADER = struct.Struct("<Q")  # the length of a launch's result, before it
 GRACE_S = 10.0  # between a launch's deadline and giving up on its server
+COMPLAINTS_BYTES = 1_000_000  # that a server and its launches may have printed before a launch
+LAST_WORDS_BYTES = 10_000
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class LaunchServer:
         Args:
             workload: its threads and device are the environment that launches find.
             housekeeping_cores: where the server itself stays while a launch measures; none: anywhere.
-            descriptors: open files that the server and its launches keep open until they end.
+            descriptors: open files that the server keeps open until it ends; its launches do not.
             given: what it gets once, for its launches to inherit, because requests mention it (prompts, say).
         """
         places = [str(Path(package.__path__[0]).resolve().parent) for package in (ray_jobs, chatbot)]
@@ -95,11 +98,15 @@ class LaunchServer:
         env["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's would start threads on import, before the fork
         if workload.device == "cpu":
             env["CUDA_VISIBLE_DEVICES"] = ""
-        self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the server)
+        self._cache: tempfile.TemporaryDirectory[str] | None = None
+        if cache.fault() is not None:  # one for all launches, which the user's own is not fit for
+            self._cache = tempfile.TemporaryDirectory(prefix="latency-matrix-", ignore_cleanup_errors=True)
+            env[cache.CACHE] = self._cache.name
+        self._complaints: IO[bytes] = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed with the server)
         self._connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ray_jobs.process.server", str(theirs.fileno())],
+                [sys.executable, "-m", "ray_jobs.process.server", *map(str, [theirs.fileno(), *descriptors])],
                 stdin=subprocess.DEVNULL,
                 stdout=self._complaints,
                 stderr=self._complaints,
@@ -121,10 +128,15 @@ class LaunchServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()  # the launch in progress has asked the kernel to die with it
-        self._process.wait()
-        self._connection.close()
+        self._connection.close()  # then the server ends, with the launch in progress and whatever that has started
+        try:
+            self._process.wait(fork.PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._complaints.close()
+        if self._cache is not None:
+            self._cache.cleanup()
 
     def run(self, request: Request) -> Any:
         """The work's value from a fresh process; a ``Loss`` where it died, raised or outlasted its time.
@@ -144,7 +156,7 @@ class LaunchServer:
         return _value_of(answer)
 
     def _last_words(self) -> str:
-        self._complaints.seek(0)
+        self._complaints.seek(max(0, self._complaints.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
         lines = self._complaints.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
 
@@ -194,82 +206,65 @@ def _value_of(answer: bytes) -> Any:
     return outcome.value if isinstance(outcome, _Value) else outcome
 
 
-def serve(caller: Connection) -> None:
-    """The server's loop: one launch at a time, until the caller closes its end or dies."""
+def serve(caller: Connection, leases: Sequence[int] = ()) -> None:
+    """The server's loop: one launch at a time, until the caller closes its end or dies.
+
+    ``leases`` are descriptors that stay open here, and in nothing that is started from here.
+    """
     with suppress(EOFError, ConnectionError):
         given = pickle.loads(caller.recv_bytes())
-        if len(os.listdir("/proc/self/task")) > 1:
-            raise RuntimeError("a thread was started before the first launch: its locks would be copied by a fork")
+        if others := other_threads():
+            raise RuntimeError(
+                f"a thread runs before the first launch, and a fork would copy its locks: {', '.join(others)}; measure "
+                "without the agent that starts it (through PYTHONPATH, LD_PRELOAD or a .pth file)"
+            )
+        for descriptor in leases:
+            os.set_inheritable(descriptor, False)
+        fork.adopt()
         gc.freeze()  # a launch's collections need not walk through PyTorch, nor copy its pages
         while True:
-            caller.send_bytes(_fork_launch(_loads(caller.recv_bytes(), given), caller))
+            request = _loads(caller.recv_bytes(), given)
+            _shorten_complaints()
+            caller.send_bytes(_launched(request, caller.fileno(), leases))
 
 
-def _fork_launch(request: Request, caller: Connection) -> bytes:
-    """Forks, waits for the outcome and ends the child at its deadline. Raises EOFError where the caller has gone."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read_end)
-        _child(request, write_end)
-    os.close(write_end)
-    data: bytes | None = None
-    try:
-        with os.fdopen(read_end, "rb") as pipe:
-            data = _wait_for(pipe, caller, time.monotonic() + request.timeout_s)
-    finally:
-        if data is None:
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-    if data is None:
+def _launched(request: Request, caller: int, leases: Sequence[int]) -> bytes:
+    """The pickled outcome of a fresh process. Raises EOFError where the caller has gone."""
+    before = memory.kills()
+    ended = fork.run(partial(_work, request), request.timeout_s, caller, leases)
+    if ended.result is not None:
+        return ended.result
+    if ended.late:
         return pickle.dumps(Loss(LossKind.LATE, "it did not finish in its time and was ended"))
-    size, outcome = data[: HEADER.size], data[HEADER.size :]
-    if len(size) < HEADER.size or len(outcome) < HEADER.unpack(size)[0]:  # killed before or while it sent
-        return pickle.dumps(Loss(LossKind.DIED, f"it {_ending(status)}"))
-    return outcome
+    out_of_memory = ended.signal == signal.SIGKILL and memory.kills() > before
+    how = "ran out of memory: the kernel killed it" if out_of_memory else ended.text
+    return pickle.dumps(Loss(LossKind.DIED, f"it {how}"))
 
 
-def _wait_for(pipe: IO[bytes], caller: Connection, deadline: float) -> bytes | None:
-    """All bytes of the pipe, None where its deadline came first. Raises EOFError where the caller has gone."""
-    chunks: list[bytes] = []
-    while True:
-        ready, _, _ = select.select([pipe.fileno(), caller.fileno()], [], [], max(0.0, deadline - time.monotonic()))
-        if caller.fileno() in ready:  # it sends nothing while a launch runs: its end is closed
-            raise EOFError
-        if not ready:
-            return None
-        chunk = os.read(pipe.fileno(), 1 << 20)
-        if not chunk:
-            return b"".join(chunks)
-        chunks.append(chunk)
-
-
-def _ending(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        return f"was killed by {signal.Signals(number).name}"
-    return f"ended with exit code {os.WEXITSTATUS(status)} and no result"
-
-
-def _child(request: Request, write_end: int) -> None:
-    """The launch's own process: pins itself, works, sends the result, and ends without the server's clean-up."""
+def _work(request: Request) -> bytes:
+    """What the launch's own process does: pins itself and works."""
     try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the server
+        compiler.must_end_by(time.monotonic() + request.timeout_s)
         os.sched_setaffinity(0, request.cores)
         with suppress(PermissionError):  # Ray's workers, and what they start, are nice to everybody else
             os.setpriority(os.PRIO_PROCESS, 0, 0)
         torch.set_num_threads(request.threads)
         torch.set_num_interop_threads(1)
-        outcome = pickle.dumps(_Value(request.work()))
+        return pickle.dumps(_Value(request.work()))
     except BaseException as error:
-        outcome = pickle.dumps(Loss(LossKind.RAISED, one_line(error)))
-    with os.fdopen(write_end, "wb") as pipe:
-        pipe.write(HEADER.pack(len(outcome)) + outcome)
-    os._exit(0)
+        return pickle.dumps(Loss(LossKind.RAISED, one_line(error)))
+
+
+def _shorten_complaints() -> None:
+    """What launches print goes to a file without a name, which only the last words matter of."""
+    found = os.fstat(sys.stderr.fileno())
+    if stat.S_ISREG(found.st_mode) and found.st_size > COMPLAINTS_BYTES:
+        os.ftruncate(sys.stderr.fileno(), 0)
 
 
 if __name__ == "__main__":
     # Classes are pickled as ray_jobs.process.server's, not __main__'s.
     from ray_jobs.process.server import serve as serve_importable
 
-    serve_importable(Connection(int(sys.argv[1])))
+    serve_importable(Connection(int(sys.argv[1])), [int(lease) for lease in sys.argv[2:]])
+    os._exit(0)  # at once: its caller waits for it
