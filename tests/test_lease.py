@@ -1,6 +1,7 @@
 """Who holds a core or a GPU: real locks of real processes."""
 
 import errno
+import fcntl
 import os
 import re
 import signal
@@ -387,17 +388,25 @@ def test_the_locks_lie_where_the_environment_says(
 
 
 @pytest.mark.parametrize("said", [None, ""])
-def test_without_a_word_they_lie_in_a_folder_that_every_run_of_this_host_knows(
-    said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("unsafe", [0o755, 0o777], ids=["may not be written", "is not sticky"])
+def test_without_a_word_they_lie_in_a_folder_of_roots_that_every_user_knows(
+    said: str | None, unsafe: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert lease.DEFAULT_FOLDER == "/tmp/latency-matrix-locks"
-    monkeypatch.setattr(lease, "DEFAULT_FOLDER", str(tmp_path / "default"))
+    if unsafe == 0o755 and os.geteuid() == 0:
+        monkeypatch.setattr(os, "access", lambda place, _: Path(place) != tmp_path / "first")
+    for name, mode in (("first", unsafe), ("second", 0o1777)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    monkeypatch.setattr(lease, "SHARED_FOLDERS", (tmp_path / "nowhere", tmp_path / "first", tmp_path / "second"))
     if said is None:
         monkeypatch.delenv(lease.FOLDER)
     else:
         monkeypatch.setenv(lease.FOLDER, said)
     with taken("core-0"):
-        assert os.listdir(tmp_path / "default") == ["core-0.lock"]
+        assert os.listdir(tmp_path / "second") == ["latency-matrix-core-0.lock"]
+        assert holder_of(["core-0"]) == "core-0 is held by me"
+    (tmp_path / "second").chmod(0o777)
+    assert "others may remove files from its folder" in refusal()
 
 
 def mode(path: Path) -> int:
@@ -425,6 +434,80 @@ def refusal(*names: str) -> str:
     (line,) = str(refused.value).splitlines()
     assert line.endswith("; let LATENCY_MATRIX_LOCKS name a folder that all users may write")
     return line
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: folder.chmod(0o777), "others may remove files from its folder (chmod +t)"),
+        (lambda folder: folder.chmod(0o775), "others may remove files from its folder (chmod +t)"),
+        (lambda folder: (folder.rename(f"{folder}2"), folder.symlink_to(f"{folder}2")), "Not a directory"),
+        pytest.param(
+            lambda folder: os.chown(folder, 65534, 65534),
+            "its folder belongs to user 65534",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away"),
+        ),
+    ],
+    ids=["everybody's", "a group's", "a link", "another user's"],
+)
+def test_a_folder_where_others_may_remove_a_lock_is_refused(
+    change: Callable[[Path], object], said: str, folder: Path
+) -> None:
+    with taken("core-0"):
+        pass
+    change(folder)
+    assert f"core-0.lock can't be used: {said}" in refusal()
+
+
+def test_a_lock_that_is_removed_while_it_is_taken_is_taken_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking: the file that would be locked is one that nobody else opens any more."""
+    flock, removed = fcntl.flock, []
+
+    def slow(descriptor: int, how: int) -> None:
+        if not removed:
+            removed.append(os.unlink(folder / "core-0.lock"))
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with taken("core-0"):
+        assert holder_of(["core-0"]) == "core-0 is held by me"
+
+
+def test_a_lock_that_is_removed_while_it_is_held_is_noticed(folder: Path) -> None:
+    with taken(*CORES) as mine:
+        assert mine.renew() is None
+        (folder / "core-1.lock").unlink()
+        assert mine.renew() is None
+        assert holder_of(["core-1"]) == "core-1 is held by me"
+        (folder / "core-2.lock").unlink()
+        with taken("core-2", holder="the quick one"):
+            assert mine.renew() == "core-2 is held by the quick one"
+
+
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(folder: Path) -> None:
+    folder.mkdir()
+    os.mkfifo(folder / "core-0.lock")
+    assert "it is no plain file of its own" in refusal()
+
+
+def test_another_name_of_a_file_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    folder.mkdir()
+    (tmp_path / "precious").write_text("precious")
+    os.link(tmp_path / "precious", folder / "core-0.lock")
+    assert "it is no plain file of its own" in refusal()
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_what_a_holder_wrote_moves_nothing_on_a_terminal(folder: Path) -> None:
+    with taken("core-0"):
+        (folder / "core-0.lock").write_text("run \x1b[2J\u202e7\tx\nsecond line\n")
+        assert holder_of(["core-0"]) == "core-0 is held by run \ufffd[2J\ufffd7\ufffdx"
+
+
+def test_one_that_has_let_go_is_not_told_any_more(folder: Path) -> None:
+    with taken("core-0", holder="the one before"):
+        pass
+    assert (folder / "core-0.lock").read_text() == ""
 
 
 def test_a_folder_that_is_a_file_is_refused_in_one_line(folder: Path) -> None:

@@ -139,6 +139,8 @@ def on_station(
         with LaunchServer(trial.workload, chosen.others, held.descriptors, given=inputs) as server:
 
             def ask(work: Callable[[], Any]) -> Any:
+                if (holder := held.renew()) is not None:
+                    raise TrialError(f"a lock was removed while this trial held it, and now {holder}")
                 return server.run(Request(work, chosen.cpus, trial.workload.threads, trial.launch_timeout_s))
 
             if trial.workload.device == "cuda" and (fault := ask(_cuda_fault)) is not None:
