@@ -1,12 +1,19 @@
 """Files that are there whole or not at all, after a power cut too."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
-def put_in_place(made: Path, path: Path) -> None:
-    """Renames ``made`` to ``path`` once its content is on the disk, then stores the name too. Raises OSError."""
+def put_in_place(made: Path, path: Path, wanted: Callable[[], bool] = lambda: True) -> None:
+    """Renames ``made`` to ``path`` once its content is on the disk, then stores the name too.
+
+    Raises:
+        OSError: it can't be written, or is not wanted any more by the time that the disk has it.
+    """
     _flush(made, os.O_RDONLY)
+    if not wanted():
+        raise TimeoutError(f"{path} is not wanted any more")
     os.replace(made, path)
     _flush(path.parent, os.O_RDONLY | os.O_DIRECTORY)
 

@@ -461,11 +461,13 @@ def test_a_folder_where_others_may_remove_a_lock_is_refused(
 
 def test_a_lock_that_is_removed_while_it_is_taken_is_taken_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between opening and locking: the file that would be locked is one that nobody else opens any more."""
-    flock, removed = fcntl.flock, []
+    flock = fcntl.flock
+    removed: list[str] = []
 
     def slow(descriptor: int, how: int) -> None:
         if not removed:
-            removed.append(os.unlink(folder / "core-0.lock"))
+            (folder / "core-0.lock").unlink()
+            removed.append("core-0")
         flock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", slow)

@@ -4,7 +4,9 @@ import json
 import math
 import os
 import shutil
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +21,12 @@ from runs import launches_in
 
 from chatbot.errors import UsageError
 from ray_jobs.process import lease
+from ray_jobs.process.lease import LeaseError
+from ray_jobs.results import deadline
 from ray_jobs.results import store as directory
+from ray_jobs.results.deadline import in_time
 from ray_jobs.results.samples import to_table
-from ray_jobs.results.store import OBJECT_STORES, RunDirectory, StoreError, open_root
+from ray_jobs.results.store import LOCK, OBJECT_STORES, RunDirectory, StoreError, open_root
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +127,7 @@ def test_a_directory_that_is_being_written_is_refused_and_left_alone(
         said = refusal(lambda: again(second))
         assert said.startswith(f"{tmp_path}/r1 is being written: run-")
         assert said.endswith(f" is held by process {os.getpid()}; wait for it, or stop it first")
-        assert files(tmp_path) == ["r1/run.json", "r1/samples/t.0000.parquet.part"]
+        assert files(tmp_path) == [f"r1/{LOCK}", "r1/run.json", "r1/samples/t.0000.parquet.part"]
         (tmp_path / "r1" / "samples" / "t.0000.parquet.part").unlink()
         first.add_launch("t", launch())
     reopen(second)
@@ -153,6 +158,82 @@ def test_two_runs_in_one_root_are_written_at_the_same_time(tmp_path: Path) -> No
         first.add_launch("t", launch())
         second.add_launch("t", launch())
     assert files(tmp_path) == ["r1/samples/t.0000.parquet", "r2/samples/t.0000.parquet"]
+
+
+@pytest.mark.parametrize("again", [make, reopen])
+def test_another_host_that_sees_the_directory_is_refused_and_takes_nothing_away(
+    again: Callable[[RunDirectory], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = RunDirectory.named(str(tmp_path), "r1"), RunDirectory.named(str(tmp_path), "r1")
+    with first.created():
+        monkeypatch.setenv(lease.FOLDER, str(tmp_path / "locks of another host"))
+        said = refusal(lambda: again(second))
+        assert said.startswith(
+            f"{tmp_path}/r1 is being written: another host or container sees it too, and it is held by"
+        )
+        assert f"process {os.getpid()} on {socket.gethostname()}" in said
+        first.write_json("run.json", {})
+        assert first.names() == ["run.json"], "the lock is not of the run"
+    assert files(tmp_path / "r1") == ["run.json"]
+    reopen(second)
+
+
+def test_a_file_system_that_cant_lock_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = lease.lock
+
+    def unsupported(path: Path) -> tuple[int | None, str]:
+        if path.name == LOCK:
+            raise LeaseError("the lock can't be used: No locks available")
+        return lock(path)
+
+    monkeypatch.setattr(lease, "lock", unsupported)
+    new_run(tmp_path).add_launch("t", launch())
+    assert files(tmp_path) == ["r1/samples/t.0000.parquet"]
+
+
+def driver_of(run: RunDirectory, name: str = "run.json") -> object:
+    return json.loads(run.read(name))["driver"]
+
+
+RECORD: dict[str, object] = {"schema_version": 2}
+
+
+def test_of_two_drivers_without_locks_the_second_to_write_is_told() -> None:
+    """Both resume a run in an object store; the one that wrote first goes on undisturbed."""
+    store = cast("fs.FileSystem", Watched("s3"))
+    before, first, second = (RunDirectory(store, "bucket/r1", "s3://bucket/r1") for _ in range(3))
+    with before.created():
+        before.write_json("run.json", RECORD)
+        before.write_json("run.json", RECORD)
+    with first.reopened(), second.reopened():
+        first.write_json("run.json", RECORD)
+        with pytest.raises(StoreError) as refused:
+            second.write_json("run.json", {**RECORD, "of": "the second"})
+        assert str(refused.value) == (
+            "another driver is at s3://bucket/r1: its run.json was written by another process meanwhile"
+        )
+        first.write_json("run.json", {**RECORD, "of": "the first"})
+    assert json.loads(first.read("run.json"))["of"] == "the first"
+
+
+def test_two_new_runs_of_one_name_do_not_write_over_each_other() -> None:
+    store = cast("fs.FileSystem", Watched("gcs"))
+    first, second = (RunDirectory(store, "bucket/r1", "gs://bucket/r1") for _ in range(2))
+    with first.created(), second.created():
+        second.write_json("audit.json", RECORD)
+        with pytest.raises(StoreError, match=r"^another driver is at gs://bucket/r1: its audit\.json "):
+            first.write_json("audit.json", RECORD)
+        second.write_json("audit.json", RECORD)
+
+
+def test_a_record_of_before_drivers_had_names_is_gone_on_with(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    (tmp_path / "r1" / "run.json").write_text('{"schema_version": 2}')
+    with run.reopened():
+        run.write_json("run.json", RECORD)
+        named = driver_of(run)
+        run.write_json("run.json", RECORD)
+    assert driver_of(run) == named
 
 
 def test_without_usable_locks_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,22 +396,22 @@ def test_a_launch_tells_which_run_it_is_of_and_comes_back_whole(tmp_path: Path) 
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """What does not return before the test ends; nobody waits for it for long."""
-    monkeypatch.setattr(directory, "REACH_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(deadline, "REACH_TIMEOUT_S", 0.05)
     over = threading.Event()
     yield lambda *_, **__: over.wait()
     over.set()
 
 
 def test_what_answers_is_waited_for() -> None:
-    assert directory._in_time(lambda: 5) == 5
+    assert in_time(lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
-        directory._in_time(lambda: 1 / 0)
+        in_time(lambda: 1 / 0)
 
 
 def test_what_does_not_answer_is_given_up(hanging: Callable[..., Any]) -> None:
     before = set(threading.enumerate())
     with pytest.raises(TimeoutError, match=r"^it did not answer within 0 s$"):
-        directory._in_time(hanging)
+        in_time(hanging)
     assert all(thread.daemon for thread in set(threading.enumerate()) - before), "they keep no program from ending"
 
 
@@ -351,6 +432,66 @@ def test_a_store_that_hangs_is_refused_in_one_line(operation: str, hanging: Call
     store = cast("fs.FileSystem", Half(operation, hanging))
     said = refusal(lambda: make(RunDirectory(store, "results/r1", "store://results/r1")))
     assert said == "results can't be kept in store://results/r1: TimeoutError: it did not answer within 0 s"
+
+
+@pytest.mark.parametrize(
+    ("operation", "act"),
+    [
+        ("open_output_stream", lambda run: run.add_launch("t", launch())),
+        ("move", lambda run: run.write_json("run.json", {})),
+        ("open_input_file", lambda run: run.read("run.json")),
+        ("get_file_info", lambda run: run.names("samples")),
+        ("get_file_info", lambda run: run.holds("run.json")),
+        ("delete_file", lambda run: run.delete("run.json")),
+    ],
+)
+def test_a_store_that_hangs_later_is_given_up_once_and_for_all(
+    operation: str, act: Callable[[RunDirectory], object], hanging: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Half("nothing yet", hanging)
+    run = RunDirectory(cast("fs.FileSystem", store), "results/r1", "store://results/r1")
+    make(run)
+    store._name = operation
+    with pytest.raises(StoreError, match=r"store://results/r1: (TimeoutError: )?it did not answer within 0 s$"):
+        act(run)
+    monkeypatch.setattr(deadline, "REACH_TIMEOUT_S", 1000.0)  # it is not asked again
+    with pytest.raises(StoreError, match="does not answer any more"):
+        act(run)
+
+
+def test_what_moves_much_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadline, "REACH_TIMEOUT_S", 0.02)
+    moved = deadline.Moved()
+
+    def slowly() -> bool:
+        for _ in moved.counting([bytes(100_000)] * 3):
+            time.sleep(0.03)
+        return True
+
+    assert in_time(slowly, moved)
+    with pytest.raises(TimeoutError):
+        in_time(lambda: time.sleep(0.3))
+
+
+def test_a_write_that_was_given_up_does_not_replace_what_came_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path)
+    run.write("run.json", b"the old one")
+    monkeypatch.setattr(deadline, "REACH_TIMEOUT_S", 0.05)
+    disk, done, fsync, unlink = threading.Event(), threading.Event(), os.fsync, os.unlink
+
+    def gone(path: str) -> None:
+        unlink(path)
+        done.set()
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (disk.wait(), fsync(descriptor)))
+    monkeypatch.setattr(os, "unlink", gone)
+    with pytest.raises(StoreError):
+        run.write("run.json", b"too late")
+    disk.set()
+    assert done.wait(10), "what it made is taken away"
+    assert (tmp_path / "r1" / "run.json").read_bytes() == b"the old one"
 
 
 def test_a_root_whose_store_hangs_is_refused_in_one_line(

@@ -7,13 +7,13 @@ an object only when it is whole, written at once.
 import hashlib
 import json
 import os
-import queue
+import secrets
 import shutil
-import threading
+import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,8 +24,10 @@ from chatbot.errors import UsageError
 from chatbot.files import put_in_place
 from chatbot.safe_text import safe
 from ray_jobs.measure.result import one_line
+from ray_jobs.process import lease
 from ray_jobs.process.lease import Lease
 from ray_jobs.results import no_run
+from ray_jobs.results.deadline import Moved, in_time
 from ray_jobs.results.samples import SCHEMA, renamed, split_launches
 
 T = TypeVar("T")
@@ -33,8 +35,10 @@ BROKEN = (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError)  #
 
 PROBE = ".probe"
 PART = ".part"  # of a name: not whole yet
+LOCK = ".driver.lock"  # of a local run, which other hosts may see too
+RECORDS = ("run.json", "audit.json", "sweep.json")
+DRIVER = "driver"  # in those: a random name of the process that writes the run
 OBJECT_STORES = ("s3", "gcs", "abfs")
-REACH_TIMEOUT_S = 60.0
 
 
 class StoreError(OSError):
@@ -47,6 +51,9 @@ class RunDirectory:
     def __init__(self, filesystem: fs.FileSystem, path: str, place: str) -> None:
         self._fs, self._path = filesystem, path
         self.place = place  # as the user would name it: with the keys that a URI may hold
+        self._driver = ""  # our name, while we drive it
+        self._before: dict[str, object] = {}  # by file: the name that stood in it before ours
+        self._silent = False  # it has not answered in time; nothing is asked of it any more
 
     @property
     def shown(self) -> str:
@@ -65,7 +72,7 @@ class RunDirectory:
         filesystem, base = open_root(root)
         run = cls(filesystem, f"{base}/{run_id}", below(root, run_id))
         with _reaching(root):
-            if _in_time(lambda: filesystem.get_file_info(run._path)).type != fs.FileType.NotFound:
+            if in_time(lambda: filesystem.get_file_info(run._path)).type != fs.FileType.NotFound:
                 raise UsageError(f"run {run_id!r} exists already in {root}; give another --run-id or leave it out")
         return run
 
@@ -74,7 +81,7 @@ class RunDirectory:
         """The directory of an existing run, recognised by a file in it. Raises UsageError if there is none."""
         filesystem, path = open_root(place)
         with _reaching(place):
-            if _in_time(lambda: filesystem.get_file_info(f"{path}/{holds}")).type != fs.FileType.File:
+            if in_time(lambda: filesystem.get_file_info(f"{path}/{holds}")).type != fs.FileType.File:
                 raise no_run(place, holds)
         return cls(filesystem, path, place)
 
@@ -91,14 +98,15 @@ class RunDirectory:
         """
         with self._driven():  # first: what another process made is not ours to take away
             with _reaching(self.shown):
-                rootless = _in_time(lambda: self._make(samples))
-            try:
-                self._try(room)
-                yield
-            except UsageError:
-                with suppress(OSError, pa.ArrowException):
-                    _in_time(lambda: self._take_away(samples, rootless))
-                raise
+                rootless = self._timed(lambda: self._make(samples))
+            with self._locked():
+                try:
+                    self._try(room)
+                    yield
+                except UsageError:
+                    with suppress(OSError, pa.ArrowException):
+                        self._timed(lambda: self._take_away(samples, rootless))
+                    raise
 
     def _make(self, samples: bool) -> bool:
         """Returns whether the root had to be created too."""
@@ -114,7 +122,7 @@ class RunDirectory:
             self._fs.delete_dir(self._root)
 
     def _precious(self, samples: bool) -> bool:
-        return bool(self.sample_files() if samples else self._fs.get_file_info(fs.FileSelector(self._path)))
+        return bool(self._names("samples") if samples else self._names(""))
 
     @contextmanager
     def reopened(self, room: int = 0) -> Iterator[None]:
@@ -123,21 +131,22 @@ class RunDirectory:
         Raises:
             UsageError: it can't be written, its disk has less room, or another process is writing it.
         """
-        with self._driven():
+        with self._driven(), self._locked():
             self._try(room)
+            self._before = {name: self._driver_in(name) for name in RECORDS if self.holds(name)}
             for name in self.names("samples"):
                 if name.endswith(PART):
-                    self._fs.delete_file(f"{self._path}/samples/{name}")
+                    self.delete(f"samples/{name}")
             yield
 
     def _try(self, room: int) -> None:
         """Raises UsageError if a file can't be written, or the disk has less room than ``room`` bytes."""
         with _reaching(self.shown):
-            _in_time(lambda: self.write(PROBE, b"can this be written?"))
-            _in_time(lambda: self._fs.delete_file(f"{self._path}/{PROBE}"))
-        if self.local_path is None:
-            return
-        free = shutil.disk_usage(self.local_path).free
+            self.write(PROBE, b"can this be written?")
+            self.delete(PROBE)
+            if (path := self.local_path) is None:
+                return
+            free = self._timed(lambda: shutil.disk_usage(path)).free
         if free < room:
             raise UsageError(
                 f"results can't be kept in {self.shown}: its disk has {free / 1e6:.0f} MB left, and the run may need "
@@ -146,15 +155,50 @@ class RunDirectory:
 
     @contextmanager
     def _driven(self) -> Iterator[None]:
-        """Locks a local directory for this process."""
+        """Makes this process the driver; locks a local directory for it on this host."""
+        self._driver, self._before = secrets.token_hex(8), {}
         if self.local_path is None:
             yield
             return
         place = hashlib.sha256(os.path.realpath(self.local_path).encode()).hexdigest()[:16]
-        with Lease([f"run-{place}"], f"process {os.getpid()}") as lease:
-            if (holder := lease.take()) is not None:
-                raise UsageError(f"{self.shown} is being written: {holder}; wait for it, or stop it first")
+        with Lease([f"run-{place}"], f"process {os.getpid()}") as held:
+            if (holder := held.take()) is not None:
+                raise self._busy(holder)
             yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Locks a local directory for all hosts that see it, where its file system can."""
+        path = None if self.local_path is None else Path(self.local_path) / LOCK
+        descriptor: int | None = None
+        if path is not None:
+            with suppress(lease.LeaseError), _reaching(self.shown):  # one that can't lock: the driver's name must do
+                descriptor, holder = self._timed(lambda: lease.lock(path))
+                if descriptor is None:
+                    raise self._busy(f"another host or container sees it too, and it is held by {holder}")
+                lease.sign(descriptor, f"process {os.getpid()} on {socket.gethostname()}")
+        try:
+            yield
+        finally:
+            if path is not None and descriptor is not None:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                os.close(descriptor)
+
+    def _busy(self, holder: str) -> UsageError:
+        return UsageError(f"{self.shown} is being written: {holder}; wait for it, or stop it first")
+
+    def _timed(self, action: Callable[[], T], moved: Moved | None = None) -> T:
+        """The value of an action of the store. Raises StoreError where it does not answer in time, once and for all."""
+        if self._silent:
+            raise StoreError(f"{self.shown} does not answer any more")
+        try:
+            return in_time(action, moved)
+        except TimeoutError as error:
+            if error.errno is not None:  # the system's own
+                raise
+            self._silent = True
+            raise StoreError(f"{self.shown}: {error}") from error
 
     @property
     def _root(self) -> str:
@@ -173,28 +217,34 @@ class RunDirectory:
     def make_folder(self, name: str) -> None:
         """Creates a folder within it, if there is none yet. Raises UsageError."""
         with _reaching(self.shown):
-            _in_time(lambda: self._fs.create_dir(f"{self._path}/{name}", recursive=True))
+            self._timed(lambda: self._fs.create_dir(f"{self._path}/{name}", recursive=True))
 
     def holds(self, name: str) -> bool:
         """Tells whether there is such a file."""
-        return bool(self._fs.get_file_info(f"{self._path}/{name}").type == fs.FileType.File)
+        info = self._timed(lambda: self._fs.get_file_info(f"{self._path}/{name}"))
+        return bool(info.type == fs.FileType.File)
 
     def write(self, name: str, content: bytes) -> None:
         """Puts a whole file in place: readers see the old one or the new one. Raises StoreError."""
         self._write(name, (content,))
 
     def _write(self, name: str, parts: Iterable[bytes]) -> None:
-        path = f"{self._path}/{name}"
+        moved = Moved()
+        counted = moved.counting(parts)
         try:
-            if self.local_path is not None:
-                _write_locally(path, parts)
-            elif self._fs.type_name in OBJECT_STORES:
-                self._stream(path, [b"".join(parts)])  # whole before it is begun: ending an upload shows what there is
-            else:
-                self._stream(path + PART, parts)
-                self._fs.move(path + PART, path)
+            self._timed(lambda: self._put(f"{self._path}/{name}", counted), moved)
         except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"{name} can't be written to {self.shown}: {one_line(error)}") from error
+            cause = error.__cause__ if isinstance(error, StoreError) and error.__cause__ else error
+            raise StoreError(f"{name} can't be written to {self.shown}: {one_line(cause)}") from cause
+
+    def _put(self, path: str, parts: Iterable[bytes]) -> None:
+        if self.local_path is not None:
+            _write_locally(path, parts, lambda: not self._silent)
+        elif self._fs.type_name in OBJECT_STORES:
+            self._stream(path, [b"".join(parts)])  # whole before it is begun: ending an upload shows what there is
+        else:
+            self._stream(path + PART, parts)
+            self._fs.move(path + PART, path)
 
     def _stream(self, path: str, parts: Iterable[bytes]) -> None:
         with self._fs.open_output_stream(path) as stream:
@@ -204,12 +254,32 @@ class RunDirectory:
     def delete(self, name: str) -> None:
         """Deletes a file, if it exists."""
         with suppress(FileNotFoundError):
-            self._fs.delete_file(f"{self._path}/{name}")
+            self._timed(lambda: self._fs.delete_file(f"{self._path}/{name}"))
 
     def write_json(self, name: str, value: object) -> None:
-        """Writes JSON; refuses NaN and infinity: unknown values are null."""
+        """Writes JSON; refuses NaN and infinity: unknown values are null.
+
+        A record (it has a schema version) gets our name, and is written only if no other driver's is in it.
+
+        Raises:
+            StoreError: it can't be written, or another driver is at it.
+        """
+        if self._driver and isinstance(value, dict) and "schema_version" in value:
+            self._require_ours(name)
+            value = {**value, DRIVER: self._driver}
         json.dumps(value, allow_nan=False)  # only to refuse; with indent=1 it would be ten times slower than the next
         self.write(name, to_json(value, indent=1) + b"\n")
+
+    def _require_ours(self, name: str) -> None:
+        """Reads back who wrote a record last: we, who drove it before us, or another one meanwhile."""
+        if self._driver_in(name) not in (None, self._driver, self._before.get(name)):
+            raise StoreError(f"another driver is at {self.shown}: its {name} was written by another process meanwhile")
+
+    def _driver_in(self, name: str) -> object:
+        try:
+            return json.loads(self.read(name)).get(DRIVER)
+        except (FileNotFoundError, *BROKEN):
+            return None
 
     def write_json_rows(self, name: str, batches: Iterable[Sequence[object]]) -> None:
         """Writes a list as JSON, like ``write_json``, without holding it in memory as a whole."""
@@ -238,15 +308,24 @@ class RunDirectory:
 
     def names(self, folder: str = "") -> list[str]:
         """The names of the files in it, or in one of its folders, in order; none if there is no such folder."""
+        return self._timed(lambda: self._names(folder))
+
+    def _names(self, folder: str) -> list[str]:
         place = f"{self._path}/{folder}".rstrip("/")
         found = self._fs.get_file_info(fs.FileSelector(place, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+        return sorted(info.base_name for info in found if info.type == fs.FileType.File and info.base_name != LOCK)
 
     def read(self, name: str) -> bytes:
         """Reads a whole file. Raises FileNotFoundError."""
-        with self._fs.open_input_file(f"{self._path}/{name}") as file:
-            content: bytes = file.read()
-        return content
+        moved = Moved()
+
+        def fetched() -> bytes:
+            with self._fs.open_input_file(f"{self._path}/{name}") as file:
+                moved.size = file.size()
+                content: bytes = file.read()
+            return content
+
+        return self._timed(fetched, moved)
 
     def read_tables(self, trials: Collection[str] | None = None) -> dict[str, list[pa.Table]]:
         """The committed launches of each trial, or of these trials, as tables, in order."""
@@ -293,35 +372,15 @@ def _json_list(batches: Iterable[Sequence[object]]) -> Iterator[bytes]:
     yield (b"[" if between == b"[\n" else b"\n") + b"]\n"
 
 
-def _write_locally(path: str, parts: Iterable[bytes]) -> None:
+def _write_locally(path: str, parts: Iterable[bytes], wanted: Callable[[], bool]) -> None:
     try:
         with open(path + PART, "wb") as file:
             file.writelines(parts)
-        put_in_place(Path(path + PART), Path(path))
+        put_in_place(Path(path + PART), Path(path), wanted)
     except BaseException:
         with suppress(OSError):
             os.unlink(path + PART)
         raise
-
-
-def _in_time(action: Callable[[], T]) -> T:
-    """The value, after no longer than a reachable store needs. Raises TimeoutError."""
-    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            answers.put((action(), None))
-        except BaseException as error:
-            answers.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()  # one that never ends does not keep the program from ending
-    try:
-        value, error = answers.get(timeout=REACH_TIMEOUT_S)
-    except queue.Empty:
-        raise TimeoutError(f"it did not answer within {REACH_TIMEOUT_S:.0f} s") from None
-    if error is not None:
-        raise error
-    return cast("T", value)
 
 
 @contextmanager
@@ -343,7 +402,7 @@ def open_root(root: str) -> tuple[fs.FileSystem, str]:
     """The file system and path of a results root: a path, or a URI such as ``s3://bucket/results``."""
     try:
         if "://" in root:
-            filesystem, path = _in_time(lambda: fs.FileSystem.from_uri(root))  # which may look for a bucket's region
+            filesystem, path = in_time(lambda: fs.FileSystem.from_uri(root))  # which may look for a bucket's region
             return filesystem, path.rstrip("/")
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
     except (OSError, ValueError, pa.ArrowException) as error:
