@@ -503,7 +503,7 @@ def test_another_name_of_a_file_is_not_written_over(folder: Path, tmp_path: Path
 def test_what_a_holder_wrote_moves_nothing_on_a_terminal(folder: Path) -> None:
     with taken("core-0"):
         (folder / "core-0.lock").write_text("run \x1b[2J\u202e7\tx\nsecond line\n")
-        assert holder_of(["core-0"]) == "core-0 is held by run \ufffd[2J\ufffd7\ufffdx"
+        assert holder_of(["core-0"]) == r"core-0 is held by run \x1b[2J\u202e7\tx\nsecond line"
 
 
 def test_one_that_has_let_go_is_not_told_any_more(folder: Path) -> None:

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from chatbot.errors import UsageError
+from chatbot.safe_text import printable
 
 FOLDER = "LATENCY_MATRIX_LOCKS"  # the environment variable that names the folder of the locks
 SHARED_FOLDERS = ("/run/lock", "/tmp")  # without that variable: the first that is safe; every user knows them
@@ -132,9 +133,9 @@ def lock(path: Path) -> tuple[int | None, str]:
                 if _is_at(descriptor, path):
                     return descriptor, ""
             except BlockingIOError:
-                said = _printable(os.pread(descriptor, 1000, 0).decode(errors="replace"))
+                said = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
                 os.close(descriptor)
-                return None, said or "another run"
+                return None, printable(said) or "another run"
             except OSError:  # a file system that knows no locks
                 os.close(descriptor)
                 raise
@@ -207,12 +208,6 @@ def _fault(folder: Path) -> str | None:
     if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
         return "others may remove files from its folder (chmod +t)"
     return None if os.access(folder, os.W_OK | os.X_OK) else "Permission denied"
-
-
-def _printable(text: str) -> str:
-    """The first line of another user's text, without what a terminal would act on."""
-    first = next(iter(text.strip().splitlines()), "")
-    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in first)
 
 
 def _unusable(path: Path, reason: str) -> LeaseError:
