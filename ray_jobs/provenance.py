@@ -60,6 +60,17 @@ def command_line() -> list[str]:
     return [redacted(word) for word in words]
 
 
+def typed() -> str:
+    """How this program was called, for the hints that it gives."""
+    first = command_line()[0]
+    return first if first == "latency-matrix" else "python -m ray_jobs"
+
+
+def python_path() -> str:
+    """PYTHONPATH for a process of this program that starts with ``-P``, without the folder that one stands in."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def new_run_id(kind: str = "") -> str:
     """A name for a new directory: what it is of, if that is not a matrix, the moment, and a little chance."""
     return f"{kind and f'{kind}-'}{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

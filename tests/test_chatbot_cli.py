@@ -19,8 +19,8 @@ import pytest
 
 import chatbot
 from chatbot import corpus
-from chatbot.__main__ import held_out_pairs, main
 from chatbot.checkpoint import Trained, load
+from chatbot.cli import held_out_pairs, main
 from chatbot.config import split
 from chatbot.talk import Speaker
 

@@ -252,8 +252,8 @@ class Runs:
     def compare(self, base: str, new: str, *options: str) -> Done:
         arguments = ["compare", str(self.folder / base), str(self.folder / new), *options]
         result = CliRunner().invoke(app, arguments)
-        if isinstance(result.exception, UsageError):
-            raise result.exception
+        if result.exit_code == 2:
+            raise UsageError(result.stderr.removeprefix("ray_jobs: ").strip())
         return Done(result.exit_code, result.output)
 
 

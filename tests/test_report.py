@@ -21,7 +21,6 @@ from launches import enter, made_launch
 from reports import GONE, HOSTILE, INVALID, LONG, MARGIN, TROUBLED, Case, made_run, made_view, many_rows
 from typer.testing import CliRunner
 
-from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
 from ray_jobs.cli.app import app
 from ray_jobs.matrix.rows import COLUMNS, Row
@@ -536,8 +535,8 @@ def copy(run: RunDirectory, to: Path) -> RunDirectory:
 
 def invoke(*arguments: str) -> tuple[int, str]:
     done = CliRunner().invoke(app, ["report", *arguments])
-    if isinstance(done.exception, UsageError):
-        return 2, str(done.exception)
+    if done.exit_code == 2:
+        return 2, done.stderr.removeprefix("ray_jobs: ").strip()
     return done.exit_code, done.stdout
 
 

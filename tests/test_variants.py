@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatbot.__main__ import export
 from chatbot.checkpoint import Trained
+from chatbot.cli import export
 from chatbot.config import ATTENTIONS, Config
 from chatbot.corpus import Pair
 from chatbot.errors import UsageError

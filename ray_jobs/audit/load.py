@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ray_jobs.provenance import python_path
+
 SHARE = 0.2  # of the time it wants each core; next to a launch it gets less
 BURST_S = (0.02, 0.2)
 BYTES = 8_000_000
@@ -21,14 +23,14 @@ BYTES = 8_000_000
 @contextmanager
 def background_load(seed: int, cores: Sequence[int], share: float = SHARE) -> Iterator[list[int]]:
     """Runs the load on each of these cores while the block lasts; gives the process ids."""
-    command = [sys.executable, "-m", "ray_jobs.audit.load"]
-    own = str(os.getpid())
+    command = [sys.executable, "-P", "-m", "ray_jobs.audit.load"]
+    env, own = {**os.environ, "PYTHONPATH": python_path()}, str(os.getpid())
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for core in cores:
             arguments = [str(seed + core), str(core), str(share), own]
             # In a session of its own: an interrupt is for the audit, which ends the load.
-            processes.append(subprocess.Popen([*command, *arguments], start_new_session=True))
+            processes.append(subprocess.Popen([*command, *arguments], env=env, start_new_session=True))
         yield [process.pid for process in processes]
     finally:
         for process in processes:

@@ -5,10 +5,10 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
+from chatbot import console
 from chatbot.errors import UsageError
-from ray_jobs.cli.options import UNUSABLE
+from ray_jobs.cluster.signals import terminable
 
 COMMANDS = {  # name: (module in this folder, its function or group, one line)
     "matrix": ("matrix", "matrix", "Measure every variant on every station and print the latency matrix."),
@@ -28,11 +28,18 @@ COMMANDS = {  # name: (module in this folder, its function or group, one line)
 SETTINGS = {"sweep-trial": {"allow_extra_args": True, "ignore_unknown_options": True}}  # any hyperparameter
 
 
-class Commands(TyperGroup):
+NEED_LINUX = ("matrix", "trace", "sweep", "sweep-trial", "audit")  # pinned cores, fork, /proc
+
+
+class Commands(console.Commands):
     """Lists the table, and imports the one command that is invoked."""
+
+    program = "ray_jobs"
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, found, rest = super().resolve_command(ctx, args)
+        if found and name in NEED_LINUX and sys.platform != "linux":
+            raise UsageError(f"Linux is needed, and this is {sys.platform}: run {name} on a Linux machine")
         return name, found and loaded(str(name)), rest
 
 
@@ -40,6 +47,7 @@ app = typer.Typer(
     cls=Commands,
     help="How fast does the chatbot answer, run this way on this hardware, and is that really faster?",
     no_args_is_help=True,
+    epilog=console.HELP,
     rich_markup_mode=None,  # "[default: ...]" would be markup
 )
 for _name, (_, _, _told) in COMMANDS.items():
@@ -59,8 +67,9 @@ def loaded(name: str) -> Any:
 
 def main() -> None:
     """Runs the command line; a mistake of the user's is one line and exit code 2."""
+    console.prepare()
     try:
-        app()
-    except UsageError as error:
-        typer.echo(f"ray_jobs: {error}", err=True)
-        sys.exit(UNUSABLE)
+        with terminable():
+            app()
+    except KeyboardInterrupt as error:  # before or after the command itself
+        sys.exit(console.told(Commands.program, error))

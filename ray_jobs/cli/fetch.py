@@ -23,4 +23,4 @@ def fetch(
         raise UsageError("give the dashboard's address: --address http://HEAD:8265")
     from ray_jobs.cluster.fetch import bring_home
 
-    typer.echo(bring_home(job, place, Path(out)))
+    typer.echo(bring_home(job, place, Path(out), lambda line: typer.echo(line, err=True)))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatbot.errors import UsageError
 from ray_jobs.cli.options import (
     Address,
     JobOut,
@@ -15,13 +14,15 @@ from ray_jobs.cli.options import (
     RunId,
     SpecFile,
     Trust,
+    WaitFor,
     Wandb,
     flags_of,
     leave,
     refuse_flags,
+    resources_of,
 )
-from ray_jobs.cluster.job import IN_A_JOB, default_out, ray_address
-from ray_jobs.provenance import new_run_id
+from ray_jobs.cluster.job import IN_A_JOB, check_uploaded, default_out, ray_address
+from ray_jobs.provenance import new_run_id, typed
 from ray_jobs.results import REPORT
 from ray_jobs.spec import Spec, read_spec, require_trust
 from ray_jobs.wandb_sink.mode import resolve_mode
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ray_jobs.driver.resume import Earlier
     from ray_jobs.driver.run import Where
     from ray_jobs.matrix.rows import Row
+    from ray_jobs.results.store import RunDirectory
 
 
 @flags_of(Spec, Spec.model_fields)
@@ -47,10 +49,7 @@ def matrix(
     ] = False,
     wandb: Wandb = "auto",
     address: Address = None,
-    wait_for: Annotated[
-        str | None,
-        typer.Option(help="Resources to wait for before starting: cpu=4,gpu=1.", metavar="NAME=N[,...]"),
-    ] = None,
+    wait_for: WaitFor = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for these, and for a station held by another run.")
     ] = 600.0,
@@ -69,13 +68,16 @@ def matrix(
         given = [name for name, value in {"spec": spec, "run_id": run_id, **flags}.items() if value is not None]
         given += [name for name, used in {"plan": plan, "in_process": in_process}.items() if used]
         refuse_flags(given, "a resumed run keeps what it was asked", "start a new run")
+    check_uploaded(resume, spec)
     asked = None if resume is not None else read_spec(spec, flags, imports=not plan)
-    mode, resources, root = resolve_mode(wandb), _resources(wait_for), out or default_out()
+    mode, resources, root = resolve_mode(wandb), resources_of(wait_for), out or default_out()
 
     if asked is not None and (plan or in_process):
         _rehearse(asked, root, plan)
         return
     cluster = ray_address(address)
+    if asked is not None:
+        check_uploaded(asked.model, asked.corpus)
     # Loaded once nothing more can be refused without it.
     from ray_jobs.driver.resume import Earlier
     from ray_jobs.driver.run import Where
@@ -123,8 +125,7 @@ def _measure(
     try:
         rows = run(spec, name, directory, where, sink, reporter, earlier)
     except (KeyboardInterrupt, StoreError, ClusterLostError) as error:
-        again = f"python -m ray_jobs matrix --resume {shlex.quote(directory.shown)}"
-        leave(error, f"the launches that were committed are safe, continue with: {again}")
+        leave(error, _safe(directory))
     print_matrix(rows, spec.margin)
     print_classes(classes_of(rows, spec.margin))
     page = f"{REPORT}, " if directory.holds(REPORT) else ""
@@ -137,18 +138,16 @@ def _measure(
     return int(bool(counts["failed"] or counts["invalid"]))
 
 
-def _resources(asked: str | None) -> dict[str, float]:
-    """``cpu=4,gpu=1`` in Ray's names. Raises UsageError."""
-    found: dict[str, float] = {}
-    for part in (asked or "").split(","):
-        name, _, count = part.strip().partition("=")
-        if not name:
-            continue
-        try:
-            found[name.upper() if name.lower() in ("cpu", "gpu") else name] = float(count)
-        except ValueError:
-            raise UsageError(f"--wait-for {asked!r} is not understood: give cpu=4,gpu=1") from None
-    return found
+def _safe(directory: "RunDirectory") -> str:
+    """What is safe of a run that was cut short, and how to go on; a complete one may lack its page alone."""
+    from ray_jobs.results.run import is_complete
+
+    place = shlex.quote(directory.shown)
+    if is_complete(directory):
+        return (
+            f"the run is complete in {place}; its page and W&B can be made again: {typed()} report, {typed()} publish"
+        )
+    return f"the launches that were committed are safe, continue with: {typed()} matrix --resume {place}"
 
 
 def _counts(rows: "list[Row]") -> dict[str, int]:

@@ -12,13 +12,13 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from chatbot.console import ExitCode
 from chatbot.errors import UsageError
 from ray_jobs.cluster.job import JOB_OUT
-from ray_jobs.cluster.signals import Terminated
 from ray_jobs.results import no_run
 from ray_jobs.wandb_sink.mode import MODES
 
-FAILED, UNUSABLE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # the last two as a shell says it of SIGINT and SIGTERM
+FAILED = 1
 ROOT = "Results root: a folder or any pyarrow.fs URI."
 
 SpecFile = Annotated[
@@ -33,6 +33,10 @@ Address = Annotated[
 Wandb = Annotated[str, typer.Option(help=f"W&B mode: {', '.join(MODES)}.")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Import the variants and the model that a run names outside of this program.")
+]
+WaitFor = Annotated[
+    str | None,
+    typer.Option(help="Resources to wait for before starting: cpu=4,gpu=1.", metavar="NAME=N[,...]"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
 
@@ -92,14 +96,26 @@ def refuse_flags(given: Iterable[str], why: str, instead: str) -> None:
         raise UsageError(f"{why}: leave out --{name.replace('_', '-')}, or {instead}")
 
 
+def resources_of(asked: str | None) -> dict[str, float]:
+    """``cpu=4,gpu=1`` in Ray's names. Raises UsageError."""
+    found: dict[str, float] = {}
+    for part in (asked or "").split(","):
+        name, _, count = part.strip().partition("=")
+        if not name:
+            continue
+        try:
+            found[name.upper() if name.lower() in ("cpu", "gpu") else name] = float(count)
+        except ValueError:
+            raise UsageError(f"--wait-for {asked!r} is not understood: give cpu=4,gpu=1") from None
+    return found
+
+
 def leave(error: BaseException, safe: str) -> NoReturn:
     """Says what ended a command and what is safe, and ends with its exit code."""
     from ray_jobs.cluster.schedule import ClusterLostError
 
-    what, code = str(error), FAILED
-    if isinstance(error, KeyboardInterrupt):
-        what, code = ("terminated", TERMINATED) if isinstance(error, Terminated) else ("interrupted", INTERRUPTED)
-    typer.echo(f"ray_jobs: {what}; {safe}", err=True)
+    code = int(getattr(error, "code", ExitCode.INTERRUPTED)) if isinstance(error, KeyboardInterrupt) else FAILED
+    typer.echo(f"ray_jobs: {str(error) or 'interrupted'}; {safe}", err=True)
     if isinstance(error, ClusterLostError):
         os._exit(code)  # Ray's own clean-up would wait for the head
     raise typer.Exit(code) from None

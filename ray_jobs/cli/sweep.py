@@ -2,15 +2,17 @@
 
 import importlib.util
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chatbot.errors import UsageError
-from ray_jobs.cli.options import Address, Json, Out, RunId, Wandb, flags_of, leave, refuse_flags
-from ray_jobs.cluster.job import ray_address
-from ray_jobs.provenance import new_run_id
+from ray_jobs.cli.options import Address, Json, Out, RunId, WaitFor, Wandb, flags_of, leave, refuse_flags, resources_of
+from ray_jobs.cluster.job import check_uploaded, ray_address
+from ray_jobs.provenance import new_run_id, typed
 from ray_jobs.sweep.space import read_space
 from ray_jobs.sweep.spec import SweepSpec, Trial, make_spec
 from ray_jobs.wandb_sink.mode import resolve_mode
@@ -19,6 +21,16 @@ if TYPE_CHECKING:
     from chatbot.corpus import Pair
     from chatbot.vocabulary import Vocabulary
     from ray_jobs.sweep.folder import Record
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a sweep runs, what it waits for there, and how long."""
+
+    address: str
+    resources: Mapping[str, float]
+    wait_s: float
+
 
 NEEDS = {"pandas": "ray[tune]", "sklearn": "scikit-learn", "jinja2": "jinja2"}  # what the extra installs
 
@@ -34,6 +46,10 @@ def sweep(
     plan: Annotated[bool, typer.Option("--plan", help="Print the trials' settings; run nothing.")] = False,
     wandb: Wandb = "auto",
     address: Address = None,
+    wait_for: WaitFor = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for these, and for a node that can hold a trial.")
+    ] = 600.0,
     resume: Annotated[
         str | None, typer.Option(help="Continue an interrupted sweep: its directory, or its name in --out.")
     ] = None,
@@ -45,7 +61,8 @@ def sweep(
     interrupted and 143 when terminated; --resume continues.
     """
     _check_extra()
-    mode, where = resolve_mode(wandb), ray_address(address)
+    mode, where = resolve_mode(wandb), Cluster(ray_address(address), resources_of(wait_for), wait)
+    check_uploaded(resume, space, flags.get("corpus"))
     if resume is not None:
         given = [name for name, value in {"space": space, "run_id": run_id, **flags}.items() if value is not None]
         refuse_flags([*given, *["plan"] * plan], "a resumed sweep keeps what it was asked", "start a new sweep")
@@ -72,7 +89,7 @@ def _print_plan(spec: SweepSpec) -> None:
     typer.echo(f"{spec.trials} trials of at most {spec.iterations:,} iterations, {rungs}; nothing was run")
 
 
-def _begin(spec: SweepSpec, root: str, name: str, address: str, mode: str, as_json: bool) -> int:
+def _begin(spec: SweepSpec, root: str, name: str, where: Cluster, mode: str, as_json: bool) -> int:
     from ray_jobs.results.store import RunDirectory
     from ray_jobs.sweep.folder import Record, data_digest
 
@@ -81,10 +98,10 @@ def _begin(spec: SweepSpec, root: str, name: str, address: str, mode: str, as_js
     trials = spec.plan(len(words))
     with directory.created(samples=False):
         record = Record(directory, spec, data_digest(pairs))
-        return _run(record, trials, pairs, words, address, mode, as_json)
+        return _run(record, trials, pairs, words, where, mode, as_json)
 
 
-def _go_on(place: str, root: str, address: str, mode: str, as_json: bool) -> int:
+def _go_on(place: str, root: str, where: Cluster, mode: str, as_json: bool) -> int:
     from ray_jobs.sweep.folder import Record, data_digest, find, read_rows
 
     directory, sheet, spec = find(place, root)
@@ -93,7 +110,7 @@ def _go_on(place: str, root: str, address: str, mode: str, as_json: bool) -> int
     with directory.reopened():
         record = Record(directory, spec, data_digest(pairs))
         record.restore(sheet, read_rows(directory))
-        return _run(record, trials, pairs, words, address, mode, as_json)
+        return _run(record, trials, pairs, words, where, mode, as_json)
 
 
 def _run(
@@ -101,11 +118,12 @@ def _run(
     trials: list[Trial],
     pairs: "list[Pair]",
     words: "Vocabulary",
-    address: str,
+    where: Cluster,
     mode: str,
     as_json: bool,
 ) -> int:
-    from ray_jobs.cluster.connection import connected
+    from ray_jobs.cluster.connection import connected, wait_for
+    from ray_jobs.cluster.schedule import ClusterLostError
     from ray_jobs.results.store import StoreError
     from ray_jobs.sweep import text as told
     from ray_jobs.sweep import tuning
@@ -119,15 +137,14 @@ def _run(
     data = Data(tuple(pairs), words, {"corpus": spec.corpus, "min_count": spec.min_count, "sweep": record.id})
     record.write(SweepStatus.RUNNING)
     try:
-        with connected(address):
+        with connected(where.address):
+            missed = wait_for(where.resources, where.wait_s, lambda line: typer.echo(line, err=True))
             reporter.opening(len(pairs), len(words))
-            tuning.run(record, trials, data, [reporter, sink])
-    except (KeyboardInterrupt, StoreError) as error:
-        if isinstance(error, KeyboardInterrupt):
+            tuning.run(record, trials, data, [reporter, sink], tuning.Patience(where.wait_s, missed))
+    except (KeyboardInterrupt, StoreError, ClusterLostError) as error:
+        if not isinstance(error, StoreError):
             record.finish(SweepStatus.INTERRUPTED)
-        leave(
-            error, f"what was kept is safe, continue with: python -m ray_jobs sweep --resume {record.directory.shown}"
-        )
+        leave(error, f"what was kept is safe, continue with: {typed()} sweep --resume {record.directory.shown}")
     record.finish(SweepStatus.DONE)
     sink.finish()
     reporter.closing(sink.sync_command)

@@ -19,7 +19,7 @@ from ray_jobs.cli.options import (
     leave,
     refuse_flags,
 )
-from ray_jobs.cluster.job import default_out, ray_address
+from ray_jobs.cluster.job import check_uploaded, default_out, ray_address
 from ray_jobs.provenance import new_run_id
 from ray_jobs.spec import Spec, read_spec, require_trust
 
@@ -55,12 +55,15 @@ def trace(
     Traces are made in launches of their own, never in timed ones. Open traces/*.json.gz in https://ui.perfetto.dev or
     chrome://tracing. Exits 0 when nothing failed, else 1; 2 on unusable arguments, 130 when interrupted.
     """
+    check_uploaded(run, spec)
     if run is not None:
         given = [name for name, value in {"spec": spec, "run_id": run_id, **flags}.items() if value is not None]
         refuse_flags(given, "traces in a run are of what it measured", "--run")
     elif timeline_only:
         raise UsageError("--timeline-only needs a run: give --run RUN")
     asked = None if run is not None else _traceable(read_spec(spec, flags))
+    if asked is not None:
+        check_uploaded(asked.model, asked.corpus)
     root, cluster = out or default_out(), ray_address(address)
 
     # Loaded once nothing more can be refused without it.

@@ -4,35 +4,47 @@ A second, small job on the head node packs the directory and prints it; the logs
 """
 
 import base64
+import hashlib
 import io
 import platform
 import re
 import tarfile
 import time
 import uuid
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from chatbot.errors import UsageError
-from ray_jobs.measure.result import one_line
-from ray_jobs.results.store import RunDirectory
+from chatbot.errors import UsageError, first_line
+from ray_jobs.results.store import PART, RunDirectory
 
 POLL_S = 0.5
 # Ray looks at a job once a second until it has seen its end; one deleted before that comes back as failed.
 SETTLE_S = 2.0
 PACKING = "fetch-"  # begins the names of our own jobs
 TIMEOUT_S = 300.0
+HTTP_TIMEOUT_S = (10.0, 120.0)  # to connect, and between two pieces of an answer
+LARGEST = 200_000_000  # bytes of a run: more does not fit into a log
 BEGIN, END = "BEGIN RUN DIRECTORY", "END RUN DIRECTORY"
 LINE = re.compile(r"ray_jobs: the run directory is (\S.*) on (\S+)$", re.MULTILINE)
 PACK = """
-import base64, io, os, sys, tarfile
+import base64, hashlib, io, os, sys, tarfile
 place = sys.argv[1]
 if not os.path.isdir(place):
     sys.exit("no such directory on this node: " + place)
+found = [os.path.join(at, name) for at, _, names in os.walk(place) for name in names]
+found = [path for path in found if not path.endswith("{part}") and os.path.isfile(path)]
+size = sum(os.path.getsize(path) for path in found)
+if size > {largest}:
+    sys.exit("it has %d MB, too many for a log; measure with --out s3://... or another place that both machines reach, "
+             "or copy it with ray rsync-down" % (size // 1000000))
 content = io.BytesIO()
 with tarfile.open(fileobj=content, mode="w:gz") as tar:
-    tar.add(place, arcname=os.path.basename(place))
-print("{begin}")
+    for path in found:
+        tar.add(path, arcname=os.path.join(os.path.basename(place), os.path.relpath(path, place)))
+print("{begin} %d %d %s" % (len(found), size, hashlib.sha256(content.getvalue()).hexdigest()))
 text = base64.b64encode(content.getvalue()).decode()
 for start in range(0, len(text), 4000):
     print(text[start:start + 4000])
@@ -45,31 +57,57 @@ def run_line(directory: RunDirectory) -> str:
     return f"ray_jobs: the run directory is {directory.local_path or directory.shown} on {platform.node()}"
 
 
-def bring_home(job: str, address: str, out: Path) -> str:
-    """Copies a job's run directory into a local folder and returns its path.
+def bring_home(job: str, address: str, out: Path, tell: Callable[[str], None] = lambda line: None) -> str:
+    """Copies a job's run directory into a local folder and returns its path; ``tell`` gets what else there is to say.
 
     Raises:
-        UsageError: no such job or address, or the job has no run directory on its node.
+        UsageError: no such job or address, it does not answer, or the job has no run directory on its node.
     """
-    client = _client(address)
-    place = _place(client, job)
-    target = out / Path(place).name
-    if target.exists():
-        raise UsageError(f"{target} already exists; move it away or give another --out")
-    content = _unpacked(_packed(client, place))
-    out.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
-        tar.extractall(out, filter="data")
+    with _one_line(address):
+        client = _client(address)
+        place = _place(client, job)
+        target = out / PurePosixPath(place).name
+        if target.exists():
+            raise UsageError(f"{target} already exists; move it away or give another --out")
+        if not client.get_job_status(job).is_terminal():
+            tell(f"job {job} is still running: this copies what it has so far; fetch it again when it has ended")
+        content, told = _content(_packed(client, place))
+        tell(told)
+    try:
+        _unpack(content, target)
+    except OSError as error:
+        raise UsageError(f"{target} can't be written: {error.strerror}") from None
     return str(target)
 
 
-def _client(address: str) -> Any:
-    from ray.job_submission import JobSubmissionClient
+@contextmanager
+def _one_line(address: str) -> Iterator[None]:
+    """What Ray's client and HTTP raise, as UsageErrors."""
+    import requests
+    from ray.exceptions import AuthenticationError
 
     try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"no Ray dashboard at {address}: {one_line(error)}") from None
+        yield
+    except AuthenticationError:
+        raise UsageError(
+            f"the dashboard at {address} wants its token: export RAY_AUTH_MODE=token, and put the token of the "
+            "cluster into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        ) from None
+    except requests.Timeout:
+        raise UsageError(f"the dashboard at {address} does not answer any more; is the tunnel still open?") from None
+    except (requests.RequestException, ConnectionError, RuntimeError) as error:
+        raise UsageError(f"the dashboard at {address} can't be used: {first_line(error)}") from None
+
+
+def _client(address: str) -> Any:
+    """Ray's client, whose every request ends: its own has no time-outs."""
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            return super()._do_request(*arguments, **{"timeout": HTTP_TIMEOUT_S, **options})
+
+    return Client(address)
 
 
 def _place(client: Any, job: str) -> str:
@@ -79,12 +117,14 @@ def _place(client: Any, job: str) -> str:
     except RuntimeError as error:
         names = sorted(str(j.submission_id) for j in client.list_jobs() if j.submission_id)
         known = ", ".join(name for name in names if not name.startswith(PACKING)) or "none"
-        raise UsageError(f"no job {job!r} there ({one_line(error)}); its jobs: {known}") from None
+        raise UsageError(f"no job {job!r} there ({first_line(error)}); its jobs: {known}") from None
     said = LINE.search(log)
     if said is None:
         raise UsageError(f"job {job} names no run directory: it has not started measuring, or is not a matrix job")
     if "://" in said[1]:
         raise UsageError(f"job {job} keeps its results in {said[1]}: read them there")
+    if PurePosixPath(said[1]).name in ("", ".."):
+        raise UsageError(f"job {job} names {said[1]!r}, which is no run directory")
     return said[1]
 
 
@@ -92,7 +132,7 @@ def _packed(client: Any, place: str) -> str:
     """The log of a job that prints the directory."""
     from ray.job_submission import JobStatus
 
-    program = PACK.format(begin=BEGIN, end=END)
+    program = PACK.format(begin=BEGIN, end=END, largest=LARGEST, part=PART)
     code = base64.b64encode(program.encode()).decode()  # a shell reads the line
     argument = base64.b64encode(place.encode()).decode()
     entry = (
@@ -115,9 +155,30 @@ def _packed(client: Any, place: str) -> str:
     return log
 
 
-def _unpacked(log: str) -> bytes:
-    """The text between the two marks. Raises UsageError if the log is cut off."""
-    start, end = log.find(f"{BEGIN}\n"), log.find(f"\n{END}")
-    if start < 0 or end < 0:
-        raise UsageError("the packed directory arrived incomplete; try again")
-    return base64.b64decode("".join(log[start + len(BEGIN) : end].split()))
+def _content(log: str) -> tuple[bytes, str]:
+    """The archive between the two marks, and how large the run is. Raises UsageError if it did not arrive whole."""
+    said = re.search(rf"^{BEGIN} (\d+) (\d+) (\w+)$(.*)^{END}$", log, re.MULTILINE | re.DOTALL)
+    if said is not None:
+        content = base64.b64decode("".join(said[4].split()))
+        if hashlib.sha256(content).hexdigest() == said[3]:
+            return content, f"{said[1]} files, {int(said[2]) / 1e6:.1f} MB"
+    raise UsageError("the packed directory arrived incomplete; try again")
+
+
+def _unpack(content: bytes, target: Path) -> None:
+    """Unpacks beside and renames, so that nothing half is left under the name of a run.
+
+    Raises:
+        UsageError: the archive holds something other than files of that one folder.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".fetch-", dir=target.parent) as beside:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
+            for member in tar:
+                inside = PurePosixPath(member.name).parts[:1] == (target.name,) and ".." not in member.name.split("/")
+                if not inside or not member.isfile():
+                    raise UsageError(
+                        f"the archive holds {member.name!r}, which is no file of {target.name}; nothing was kept"
+                    )
+            tar.extractall(beside, filter="data")
+        (Path(beside) / target.name).rename(target)

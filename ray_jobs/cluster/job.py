@@ -15,6 +15,19 @@ def default_out() -> str:
     return str(Path(JOB_OUT).expanduser()) if IN_A_JOB in os.environ else "results"
 
 
+def check_uploaded(*paths: str | Path | None) -> None:
+    """Raises UsageError for a relative path that a submitted job lacks, most likely since it was not uploaded."""
+    if IN_A_JOB not in os.environ or not Path(".gitignore").is_file():
+        return
+    for path in map(str, filter(None, paths)):
+        if "/" in path and "://" not in path and not path.startswith(("/", "~")) and not Path(path).exists():
+            raise UsageError(
+                f"{path} is not in this job's working directory: ray job submit leaves out what .gitignore names, "
+                "results/ and checkpoints/ among others; export RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 where you submit, "
+                "or give a path of the head, from / on"
+            )
+
+
 def ray_address(given: str | None) -> str:
     """Where the cluster is: the address that was given, the environment's, or ``local``.
 

@@ -14,6 +14,10 @@ NUMBERS = (signal.SIGTERM, signal.SIGHUP)
 class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP arrived: ``ray job stop``, a batch system, a shutdown, a closed terminal."""
 
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__("terminated")
+        self.code = 128 + number  # the exit code, as a shell says it
+
 
 @contextmanager
 def terminable() -> Iterator[Callable[[], None]]:
@@ -27,15 +31,15 @@ def terminable() -> Iterator[Callable[[], None]]:
         return
     before = {one: signal.getsignal(one) for one in NUMBERS if signal.getsignal(one) != signal.SIG_IGN}
     terminals = [one for one in (1, 2) if os.isatty(one)]
-    arrived = threading.Event()
+    arrived: list[int] = []
 
     def terminate(number: int, _: Any) -> NoReturn:
         for one in before:
             signal.signal(one, signal.SIG_IGN)  # once is enough: what follows cleans up
-        arrived.set()
+        arrived.append(number)
         if number == signal.SIGHUP:
             _mute(terminals)
-        raise Terminated
+        raise Terminated(number)
 
     def arm() -> None:
         for one in before:
@@ -45,8 +49,8 @@ def terminable() -> Iterator[Callable[[], None]]:
     try:
         yield arm
     except KeyboardInterrupt:
-        if arrived.is_set():  # met inside ray.wait or ray.get, which make a plain KeyboardInterrupt of it
-            raise Terminated from None
+        if arrived:  # met inside ray.wait or ray.get, which make a plain KeyboardInterrupt of it
+            raise Terminated(arrived[0]) from None
         raise
     finally:
         for one, handler in before.items():

@@ -3,6 +3,7 @@
 import sys
 
 from ray_jobs.measure.result import one_line
+from ray_jobs.provenance import typed
 from ray_jobs.report import FORMATS
 from ray_jobs.report.page import page
 from ray_jobs.report.tables import as_csv, as_json, markdown
@@ -23,5 +24,5 @@ def draw_or_say(directory: RunDirectory) -> None:
     try:
         draw(directory)
     except Exception as error:
-        again = f"python -m ray_jobs report {directory.shown}"
+        again = f"{typed()} report {directory.shown}"
         print(f"report: {one_line(error)}; the run is complete without it, try again with: {again}", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import Any
 from chatbot.errors import UsageError
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import LaunchResult, one_line
+from ray_jobs.provenance import typed
 from ray_jobs.results import schema
 from ray_jobs.results.samples import to_result
 from ray_jobs.results.store import BROKEN, RunDirectory
@@ -40,7 +41,7 @@ class FinishedRun:
             raise
         except FileNotFoundError:
             missing = "matrix.json" if directory.holds("run.json") else "run.json"
-            again = f"python -m ray_jobs matrix --resume {place}"
+            again = f"{typed()} matrix --resume {place}"
             raise UsageError(f"{place} is not a finished run: it has no {missing}; finish it with: {again}") from None
         except BROKEN as error:
             raise UsageError(f"{place} can't be read: its run.json or matrix.json is broken ({error})") from None
@@ -64,6 +65,14 @@ class FinishedRun:
                     f"{self.directory.shown}: a launch of {trial} can't be read: {one_line(error)}"
                 ) from None
             yield trial, launch
+
+
+def is_complete(directory: RunDirectory) -> bool:
+    """Tells whether every trial has ended and the matrix is written; the page and W&B come after."""
+    try:
+        return read_record(directory)["seconds"] is not None and directory.holds("classes.json")
+    except (OSError, *BROKEN):
+        return False
 
 
 def read_record(directory: RunDirectory, name: str = "run.json") -> dict[str, Any]:

@@ -7,6 +7,7 @@ an object only when it is whole, written at once.
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -34,6 +35,7 @@ T = TypeVar("T")
 BROKEN = (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError)  # what reading a broken file raises
 
 PROBE = ".probe"
+RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # the same in a path, a URI and a shell
 PART = ".part"  # of a name: not whole yet
 LOCK = ".driver.lock"  # of a local run, which other hosts may see too
 RECORDS = ("run.json", "audit.json", "sweep.json")
@@ -67,8 +69,10 @@ class RunDirectory:
         Raises:
             UsageError: the run id is not a plain name or already exists, or the root can't be reached.
         """
-        if not run_id or run_id in (".", "..") or set(run_id) & set("/\\:\0"):
-            raise UsageError(f"run id {run_id!r} is not a plain folder name")
+        if not RUN_ID.fullmatch(run_id):
+            raise UsageError(
+                f"run id {run_id!r} is not a plain name: give 1 to 100 of A-Z a-z 0-9 . _ -, no . or - first"
+            )
         filesystem, base = open_root(root)
         run = cls(filesystem, f"{base}/{run_id}", below(root, run_id))
         with _reaching(root):

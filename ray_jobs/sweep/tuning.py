@@ -1,9 +1,11 @@
 """The sweep on Ray Tune: sends trials to the cluster, and their news to the directory, the terminal and W&B."""
 
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -12,12 +14,15 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chatbot.errors import UsageError
+from ray_jobs.cluster.job import host_and_port
+from ray_jobs.cluster.reachability import Watchman
+from ray_jobs.cluster.schedule import ClusterLostError
 from ray_jobs.results.store import StoreError
 from ray_jobs.sweep.folder import Listener, Record
 from ray_jobs.sweep.rungs import EarlyStopping
 from ray_jobs.sweep.spec import SweepSpec, Trial
 from ray_jobs.sweep.table import TrialStatus, Validation, row_of
-from ray_jobs.sweep.worker import Data, States, Terms, checkpoint_in, train
+from ray_jobs.sweep.worker import KEEPER_S, Data, States, Terms, checkpoint_in, train
 
 MOST_RESTARTS = 3  # of one trial, after its worker was lost
 QUIET = {
@@ -28,18 +33,35 @@ QUIET = {
 }
 
 
-def run(record: Record, trials: Sequence[Trial], data: Data, listeners: Sequence[Listener]) -> None:
+@dataclass(frozen=True)
+class Patience:
+    """How long a sweep waits for a node that can hold a trial, and what was missing when it began."""
+
+    seconds: float = 600.0
+    missed: str | None = None
+
+
+def run(
+    record: Record,
+    trials: Sequence[Trial],
+    data: Data,
+    listeners: Sequence[Listener],
+    patience: Patience = Patience(),
+) -> None:
     """Runs the trials that have not ended, on the cluster that this process has joined.
 
     Raises:
         UsageError: no node can hold a trial.
         StoreError: results can't be stored.
+        ClusterLostError: the head is gone, or every node that could hold a trial.
     """
     spec = record.spec
-    _check_room(spec)
+    if (lack := no_room(spec, _nodes())) is not None:
+        raise UsageError(f"{lack}{f' ({patience.missed})' if patience.missed else ''}; give other --cpus or --gpus")
     stopping = EarlyStopping(spec)
     stopping.replay(record.validations)
-    driver = _Driver(record, stopping, trials, listeners)
+    watchman = _watchman()
+    driver = _Driver(record, stopping, trials, listeners, Watch(spec, patience.seconds, watchman.headless, _nodes))
     left = driver.left_over()
     if not left:
         return
@@ -47,12 +69,11 @@ def run(record: Record, trials: Sequence[Trial], data: Data, listeners: Sequence
     keeper = ray.remote(States).options(num_cpus=0, scheduling_strategy=here).remote()
     for trial in left:
         if (state := record.state(trial.number)) is not None:
-            ray.get(keeper.put.remote(trial.number, state))
+            ray.get(keeper.put.remote(trial.number, state), timeout=KEEPER_S)
     driver.keeper = keeper
     terms = Terms(spec.cpus, spec.device, spec.half)
     trainable = tune.with_parameters(train, trials=trials, data=data, terms=terms, keeper=keeper)
-    os.environ.update(QUIET)
-    with TemporaryDirectory(prefix="sweep") as folder:
+    with TemporaryDirectory(prefix="sweep") as folder, _quiet(), closing(watchman):
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"CPU": spec.cpus, "GPU": spec.gpus}),
             param_space={"trial": tune.grid_search([trial.number for trial in left])},
@@ -82,31 +103,84 @@ def _name(trial: Any) -> str:
     return f"trial-{trial.config['trial']:04d}"
 
 
-def _check_room(spec: SweepSpec) -> None:
-    """Raises UsageError if Tune would wait for ever."""
+def _nodes() -> list[Mapping[str, float]]:
+    """The resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def no_room(spec: SweepSpec, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """Why Tune would wait for ever; None where some node can hold a trial."""
     asked = {"CPU": spec.cpus, "GPU": spec.gpus}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(name, 0) >= count for name, count in asked.items()) for node in nodes):
-        most = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in asked)
-        raise UsageError(
-            f"no node can hold a trial of {spec.cpus} CPU and {spec.gpus:g} GPU; the most there is: {most}; "
-            "give other --cpus or --gpus"
-        )
+    if any(all(node.get(name, 0) >= count for name, count in asked.items()) for node in nodes):
+        return None
+    most = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in asked)
+    return f"no node can hold a trial of {spec.cpus} CPU and {spec.gpus:g} GPU; the most there is: {most}"
+
+
+def _watchman() -> Watchman:
+    """Pings the cluster's head, unless it is here."""
+    head = host_and_port(ray.get_runtime_context().gcs_address)
+    here = ray.util.get_node_ip_address()
+    watchman = Watchman(here, None if head is None or head[0] == here else head)
+    watchman.watch("head", "head", (here, 0))  # no node: Tune itself starts trials of a lost one again elsewhere
+    return watchman
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in QUIET}
+    os.environ.update(QUIET)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+
+
+@dataclass
+class Watch:
+    """Ends a sweep that would wait for ever: the head does not answer, or no node can hold a trial any more."""
+
+    spec: SweepSpec
+    patience_s: float
+    headless: Callable[[], str | None]
+    nodes: Callable[[], Sequence[Mapping[str, float]]]
+    clock: Callable[[], float] = time.monotonic
+    idle_since: float | None = None
+
+    def look(self, busy: bool) -> None:
+        """``busy``: a trial is running. Raises ClusterLostError."""
+        if (reason := self.headless()) is not None:
+            raise ClusterLostError(reason)
+        if busy:
+            self.idle_since = None
+            return
+        now = self.clock()
+        self.idle_since = now if self.idle_since is None else self.idle_since
+        if now - self.idle_since > self.patience_s and (lack := no_room(self.spec, self.nodes())) is not None:
+            raise ClusterLostError(f"{lack}; waited {self.patience_s:.0f} s")
 
 
 class _Driver(tune.Callback):  # type: ignore[misc]
     """Tune's callback in the driver's process. Trouble with the store ends the sweep."""
 
     def __init__(
-        self, record: Record, stopping: EarlyStopping, trials: Sequence[Trial], listeners: Sequence[Listener]
+        self,
+        record: Record,
+        stopping: EarlyStopping,
+        trials: Sequence[Trial],
+        listeners: Sequence[Listener],
+        watch: "Watch",
     ) -> None:
+        self._watch = watch
         self._record, self._stopping, self._listeners = record, stopping, listeners
         self._trials = {trial.number: trial for trial in trials}
         self._failures: dict[int, str] = {}
         self._restarts = Counter[int]()
         self._begun: set[int] = set()
         self.keeper: Any = None
-        self.trouble: StoreError | None = None
+        self.trouble: StoreError | ClusterLostError | None = None
 
     def left_over(self) -> list[Trial]:
         """The trials left to run; ends those whose last validation was kept but not their end."""
@@ -116,6 +190,10 @@ class _Driver(tune.Callback):  # type: ignore[misc]
                 self._end(number, self._record.state(number))
                 over.add(number)
         return [trial for number, trial in self._trials.items() if number not in over]
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        with self._noting():
+            self._watch.look(any(trial.status == "RUNNING" for trial in trials))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         mine = self._trials[trial.config["trial"]]
@@ -135,7 +213,7 @@ class _Driver(tune.Callback):  # type: ignore[misc]
         if (row := Validation.of(result)) is None:
             return
         with self._noting():
-            new = self._record.add(row, ray.get(self.keeper.get.remote(number)))
+            new = self._record.add(row, ray.get(self.keeper.get.remote(number), timeout=KEEPER_S))
         for listener in self._listeners if new else ():
             listener.validated(row)
 
@@ -147,7 +225,7 @@ class _Driver(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["trial"]
-        self._end(number, ray.get(self.keeper.drop.remote(number)))
+        self._end(number, ray.get(self.keeper.drop.remote(number), timeout=KEEPER_S))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lost = f"its worker was lost {MOST_RESTARTS + 1} times; out of memory, or its node went away"
@@ -170,6 +248,6 @@ class _Driver(tune.Callback):  # type: ignore[misc]
     def _noting(self) -> Iterator[None]:
         try:
             yield
-        except StoreError as error:
+        except (StoreError, ClusterLostError) as error:
             self.trouble = error
             raise

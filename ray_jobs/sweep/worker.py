@@ -27,6 +27,8 @@ from ray_jobs.measure.result import one_line
 from ray_jobs.sweep.spec import Trial
 from ray_jobs.sweep.table import Validation
 
+KEEPER_S = 120.0  # for the keeper's answer, which carries a whole state
+
 
 @dataclass(frozen=True)
 class Data:
@@ -92,7 +94,7 @@ def train(config: dict[str, Any], *, trials: Sequence[Trial], data: Data, terms:
     torch.set_num_threads(terms.threads)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "best.pt"
-        state = ray.get(keeper.get.remote(trial.number))
+        state = ray.get(keeper.get.remote(trial.number), timeout=KEEPER_S)
         rows = [] if state is None else unpack(state, path)
         for row in rows:  # the driver takes those that it lacks
             tune.report(asdict(row))
@@ -138,6 +140,6 @@ class _Teller:
             host=platform.node(),
         )
         self._rows.append(row)
-        ray.get(self._keeper.put.remote(self._trial.number, pack(self._rows, self._path)))
+        ray.get(self._keeper.put.remote(self._trial.number, pack(self._rows, self._path)), timeout=KEEPER_S)
         tune.report(asdict(row))
         self._since = time.monotonic()

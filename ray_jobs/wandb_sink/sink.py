@@ -19,6 +19,7 @@ from typing import Any
 
 from chatbot.safe_text import safe
 from ray_jobs.matrix.rows import Row
+from ray_jobs.provenance import python_path, typed
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.wandb_sink.content import summary_of
 from ray_jobs.wandb_sink.mode import destination
@@ -90,8 +91,8 @@ class WandbSink:
         arguments = [self._mode, self._folder(), str(theirs.fileno()), str(os.getpid())]
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ray_jobs.wandb_sink.client", *arguments],
-                env={**os.environ, "TMPDIR": self._scratch.name},
+                [sys.executable, "-P", "-m", "ray_jobs.wandb_sink.client", *arguments],
+                env={**os.environ, "PYTHONPATH": python_path(), "TMPDIR": self._scratch.name},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -125,7 +126,7 @@ class WandbSink:
 
     def _say(self) -> None:
         if self.failed:
-            again = f"python -m ray_jobs publish {shlex.quote(self._directory.shown)}"
+            again = f"{typed()} publish {shlex.quote(self._directory.shown)}"
             what = safe(str(self._end["failed"]))
             print(f"wandb: {what}; the run is unharmed, send it later: {again}", file=sys.stderr)
 
