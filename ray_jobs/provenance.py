@@ -4,9 +4,11 @@ import hashlib
 import os
 import platform
 import secrets
+import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,8 +17,22 @@ from typing import Any
 import chatbot
 import ray_jobs
 from chatbot.safe_text import redacted
+from chatbot.variants.base import Variant
+from ray_jobs import machine
 
-PACKAGES = ("torch", "ray", "pyarrow", "numpy", "scipy", "wandb", "chitchat-dataset")
+PACKAGES = (
+    *("torch", "ray", "pyarrow", "numpy", "scipy", "wandb", "chitchat-dataset"),
+    *("onnxruntime", "onnx", "onnxscript", "openvino", "triton"),
+)
+COMPILERS = ("c++", "g++", "clang++")
+# What a variant is run by, beside these, by what its table entry says it needs.
+ALWAYS = ("torch", "numpy")
+NEEDED = {
+    "latency-matrix[onnx]": ("onnxruntime", "onnx", "onnxscript"),
+    "latency-matrix[openvino]": ("openvino", "onnx"),
+    "a C++ compiler": ("compiler",),
+    "triton": ("triton",),
+}
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (".py", ".h", ".cpp", ".cu")  # what a launch may compute with; the C++ engine is compiled from its own
 # Ray keeps each package that it brings to a node in a folder of its own.
@@ -38,7 +54,7 @@ def station_facts() -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0))
     return {
         "host": platform.node(),
-        "cpu": _cpu_name(),
+        **machine.station(),
         "cores": len(cores),
         "affinity": cores,
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -46,8 +62,24 @@ def station_facts() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "packages": package_versions(),
+        "compiler": _compiler(),
         "source_hash": source_hash(),
     }
+
+
+def programs_of(variants: Iterable[Variant]) -> tuple[str, ...]:
+    """The packages, and ``compiler``, on whose version the speed of these variants depends."""
+    needed = (name for one in variants for need in one.needs for name in NEEDED.get(need, ()))
+    return tuple(dict.fromkeys([*ALWAYS, *needed]))
+
+
+def changed(
+    then: Mapping[str, Any], now: Mapping[str, Any], programs: Iterable[str]
+) -> list[tuple[str, str, str | None]]:
+    """(name, before, after) of the programs and settings in which two stations' facts differ, where both tell."""
+    before, after = ({"compiler": facts.get("compiler"), **(facts.get("packages") or {})} for facts in (then, now))
+    names = [name for name in programs if before.get(name) and name in after and before[name] != after[name]]
+    return [*((name, before[name], after[name]) for name in names), *machine.differences(then, now)]
 
 
 def command_line() -> list[str]:
@@ -91,6 +123,15 @@ def source_hash(folders: Sequence[Path] = PACKAGE_FOLDERS) -> str:
     return digest.hexdigest()[:16]
 
 
+def own_source(name: str) -> str:
+    """A hash of the package, or of the one file, that defines the ``package.module:NAME`` which was imported here."""
+    top = sys.modules.get(name.partition(":")[0].partition(".")[0])
+    if folders := [Path(place) for place in getattr(top, "__path__", ())]:
+        return source_hash(folders)
+    file = getattr(top, "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes() if file and Path(file).is_file() else b"").hexdigest()[:16]
+
+
 def git_commit(root: Path = ROOT) -> str | None:
     """The commit that is checked out, with ``+`` where the tree differs from it; None outside this repository.
 
@@ -103,16 +144,20 @@ def git_commit(root: Path = ROOT) -> str | None:
     return f"{commit}+" if commit and _git(root, "status", "--porcelain", "--untracked-files=no") else commit
 
 
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
+def _compiler() -> str | None:
+    """What the C++ compiler of this machine calls itself; None where there is none."""
+    command = shlex.split(os.environ.get("CXX", "")) or [next(filter(None, map(shutil.which, COMPILERS)), "")]
+    said = _said([*command, "--version"]) if command[0] else None
+    return said and said.splitlines()[0]
 
 
 def _git(root: Path, *arguments: str) -> str | None:
+    return _said(["git", *arguments], root)
+
+
+def _said(command: Sequence[str], folder: Path | None = None) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None

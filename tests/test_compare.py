@@ -199,6 +199,42 @@ def test_cells_stand_for_the_same_by_station_then_by_class(
     assert [len(found.only_base) + pairs, len(found.only_new) + pairs] == stationed
 
 
+def on(machine_id: str | None, **given: Any) -> Cell:
+    return replace(cell(**given), facts={"machine_ids": {"dmi": None, "machine_id": machine_id}})
+
+
+def test_cells_of_one_machine_stand_for_the_same_whatever_their_names() -> None:
+    base = [on("1", station="a:cpu"), on("2", station="b:cpu")]
+    new = [on("2", station="a:cpu"), on("1", station="b:cpu")]
+    found = match(base, new)
+    assert {(one.row.station, other.row.station) for one, other in found.both} == {
+        ("a:cpu", "b:cpu"),
+        ("b:cpu", "a:cpu"),
+    }
+
+
+def test_two_machines_of_one_name_are_not_paired_while_another_could_be_meant() -> None:
+    found = match([on("1"), on("2", station="b:cpu")], [on("3"), on("4", station="c:cpu")])
+    assert found.both == ()
+    assert len(match([on("1")], [on("2")]).both) == 1  # by their class
+    assert len(match([on("1")], [on(None)]).both) == 1  # not told
+
+
+def test_a_class_with_a_model_is_paired_with_one_from_before_models_were_told() -> None:
+    rome, milan = "EPYC [23.49.0, AVX2], 4 cores", "EPYC [25.1.1, AVX2], 4 cores"
+    for station in ("a:cpu", "b:cpu"):
+        assert len(match([cell(hardware="EPYC, 4 cores")], [cell(hardware=milan, station=station)]).both) == 1
+        assert match([cell(hardware=rome)], [cell(hardware=milan, station=station)]).both == ()
+    assert (
+        len(
+            match(
+                [cell(hardware=rome), cell(hardware=milan, station="b:cpu")], [cell(hardware=milan, station="c")]
+            ).both
+        )
+        == 1
+    )
+
+
 # The command, on the directories of two runs
 
 
@@ -353,6 +389,46 @@ def test_a_text_says_what_the_baseline_and_the_machine_did(runs: Runs) -> None:
     assert out.startswith("new against base: 1 cell, within the gate (no variant more than 3% slower)\n")
     assert "p50 10.00 -> 11.00 ms (x1.100); the sentinel x1.000" in out
     assert "no gate" in out
+
+
+def told_of(place: Path, **facts: Any) -> None:
+    content = json.loads((place / "run.json").read_text())
+    stations = {row["station"]: facts for row in json.loads((place / "matrix.json").read_text())}
+    content["environment"] = {**content.get("environment", {}), "stations": stations}
+    (place / "run.json").write_text(json.dumps(content))
+
+
+def test_machines_settings_and_programs_that_differ_quietly_are_noted(runs: Runs) -> None:
+    told_of(
+        runs.make("base"),
+        machine_ids={"machine_id": "1"},
+        settings={"ATEN_CPU_CAPABILITY": "default"},
+        packages={"onnxruntime": "1.22.0", "openvino": None},
+        compiler="g++ 12.2.0",
+    )
+    told_of(
+        runs.make("new"),
+        machine_ids={"machine_id": "2"},
+        settings={"LD_PRELOAD": "libjemalloc.so.2"},
+        packages={"onnxruntime": "1.23.0", "openvino": "2025.1"},
+        compiler="g++ 13.2.0",
+    )
+    said = runs.compare("base", "new", "--format", "json")
+    notes = json.loads(said.out)["notes"]
+    assert [note.removeprefix("differs between the runs: ") for note in notes if note.startswith("differs")] == [
+        "onnxruntime 1.22.0 -> 1.23.0",
+        "compiler g++ 12.2.0 -> g++ 13.2.0",
+        "ATEN_CPU_CAPABILITY default -> unset",
+        "LD_PRELOAD unset -> libjemalloc.so.2",
+    ]
+    assert sum("is another machine than" in note for note in notes) == 1
+
+
+def test_runs_of_one_machine_and_setting_are_noted_in_nothing(runs: Runs) -> None:
+    same = {"machine_ids": {"machine_id": "1"}, "settings": {"MKL_CBWR": "AVX2"}, "packages": {"onnxruntime": "1.22.0"}}
+    for name in ("base", "new"):
+        told_of(runs.make(name), **same)
+    assert json.loads(runs.compare("base", "new", "--format", "json").out)["notes"] == []
 
 
 def test_a_control_that_differs_is_spoken_of(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

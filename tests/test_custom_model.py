@@ -15,6 +15,7 @@ from launches import made_trial
 
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
+from ray_jobs import provenance
 from ray_jobs.cli.app import main
 from ray_jobs.driver.inputs import inputs_of
 from ray_jobs.driver.trials import trial_id
@@ -191,7 +192,7 @@ def test_another_source_is_another_model(tmp_path: Path, monkeypatch: pytest.Mon
     for name, text in {"changing_a": source, "changing_b": source, "changing_c": source.replace("12)", "13)")}.items():
         (tmp_path / f"{name}.py").write_text(text)
         custom_model.load(f"{name}:factory")
-        identities.append(custom_model.source_of(f"{name}:factory").split()[1])
+        identities.append(provenance.own_source(f"{name}:factory"))
     assert identities[0] == identities[1] != identities[2]
 
 

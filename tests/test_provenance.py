@@ -1,5 +1,6 @@
 """Where a run comes from: a change of any source is another program, and a stranger's commit is not ours."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,17 @@ import pytest
 
 import chatbot
 import ray_jobs
-from ray_jobs.provenance import SOURCES, command_line, git_commit, source_hash
+from chatbot.variants import VARIANTS, variant_named
+from ray_jobs.provenance import (
+    NEEDED,
+    SOURCES,
+    changed,
+    command_line,
+    git_commit,
+    own_source,
+    programs_of,
+    source_hash,
+)
 
 FOLDERS = [Path(package.__path__[0]) for package in (chatbot, ray_jobs)]
 
@@ -36,6 +47,35 @@ def test_every_source_that_is_compiled_is_among_those_hashed() -> None:
     compiled = {path.suffix for folder in FOLDERS for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".cu")}
     assert compiled
     assert compiled <= set(SOURCES)
+
+
+def test_a_file_that_an_own_variant_imports_is_part_of_its_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "ways").mkdir()
+    for name, text in {"__init__": "", "helper": "SPEED = 1\n", "fast": "from ways import helper\n"}.items():
+        (tmp_path / "ways" / f"{name}.py").write_text(text)
+    importlib.import_module("ways.fast")
+    before = own_source("ways.fast:NAME")
+    assert own_source("ways.fast:OTHER") == before
+    (tmp_path / "ways" / "helper.py").write_text("SPEED = 2\n")
+    assert own_source("ways.fast:NAME") != before
+
+
+def test_the_programs_of_a_run_are_those_that_its_variants_use() -> None:
+    assert programs_of([variant_named("eager")]) == ("torch", "numpy")
+    assert {"onnxruntime", "onnx"} < {*programs_of([variant_named("onnx-int8")])}
+    assert programs_of([variant_named("native"), variant_named("export-aoti")]) == ("torch", "numpy", "compiler")
+    assert all(set(NEEDED) >= {*variant.needs} for variant in VARIANTS.values())
+
+
+def test_only_programs_that_a_run_uses_and_both_tell_differ() -> None:
+    then = {"packages": {"torch": "1", "onnxruntime": "1", "openvino": None}, "compiler": "g++ 12"}
+    now = {"packages": {"torch": "1", "onnxruntime": "2", "openvino": "3"}, "compiler": "g++ 13"}
+    assert changed(then, now, ["torch", "onnxruntime", "openvino"]) == [("onnxruntime", "1", "2")]
+    assert changed(then, now, ["compiler"]) == [("compiler", "g++ 12", "g++ 13")]
+    assert changed({"packages": {}}, now, ["torch", "compiler"]) == []
 
 
 def repository(folder: Path) -> str:

@@ -58,6 +58,10 @@ LIMITS = Limits(
 
 def station(name: str = "a", kind: str = "EPYC", cores: int = 4, **packages: str) -> Station:
     facts = {"host": name, "cpu": kind, "packages": {**PACKAGES, **packages}}
+    return of_facts(name, kind, cores, facts)
+
+
+def of_facts(name: str, kind: str, cores: int, facts: dict[str, Any]) -> Station:
     return Station(f"{name}:cpu", name, "cpu", kind, f"node-{name}", 4.0, tuple(range(cores)), facts=facts)
 
 
@@ -427,6 +431,57 @@ def test_a_compacted_run_is_refused_in_one_line(whole: Path, tmp_path: Path) -> 
 # Another cluster
 
 
+def telling(name: str = "b", **facts: Any) -> Station:
+    """A station that tells of its machine, as earlier versions did not."""
+    known = {"machine_ids": {"dmi": None, "machine_id": "1"}, "settings": {}, "compiler": "g++ 12.2.0"}
+    return of_facts(
+        name, "EPYC", 4, {"host": name, "packages": PACKAGES, "cpu_model": "25.1.1, AVX2", **known, **facts}
+    )
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        ({"machine_ids": {"dmi": None, "machine_id": "2"}}, "its station b:cpu is another machine of the same name"),
+        ({"cpu_model": "25.17.1, AVX-512"}, "its station was EPYC [25.1.1, AVX2], 4 cores and is EPYC [25.17.1, AVX-"),
+        ({"settings": {"MKL_CBWR": "AVX2"}}, "its station had MKL_CBWR unset and has AVX2"),
+    ],
+)
+def test_another_machine_or_setting_of_the_same_name_is_not_gone_on_with(
+    now: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    place = start(tmp_path, Cluster([BOTH[0], telling()], cut_after=LAUNCHES + 5))
+    cluster = Cluster([BOTH[0], telling(**now)])
+    resume(place, cluster)
+    assert cluster.jobs == [TRIALS[2]]
+    assert all(row["reason"].startswith(reason) for row in rows_of_trial(place, SECOND))
+
+
+@pytest.mark.parametrize("same", [telling(), telling(compiler="g++ 13"), telling(machine_ids={})])
+def test_what_no_variant_uses_and_what_is_not_told_hinders_nothing(same: Station, tmp_path: Path) -> None:
+    place = start(tmp_path, Cluster([BOTH[0], telling()], cut_after=LAUNCHES + 5))
+    cluster = Cluster([BOTH[0], same])
+    resume(place, cluster)
+    assert cluster.jobs == [SECOND, TRIALS[2], LAST]
+
+
+def test_a_run_from_before_machines_were_told_goes_on(tmp_path: Path) -> None:
+    place = start(tmp_path, Cluster(cut_after=LAUNCHES + 5))
+    cluster = Cluster([telling("a"), telling("b")])
+    resume(place, cluster)
+    assert cluster.jobs == [SECOND, TRIALS[2], LAST]
+
+
+def test_a_quota_below_the_threads_skips_the_trial_before_it_measures(tmp_path: Path) -> None:
+    cluster = Cluster([telling(quota_cpus=0.5), telling("a", quota_cpus=1.0)])
+    place = start(tmp_path, cluster)
+    assert cluster.jobs == [FIRST, TRIALS[2]]
+    reason = "1 thread can't run all the time: the quota of its control group (cpu.max, docker's --cpus, a pod's limit)"
+    assert {(row["status"], row["reason"]) for row in rows_of_trial(place, SECOND)} == {
+        ("skipped", f"{reason} is 0.5 CPUs")
+    }
+
+
 def test_without_its_station_a_trial_fails_and_keeps_its_launches(whole: Path, tmp_path: Path) -> None:
     place = start(tmp_path, Cluster(cut_after=LAUNCHES + 5))
     cluster = Cluster([BOTH[0]])
@@ -604,12 +659,13 @@ def test_a_broken_run_is_refused_in_one_line(content: bytes, copied: Path) -> No
     assert said.startswith(f"{copied} can't be resumed: its run.json says too little (")
 
 
-IDENTITY = {"code": "1", "model": "2", "prompts": "3", "spec": "4"}
+IDENTITY = {"code": "1", "model": "2", "prompts": "3", "spec": "4", "variants": "5"}
 SAID = {
     "code": "the sources of this program",
     "model": "the model's weights",
     "prompts": "the corpus or the vocabulary",
     "spec": "the spec",
+    "variants": "the sources of own variants",
 }
 
 
@@ -624,6 +680,11 @@ def left(copied: Path, identity: dict[str, str] | None) -> Earlier:
 
 def test_an_unchanged_run_may_go_on(copied: Path) -> None:
     left(copied, IDENTITY).check(dict(reversed(IDENTITY.items())))
+
+
+def test_a_run_without_own_variants_may_go_on(copied: Path) -> None:
+    without = {name: value for name, value in IDENTITY.items() if name != "variants"}
+    left(copied, without).check(without)
 
 
 @pytest.mark.parametrize("part", SAID)

@@ -4,6 +4,7 @@ import math
 import statistics as plain
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from ray_jobs.measure.replies import Comparison
 from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.roofline import DISTURBED, Limit
 from ray_jobs.measure.trial import Place, Trial
+from ray_jobs.measure.watch import ABSENT, COUNTERS, Interference
 from ray_jobs.statistics import NOMINAL
 
 TRIAL, NOWHERE = made_trial("trial-1", run_id="run-1"), Place()
@@ -89,6 +91,46 @@ def test_a_row_says_which_cores_were_chosen_and_what_is_wrong_with_them() -> Non
     assert row.cores == "0,1"
     assert row.warnings.count("2 threads share one core") == 1
     assert rows(launches())[ODD].cores is None
+
+
+def watched(told: int) -> list[LaunchResult]:
+    """Launches in which every counter says the same; ``ABSENT``: none is told."""
+    seen = Interference(**{name: np.full(20, told, dtype=np.int64) for name in COUNTERS})
+    return [replace(one, interference=seen) for one in launches()]
+
+
+def test_a_machine_that_tells_nothing_has_no_count_of_discarded_rounds_but_a_warning() -> None:
+    row = rows(watched(ABSENT))[ODD]
+    assert (row.discarded_rounds, row.disturbed_rounds) == (None, None)
+    assert "not watched here: other processes, waiting for cores, steal, throttling" in row.warnings
+    quiet = rows(watched(0))[ODD]
+    assert (quiet.discarded_rounds, quiet.disturbed_rounds) == (0, 0)
+    assert not any("not watched" in warning for warning in quiet.warnings)
+
+
+def test_calls_without_a_core_are_told_where_no_counter_would_tell() -> None:
+    def starved(told: int) -> list[str]:
+        made = [replace(one, samples=replace(one.samples, cpu_ns=one.samples.wall_ns // 2)) for one in watched(told)]
+        return [warning for warning in rows(made)[BASELINE].warnings if "had a core" in warning]
+
+    assert starved(ABSENT) == ["its timed calls had a core for 50% of their time only"]
+    assert starved(0) == [], "the counters tell better"
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ({"niceness": 15}, "its launches ran at nice 15, behind all else on the machine"),
+        (
+            {"gpu": {"not_watched": "NVML: no permission"}},
+            "the GPU's clocks and other users could not be watched: NVML: ",
+        ),
+    ],
+)
+def test_what_was_wrong_with_where_launches_ran_is_a_warning(machine: dict[str, Any], said: str) -> None:
+    made = [replace(one, machine=machine) for one in launches()]
+    assert sum(warning.startswith(said) for warning in rows(made)[ODD].warnings) == 1
+    assert not any(said[:10] in warning for warning in rows(launches())[ODD].warnings)
 
 
 def test_only_timed_calls_count() -> None:

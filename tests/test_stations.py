@@ -85,6 +85,13 @@ def test_a_node_is_a_station_with_all_that_is_known_of_it() -> None:
     assert only.hardware == "EPYC, 4 cores"
 
 
+def test_a_class_tells_the_model_of_its_cpu_where_that_is_told() -> None:
+    milan, genoa = (facts("host", cpu_model=model) for model in ("25.1.1, AVX2", "25.17.1, AVX-512"))
+    (one,), (other,) = found([(node(), milan)])["cpu"], found([(node(), genoa)])["cpu"]
+    assert (one.device_name, one.hardware) == ("EPYC", "EPYC [25.1.1, AVX2], 4 cores")
+    assert other.hardware != one.hardware
+
+
 def test_one_core_is_one_core() -> None:
     (only,) = found([(node(resources={"CPU": 1.0}), facts(cores=[5]))])["cpu"]
     assert only.hardware == "EPYC, 1 core"

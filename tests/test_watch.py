@@ -35,6 +35,7 @@ from ray_jobs.measure.watch import (
     per_round,
     sentinel_ns,
     severity,
+    unwatched,
     watch_for,
 )
 
@@ -71,13 +72,16 @@ PROC = {
 }
 
 
+CGROUP = "sys/fs/cgroup"
+
+
 @pytest.fixture
 def proc(tmp_path: Path) -> Path:
     return write(tmp_path / "proc", PROC)
 
 
-def read(proc: Path, cgroup: Path = Path("/nowhere"), cores: tuple[int, ...] = (1, 2)) -> Counters:
-    return MachineWatch(cores, proc=proc, cgroup=cgroup).read()
+def read(proc: Path, *, cores: tuple[int, ...] = (1, 2)) -> Counters:
+    return MachineWatch(cores, root=proc.parent).read()
 
 
 # The counters
@@ -94,7 +98,7 @@ def test_stolen_time_is_of_the_measured_cores_alone(proc: Path) -> None:
 
 def test_core_1_is_not_core_11(tmp_path: Path) -> None:
     stat = "cpu  9 0 0 0 0 0 0 9 0 0\ncpu1 9 0 0 0 0 0 0 2 0 0\ncpu11 9 0 0 0 0 0 0 7 0 0\n"
-    assert read(write(tmp_path, {"stat": stat}), cores=(1,)).steal_ns == 2 * TICK_NS
+    assert read(write(tmp_path / "proc", {"stat": stat}), cores=(1,)).steal_ns == 2 * TICK_NS
 
 
 def test_busy_is_all_cores_work_without_idling_waiting_for_disks_and_stolen_time(proc: Path) -> None:
@@ -103,7 +107,7 @@ def test_busy_is_all_cores_work_without_idling_waiting_for_disks_and_stolen_time
 
 def test_where_others_have_the_other_cores_only_the_stations_own_count(proc: Path) -> None:
     """Two trials on the GPUs of one node would else declare each other disturbed, round after round."""
-    found = MachineWatch((1,), proc=proc, counted=(1, 2)).read()
+    found = MachineWatch((1,), root=proc.parent, counted=(1, 2)).read()
     assert found.busy_ns == (30 + 3 + 6 + 1 + 2 + 10 + 2 + 4 + 1 + 2) * TICK_NS
 
 
@@ -112,16 +116,39 @@ def test_pressure_is_that_of_some_task_in_ns(proc: Path) -> None:
 
 
 def test_control_groups_of_version_2_count_microseconds(proc: Path, tmp_path: Path) -> None:
-    assert read(proc, write(tmp_path / "cgroup", {"cpu.stat": VERSION_2})).throttled_ns == 700_000
+    write(tmp_path / CGROUP, {"cpu.stat": VERSION_2})
+    assert read(proc).throttled_ns == 700_000
 
 
-def test_control_groups_of_version_1_count_ns(proc: Path, tmp_path: Path) -> None:
-    assert read(proc, write(tmp_path / "cgroup", {"cpu/cpu.stat": VERSION_1})).throttled_ns == 123_456
+@pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
+def test_control_groups_of_version_1_count_ns(mount: str, proc: Path, tmp_path: Path) -> None:
+    write(tmp_path / CGROUP, {f"{mount}/cpu.stat": VERSION_1})
+    assert read(proc).throttled_ns == 123_456
 
 
-def test_a_root_control_group_without_a_quota_falls_back_to_version_1(proc: Path, tmp_path: Path) -> None:
-    hybrid = write(tmp_path / "cgroup", {"cpu.stat": "usage_usec 5\n", "cpu/cpu.stat": VERSION_1})
-    assert read(proc, hybrid).throttled_ns == 123_456
+def test_a_root_control_group_without_a_quota_leaves_it_to_version_1(proc: Path, tmp_path: Path) -> None:
+    write(tmp_path / CGROUP, {"cpu.stat": "usage_usec 5\n", "cpu/cpu.stat": VERSION_1})
+    assert read(proc).throttled_ns == 123_456
+
+
+def test_throttling_by_the_quota_of_a_group_above_counts(proc: Path, tmp_path: Path) -> None:
+    write(proc, {"self/cgroup": "0::/user.slice/pod/app\n"})
+    files = {f"user.slice/{group}/cpu.stat": "usage_usec 9\nthrottled_usec 0\n" for group in ("pod/app", "pod")}
+    write(tmp_path / CGROUP, {**files, "cpu.stat": "usage_usec 5\n"})
+    write(tmp_path / CGROUP, {"user.slice/cpu.stat": VERSION_2})
+    assert read(proc).throttled_ns == 700_000
+    write(tmp_path / CGROUP, {"user.slice/pod/app/cpu.stat": VERSION_2})
+    assert read(proc).throttled_ns == 1_400_000
+
+
+def test_a_group_that_can_have_no_quota_was_never_throttled(proc: Path, tmp_path: Path) -> None:
+    write(tmp_path / CGROUP, {"cpu.stat": "usage_usec 5\nuser_usec 4\n"})
+    assert read(proc).throttled_ns == 0
+
+
+def test_a_sandboxs_zeros_tell_nothing(proc: Path) -> None:
+    write(proc, {"stat": "cpu  0 0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\n"})
+    assert (read(proc).steal_ns, read(proc).busy_ns) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +166,8 @@ def test_what_the_machine_does_not_tell_is_none_and_the_rest_is_told(
     (proc / missing).unlink()
     if instead is not None:
         (proc / missing).write_text(instead)
-    found = read(proc, write(tmp_path / "cgroup", {"cpu.stat": VERSION_2}))._asdict()
+    write(tmp_path / CGROUP, {"cpu.stat": VERSION_2})
+    found = read(proc)._asdict()
     told = {"run_delay_ns", "steal_ns", "throttled_ns", "pressure_ns", "busy_ns"}
     assert {name for name in told if found[name] is None} == unknown
 
@@ -147,12 +175,13 @@ def test_what_the_machine_does_not_tell_is_none_and_the_rest_is_told(
 @pytest.mark.parametrize("text", [None, "", "nr_periods 9\n", "throttled_usec\n", "throttled_usec many\n"])
 def test_a_control_group_that_does_not_tell_is_none(text: str | None, proc: Path, tmp_path: Path) -> None:
     files = {} if text is None else {"cpu.stat": text, "cpu/cpu.stat": text}
-    assert read(proc, write(tmp_path / "cgroup", files)).throttled_ns is None
+    write(tmp_path / CGROUP, files)
+    assert read(proc).throttled_ns is None
 
 
 def test_a_machine_that_tells_nothing_still_has_wall_and_cpu_time() -> None:
     before = time.perf_counter_ns(), time.process_time_ns()
-    found = read(Path("/nowhere"))
+    found = read(Path("/nowhere/proc"))
     assert before[0] <= found.wall_ns <= time.perf_counter_ns()
     assert before[1] <= found.cpu_ns <= time.process_time_ns()
     assert found[2:] == (None,) * 8
@@ -325,6 +354,17 @@ def test_up_to_a_fifth_of_disturbed_rounds_nothing_is_said() -> None:
 @pytest.mark.parametrize("launches", [[], [untold(5)], [untold(0)]])
 def test_where_nothing_is_told_nothing_is_said(launches: list[Interference]) -> None:
     assert complaint(launches) is None
+
+
+def test_what_the_machine_does_not_tell_of_is_named() -> None:
+    assert unwatched([rounds()], "cuda") is None
+    assert unwatched([], "cpu") is None
+    silent = rounds(steal_ns=[ABSENT] * 10, throttled_ns=[ABSENT] * 10, gpu_throttle=[ABSENT] * 10)
+    assert unwatched([silent], "cpu") == "not watched here: steal, throttling"
+    assert unwatched([silent], "cuda") == "not watched here: steal, throttling, the GPU's clocks"
+    assert unwatched([silent, rounds()], "cpu") is None
+    everything = "other processes, waiting for cores, steal, throttling"
+    assert unwatched([untold(3)], "cpu") == f"not watched here: {everything}"
 
 
 def test_a_complaint_names_the_two_commonest_causes_the_commonest_first() -> None:

@@ -48,9 +48,10 @@ class AuditStation:
     def environment(self) -> dict[str, Any]:
         """The program and the machine."""
         assert self.template.station is not None
+        facts = self.template.station.facts
         return {
             "driver": driver_facts(),
-            "station": {name: fact for name, fact in self.template.station.facts.items() if name != "host"},
+            "station": {name: fact for name, fact in facts.items() if name not in ("host", "machine_ids")},
         }
 
     def run(

@@ -33,7 +33,9 @@ class Station:
     def hardware(self) -> str:
         """Its class: stations of one class should answer equally fast."""
         count = len(self.cores)
-        return self.device_name if self.device == "cuda" else f"{self.device_name}, {count} core{'s' * (count != 1)}"
+        model = f" [{self.facts['cpu_model']}]" if self.facts.get("cpu_model") else ""
+        cpu = f"{self.device_name}{model}, {count} core{'s' * (count != 1)}"
+        return self.device_name if self.device == "cuda" else cpu
 
     @property
     def place(self) -> Place:

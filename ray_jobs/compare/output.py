@@ -7,6 +7,8 @@ from typing import Any
 
 from ray_jobs.compare.gate import BaselineChange, Change, Exit, Outcome, RunComparison
 from ray_jobs.compare.match import Cell
+from ray_jobs.machine import another_machine
+from ray_jobs.provenance import PACKAGES, changed
 from ray_jobs.report import text
 from ray_jobs.report.tables import plain, table
 from ray_jobs.results.run import FinishedRun
@@ -137,7 +139,8 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 def notes_of(base: FinishedRun, new: FinishedRun, comparison: RunComparison) -> Iterator[str]:
     """Notes on how far the comparison can be trusted."""
-    for part, what in {"code": "this program's sources", "spec": "the specs"}.items():
+    parts = {"code": "this program's sources", "spec": "the specs", "variants": "the sources of own variants"}
+    for part, what in parts.items():
         if not (base.run.get("identity") and new.run.get("identity")):
             yield "one run does not say which weights and prompts it used: whether they are the same was not checked"
             break
@@ -145,14 +148,28 @@ def notes_of(base: FinishedRun, new: FinishedRun, comparison: RunComparison) -> 
             yield f"differs between the runs: {what}"
     for name, (before, after) in _packages(base, new).items():
         yield f"differs between the runs: {name} {before} -> {after}"
+    pairs = [(one.base, one.new) for one in comparison.changes]
+    pairs += [(one.base, one.new) for one in comparison.baselines]
+    for one, other in {(one.row.station, other.row.station): (one, other) for one, other in pairs}.values():
+        yield from _of_stations(one, other)
     for change in comparison.changes:
         if not change.gates and change.verdict in (Outcome.SLOWER, Outcome.FASTER, Outcome.BROKEN):
             yield f"the control itself is {change.verdict}: distrust this comparison, and measure again"
 
 
+def _of_stations(base: Cell, new: Cell) -> Iterator[str]:
+    """What differs between two stations whose cells were compared."""
+    if another_machine(base.facts, new.facts):
+        yield f"{new.row.station} of NEW is another machine than {base.row.station} of BASE, of the same hardware class"
+    for name, before, after in changed(base.facts, new.facts, [*PACKAGES, "compiler"]):
+        yield f"differs between the runs: {name} {before} -> {after}"
+    if base.row.cores and new.row.cores and base.row.cores != new.row.cores:
+        yield f"differs between the runs: the measured cores {base.row.cores} -> {new.row.cores}"
+
+
 def _packages(base: FinishedRun, new: FinishedRun) -> dict[str, tuple[str | None, str | None]]:
     first, second = (_versions(run) for run in (base, new))
-    return {name: (first.get(name), second.get(name)) for name in second if first.get(name) != second.get(name)}
+    return {name: (first[name], second[name]) for name in second if name in first and first[name] != second[name]}
 
 
 def _versions(run: FinishedRun) -> dict[str, str | None]:

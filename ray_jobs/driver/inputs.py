@@ -8,7 +8,7 @@ import numpy as np
 
 from chatbot import checkpoint, corpus
 from chatbot.prompts import prompt_pool
-from chatbot.variants import is_own
+from chatbot.variants import VARIANTS, is_own
 from ray_jobs import provenance
 from ray_jobs.measure import custom_model
 from ray_jobs.measure.orders import up_to_multiple
@@ -48,13 +48,15 @@ def identity_of(inputs: Inputs, spec: Spec) -> dict[str, str]:
     prompts = b"".join(str(length).encode() + pool.tobytes() for length, pool in sorted(inputs.prompts.items()))
     match inputs.model:
         case Factory(name):
-            model = custom_model.source_of(name)
+            model = f"{name} {provenance.own_source(name)}".encode()
         case CheckpointBytes(content):
             model = content
         case Preset(name) | Checkpoint(name):
             model = name.encode()
     asked = spec.model_dump_json(exclude={"model", "corpus"}).encode()  # those are told by what is in them
     hashed = {"spec": asked, "model": model, "prompts": prompts}
+    if own := [name for name in spec.variants if name not in VARIANTS]:
+        hashed["variants"] = " ".join(map(provenance.own_source, own)).encode()
     return {**{name: _hash(content) for name, content in hashed.items()}, "code": provenance.source_hash()}
 
 

@@ -7,9 +7,12 @@ from typing import Any
 import pyarrow as pa
 
 from chatbot.errors import UsageError
-from chatbot.variants import Workload
+from chatbot.variants import Workload, variant_named
+from ray_jobs import provenance
 from ray_jobs.cluster.times import Moments
 from ray_jobs.driver.trials import Store, TrialState, trial_of
+from ray_jobs.machine import another_machine
+from ray_jobs.matrix.hardware import same_class
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.replies import Comparison
 from ray_jobs.measure.result import Limits, Memory
@@ -27,6 +30,7 @@ PARTS = {
     "model": "the model's weights",
     "prompts": "the corpus or the vocabulary",
     "spec": "the spec",
+    "variants": "the sources of own variants",
 }
 TRACES = "traces"  # the purpose of a run that times nothing
 
@@ -70,7 +74,7 @@ class Earlier:
         before = self.run.get("identity") or {}
         if not before:
             raise UsageError(f"{self.directory.shown} can't be resumed: it is from before runs could be")
-        changed = [text for part, text in PARTS.items() if before.get(part) != identity[part]]
+        changed = [text for part, text in PARTS.items() if before.get(part) != identity.get(part)]
         if changed:
             raise UsageError(
                 f"{self.directory.shown} can't be resumed: {' and '.join(changed)} changed since; start a new run"
@@ -116,12 +120,13 @@ class Earlier:
             return "it can't be measured now"
         then = self.run["environment"]["stations"].get(state.station.name, {})
         now = state.station.facts
-        if record["hardware"] != state.station.hardware:
+        if not same_class(str(record["hardware"]), str(state.station.hardware)):
             return f"its station was {record['hardware']} and is {state.station.hardware}"
-        for name, version in then.get("packages", {}).items():
-            if version != now["packages"].get(name) and name in ("torch", "numpy"):
-                return f"its station had {name} {version} and has {now['packages'].get(name)}"
-        return None
+        if another_machine(then, now):
+            return f"its station {state.station.name} is another machine of the same name and kind"
+        programs = provenance.programs_of(map(variant_named, self.spec.variants))
+        changed = provenance.changed(then, now, programs)
+        return next((f"its station had {name} {before} and has {after}" for name, before, after in changed), None)
 
     def _committed(self, identity: str) -> dict[str, list[Committed]]:
         """The committed launches of each trial, in order. Raises UsageError at a launch of another run."""

@@ -16,6 +16,7 @@ from ray_jobs.matrix.rows import NO_LIMITS, NO_MEMORY, Row, Status, rows_of
 from ray_jobs.measure.result import LaunchResult, Limits, Memory
 from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.process.trial import Committed, Failure, Waiting
+from ray_jobs.report.text import counted
 from ray_jobs.results.samples import to_result
 from ray_jobs.spec import Spec
 
@@ -175,6 +176,11 @@ def _placed(trial: Trial, station: Station) -> TrialState:
         return TrialState(trial, station.place, status=Status.FAILED, reason=station.fault)
     if threads > cores:
         reason = f"{threads} threads, but the station has {cores} cores"
+        return TrialState(trial, station.place, status=Status.SKIPPED, reason=reason)
+    quota = station.facts.get("quota_cpus")
+    if quota is not None and threads > quota:
+        granted = f"the quota of its control group (cpu.max, docker's --cpus, a pod's limit) is {quota:g} CPUs"
+        reason = f"{counted(threads, 'thread')} can't run all the time: {granted}"
         return TrialState(trial, station.place, status=Status.SKIPPED, reason=reason)
     return TrialState(trial, station.place, station)
 

@@ -6,6 +6,7 @@ estimates are natural logarithms, so that spreads are ratios. Pure functions.
 """
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -67,6 +68,16 @@ class HardwareClass:
     heterogeneity: float | None = None  # I^2 of the speedup
     disagreeing: tuple[str, ...] = ()  # a sentence each
     stop_at_eos: bool = False
+
+
+def short(hardware: str) -> str:
+    """A class's name without what earlier versions did not tell: ``AMD EPYC [25.1.1, AVX2], 2 cores``."""
+    return re.sub(r" \[[^\]]*\]", "", hardware)
+
+
+def same_class(one: str, other: str) -> bool:
+    """Whether two names may be of one class: where either is from before the CPU's model was told, it is not asked."""
+    return one == other or (short(one) == short(other) and (one == short(one) or other == short(other)))
 
 
 def random_effects(estimates: Collection[Estimate]) -> RandomEffects | None:

@@ -1,20 +1,21 @@
 """Launches -> the rows of the matrix: a latency, a speedup and a verdict for each trial and variant."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
-from chatbot.variants import BASELINE, CONTROL, variant_named
+from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
 from ray_jobs import statistics
 from ray_jobs.measure import roofline, watch
 from ray_jobs.measure.replies import LEAST_COMPARED, Comparison
-from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
+from ray_jobs.measure.result import TIMED, LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.statistics import Interval, Verdict
 
+STARVED = 0.9  # of the time of single-threaded calls that they had a core, below which a row says so
 DRIFT = 0.1  # of the sentinel, above which a row says so
 UNSETTLED = 0.2  # of the launches
 TREND = 0.02  # within a launch
@@ -218,7 +219,7 @@ def _machine(launches: Sequence[LaunchResult]) -> dict[str, Any]:
     """The machine's activity during a trial, the same for every variant."""
     watched = [launch for launch in launches if launch.interference is not None]
     told: dict[str, Any] = {}
-    if watched:
+    if watch.watched_causes([w.interference for w in watched if w.interference]):
         told["discarded_rounds"] = sum(int((~launch.kept_rounds).sum()) for launch in watched)
         told["disturbed_rounds"] = sum(watch.disturbed(w.interference) for w in watched if w.interference)
     told["cores"] = "; ".join(dict.fromkeys(filter(None, (w.machine.get("chosen") for w in launches)))) or None
@@ -235,12 +236,39 @@ def _complaint(launches: Sequence[LaunchResult]) -> str | None:
     return watch.complaint([launch.interference for launch in launches if launch.interference is not None])
 
 
-def _warnings(variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]) -> list[str]:
+def _unwatched(launches: Sequence[LaunchResult], device: str) -> str | None:
+    return watch.unwatched([launch.interference for launch in launches if launch.interference is not None], device)
+
+
+def _starved(launches: Sequence[LaunchResult], workload: Workload) -> str | None:
+    """The warning that calls lacked their core, by their CPU time: where no counter of waiting or throttling tells."""
+    told = [cause.column for cause in watch.watched_causes([w.interference for w in launches if w.interference])]
+    if workload.device != "cpu" or workload.threads > 1 or {"run_delay_ns", "throttled_ns"} & {*told}:
+        return None
+    timed = [launch.samples.phase == TIMED for launch in launches]
+    wall, cpu = (
+        sum(int(getattr(launch.samples, name)[calls].sum()) for launch, calls in zip(launches, timed, strict=True))
+        for name in ("wall_ns", "cpu_ns")
+    )
+    return f"its timed calls had a core for {cpu / wall:.0%} of their time only" if cpu < STARVED * wall else None
+
+
+def _doubts(launch: LaunchResult) -> Iterator[str]:
+    """What is wrong with where a launch ran."""
+    yield from launch.machine.get("doubts", ())
+    if (nice := launch.machine.get("niceness", 0)) > 0:
+        yield f"its launches ran at nice {nice}, behind all else on the machine: start Ray with RAY_worker_niceness=0"
+    if fault := (launch.machine.get("gpu") or {}).get("not_watched"):
+        yield f"the GPU's clocks and other users could not be watched: {fault}"
+
+
+def _warnings(
+    variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts], workload: Workload
+) -> list[str]:
     """Warnings about the machine and the warm-up for the reader of this row."""
-    warnings = list(dict.fromkeys(doubt for launch in launches for doubt in launch.machine.get("doubts", ())))
-    complaint = _complaint(launches)
-    if complaint:
-        warnings.append(complaint)
+    warnings = list(dict.fromkeys(doubt for launch in launches for doubt in _doubts(launch)))
+    warnings += filter(None, [_complaint(launches), _unwatched(launches, workload.device)])
+    warnings += filter(None, [_starved(launches, workload)] if variant == BASELINE else [])
     drift = _machine(launches).get("sentinel_drift") or 0.0
     if abs(drift) > DRIFT:
         word = "slower" if drift > 0 else "faster"
@@ -289,7 +317,7 @@ def _compared(
     """Speedup, verdict and warnings."""
     if invalid is not None:
         return {"verdict": Verdict.INVALID}
-    warnings = _warnings(variant, launches, facts)
+    warnings = _warnings(variant, launches, facts, trial.workload)
     if variant == BASELINE:
         return {"speedup": 1.0, "verdict": Verdict.BASELINE, "warnings": tuple(warnings)}
     logs = [speedups[variant] for speedups in (launch.log_speedups() for launch in launches) if variant in speedups]

@@ -1,9 +1,7 @@
 """A model that is not the chatbot: finding its factory, and checking what the factory returns."""
 
 import copy
-import hashlib
 import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,10 +96,3 @@ def places_of(name: str) -> list[str]:
         return []
     folders = [str(Path(place).parent) for place in spec.submodule_search_locations or ()]
     return folders or ([str(Path(spec.origin).parent)] if spec.has_location and spec.origin else [])
-
-
-def source_of(name: str) -> bytes:
-    """Identifies a model by its name and a hash of the file that defines its factory."""
-    file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
-    content = Path(file).read_bytes() if file and Path(file).is_file() else b""
-    return f"{name} {hashlib.sha256(content).hexdigest()}".encode()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, variant_named
+from ray_jobs import machine
 from ray_jobs.measure import gpu, orders
 from ray_jobs.measure.program import (
     Program,
@@ -224,4 +225,5 @@ def machine_facts() -> dict[str, Any]:
         "numpy": np.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
+        "settings": machine.settings(os.environ),
     }

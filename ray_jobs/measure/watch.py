@@ -9,7 +9,6 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_jobs import machine
 from ray_jobs.measure.gpu import Device, State
 
 ABSENT = -1  # in arrays of integers, what the machine does not tell
@@ -100,6 +100,7 @@ class Cause:
     column: str
     limit: float  # share of the round's time (of one core), or a count
     sentence: str  # with {0}, the typical amount in a disturbed round
+    name: str
     slack_ns: int = 0  # what the counter's resolution may add
 
     def typical(self, amounts: NDArray[np.float64]) -> float:
@@ -128,12 +129,18 @@ class Cause:
 # The limits: a core lost for 2% of a round moves its median turn by less than the default margin. Foreign use
 # elsewhere on the machine costs shared caches and memory bandwidth; half a core of it is far above an idle system's.
 CAUSES = (
-    Cause("foreign_cpu_ns", 0.5, "other processes used {0:.1f} cores", slack_ns=2 * TICK_NS),
-    Cause("run_delay_ns", 0.02, "the launch waited {0:.0%} of the time for its cores", slack_ns=WAKE_UPS_NS),
-    Cause("steal_ns", 0.02, "the hypervisor took {0:.0%} of the time away"),
-    Cause("throttled_ns", 0.001, "the cgroup's quota stopped the launch for {0:.0%} of the time"),
-    Cause("gpu_throttle", 0.5, "the GPU was slowed down (NVML's bit mask of reasons: {0:.0f})"),
-    Cause("gpu_foreign", 0.5, "{0:.0f} other processes used the GPU"),
+    Cause("foreign_cpu_ns", 0.5, "other processes used {0:.1f} cores", "other processes", slack_ns=2 * TICK_NS),
+    Cause(
+        "run_delay_ns",
+        0.02,
+        "the launch waited {0:.0%} of the time for its cores",
+        "waiting for cores",
+        slack_ns=WAKE_UPS_NS,
+    ),
+    Cause("steal_ns", 0.02, "the hypervisor took {0:.0%} of the time away", "steal"),
+    Cause("throttled_ns", 0.001, "the cgroup's quota stopped the launch for {0:.0%} of the time", "throttling"),
+    Cause("gpu_throttle", 0.5, "the GPU was slowed down (NVML's bit mask of reasons: {0:.0f})", "the GPU's clocks"),
+    Cause("gpu_foreign", 0.5, "{0:.0f} other processes used the GPU", "other processes on the GPU"),
 )
 
 
@@ -174,6 +181,19 @@ def complaint(launches: Sequence[Interference]) -> str | None:
     return f"{share:.0%} of the rounds were disturbed: {causes}; make the machine quiet and run it again"
 
 
+def watched_causes(launches: Sequence[Interference]) -> list[Cause]:
+    """The causes that the machine told of at least once."""
+    return [cause for cause in CAUSES if any((getattr(one, cause.column) != ABSENT).any() for one in launches)]
+
+
+def unwatched(launches: Sequence[Interference], device: str) -> str | None:
+    """The warning that names what the machine did not tell of; None where it told everything."""
+    told = watched_causes(launches)
+    mine = [cause for cause in CAUSES if device == "cuda" or not cause.column.startswith("gpu")]
+    lacking = [cause.name for cause in mine if cause not in told]
+    return f"not watched here: {', '.join(lacking)}" if lacking and launches else None
+
+
 def commonest(launches: Sequence[Interference]) -> dict[str, str]:
     """The two causes that disturbed most rounds of these launches: each one's column and sentence."""
     found: list[tuple[int, Cause, float]] = []
@@ -191,9 +211,12 @@ class MachineWatch:
 
     cores: tuple[int, ...]
     gpu: Callable[[], State] | None = None
-    proc: Path = Path("/proc")
-    cgroup: Path = Path("/sys/fs/cgroup")
+    root: Path = machine.ROOT
     counted: tuple[int, ...] | None = None  # the station's share of the cores; None: it has the whole machine
+
+    @property
+    def proc(self) -> Path:
+        return self.root / "proc"
 
     def read(self) -> Counters:
         """About 100 microseconds; a GPU's driver may take milliseconds, so it is asked before the time is."""
@@ -221,32 +244,33 @@ class MachineWatch:
         own = {f"cpu{core}".encode() for core in self.cores}
         stolen = [int(row[8]) for row in rows if row[0] in own]
         # user, nice, system, irq, softirq; neither idle nor waiting for a disk, nor stolen
+        used = {row[0]: sum(int(row[i]) for i in (1, 2, 3, 6, 7)) for row in rows}
+        if not used[b"cpu"]:  # a sandbox's zeros: something has run on any machine
+            raise ValueError("no core has ever been used")
         counted = {b"cpu"} if self.counted is None else {f"cpu{core}".encode() for core in self.counted}
-        busy = sum(int(row[i]) for row in rows if row[0] in counted for i in (1, 2, 3, 6, 7))
+        busy = sum(used.get(name, 0) for name in counted)
         return sum(stolen) * TICK_NS if stolen else None, busy * TICK_NS
 
     def _throttled(self) -> int | None:
-        """For this process's control group, version 2 (microseconds) or 1 (ns); else for the root's."""
-        told = (_told(partial(self._stat, *each)) for each in self._quota_files)
-        return next((value for value in told if value is not None), None)
-
-    def _stat(self, name: str, key: bytes, unit: int) -> int:
-        return int(dict(line.split() for line in _read(self.cgroup / name).splitlines())[key]) * unit
+        """Summed over this process's control group and all above it: each may have a quota of its own."""
+        told = [_told(partial(_throttled, *each)) for each in self._groups]
+        known = [value for value in told if value is not None]
+        return sum(known) if known else None
 
     @cached_property
-    def _quota_files(self) -> list[tuple[str, bytes, int]]:
-        """(file below the control groups' mount, its key, its unit in ns), the likeliest first."""
-        own = {"": "", "cpu": ""}
-        with suppress(OSError, ValueError):
-            for line in _read(self.proc / "self/cgroup").decode().splitlines():
-                _, controllers, path = line.split(":", 2)
-                own |= {name: path.strip("/") for name in own if name in controllers.split(",")}
-        files = [(f"{own['']}/cpu.stat", b"throttled_usec", 1000), ("cpu.stat", b"throttled_usec", 1000)]
-        files += [(f"cpu/{own['cpu']}/cpu.stat", b"throttled_time", 1), ("cpu/cpu.stat", b"throttled_time", 1)]
-        return [(name.lstrip("/"), key, unit) for name, key, unit in files]
+    def _groups(self) -> list[tuple[Path, int]]:
+        return list(machine.groups(self.root))
 
     def _pressure(self) -> int:
         return int(_read(self.proc / "pressure/cpu").split(b"total=")[1].split()[0]) * 1000
+
+
+def _throttled(group: Path, version: int) -> int:
+    """ns, from microseconds in version 2; a group of that version without a quota only says what it used."""
+    told = dict(line.split() for line in _read(group / "cpu.stat").splitlines())
+    if version == 1:
+        return int(told[b"throttled_time"])
+    return 0 if b"usage_usec" in told and b"throttled_usec" not in told else int(told[b"throttled_usec"]) * 1000
 
 
 def _told(read: Callable[[], T]) -> T | None:

@@ -31,6 +31,7 @@ import chatbot
 import ray_jobs
 from chatbot import cache, compiler
 from chatbot.variants import Workload
+from ray_jobs import machine
 from ray_jobs.measure import custom_model, launch  # noqa: F401 (so that no launch spends its time on importing it)
 from ray_jobs.measure.result import one_line
 from ray_jobs.process import fork, memory
@@ -92,7 +93,7 @@ class LaunchServer:
         places = [str(Path(package.__path__[0]).resolve().parent) for package in (ray_jobs, chatbot)]
         if workload.own_model:
             places += custom_model.places_of(workload.model)
-        env = dict(os.environ)
+        env = {name: value for name, value in os.environ.items() if name not in machine.AFFINITY}
         env["PYTHONPATH"] = os.pathsep.join([*places, *filter(None, [env.get("PYTHONPATH")])])
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(workload.threads)
         env["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's would start threads on import, before the fork
