@@ -193,6 +193,14 @@ for fd in range(3, 64):
         os.write(fd, (1000).to_bytes(8, "little") + b"half")
 os.kill(os.getpid(), signal.SIGKILL)
 """
+CRASH = """
+import os, resource, signal
+from ray_jobs.measure import busy
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+busy.enter(["eager", "torchscript"])
+busy.at(1)
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
 UNREADABLE = "type('Odd', (), {'__reduce__': lambda self: (int, ('x',))})()"
 
 
@@ -200,10 +208,11 @@ UNREADABLE = "type('Odd', (), {'__reduce__': lambda self: (int, ('x',))})()"
     ("work", "kind", "reason"),
     [
         (partial(exec, HALF), LossKind.DIED, "it was killed by SIGKILL"),
+        (partial(exec, CRASH), LossKind.DIED, "it was killed by SIGSEGV in torchscript"),
         (partial(eval, UNREADABLE), LossKind.RAISED, "its result can't be read: ValueError"),
         (partial(eval, "lambda: 0"), LossKind.RAISED, "PicklingError"),
     ],
-    ids=["killed while it sends", "can't be unpickled", "can't be pickled"],
+    ids=["killed while it sends", "crashed in a variant", "can't be unpickled", "can't be pickled"],
 )
 def test_a_result_that_does_not_arrive_costs_that_launch_only(
     server: LaunchServer, work: Callable[[], object], kind: LossKind, reason: str

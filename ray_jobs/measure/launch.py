@@ -9,6 +9,7 @@ import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, variant_named
 from ray_jobs import machine
-from ray_jobs.measure import gpu, orders
+from ray_jobs.measure import busy, gpu, orders
 from ray_jobs.measure.program import (
     Program,
     label_fault,
@@ -45,6 +46,7 @@ def measure(
     pool: NDArray[np.int64],
     launch: Launch,
     share: tuple[int, ...] | None = None,
+    left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> LaunchResult:
     """Runs one launch in this process, all of it in inference mode.
 
@@ -57,18 +59,20 @@ def measure(
         pool: (N, T) distinct prompts; a launch draws its own from them. A model from a factory needs none.
         launch: number, orders and sizes of this launch.
         share: the station's cores, where others of the machine belong to other trials.
+        left_out: variants that are not tried, and why: they have ended whole launches.
     """
     gpu.require_float32()
+    busy.enter(variants)
     rng = launch.rng()
     own = pool[rng.permutation(len(pool))]
     built = [variants[i] for i in orders.building_order(len(variants), launch.index, launch.seed)]
-    facts: Facts = {}
+    facts: Facts = {name: VariantFacts(failed=reason) for name, reason in left_out.items()}
     log = Log()
     card = gpu.own_device() if workload.device == "cuda" else None
     sentinels = [_sentinels(workload)]
     subject = subject_of(model, own, workload, launch.index)
     prompts = subject.questions
-    replies = _prepare_all(built, subject, workload, facts)
+    replies = _prepare_all([name for name in built if name not in left_out], subject, workload, facts)
     timer = timer_for(workload.device)
     floor = floor_ns(timer)
     warm = warm_up(replies, variants, prompts, timer, log)
@@ -136,6 +140,8 @@ def measure_alone(
     ``compared`` is the number of prompts to answer, in whole batches, as far as the pool goes.
     """
     gpu.require_float32()
+    busy.enter([variant])
+    busy.at(0)
     subject = subject_of(model, pool, workload)
     reply = subject.fresh()(variant_named(variant))
     if workload.device == "cuda":
@@ -157,6 +163,7 @@ def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, fac
     replies: dict[str, Reply] = {}
     programs: dict[str, Program] = {}
     for name in built:
+        busy.on(name)
         prepare = subject.fresh()
         start = time.perf_counter()
         try:
@@ -209,8 +216,10 @@ def _check_all(
 def _probe_all(replies: Mapping[str, Reply], asked: tuple[Any, Tensor], workload: Workload, facts: Facts) -> None:
     """Calls each variant once more, after all timing, to examine how it works."""
     for name, reply in replies.items():
+        busy.on(name)
         fault = facts[name].invalid or probe_fault(reply, *asked, facts[name].kind, text=workload.own_model)
         facts[name] = replace(facts[name], invalid=fault)
+    busy.at(None)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from chatbot.variants import Reply, Workload
-from ray_jobs.measure import orders
+from ray_jobs.measure import busy, orders
 from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Samples, one_line
 from ray_jobs.measure.timing import Reading, Timer
 from ray_jobs.measure.watch import Counters, Interference, Watch, per_round
@@ -174,6 +174,7 @@ def warm_up(
     batches: list[tuple[Any, Tensor]] = []
     found: dict[str, WarmUp] = {}
     for place, (name, reply) in enumerate(replies.items()):
+        busy.on(name)
         walls: list[float] = []
         try:
             while len(walls) < prompts.for_warm_up and not settled(walls):
@@ -192,6 +193,7 @@ def warm_up(
             continue
         calls = slow_calls(walls) if settled(walls) else None
         found[name] = WarmUp(float(np.median(walls[-WINDOW:])), calls)
+    busy.at(None)
     return found
 
 
@@ -246,6 +248,7 @@ def run_rounds(
                 reply = replies[i]
                 if reply is None or i in answers.broken:
                     continue
+                busy.at(i)
                 try:
                     for call, (batch, lengths) in enumerate(batches):
                         tokens, reading = timer.call(reply, batch, lengths)
@@ -255,6 +258,7 @@ def run_rounds(
                 except Exception as error:
                     answers.broken[i] = f"could not answer: {one_line(error)}"
                     del answers.replies[i]
+            busy.at(None)
             gc.collect(0)
             answers.readings.append(watch.read())
     finally:

@@ -32,7 +32,7 @@ import ray_jobs
 from chatbot import cache, compiler
 from chatbot.variants import Workload
 from ray_jobs import machine
-from ray_jobs.measure import custom_model, launch  # noqa: F401 (so that no launch spends its time on importing it)
+from ray_jobs.measure import busy, custom_model, launch  # noqa: F401 (so that no launch spends its time on importing it)
 from ray_jobs.measure.result import one_line
 from ray_jobs.process import fork, memory
 from ray_jobs.process.threads import other_threads
@@ -66,6 +66,7 @@ class Loss:
 
     kind: LossKind
     reason: str
+    variant: str | None = None  # that it was busy with
 
 
 class TrialError(RuntimeError):
@@ -232,14 +233,17 @@ def serve(caller: Connection, leases: Sequence[int] = ()) -> None:
 def _launched(request: Request, caller: int, leases: Sequence[int]) -> bytes:
     """The pickled outcome of a fresh process. Raises EOFError where the caller has gone."""
     before = memory.kills()
+    busy.at(None)
     ended = fork.run(partial(_work, request), request.timeout_s, caller, leases)
     if ended.result is not None:
         return ended.result
+    variant = busy.last()
+    where = f" in {variant}" if variant else ""
     if ended.late:
-        return pickle.dumps(Loss(LossKind.LATE, "it did not finish in its time and was ended"))
+        return pickle.dumps(Loss(LossKind.LATE, f"it did not finish in its time and was ended{where}", variant))
     out_of_memory = ended.signal == signal.SIGKILL and memory.kills() > before
     how = "ran out of memory: the kernel killed it" if out_of_memory else ended.text
-    return pickle.dumps(Loss(LossKind.DIED, f"it {how}"))
+    return pickle.dumps(Loss(LossKind.DIED, f"it {how}{where}", variant))
 
 
 def _work(request: Request) -> bytes:

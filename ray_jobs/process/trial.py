@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -77,6 +78,28 @@ class Alive:
     """Something untimed is done, and the trial goes on: nobody should think that it hangs."""
 
 
+class Crashes:
+    """Variants that end the process they run in: each costs itself, not the trial."""
+
+    def __init__(self) -> None:
+        self.left_out: dict[str, str] = {}  # and why
+        self._seen: set[tuple[int, str]] = set()  # (launch, variant) of a crash
+
+    def add(self, launch: Launch, loss: Loss) -> None:
+        """Takes note of a lost launch; a variant that has crashed in it twice is left out from now on."""
+        if loss.kind != LossKind.DIED or loss.variant in (None, BASELINE):
+            return
+        assert loss.variant is not None
+        if (launch.index, loss.variant) in self._seen:
+            self.leave_out(loss.variant, loss)
+        self._seen.add((launch.index, loss.variant))
+
+    def leave_out(self, variant: str, loss: Loss) -> None:
+        """Leaves a variant out of later launches; the baseline can't be."""
+        if variant != BASELINE:
+            self.left_out[variant] = f"ended its process: {loss.reason}"
+
+
 Outcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive
 Ask = Callable[[Callable[[], Any]], Any]  # a value from a fresh pinned process, or a ``Loss``
 T = TypeVar("T")
@@ -103,14 +126,18 @@ def run_trial(
         def alone(name: str) -> Any:
             return ask(partial(_alone, trial, inputs, name))
 
+        crashes = Crashes()
+
         def run(launch: Launch) -> LaunchResult | Failure:
-            outcome: LaunchResult | Loss = ask(partial(_launch, trial, inputs, share, launch, chosen.cpus))
+            work = partial(_launch, trial, inputs, share, launch, chosen.cpus, dict(crashes.left_out))
+            outcome: LaunchResult | Loss = ask(work)
             if isinstance(outcome, Loss):
+                crashes.add(launch, outcome)
                 return Failure(launch, outcome.reason)
             where = {"chosen": chosen.text, "doubts": list(chosen.warnings)}
             return replace(outcome, machine={**outcome.machine, **where})
 
-        yield from _build(trial, alone)
+        yield from _build(trial, alone, crashes)
         yield from launches(trial, run, clock, committed)
         if trial.memory:
             yield from _memory(trial, alone)
@@ -233,21 +260,30 @@ def _cuda_fault() -> str | None:
     )
 
 
-def _launch(trial: Trial, inputs: Inputs, share: Share, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:
+def _launch(
+    trial: Trial,
+    inputs: Inputs,
+    share: Share,
+    launch: Launch,
+    cores: tuple[int, ...],
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> LaunchResult:
     pool = inputs.pool(trial.workload)
-    result = measure.measure(trial.workload, trial.variants, inputs.model, pool, launch, share.cores)
+    result = measure.measure(trial.workload, trial.variants, inputs.model, pool, launch, share.cores, left_out)
     machine = measure.machine_facts()
     if tuple(machine["cores"]) != cores or machine["threads"] != trial.workload.threads:
         raise RuntimeError(f"it ended on cores {machine['cores']} with {machine['threads']} threads, not as pinned")
     return replace(result, machine={**machine, **result.machine})
 
 
-def _build(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Alive]:
+def _build(trial: Trial, alone: Callable[[str], Alone | Loss], crashes: Crashes) -> Iterator[Alive]:
     """Lets variants that compile do so before the first launch, which would outlast its time."""
     for name in trial.variants:
         for _ in range(BUILDS if variant_named(name).cached else 0):
             outcome = alone(name)
             yield Alive()
+            if isinstance(outcome, Loss) and outcome.kind == LossKind.DIED:
+                crashes.leave_out(name, outcome)
             if not isinstance(outcome, Loss) or outcome.kind != LossKind.LATE:
                 break
 

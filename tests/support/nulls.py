@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,14 @@ LAUNCHES = "LATENCY_MATRIX_NULL_LAUNCHES"  # how many a trial has, where no proc
 MEETING_S = 200.0
 
 
-def null_launch(trial: Trial, inputs: Inputs, share: Share, launch: Launch, cores: tuple[int, ...]) -> LaunchResult:
+def null_launch(
+    trial: Trial,
+    inputs: Inputs,
+    share: Share,
+    launch: Launch,
+    cores: tuple[int, ...],
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> LaunchResult:
     """Made-up times of the trial's variants, and where this process was when it made them."""
     if launch.index == 0:
         _meet(trial.id, int(os.environ.get(TOGETHER, "0")))
