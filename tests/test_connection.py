@@ -18,7 +18,7 @@ from ray_jobs.cluster.signals import Terminated, terminable
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 SOCKET_BYTES = 107
-SOCKET = "session_2026-11-29_23-12-01_123456_1234567/sockets/plasma_store"
+SOCKET = "ray/session_2026-11-29_23-12-01_123456_1234567/sockets/plasma_store"
 
 
 def told_to_end(number: int) -> None:
@@ -156,8 +156,13 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     def init(**options: Any) -> None:
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
-        seen.update(options, token=token.read_text(), modes=[path.stat().st_mode & 0o777 for path in (token, tmp_path)])
-        seen["folder_mode"] = Path(options["_temp_dir"]).stat().st_mode & 0o777
+        seen.update(options, token=token.read_text(), token_mode=token.stat().st_mode & 0o777)
+        made = Path(options["_temp_dir"])
+        made.mkdir(exist_ok=True)
+        made.chmod(0o777)  # as Ray does, whatever was there
+        seen["reachable"] = all(
+            path.stat().st_mode & 0o001 for path in (made, *made.parents) if tmp_path in path.parents
+        )
 
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -168,8 +173,8 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
 def test_a_local_run_has_a_private_folder_and_token_and_leaves_nothing(started: dict[str, Any], tmp_path: Path) -> None:
     with connected("local"):
-        assert Path(started["_temp_dir"]).parent == tmp_path
-        assert (started["folder_mode"], started["modes"][0]) == (0o700, 0o600)
+        assert tmp_path in Path(started["_temp_dir"]).parents
+        assert (started["reachable"], started["token_mode"]) == (False, 0o600)
         assert len(started["token"]) == 64
     assert list(tmp_path.iterdir()) == []
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
@@ -196,7 +201,7 @@ def test_a_run_that_fails_unexpectedly_keeps_its_folder_and_names_it(
     with pytest.raises(type(error)) as raised:
         fail(error)
     assert len(list(tmp_path.iterdir())) == kept
-    assert getattr(raised.value, "__notes__", []) == [f"Ray's logs are in {started['_temp_dir']}"] * kept
+    assert getattr(raised.value, "__notes__", []) == [f"Ray's logs are in {Path(started['_temp_dir']).parent}"] * kept
 
 
 def test_the_folder_is_short_enough_for_sockets_whatever_tmpdir_says(

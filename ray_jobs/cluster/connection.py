@@ -107,7 +107,7 @@ def _local_session() -> Iterator[str]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # by default a worker gives way to any other process
     with session_folder() as folder, _token_of_this_run(folder):
         try:
-            yield str(folder.path)
+            yield str(folder.path / "ray")  # which Ray opens to everybody, within a folder that it does not touch
         except RefusedError as error:
             folder.keep()
             raise UsageError(f"{error}; its logs are in {folder.path}") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from chatbot.errors import UsageError
 
-PARENTS = ("/tmp", "/var/tmp")  # whatever TMPDIR says: a socket's path has 107 bytes, of which Ray needs 64
+PARENTS = ("/tmp", "/var/tmp")  # whatever TMPDIR says: a socket's path has 107 bytes, of which Ray needs 68
 PREFIX = "lm-"
 OWNER = "owner"  # a file that its owner keeps locked
 KEPT = "kept"  # a file: the run failed, and what Ray wrote may tell why
