@@ -4,7 +4,9 @@ import copy
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chatbot.checkpoint import Trained
 from chatbot.cli import export
@@ -32,6 +34,7 @@ from chatbot.variants import (
     Variant,
     Workload,
     prepared,
+    prepared_module,
     variant_named,
 )
 from chatbot.variants.masked import Greedy, MaskedEncoder
@@ -178,6 +181,17 @@ def test_the_timed_program_is_what_its_entry_says(name: str, toy: Trained, ragge
     assert (program.kind, set(program.dtypes)) == (VARIANTS[name].kind, set(VARIANTS[name].dtype.split("+")))
     others = [other for other in VARIANTS.values() if (other.kind, other.dtype) != (program.kind, VARIANTS[name].dtype)]
     assert all(label_fault(other.name, program, workload) for other in others)
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if "torchscript" in VARIANTS[name].kind])
+def test_what_torch_says_of_its_jit_is_not_repeated_to_users(name: str, toy: Trained) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        reply_of(name, toy)
+        if VARIANTS[name].prepare_module is not None:
+            with suppress(UnavailableError):  # nothing to rewrite in one layer
+                prepared_module(VARIANTS[name], nn.Linear(2, 2).eval(), (torch.ones(1, 2),), Workload())
+    assert [str(one.message) for one in said if "torch.jit" in str(one.message)] == []
 
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if not variant.any_shape])
