@@ -30,7 +30,7 @@ from chatbot.variants.base import (
 
 BASELINE = "eager"
 CONTROL = "eager-again"
-OWN_NAME = re.compile(r"[\w.]+:\w+")  # package.module:NAME
+OWN_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # package.module:NAME
 
 INT8 = "float32+qint8"  # embeddings and biases stay in fp32
 COMPILER, TRITON = "a C++ compiler", "triton"

@@ -12,7 +12,7 @@ def compact(
     run_id: Annotated[str, typer.Option(help="Name of the compact run's folder.")],
     out: Annotated[str, typer.Option(help="Results root to write it to.")] = "results",
 ) -> None:
-    """Copy a run small and anonymous, fit to be committed: one sample file, no host names, no paths."""
+    """Copy a run small and anonymous, fit to be committed: one sample file, no host, user, address, path or key."""
     require_run(run)
     from ray_jobs.report.compact import compact as make_compact
     from ray_jobs.results.store import RunDirectory

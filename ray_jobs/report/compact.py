@@ -1,9 +1,12 @@
-"""Makes a run small and anonymous, fit to be committed: one sample file, no host names, no paths."""
+"""Makes a run small and anonymous, fit to be committed: one sample file, and of its texts what ``anonymous`` keeps."""
 
-import re
+import json
 from dataclasses import asdict
 from typing import Any
 
+import pyarrow as pa
+
+from ray_jobs.report.anonymous import Anonymous, names_of, own_names, users_in
 from ray_jobs.report.write import draw_or_say
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.samples import rows_table
@@ -20,35 +23,25 @@ def compact(source: RunDirectory, target: RunDirectory) -> None:
     """
     run = FinishedRun.within(source)
     rows = [{**asdict(row), "warnings": list(row.warnings)} for row in run.rows]
-    hosts = {host: f"host-{number}" for number, host in enumerate(_hosts(rows), 1)}
+    tables = source.read_tables()
+    contents = [_launch(table) for launches in tables.values() for table in launches]
+    names = names_of(run.run, rows, tables)
+    private = users_in([run.run, rows, contents]) | {host.lower() for host in names.hosts}
+    clean = Anonymous(names, own_names(run.run.get("spec") or {}), private)
     with target.created():
-        tables = source.read_tables()
-        target.add_launches({_renamed(trial, hosts): launches for trial, launches in tables.items()}, COMPACT_FILE)
-        target.write_json("run.json", {**_cleaned(run.run, hosts), "run_id": target.run_id})
-        cleaned: list[dict[str, Any]] = [
-            {**{name: _cleaned(value, hosts) for name, value in row.items()}, "run_id": target.run_id} for row in rows
-        ]
+        kept = {names.trials[trial]: [_kept(one, clean) for one in launches] for trial, launches in tables.items()}
+        target.add_launches(kept, COMPACT_FILE)
+        target.write_json("run.json", {**clean.value(run.run), "run_id": target.run_id})
+        cleaned = [{**clean.value(row), "run_id": target.run_id} for row in rows]
         target.write_json("matrix.json", cleaned)
         target.write_table("matrix.parquet", rows_table(cleaned))
         draw_or_say(target)
 
 
-def _hosts(rows: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(row["host"] for row in rows if row["host"]))
+def _launch(table: pa.Table) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(table.schema.metadata[b"launch"])
+    return content
 
 
-def _cleaned(value: Any, hosts: dict[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {_renamed(key, hosts): _cleaned(inner, hosts) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_cleaned(inner, hosts) for inner in value]
-    return _renamed(value, hosts) if isinstance(value, str) else value
-
-
-def _renamed(text: str, hosts: dict[str, str]) -> str:
-    """A host may stand alone, before a device (``host:cpu``), after ``@``, or in a sentence: a word of its own."""
-    for host, name in hosts.items():
-        text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-]|\.\w)", name, text)
-    if "/" in text and " " not in text and "://" not in text:  # a path among the arguments
-        return text.rstrip("/").rsplit("/", 1)[-1]
-    return text
+def _kept(table: pa.Table, clean: Anonymous) -> pa.Table:
+    return table.replace_schema_metadata({"launch": json.dumps(clean.value(_launch(table)))})

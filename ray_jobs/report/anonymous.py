@@ -1,0 +1,233 @@
+"""What of a run may be seen by anybody: a list of what is kept. Everything else is left out.
+
+A key is kept if a file of this program has it; a number with it. A text is kept by the rule of its key: one of a closed
+set, a version, a hash, a moment, a name that was given here, or a sentence as far as it consists of this program's own
+words.
+"""
+
+import getpass
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from chatbot.variants import DEVICES, OWN_NAME, VARIANTS, Workload
+from ray_jobs.matrix.rows import COLUMNS, Status
+from ray_jobs.measure.replies import Comparison
+from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
+from ray_jobs.measure.roofline import Limit, Speeds
+from ray_jobs.results.schema import each_text
+from ray_jobs.spec import CHOICES, ISOLATIONS, Spec
+from ray_jobs.statistics import Verdict
+
+GONE = "***"
+CUT = "not kept in a compacted run"
+RECORDS: tuple[Any, ...] = (Workload, VariantFacts, LaunchResult, Launch, Limit, Speeds, Comparison)
+KEYS = {
+    *COLUMNS, *Spec.model_fields,
+    *(one.name for kind in RECORDS for one in fields(kind)),
+    # run.json
+    "schema_version", "started", "resumed", "seconds", "command", "spec", "identity", "plan", "environment", "trials",
+    "code", "prompts", "driver", "python", "packages", "git_commit", "source_hash",
+    # of a station, and of the process of a launch
+    "cpu", "cores", "compiler", "affinity", "memory_gb", "niceness", "deterministic", "torch", "numpy",
+    # of a trial
+    "workload", "lost_launches", "limits", "compared", "not_known", "memory", "moments", "attempts", "attempt", "index",
+    "started_unix_s", "at_s", "begun", "launch began", "launch", "launch lost", "worker lost", "ended",
+    "speeds", "read", "gflops", "float32", "bfloat16", "float16",
+}  # fmt: skip
+SETS = {
+    "status": Status, "verdict": Verdict, "device": (*DEVICES, "all"), "bound": ("memory", "compute", "overhead"),
+    "stations": CHOICES, "isolation": ISOLATIONS,
+}  # fmt: skip
+FORMS = {
+    name: re.compile(form)
+    for form, names in {
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+\d\d:\d\d|Z)": ("started", "resumed"),
+        r"\d+(\.\d+[\w.]*)?(\+(cpu|cu\d+))?": ("python", "packages", "torch", "numpy"),
+        r"[0-9a-f]{1,64}\+?": ("git_commit", "source_hash", "identity"),
+        rf"[0-9a-f]{{12,64}}|{'|'.join(VARIANTS)}": ("program",),
+        r"(eager|torchscript|inductor|aoti?|onnxruntime|openvino|native|cuda-graph|export)[a-z-]*": ("kind",),
+    }.items()
+    for name in names
+}
+NAMES = ("variant", "variants", "baseline", "built")
+SENTENCES = ("reason", "warnings", "bound_why", "failed", "invalid", "skipped", "not_known")
+HARDWARE = ("hardware", "device_name", "cpu", "compiler")
+# The words of reasons, warnings and bounds. None is a name: a sentence ends before the first word that is not here.
+WORDS = frozenset(
+    """--budget a after all an and another answer answered answers any are as asked asks at available baseline
+    baseline's be became before below beside bf16 bfloat16 bound budget busy by call calls can't cannot caught
+    chatbot's cluster compare compared comparing compute compute-bound computed control core cores could count cpu
+    cpus cuda device devices did died differ differs discarded distrust disturbed each empty end ended ending every
+    exact failed fast faster fetched few filled finish first float16 float32 for found from gb gb/s get getting
+    gflop gflop/s give goes gone gpu gpus half hard hardware has have heard holds hung identical in instead int16
+    int8 interval into invalid is it it's its itself kernels killed kind kinds known labelled labels larger last
+    latencies launch launches left less lessen limit lost lower machine make may mb meanwhile measured memory
+    memory-bound missing mixed module more move ms need needs never nice no nobody node none not nothing numa number
+    of on one only oom or other out outside overhead overhead-bound own peak per pinned precision prepared process
+    program promises qint8 quarter quiet quota ran reached reduce refused replies reply reply's rest round rounds
+    run runs s same scripting second seconds sentence server settled shape share shown sigabrt sigbus sigill sigkill
+    signal sigsegv silent skipped slower some something speed speedups station steal step still stop stopping stops
+    structure take takes tells tensor than that the theoretical there this threads throttling tie ties time times to
+    tokens too trial unknown up used variant waited warm-up was watched were what where which while whole with
+    worker would ±""".split()
+)
+NUMBER = re.compile(r"[±x]?\d+(\.\d+)?%?|\d+([,-]\d+)*")
+NUMBERS = re.compile(r"\d+(\.\d+)?%?(,\d+(\.\d+)?%?)*")
+ADDRESS = re.compile(r"\d+(\.\d+){3}|[0-9a-f]*:[0-9a-f:]+|.*[/\\@=~].*", re.IGNORECASE)
+FILE = re.compile(r"[\w.+-]+\.(pt|tar|tsv|txt|jsonl|toml)")
+FLAG = re.compile(r"--?[a-z][a-z-]*")
+SIZES = re.compile(r"(cpu|cuda)\d*(-[bprt]\d+)+(-eos)?")  # a trial's id before its place
+NODE = re.compile(r"#\d+$")  # of several on one host
+PLACE_OF_DEVICE = re.compile(r"(cpu|cuda)\d*")
+SPOKEN = {
+    "python", "-m", "ray_jobs", "latency-matrix", "matrix", "trace", "small", "tutorial", "chitchat", "none",
+    "off", "online", "offline", "auto", "local", *DEVICES, *CHOICES, *ISOLATIONS, *VARIANTS,
+}  # fmt: skip
+
+
+def sentence(text: str) -> str:
+    """The beginning of a text that holds only words of ours and numbers."""
+    kept: list[str] = []
+    for word in text.split():
+        plain = word.strip("(),.:;").lower()
+        if plain and plain not in WORDS and not NUMBER.fullmatch(plain):
+            break
+        kept.append(word)
+    return " ".join(kept).rstrip(" (,:;")
+
+
+@dataclass(frozen=True)
+class Names:
+    """The new name of every host, station and trial: ``host-1``, ``host-1#2:cpu``, ``cpu-b1-p8-r10-t1@host-1#2``."""
+
+    hosts: dict[str, str] = field(default_factory=dict)
+    stations: dict[str, str] = field(default_factory=dict)
+    trials: dict[str, str] = field(default_factory=dict)
+
+    def add(self, host: str | None, station: str | None, trial: str | None) -> None:
+        """Names what of these is there."""
+        place, _, device = (station or "").rpartition(":")
+        left, _, right = (trial or "").partition("@")
+        new = "none" if right == "none" else self._place(host, place or right)
+        if station:
+            self.stations[station] = f"{new}:{device}" if PLACE_OF_DEVICE.fullmatch(device) else new
+        if trial:
+            self.trials[trial] = f"{left if SIZES.fullmatch(left) else f'trial-{len(self.trials) + 1}'}@{new}"
+
+    def _place(self, host: str | None, place: str) -> str:
+        number = NODE.search(place)
+        name = host or place.removesuffix(number[0] if number else "")
+        return self.hosts.setdefault(name, f"host-{len(self.hosts) + 1}") + (number[0] if number else "")
+
+
+def names_of(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], trials: Iterable[str]) -> Names:
+    """The names of a run, from wherever it tells them."""
+    names = Names()
+    for row in rows:
+        names.add(row["host"], row["station"], row["trial_id"])
+    for trial, record in (run.get("trials") or {}).items():
+        names.add(record.get("host"), record.get("station"), trial)
+    for station, facts in ((run.get("environment") or {}).get("stations") or {}).items():
+        names.add(facts.get("host"), station, None)
+    for trial in trials:
+        if trial not in names.trials:
+            names.add(None, None, trial)
+    return names
+
+
+@dataclass(frozen=True)
+class Anonymous:
+    """Cleans the plain values of one run."""
+
+    names: Names = field(default_factory=Names)
+    own: frozenset[str] = frozenset()  # code of the user's own that was measured: package.module:NAME
+    private: frozenset[str] = frozenset()  # words that no kept text may hold
+
+    def value(self, value: Any, key: str = "") -> Any:
+        """A value as it may be seen; None for a text without a rule."""
+        if isinstance(value, Mapping):
+            pairs = ((self._key(name, key), inner) for name, inner in value.items())
+            return {name: self.value(inner, self._rule(name, key)) for name, inner in pairs if name is not None}
+        if isinstance(value, (list, tuple)):
+            return [one for one in (self.value(inner, key) for inner in value) if one is not None or key != "warnings"]
+        return self._text(value, key) if isinstance(value, str) else value
+
+    def _key(self, name: str, within: str) -> str | None:
+        for place, names in (("trials", self.names.trials), ("stations", self.names.stations)):
+            if within == place:
+                return names.get(name)
+        if name in KEYS or name in VARIANTS or name in self.own:
+            return name
+        return name if within == "packages" and re.fullmatch(r"[a-z][a-z0-9-]*", name) else None
+
+    @staticmethod
+    def _rule(name: str, within: str) -> str:
+        """The key whose rule a value follows: of packages, hashes and lost figures that of the mapping."""
+        return within if within in ("packages", "identity", "not_known") else name
+
+    def _text(self, text: str, key: str) -> str | None:
+        given = {"trial_id": self.names.trials, "station": self.names.stations, "host": self.names.hosts}
+        if key in given:
+            return given[key].get(text)
+        if key in SETS:
+            return text if text in tuple(SETS[key]) else None
+        if form := FORMS.get(key):
+            return text if form.fullmatch(text) else None
+        if key in NAMES:
+            return text if text in VARIANTS or text in self.own else None
+        if key in SENTENCES:
+            return sentence(text) or (CUT if key != "warnings" else None)
+        ways: dict[str, Callable[[str], str]] = {"model": self._source, "corpus": self._source, "command": self._word}
+        ways |= {"dtype": self._word, "cores": sentence} | dict.fromkeys(HARDWARE, self._hardware)
+        return ways[key](text) if key in ways else None
+
+    def _source(self, text: str) -> str:
+        """A model or a corpus: a name of ours, code of the user's by its name, or the last part of a path."""
+        if text in SPOKEN or text in self.own:
+            return text
+        last = text.rstrip("/").rpartition("/")[2]
+        return last if FILE.fullmatch(last) and not self._tells(last) else "file"
+
+    def _word(self, word: str) -> str:
+        """A word of a command line."""
+        flag, equals, value = word.partition("=")
+        if FLAG.fullmatch(flag):
+            return f"{flag}={self._word(value)}" if equals else flag
+        parts = word.split(",")
+        if all(part in SPOKEN or part in self.own or NUMBERS.fullmatch(part) for part in parts):
+            return word
+        return GONE if self._source(word) == "file" else self._source(word)
+
+    def _hardware(self, text: str) -> str:
+        """The name of a processor or a GPU."""
+        return " ".join(word for word in text.split() if word == "@" or self._harmless(word.strip("(),;")))
+
+    def _harmless(self, word: str) -> bool:
+        return not (ADDRESS.fullmatch(word) or self._tells(word))
+
+    def _tells(self, word: str) -> bool:
+        return any(name in word.lower() for name in self.private)
+
+
+def own_names(spec: Mapping[str, Any]) -> frozenset[str]:
+    """The variants and the model of a spec that are code of the user's own."""
+    named = [*map(str, spec.get("variants") or ()), str(spec.get("model"))]
+    return frozenset(name for name in named if OWN_NAME.fullmatch(name))
+
+
+def users_in(values: Iterable[Any]) -> frozenset[str]:
+    """The users that the texts of a run name, and whoever runs this."""
+    found: set[str] = set()
+    with suppress(KeyError, OSError):
+        found.add(getpass.getuser())
+
+    def look(text: str) -> str:
+        found.update(re.findall(r"(?:/(?:home|Users)/|\buser )([\w.-]+)", text))
+        return text
+
+    for value in values:
+        each_text(value, look)
+    return frozenset(name.lower() for name in found if len(name) > 2)
