@@ -39,7 +39,8 @@ from ray_jobs.driver import run
 from ray_jobs.driver.trials import place
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.result import LaunchResult, Memory
-from ray_jobs.process.trial import Alive, Committed
+from ray_jobs.process.trial import Committed
+from ray_jobs.process.untimed import Alive
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.results.samples import to_table
 from ray_jobs.results.store import RunDirectory

@@ -10,7 +10,7 @@ from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, CONTROL, Reply, Workload, torchscript
 from ray_jobs.measure import busy
 from ray_jobs.measure import launch as measure
-from ray_jobs.measure.result import Launch
+from ray_jobs.measure.result import Launch, VariantFacts
 from ray_jobs.measure.trial import Preset
 from ray_jobs.process.server import Loss, LossKind
 from ray_jobs.process.trial import Crashes
@@ -70,9 +70,9 @@ def test_a_launch_says_which_variant_it_is_busy_with(when: str, monkeypatch: pyt
 
 
 def test_a_variant_that_is_left_out_has_failed_and_the_others_are_measured() -> None:
-    left_out = {"torchscript": "ended its process: it was killed by SIGSEGV in torchscript"}
+    left_out = {"torchscript": VariantFacts(failed="ended its process: it was killed by SIGSEGV in torchscript")}
     result = measure.measure(WORKLOAD, ALL, Preset("tiny"), prompts(200), SHORT, left_out=left_out)
-    assert result.facts["torchscript"].failed == left_out["torchscript"]
+    assert result.facts["torchscript"] == left_out["torchscript"]
     assert [result.facts[name].failed for name in (BASELINE, CONTROL)] == [None, None]
     assert result.log_speedups().keys() == {CONTROL}
 
@@ -82,7 +82,8 @@ def test_a_variant_that_crashes_a_launch_twice_is_left_out_of_the_next() -> None
     crashes.add(SHORT, CRASH)
     assert crashes.left_out == {}, "once may be chance"
     crashes.add(SHORT, CRASH)
-    assert crashes.left_out == {"torchscript": "ended its process: it was killed by SIGSEGV in torchscript"}
+    why = "ended its process: it was killed by SIGSEGV in torchscript"
+    assert crashes.left_out == {"torchscript": VariantFacts(failed=why)}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from chatbot.config import PRESETS, Config
 from chatbot.variants import Workload
-from ray_jobs.driver.plan import Estimate, estimate, reply_seconds
+from ray_jobs.driver.plan import Duration, estimate, reply_seconds
 from ray_jobs.spec import Spec, read_spec
 
 CONFIG = PRESETS["small"]
@@ -44,7 +44,7 @@ def keep_run(
     return path
 
 
-def time(root: Path | str, spec: Spec = SPEC, **workload: Any) -> Estimate:
+def time(root: Path | str, spec: Spec = SPEC, **workload: Any) -> Duration:
     return estimate(spec, replace(WORKLOAD, **workload), CONFIG, str(root))
 
 
@@ -53,26 +53,26 @@ def time(root: Path | str, spec: Spec = SPEC, **workload: Any) -> Estimate:
 
 def test_a_like_run_tells_how_long_it_took(tmp_path: Path) -> None:
     keep_run(tmp_path, "yesterday", [41.0])
-    assert time(tmp_path) == Estimate(41.0, 41.0, "run yesterday")
+    assert time(tmp_path) == Duration(41.0, 41.0, "run yesterday")
 
 
 def test_the_latest_like_run_counts_whatever_it_is_called(tmp_path: Path) -> None:
     keep_run(tmp_path, "c-first", [10.0], age_s=300)
     keep_run(tmp_path, "a-last", [30.0], age_s=100)
     keep_run(tmp_path, "b-second", [20.0], age_s=200)
-    assert time(tmp_path) == Estimate(30.0, 30.0, "run a-last")
+    assert time(tmp_path) == Duration(30.0, 30.0, "run a-last")
 
 
 def test_several_stations_of_a_run_are_averaged(tmp_path: Path) -> None:
     keep_run(tmp_path, "two-nodes", [30.0, 50.0, None])
-    assert time(tmp_path) == Estimate(40.0, 40.0, "run two-nodes")
+    assert time(tmp_path) == Duration(40.0, 40.0, "run two-nodes")
 
 
 @pytest.mark.parametrize("other", [{"batch": 2}, {"threads": 2}, {"model": "tutorial"}, {"reply_tokens": 11}])
 def test_a_run_of_another_workload_says_nothing(other: dict[str, Any], tmp_path: Path) -> None:
     keep_run(tmp_path, "other", [41.0], **other)
     assert time(tmp_path).source == FROM_BYTES
-    assert time(tmp_path, **other) == Estimate(41.0, 41.0, "run other")
+    assert time(tmp_path, **other) == Duration(41.0, 41.0, "run other")
 
 
 @pytest.mark.parametrize("other", [{"variants": "eager"}, {"precision": 0.02}, {"budget": 60.0}])
@@ -90,7 +90,7 @@ def test_an_unlike_or_unfinished_later_run_does_not_hide_a_like_one(tmp_path: Pa
     keep_run(tmp_path, "like", [41.0], age_s=300)
     keep_run(tmp_path, "unlike", [9.0], age_s=200, batch=64)
     keep_run(tmp_path, "unfinished", [None], age_s=100)
-    assert time(tmp_path) == Estimate(41.0, 41.0, "run like")
+    assert time(tmp_path) == Duration(41.0, 41.0, "run like")
 
 
 def test_a_trial_that_failed_early_does_not_tell_how_long_one_takes(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.measure.trial import Inputs, Preset, Trial
 from ray_jobs.process import lease
-from ray_jobs.process.trial import Alive, Committed, Failure, launches
+from ray_jobs.process.trial import Committed, Failure, launches
+from ray_jobs.process.untimed import Alive
 from ray_jobs.report.compact import compact
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.results.samples import to_table
@@ -420,6 +421,18 @@ def test_a_table_of_something_else_is_refused_by_its_name(copied: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), sample(copied, FIRST, 3))
     said = refusal(lambda: resume(copied, Cluster()))
     assert said == f"{copied} can't be resumed: samples/{sample(copied, FIRST, 3).name} is of another run"
+
+
+def test_launches_of_different_programs_are_refused_by_the_variants_name(copied: Path) -> None:
+    """Whatever the reason: all else that is known of the two is the same."""
+    for index, program in ((2, "an older one"), (3, "a newer one")):
+        path = sample(copied, FIRST, index)
+        table = pq.read_table(path)
+        launch = json.loads(table.schema.metadata[b"launch"])
+        launch["facts"]["eager"]["program"] = program
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"launch": json.dumps(launch)}), path)
+    said = refusal(lambda: resume(copied, Cluster()))
+    assert said == f"{copied} can't be resumed: launches of {FIRST} ran different programs as eager; start a new run"
 
 
 def test_a_compacted_run_is_refused_in_one_line(whole: Path, tmp_path: Path) -> None:

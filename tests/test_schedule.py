@@ -26,7 +26,8 @@ from ray_jobs.cluster.schedule import ATTEMPTS, PENDING_S, POLL_S, SILENCE_S, Cl
 from ray_jobs.measure.result import Launch, Limits, Memory
 from ray_jobs.measure.roofline import Speeds
 from ray_jobs.process.server import GRACE_S
-from ray_jobs.process.trial import Alive, Committed, Failure, Waiting
+from ray_jobs.process.trial import Committed, Failure, Waiting
+from ray_jobs.process.untimed import Alive
 
 LAUNCH_TIMEOUT_S = 60.0
 PATIENCE_S = LAUNCH_TIMEOUT_S + GRACE_S + SILENCE_S

@@ -18,7 +18,7 @@ from scipy import special
 
 from chatbot.variants import BASELINE
 from ray_jobs.measure import orders
-from ray_jobs.measure.result import Launch, LaunchResult
+from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.rounds import Log
 from ray_jobs.measure.trial import Trial
 from ray_jobs.process.server import TrialError
@@ -431,6 +431,24 @@ def test_the_time_of_earlier_attempts_is_taken_from_the_budget_and_stands_in_eac
     known = tuple(Committed(i, 7, 5, {"variant-1": (-1.0) ** i}, 10.0 * (i + 1)) for i in range(10))
     ran = Attempt([10], 1.0, now=5000.0).go(trial(2, budget_s=160), known)
     assert [one.elapsed_s for one in ran] == [110.0, 120.0, 130.0, 140.0, 150.0, 160.0]
+
+
+def test_a_variant_that_becomes_another_program_is_invalid_from_there_on_whatever_the_reason() -> None:
+    """Within an attempt, and against the launches of earlier ones; a launch that is not valid sets no example."""
+    earlier = [Committed(0, 7, 5, {"variant-1": 0.1}, 1.0, {"eager": "e", "variant-1": "old"})]
+    programs = {1: "old", 2: "new"}
+
+    def run(launch: Launch) -> LaunchResult:
+        facts = {
+            "eager": VariantFacts(program="e"),
+            "variant-1": VariantFacts(program=programs.get(launch.index, "old")),
+        }
+        return replace(told(launch, [0.1]), facts=facts)
+
+    found = [one for one in launches(trial(2), run, lambda: 0.0, earlier) if isinstance(one, LaunchResult)]
+    invalid = {one.launch.index: {name for name, facts in one.facts.items() if facts.invalid} for one in found}
+    assert invalid == {index: {"variant-1"} if index == 2 else set() for index in range(1, 10)}
+    assert found[1].facts["variant-1"].invalid == "it was another program than in earlier launches of its trial"
 
 
 def test_a_launch_tells_how_long_its_trial_had_run_when_it_came_home() -> None:

@@ -21,7 +21,8 @@ from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure.result import Launch, Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.measure.trial import Place
-from ray_jobs.process.trial import Alive, Committed, Failure, Waiting
+from ray_jobs.process.trial import Committed, Failure, Waiting
+from ray_jobs.process.untimed import Alive, Part
 from ray_jobs.report import terminal
 from ray_jobs.report.terminal import PLAIN_EVERY_S, Reporter, print_matrix, time_left
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval
@@ -109,6 +110,17 @@ def test_what_nobody_waits_for_is_no_line(event: Event, plain: Reporter, capsys:
         plain.show(event, committed(3))
     assert lines(capsys) == []
     assert plain._lines == {}
+
+
+def test_the_untimed_part_that_runs_is_shown_but_not_each_variants_memory(plain: Reporter, capsys: Lines) -> None:
+    with plain:
+        for part, variant in ((Part.COMPILING, "native"), (Part.COMPILING, "compile"), (Part.MEMORY, "eager")):
+            plain.show(Event("a", Alive(part, variant)), committed(0))
+        assert plain._lines == {"a": "memory and replies: eager"}
+        plain.show(Event("a", Alive(Part.MEMORY, "torchscript")), committed(0))
+        plain.show(Event("a", Alive(Part.LIMITS)), committed(0))
+    told = ["compiling: native", "compiling: compile", "memory and replies: eager", "hardware limits"]
+    assert lines(capsys) == [f"a: {line}" for line in told]
 
 
 def test_launches_are_told_with_their_intervals_and_the_time_left(plain: Reporter, capsys: Lines) -> None:

@@ -18,7 +18,8 @@ from ray_jobs.measure.result import Memory
 from ray_jobs.process.profile.phases import ENCODE, REPLY, STEP, named, networks
 from ray_jobs.process.profile.profiler import Operator, Traced
 from ray_jobs.process.profile.shares import Shares, kind_of, merged, overlap, shares_of
-from ray_jobs.process.trial import Alive, Committed, Waiting
+from ray_jobs.process.trial import Committed, Waiting
+from ray_jobs.process.untimed import Alive
 from ray_jobs.trace.operators import BETWEEN, disturbed, side_by_side, variant_rows
 from ray_jobs.trace.timeline import timeline
 

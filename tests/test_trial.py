@@ -29,12 +29,12 @@ from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, Trial
 from ray_jobs.process.trial import (
     ATTEMPTS,
     WHOLE,
-    Alive,
     Committed,
     Failure,
     Outcome,
     run_trial,
 )
+from ray_jobs.process.untimed import Alive
 
 pytestmark = pytest.mark.alone
 
@@ -52,7 +52,7 @@ def prompts(count: int = 1000) -> NDArray[np.int64]:
 
 def request(model: ModelSource = TINY, timeout_s: float = 60.0, index: int = 0) -> Request:
     asked = Launch(index, seed=1, rounds=3, calls=2)
-    return Request(partial(launch._launch, TRIAL, inputs(model), WHOLE, asked, CORES), CORES, 1, timeout_s)
+    return Request(partial(launch._launch, TRIAL, inputs(model), WHOLE, asked, CORES, {}), CORES, 1, timeout_s)
 
 
 def inputs(model: ModelSource = TINY) -> Inputs:
@@ -228,7 +228,7 @@ def test_a_request_leaves_out_what_its_server_was_given(server: LaunchServer) ->
     """Prompts and weights go to the server once; a launch that mentions them finds them as they were."""
     asked = Launch(0, seed=1, rounds=3, calls=2)
     given = inputs()
-    mentions = Request(partial(launch._launch, TRIAL, given, WHOLE, asked, CORES), CORES, 1, 60.0)
+    mentions = Request(partial(launch._launch, TRIAL, given, WHOLE, asked, CORES, {}), CORES, 1, 60.0)
     assert len(dumps(mentions, given)) < 2000 < given.pool(WORKLOAD).nbytes < len(dumps(mentions, None))
     with LaunchServer(WORKLOAD, given=given) as knowing:
         found, told = knowing.run(mentions), server.run(mentions)

@@ -8,7 +8,8 @@ import pyarrow as pa
 from ray_jobs.measure.result import Limits, Memory
 from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.process.profile.profiler import Traced
-from ray_jobs.process.trial import Alive, Committed, Failure, Waiting
+from ray_jobs.process.trial import Committed, Failure, Waiting
+from ray_jobs.process.untimed import Alive
 
 
 @dataclass(frozen=True)

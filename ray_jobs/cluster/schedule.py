@@ -18,7 +18,8 @@ from ray_jobs.cluster.events import (
     WorkerLost,
 )
 from ray_jobs.process.server import GRACE_S
-from ray_jobs.process.trial import Alive, Committed, Waiting
+from ray_jobs.process.trial import Committed, Waiting
+from ray_jobs.process.untimed import Alive
 
 ATTEMPTS = 3  # of a trial whose worker is lost, all on the same station
 SILENCE_S = 60.0  # beyond a launch's own deadline, after which a trial that says nothing is ended

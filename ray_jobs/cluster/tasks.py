@@ -25,6 +25,7 @@ from ray_jobs.process import trial as launch
 from ray_jobs.process.cores import topology
 from ray_jobs.process.profile.launches import run_traces
 from ray_jobs.process.server import TrialError
+from ray_jobs.process.untimed import Alive
 from ray_jobs.results import samples
 
 FETCH_TIMEOUT_S = 30.0  # for what a ready task yielded: its node may be out of reach by then
@@ -136,7 +137,7 @@ def _measure(
     traces: bool,
 ) -> Iterator[Outcome]:
     """The task: ``Alive`` as it begins, launches with what the stopping rule needs of them, all else as it is."""
-    yield launch.Alive()
+    yield Alive()
     with ExitStack() as stack:
         stack.enter_context(_told(lease.describe(trial.run_id, trial.id)))
         share = _share(node_gpus)

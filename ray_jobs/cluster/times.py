@@ -9,7 +9,8 @@ from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Outcome
 from ray_jobs.measure.result import Memory
 from ray_jobs.process.profile.profiler import Traced
-from ray_jobs.process.trial import Alive, Failure, Waiting
+from ray_jobs.process.trial import Failure, Waiting
+from ray_jobs.process.untimed import Alive
 
 STARTED, WAITING, BEGUN, LAUNCH_BEGAN, LAUNCH = "started", "waiting", "begun", "launch began", "launch"
 LOST, MEMORY, TRACE, WORKER_LOST, ENDED = "launch lost", "memory", "trace", "worker lost", "ended"

@@ -13,6 +13,7 @@ from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.roofline import PRECISIONS, moved_bytes, phases_of
 from ray_jobs.measure.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS
+from ray_jobs.measure.trial import compiling_s, untimed_s
 from ray_jobs.report.text import counted
 from ray_jobs.results import schema
 from ray_jobs.spec import Spec
@@ -25,12 +26,22 @@ START_S = 7.0  # of a trial: a worker and a fork server that import torch, and t
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Seconds that a trial takes at least, and at most (the budget ends it), and where that is from."""
+class Duration:
+    """Seconds that a trial takes, compiling aside: at least, at most (the budget ends it), and where that is from."""
 
     least_s: float
     most_s: float
     source: str
+    untimed_s: float | None = None  # of it before and after the launches; None: not known
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        span = f"{self.least_s:.0f} s" if self.least_s == self.most_s else f"{self.least_s:.0f} to {self.most_s:.0f} s"
+        parts = (
+            "" if self.untimed_s is None else f", {self.untimed_s:.0f} s of it for starting, memory, replies and limits"
+        )
+        return f"{span} a station{parts} ({self.source})"
 
 
 def plan_lines(spec: Spec, root: str) -> Iterator[str]:
@@ -52,18 +63,20 @@ def plan_lines(spec: Spec, root: str) -> Iterator[str]:
     for workload in spec.plan():
         time = estimate(spec, workload, config, root)
         low, high = low + time.least_s, high + time.most_s
-        span = f"{time.least_s:.0f} s" if time.least_s == time.most_s else f"{time.least_s:.0f} to {time.most_s:.0f} s"
         sizes = f"batch {workload.batch}, prompt {workload.prompt_tokens}, reply {workload.reply_tokens}"
-        yield f"{workload.device}, {sizes}, threads {workload.threads}: {span} a station ({time.source})"
+        yield f"{workload.device}, {sizes}, threads {workload.threads}: {time.text}"
+    if compiling := [name for name in spec.variants if _entry(name).cached]:
+        names = ", ".join(compiling)
+        yield f"up to {compiling_s(spec.budget):.0f} s more a trial to compile {names}, unless kept from before"
     yield f"{trials}: {low:.0f} to {high:.0f} s; nothing was run"
 
 
-def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Estimate:
+def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Duration:
     """The time of one trial of a spec."""
     known = _latest(spec, workload, root)
     if known is not None:
         seconds, run_id = known
-        return Estimate(seconds, seconds, f"run {run_id}")
+        return Duration(seconds, seconds, f"run {run_id}")
     reply_s = reply_seconds(config, workload)
     present = [variant for variant in map(_entry, spec.variants) if workload.device in variant.devices]
     variants = len(present)
@@ -75,9 +88,9 @@ def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Estim
     launch_s = LAUNCH_S + prepare_s + variants * WARMUP_CALLS * reply_s + max(variants, rounds) * round_s
     approximate = sum(not variant.exact for variant in present)
     asked = LEAST_COMPARED / workload.batch * (1 + approximate) if approximate else 0
-    alone_s = START_S + prepare_s + asked * reply_s
+    alone_s = START_S + min(prepare_s + asked * reply_s, untimed_s(spec.budget))
     least = alone_s + launches * launch_s
-    return Estimate(least, max(least, spec.budget + alone_s), "estimated from the bytes read")
+    return Duration(least, max(least, spec.budget + alone_s), "estimated from the bytes read", alone_s)
 
 
 def _entry(name: str) -> Variant:

@@ -18,7 +18,7 @@ from ray_jobs.measure.replies import Comparison
 from ray_jobs.measure.result import Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.measure.trial import Place
-from ray_jobs.process.trial import Committed
+from ray_jobs.process.trial import Committed, changed_programs
 from ray_jobs.results import schema
 from ray_jobs.results.run import read_record
 from ray_jobs.results.samples import to_result
@@ -87,6 +87,11 @@ class Earlier:
         states = dict(trials)
         for name, record in records.items():
             known = committed.get(name, [])
+            if changed := changed_programs(one.programs for one in known):
+                raise UsageError(
+                    f"{self.directory.shown} can't be resumed: launches of {name} ran different programs as "
+                    f"{' and '.join(changed)}; start a new run"
+                )
             state = states.get(name) or self._absent(name, record)
             states[name] = self._restored(state, record, known, store)
         return states

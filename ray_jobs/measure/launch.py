@@ -3,10 +3,11 @@
 Needs PyTorch and NumPy only.
 """
 
+import math
 import os
 import platform
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -46,7 +47,7 @@ def measure(
     pool: NDArray[np.int64],
     launch: Launch,
     share: tuple[int, ...] | None = None,
-    left_out: Mapping[str, str] = MappingProxyType({}),
+    left_out: Mapping[str, VariantFacts] = MappingProxyType({}),
 ) -> LaunchResult:
     """Runs one launch in this process, all of it in inference mode.
 
@@ -59,14 +60,14 @@ def measure(
         pool: (N, T) distinct prompts; a launch draws its own from them. A model from a factory needs none.
         launch: number, orders and sizes of this launch.
         share: the station's cores, where others of the machine belong to other trials.
-        left_out: variants that are not tried, and why: they have ended whole launches.
+        left_out: variants that are not run, and why.
     """
     gpu.require_float32()
     busy.enter(variants)
     rng = launch.rng()
     own = pool[rng.permutation(len(pool))]
     built = [variants[i] for i in orders.building_order(len(variants), launch.index, launch.seed)]
-    facts: Facts = {name: VariantFacts(failed=reason) for name, reason in left_out.items()}
+    facts: Facts = dict(left_out)
     log = Log()
     card = gpu.own_device() if workload.device == "cuda" else None
     sentinels = [_sentinels(workload)]
@@ -131,13 +132,18 @@ class Alone:
 
 @torch.inference_mode()
 def measure_alone(
-    workload: Workload, variant: str, model: ModelSource, pool: NDArray[np.int64], compared: int = 0
+    workload: Workload,
+    variant: str,
+    model: ModelSource,
+    pool: NDArray[np.int64],
+    compared: int = 0,
+    compare_s: float = math.inf,
 ) -> Alone:
     """Measures the peak memory in MB of preparing and calling one variant in this process; then collects its replies.
 
     On the CPU it is the resident set, including Python and PyTorch; on CUDA what the allocator held while it answered
     (the context and the libraries, 300 to 500 MB, are not in it; what preparing took and gave back isn't either).
-    ``compared`` is the number of prompts to answer, in whole batches, as far as the pool goes.
+    ``compared`` is the number of prompts to answer, in whole batches, as far as the pool and ``compare_s`` seconds go.
     """
     gpu.require_float32()
     busy.enter([variant])
@@ -154,8 +160,23 @@ def measure_alone(
         status = Path("/proc/self/status").read_text()
         peak_mb = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     batches = Prompts(pool, workload).first(compared) if compared else []
-    tokens = [reply(batch, subject.questions.lengths).clone().cpu().numpy() for batch in batches]
+    tokens = list(_answers(reply, batches, subject.questions.lengths, compare_s))
     return Alone(peak_mb, np.concatenate(tokens) if tokens else None)
+
+
+def _answers(
+    reply: Reply,
+    batches: Iterable[Tensor],
+    lengths: Tensor,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[NDArray[np.int64]]:
+    """(batch, S) replies to one batch after the other, until the time is over."""
+    end = clock() + seconds
+    for batch in batches:
+        yield reply(batch, lengths).clone().cpu().numpy()
+        if clock() >= end:
+            return
 
 
 def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, facts: Facts) -> dict[str, Reply]:

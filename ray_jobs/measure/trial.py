@@ -16,6 +16,18 @@ from chatbot.variants import Workload
 from ray_jobs.measure import custom_model
 from ray_jobs.measure.custom_model import OwnModel
 
+LEAST_UNTIMED_S = 60.0  # however small the budget is
+
+
+def compiling_s(budget_s: float) -> float:
+    """Seconds that variants may take to compile before the first launch: the budget again. Later runs find it done."""
+    return max(LEAST_UNTIMED_S, budget_s)
+
+
+def untimed_s(budget_s: float) -> float:
+    """Seconds for all that follows the launches, memory, comparing and limits: half the budget."""
+    return max(LEAST_UNTIMED_S, budget_s / 2)
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -1,33 +1,31 @@
 """Launches of a trial until precision or budget, each a fresh pinned process."""
 
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
-from chatbot.variants import BASELINE, variant_named
+from chatbot.variants import BASELINE
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
 from ray_jobs.measure.gpu import pci_address
-from ray_jobs.measure.launch import Alone
-from ray_jobs.measure.replies import LEAST_COMPARED, compare
-from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory
-from ray_jobs.measure.roofline import limits_of
-from ray_jobs.measure.speeds import measure_speeds
-from ray_jobs.measure.trial import Factory, Inputs, Trial
-from ray_jobs.process import lease
+from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, VariantFacts
+from ray_jobs.measure.trial import Inputs, Trial
+from ray_jobs.process import lease, untimed
 from ray_jobs.process.cores import Choice, choose, near, topology
 from ray_jobs.process.lease import Lease
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
+from ray_jobs.process.untimed import Alive
 from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
 
 ATTEMPTS = 3  # of one launch
-BUILDS = 8  # launch timeouts that a variant may take to compile what later launches find
+OTHER_PROGRAM = "it was another program than in earlier launches of its trial"
 TELL_EVERY_S = 10.0  # that somebody else still holds the station
 
 
@@ -40,11 +38,13 @@ class Committed:
     calls: int
     log_speedups: Mapping[str, float]
     elapsed_s: float
+    programs: Mapping[str, str] = field(default_factory=dict)  # identity of what each valid variant ran
 
     @classmethod
     def of(cls, launch: LaunchResult) -> "Committed":
         """A launch's; ``elapsed_s`` is 0 in runs from before it was kept."""
-        return cls(launch.launch.index, launch.rounds, launch.calls, launch.log_speedups(), launch.elapsed_s or 0.0)
+        index, elapsed_s, programs = launch.launch.index, launch.elapsed_s or 0.0, _programs(launch)
+        return cls(index, launch.rounds, launch.calls, launch.log_speedups(), elapsed_s, programs)
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,11 @@ class Waiting:
     holder: str
 
 
-@dataclass(frozen=True)
-class Alive:
-    """Something untimed is done, and the trial goes on: nobody should think that it hangs."""
-
-
 class Crashes:
     """Variants that end the process they run in: each costs itself, not the trial."""
 
-    def __init__(self) -> None:
-        self.left_out: dict[str, str] = {}  # and why
+    def __init__(self, left_out: Mapping[str, VariantFacts] = MappingProxyType({})) -> None:
+        self.left_out = dict(left_out)  # of later launches, and why
         self._seen: set[tuple[int, str]] = set()  # (launch, variant) of a crash
 
     def add(self, launch: Launch, loss: Loss) -> None:
@@ -91,17 +86,19 @@ class Crashes:
             return
         assert loss.variant is not None
         if (launch.index, loss.variant) in self._seen:
-            self.leave_out(loss.variant, loss)
+            self.left_out[loss.variant] = untimed.ended(loss)
         self._seen.add((launch.index, loss.variant))
-
-    def leave_out(self, variant: str, loss: Loss) -> None:
-        """Leaves a variant out of later launches; the baseline can't be."""
-        if variant != BASELINE:
-            self.left_out[variant] = f"ended its process: {loss.reason}"
 
 
 Outcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive
-Ask = Callable[[Callable[[], Any]], Any]  # a value from a fresh pinned process, or a ``Loss``
+
+
+class Ask(Protocol):
+    """Asks for a value from a fresh pinned process, which has a launch's time at most; a ``Loss`` where it is lost."""
+
+    def __call__(self, work: Callable[[], Any], timeout_s: float = math.inf) -> Any: ...
+
+
 T = TypeVar("T")
 
 
@@ -123,10 +120,10 @@ def run_trial(
     """
 
     def work(ask: Ask, chosen: Choice) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
-        def alone(name: str) -> Any:
-            return ask(partial(_alone, trial, inputs, name))
+        def alone(name: str, timeout_s: float, compare_s: float) -> Any:
+            return ask(partial(untimed.run_alone, trial, inputs, name, compare_s), timeout_s)
 
-        crashes = Crashes()
+        crashes = Crashes((yield from untimed.compiled(trial, alone, clock)))
 
         def run(launch: Launch) -> LaunchResult | Failure:
             work = partial(_launch, trial, inputs, share, launch, chosen.cpus, dict(crashes.left_out))
@@ -137,13 +134,13 @@ def run_trial(
             where = {"chosen": chosen.text, "doubts": list(chosen.warnings)}
             return replace(outcome, machine={**outcome.machine, **where})
 
-        yield from _build(trial, alone, crashes)
         yield from launches(trial, run, clock, committed)
+        allowance = untimed.allowance_of(trial, clock)
         if trial.memory:
-            yield from _memory(trial, alone)
+            names = [name for name in trial.variants if name not in crashes.left_out]
+            yield from untimed.memory(trial, names, alone, allowance)
         if trial.memory and not trial.workload.own_model:  # the bytes and sums of another model are not known
-            limits = ask(partial(_limits, trial, inputs))
-            yield Limits(lost=limits.reason) if isinstance(limits, Loss) else limits
+            yield from untimed.limits(partial(ask, partial(untimed.run_limits, trial, inputs)), allowance)
 
     yield from on_station(trial, inputs, share, work)
 
@@ -165,10 +162,11 @@ def on_station(
         yield from _take(held, trial.wait_s)
         with LaunchServer(trial.workload, chosen.others, held.descriptors, given=inputs) as server:
 
-            def ask(work: Callable[[], Any]) -> Any:
+            def ask(work: Callable[[], Any], timeout_s: float = math.inf) -> Any:
                 if (holder := held.renew()) is not None:
                     raise TrialError(f"a lock was removed while this trial held it, and now {holder}")
-                return server.run(Request(work, chosen.cpus, trial.workload.threads, trial.launch_timeout_s))
+                timeout_s = min(timeout_s, trial.launch_timeout_s)
+                return server.run(Request(work, chosen.cpus, trial.workload.threads, timeout_s))
 
             if trial.workload.device == "cuda" and (fault := ask(_cuda_fault)) is not None:
                 raise TrialError(fault.reason if isinstance(fault, Loss) else fault)
@@ -222,11 +220,8 @@ def launches(
     earlier_launches = {earlier.index: earlier for earlier in committed}
     block = len(trial.variants)
     least = orders.up_to_multiple(LEAST_LAUNCHES, block)
-    # The least number of launches should fit in the budget; a tenth of it goes to starting and preparing.
-    launch = Launch(0, trial.seed, seconds=0.9 * trial.budget_s / least)
-    for earlier in committed[:1]:  # all launches of a trial are of one size
-        launch = replace(launch, rounds=earlier.rounds, calls=earlier.calls)
-    speedups: list[Mapping[str, float]] = []
+    launch = _first(trial, least, committed)
+    ran: list[Committed] = []
     while True:
         known = earlier_launches.get(launch.index)
         if known is None:
@@ -237,17 +232,46 @@ def launches(
                     raise TrialError(f"launch {launch.index} failed {ATTEMPTS} times, last: {outcome.reason}")
                 launch = replace(launch, attempt=launch.attempt + 1)
                 continue
-            outcome = replace(outcome, elapsed_s=clock() - start)
+            outcome = replace(_held_against(outcome, [*committed, *ran]), elapsed_s=clock() - start)
             known = Committed.of(outcome)
             yield outcome
-        speedups.append(known.log_speedups)
+        ran.append(known)
         done = launch.index + 1
         launch = replace(launch, index=done, attempt=1, rounds=known.rounds, calls=known.calls)
         if done < least or done % block:
             continue
         after_another_block = known.elapsed_s * (done + block) / done
+        speedups = [one.log_speedups for one in ran]
         if precise_enough(speedups, trial.precision) or after_another_block > trial.budget_s:
             return
+
+
+def _first(trial: Trial, least: int, committed: Sequence[Committed]) -> Launch:
+    """The least number of launches should fit in the budget; a tenth of it goes to starting and preparing."""
+    launch = Launch(0, trial.seed, seconds=0.9 * trial.budget_s / least)
+    for earlier in committed[:1]:  # all launches of a trial are of one size
+        launch = replace(launch, rounds=earlier.rounds, calls=earlier.calls)
+    return launch
+
+
+def changed_programs(launches: Iterable[Mapping[str, str]]) -> list[str]:
+    """The variants that were not the same program in all of a trial's launches, whatever the reason."""
+    found: dict[str, set[str]] = {}
+    for programs in launches:
+        for name, program in programs.items():
+            found.setdefault(name, set()).add(program)
+    return [name for name, different in found.items() if len(different) > 1]
+
+
+def _programs(launch: LaunchResult) -> dict[str, str]:
+    return {name: one.program for name, one in launch.facts.items() if one.program and not one.invalid}
+
+
+def _held_against(launch: LaunchResult, earlier: Sequence[Committed]) -> LaunchResult:
+    """The launch, where a variant is invalid that was another program in earlier ones."""
+    changed = changed_programs([*(one.programs for one in earlier), _programs(launch)])
+    invalid = {name: replace(launch.facts[name], invalid=OTHER_PROGRAM) for name in changed if name in launch.facts}
+    return replace(launch, facts={**launch.facts, **invalid}) if invalid else launch
 
 
 def _cuda_fault() -> str | None:
@@ -266,7 +290,7 @@ def _launch(
     share: Share,
     launch: Launch,
     cores: tuple[int, ...],
-    left_out: Mapping[str, str] = MappingProxyType({}),
+    left_out: Mapping[str, VariantFacts] = MappingProxyType({}),
 ) -> LaunchResult:
     pool = inputs.pool(trial.workload)
     result = measure.measure(trial.workload, trial.variants, inputs.model, pool, launch, share.cores, left_out)
@@ -274,47 +298,3 @@ def _launch(
     if tuple(machine["cores"]) != cores or machine["threads"] != trial.workload.threads:
         raise RuntimeError(f"it ended on cores {machine['cores']} with {machine['threads']} threads, not as pinned")
     return replace(result, machine={**machine, **result.machine})
-
-
-def _build(trial: Trial, alone: Callable[[str], Alone | Loss], crashes: Crashes) -> Iterator[Alive]:
-    """Lets variants that compile do so before the first launch, which would outlast its time."""
-    for name in trial.variants:
-        for _ in range(BUILDS if variant_named(name).cached else 0):
-            outcome = alone(name)
-            yield Alive()
-            if isinstance(outcome, Loss) and outcome.kind == LossKind.DIED:
-                crashes.leave_out(name, outcome)
-            if not isinstance(outcome, Loss) or outcome.kind != LossKind.LATE:
-                break
-
-
-def _memory(trial: Trial, alone: Callable[[str], Alone | Loss]) -> Iterator[Alive | Memory]:
-    """Each variant in a process of its own; ends with what was found out."""
-    told: dict[str, Alone] = {}
-    lost: dict[str, str] = {}
-    for name in trial.variants:
-        outcome = alone(name)
-        if isinstance(outcome, Loss):
-            lost[name] = outcome.reason
-        else:
-            told[name] = outcome
-        yield Alive()
-    compared = {}
-    if BASELINE in told and (expected := told[BASELINE].tokens) is not None:
-        for name, found in told.items():
-            if name != BASELINE and found.tokens is not None and found.tokens.shape == expected.shape:
-                compared[name] = compare(found.tokens, expected)
-    yield Memory({name: found.peak_mb for name, found in told.items()}, compared, lost)
-
-
-def _alone(trial: Trial, inputs: Inputs, variant: str) -> Alone:
-    own = trial.workload.own_model  # whose answers only its ``same`` can compare, as each launch does
-    approximate = [name for name in trial.variants if not (variant_named(name).exact or own)]
-    compared = LEAST_COMPARED if approximate and variant in (BASELINE, *approximate) else 0
-    return measure.measure_alone(trial.workload, variant, inputs.model, inputs.pool(trial.workload), compared)
-
-
-def _limits(trial: Trial, inputs: Inputs) -> Limits:
-    assert not isinstance(inputs.model, Factory)
-    speeds = measure_speeds(trial.workload.device)
-    return Limits(speeds, limits_of(inputs.model.load().config, trial.workload, trial.variants, speeds))

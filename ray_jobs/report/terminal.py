@@ -18,6 +18,7 @@ from ray_jobs.cluster.events import Event, Outcome
 from ray_jobs.matrix.hardware import CLASS, HardwareClass
 from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.process.trial import Committed, Failure, Waiting
+from ray_jobs.process.untimed import Alive, Part
 from ray_jobs.report import text
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval, Verdict, speedup
 
@@ -77,7 +78,7 @@ class Reporter:
     def show(self, event: Event, committed: Sequence[Committed]) -> None:
         """Takes in an event and shows where its trial stands."""
         now, trial, outcome = time.monotonic(), event.trial_id, event.outcome
-        if isinstance(outcome, events.LaunchDone):
+        if isinstance(outcome, events.LaunchDone) or (isinstance(outcome, Alive) and outcome.part is Part.MEMORY):
             if self._live is None and now - self._printed.get(trial, 0) < PLAIN_EVERY_S:
                 return
             self._printed[trial] = now
@@ -98,6 +99,8 @@ class Reporter:
                 return f"going on after {len(committed)} launches" if committed else "starting"
             case Waiting():
                 return f"waiting for its station: {outcome.holder}"
+            case Alive(part, variant) if part is not None:
+                return f"{part}: {variant}" if variant else str(part)
             case Failure():
                 return f"launch {outcome.launch.index} lost: {outcome.reason}"
             case events.WorkerLost():

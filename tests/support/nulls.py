@@ -20,9 +20,9 @@ from launches import made_launch
 
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.launch import Alone
-from ray_jobs.measure.result import Launch, LaunchResult, Memory
+from ray_jobs.measure.result import Launch, LaunchResult, Memory, VariantFacts
 from ray_jobs.measure.trial import Inputs, Preset, Trial
-from ray_jobs.process import lease
+from ray_jobs.process import lease, untimed
 from ray_jobs.process import trial as launching
 from ray_jobs.process.trial import WHOLE, Committed, Outcome, Share
 from ray_jobs.spec import Spec, read_spec
@@ -40,7 +40,7 @@ def null_launch(
     share: Share,
     launch: Launch,
     cores: tuple[int, ...],
-    left_out: Mapping[str, str] = MappingProxyType({}),
+    left_out: Mapping[str, VariantFacts] = MappingProxyType({}),
 ) -> LaunchResult:
     """Made-up times of the trial's variants, and where this process was when it made them."""
     if launch.index == 0:
@@ -70,13 +70,13 @@ def _meet(name: str, count: int) -> None:
 def install() -> None:
     """In each of Ray's workers: launches are null from now on, or trials where ``LAUNCHES`` is set."""
     launching._launch = null_launch
-    launching._alone = _no_memory
+    untimed.run_alone = _no_memory
     launching._cuda_fault = _no_fault
     if LAUNCHES in os.environ:
         launching.run_trial = null_trial
 
 
-def _no_memory(trial: Trial, inputs: Inputs, variant: str) -> Alone:
+def _no_memory(trial: Trial, inputs: Inputs, variant: str, compare_s: float) -> Alone:
     return Alone(1.0)
 
 
@@ -93,7 +93,7 @@ def null_trial(
 ) -> Iterator[Outcome]:
     """Launches without a process of their own, all at once."""
     for index in range(int(os.environ[LAUNCHES])):
-        yield replace(null_launch(trial, inputs, share, Launch(index, trial.seed), ()), elapsed_s=1.0)
+        yield replace(null_launch(trial, inputs, share, Launch(index, trial.seed), (), {}), elapsed_s=1.0)
     yield Memory()
 
 

@@ -1,0 +1,164 @@
+"""What a trial does outside of its launches, each part in a process of its own: compiling, memory, comparing, limits.
+
+The budget bounds it too: ``compiling_s`` and ``untimed_s``. What does not fit is left out, with the reason.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from chatbot.variants import BASELINE, variant_named
+from ray_jobs.measure.launch import Alone, measure_alone
+from ray_jobs.measure.replies import LEAST_COMPARED, Comparison, compare
+from ray_jobs.measure.result import Limits, Memory, VariantFacts
+from ray_jobs.measure.roofline import limits_of
+from ray_jobs.measure.speeds import measure_speeds
+from ray_jobs.measure.trial import Factory, Inputs, Trial, compiling_s, untimed_s
+from ray_jobs.process.server import Loss, LossKind
+
+BUILDS = 8  # processes that a variant may take to compile, where each finds what the one before left
+LIMITS_S = 10.0  # kept back for the limits; they take about two
+
+AskAlone = Callable[[str, float, float], Alone | Loss]  # a variant, seconds for its process and for comparing replies
+
+
+class Part(StrEnum):
+    """Untimed work of a trial."""
+
+    COMPILING = "compiling"
+    MEMORY = "memory and replies"
+    LIMITS = "hardware limits"
+
+
+@dataclass(frozen=True)
+class Alive:
+    """The trial goes on with something untimed: nobody should think that it hangs."""
+
+    part: Part | None = None  # that begins; None: its worker does
+    variant: str = ""
+
+
+@dataclass
+class Allowance:
+    """Seconds that a part of a trial may take, from now on."""
+
+    seconds: float
+    clock: Callable[[], float]
+    _end: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._end = self.clock() + self.seconds
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self._end - self.clock())
+
+
+def compiled(
+    trial: Trial, alone: AskAlone, clock: Callable[[], float]
+) -> Generator[Alive, None, Mapping[str, VariantFacts]]:
+    """Lets variants that compile do so before the first launch, which would outlast its time.
+
+    Returns those that launches must leave out, because they did not end in their time or took their process with them.
+    """
+    allowance = Allowance(compiling_s(trial.budget_s), clock)
+    left_out = {}
+    for name in trial.variants:
+        if variant_named(name).cached:
+            yield Alive(Part.COMPILING, name)
+            loss = _compile(name, alone, allowance)
+            if loss is not None and loss.kind == LossKind.DIED:
+                left_out[name] = ended(loss)
+            elif loss is not None and loss.kind == LossKind.LATE:
+                left_out[name] = VariantFacts(skipped=_too_long(Part.COMPILING, allowance, trial))
+    return left_out
+
+
+def ended(loss: Loss) -> VariantFacts:
+    """Of a variant that ends the process it runs in."""
+    return VariantFacts(failed=f"ended its process: {loss.reason}")
+
+
+def _compile(name: str, alone: AskAlone, allowance: Allowance) -> Loss | None:
+    loss = Loss(LossKind.LATE, "there was no time left for it")
+    for _ in range(BUILDS):
+        if not allowance.left_s:
+            break
+        outcome = alone(name, allowance.left_s, 0.0)
+        if not isinstance(outcome, Loss):
+            return None
+        loss = outcome
+        if loss.kind != LossKind.LATE:
+            break
+    return loss
+
+
+def _too_long(part: Part, allowance: Allowance, trial: Trial) -> str:
+    share = f"the {allowance.seconds:.0f} s that a budget of {trial.budget_s:g} s leaves for {part}"
+    return f"{share} were over; give a larger --budget"
+
+
+def memory(trial: Trial, names: list[str], alone: AskAlone, allowance: Allowance) -> Iterator[Alive | Memory]:
+    """These variants, each in a process of its own; ends with what was found out.
+
+    A variant may use all the time that is left, but compare replies in no more than its share of it.
+    """
+    told: dict[str, Alone] = {}
+    lost: dict[str, str] = {}
+    for place, name in enumerate(names):
+        yield Alive(Part.MEMORY, name)
+        left_s = allowance.left_s - LIMITS_S
+        if left_s <= 0:
+            lost[name] = _too_long(Part.MEMORY, allowance, trial)
+            continue
+        outcome = alone(name, left_s, left_s / (len(names) - place) / 2)
+        if not isinstance(outcome, Loss):
+            told[name] = outcome
+        elif outcome.kind == LossKind.LATE:
+            lost[name] = _too_long(Part.MEMORY, allowance, trial)
+        else:
+            lost[name] = outcome.reason
+    yield Memory({name: found.peak_mb for name, found in told.items()}, _compared(told), lost)
+
+
+def _compared(told: Mapping[str, Alone]) -> dict[str, Comparison]:
+    """Replies against the baseline's, as far as both answered the same prompts."""
+    expected = told[BASELINE].tokens if BASELINE in told else None
+    compared = {}
+    for name, found in told.items():
+        if name != BASELINE and found.tokens is not None and expected is not None:
+            both = min(len(found.tokens), len(expected))
+            if np.shape(found.tokens)[1:] == expected.shape[1:]:
+                compared[name] = compare(found.tokens[:both], expected[:both])
+    return compared
+
+
+def run_alone(trial: Trial, inputs: Inputs, variant: str, compare_s: float) -> Alone:
+    """In a process of its own: prepares and calls one variant, and compares its replies for so many seconds."""
+    own = trial.workload.own_model  # whose answers only its ``same`` can compare, as each launch does
+    approximate = [name for name in trial.variants if not (variant_named(name).exact or own)]
+    compared = LEAST_COMPARED if compare_s and approximate and variant in (BASELINE, *approximate) else 0
+    pool = inputs.pool(trial.workload)
+    return measure_alone(trial.workload, variant, inputs.model, pool, compared, compare_s)
+
+
+def run_limits(trial: Trial, inputs: Inputs) -> Limits:
+    """In a process of its own: the station's speeds, and what follows from them."""
+    assert not isinstance(inputs.model, Factory)
+    speeds = measure_speeds(trial.workload.device)
+    return Limits(speeds, limits_of(inputs.model.load().config, trial.workload, trial.variants, speeds))
+
+
+def limits(ask: Callable[[float], Any], allowance: Allowance) -> Iterator[Alive | Limits]:
+    """The limits, or why they are not known."""
+    yield Alive(Part.LIMITS)
+    found: Limits | Loss = ask(max(LIMITS_S, allowance.left_s))
+    yield Limits(lost=found.reason) if isinstance(found, Loss) else found
+
+
+def allowance_of(trial: Trial, clock: Callable[[], float]) -> Allowance:
+    """For what follows the launches."""
+    return Allowance(untimed_s(trial.budget_s), clock)
