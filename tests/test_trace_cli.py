@@ -17,7 +17,7 @@ from traces import NODE, slices
 from chatbot import checkpoint, corpus
 from chatbot.prompts import prompt_pool
 from chatbot.variants import VARIANTS, Workload
-from ray_jobs.cluster.times import WAITING
+from ray_jobs.cluster.times import Kind
 from ray_jobs.process.profile.profiler import REPLIES
 
 pytestmark = pytest.mark.alone
@@ -147,7 +147,7 @@ def test_perfetto_shows_the_launches_on_the_stations_row(folder: Path, run: Path
     assert [one["name"] for one in launches] == [f"launch {number}" for number in range(trial["launches"])]
     assert all(a["ts"] + a["dur"] <= b["ts"] for a, b in itertools.pairwise(parts))
     # What was waited for the station is no part of a trial's seconds; another process may have held it for a moment.
-    waited = sum(one["dur"] for one in parts if one["name"].startswith(WAITING))
+    waited = sum(one["dur"] for one in parts if one["name"].startswith(Kind.WAITING))
     assert (whole["dur"] - waited) / 1e9 - 1.0 <= trial["seconds"] <= whole["dur"] / 1e9 + 1.0
     assert sum(one["dur"] for one in launches) > 0.3 * whole["dur"]
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ray_jobs.cluster.times import ENDED, LAUNCH, LAUNCH_BEGAN, LOST, MEMORY, STARTED, TRACE, WAITING, WORKER_LOST
+from ray_jobs.cluster.times import Kind, Moment, Moments
 
 CLUSTER = 1  # the process that all rows belong to
 COLOURS = {"done": "good", "failed": "terrible"}  # chrome://tracing's names; Perfetto has its own
 
-BETWEEN = {LAUNCH_BEGAN: "starting", ENDED: "ending"}  # what lies before these, where it takes more than
+BETWEEN = {Kind.LAUNCH_BEGAN: "starting", Kind.ENDED: "ending"}  # what lies before these, where it takes more than
 SHORT_S = 0.05
 
 Slice = tuple[str, str, float, float]  # name, category, from and to in seconds after the trial was started
@@ -20,7 +20,8 @@ def timeline(run: Mapping[str, Any]) -> dict[str, Any]:
     A trial is a slice on its station's row; within it lie ``waiting`` (for its worker or its station), ``starting``,
     its launches, and what follows them. Raises ValueError if the run has no times.
     """
-    trials = {name: t for name, t in run["trials"].items() if (t.get("moments") or {}).get("at_s", {}).get(ENDED)}
+    moments = {name: Moments.of_record(trial.get("moments")) for name, trial in run["trials"].items()}
+    trials = {name: trial for name, trial in run["trials"].items() if moments[name].of_kind(Kind.ENDED)}
     if not trials:
         raise ValueError("its run.json has no times: it is older than they are, or nothing was started")
     first = min(trial["moments"]["started_unix_s"] for trial in trials.values())
@@ -29,7 +30,8 @@ def timeline(run: Mapping[str, Any]) -> dict[str, Any]:
     for station, row in rows.items():
         traced += [_about("thread_name", row, name=station), _about("thread_sort_index", row, sort_index=row)]
     for name, trial in trials.items():
-        traced += _trial(name, trial, rows[trial["station"]], trial["moments"]["started_unix_s"] - first)
+        began = trial["moments"]["started_unix_s"] - first
+        traced += _trial(name, trial, moments[name], rows[trial["station"]], began)
     meta = {"run": run["run_id"], "clock": "the driver's", "began": run["started"]}
     return {"displayTimeUnit": "ms", "traceEvents": traced, "otherData": meta}
 
@@ -38,24 +40,25 @@ def _about(what: str, row: int, **said: Any) -> dict[str, Any]:
     return {"ph": "M", "name": what, "pid": CLUSTER, "tid": row, "ts": 0, "args": said}
 
 
-def _trial(name: str, trial: Mapping[str, Any], row: int, offset_s: float) -> Iterator[dict[str, Any]]:
-    at = trial["moments"]["at_s"]
+def _trial(
+    name: str, trial: Mapping[str, Any], moments: Moments, row: int, offset_s: float
+) -> Iterator[dict[str, Any]]:
     told = {key: trial[key] for key in ("status", "reason", "launches")}
-    for start, end in _attempts(at):
+    for start, end in _attempts(moments):
         yield {
             **_slice((name, "trial", start, end), row, offset_s),
             "args": told,
             "cname": COLOURS.get(str(trial["status"]), "bad"),
         }
-        earlier = sum(time < start for time in at.get(LAUNCH, ()))
-        for part in parts(_within(at, start, end), earlier):
+        earlier = sum(time < start for time in moments.of_kind(Kind.LAUNCH))
+        for part in parts(_within(moments, start, end), earlier):
             yield _slice(part, row, offset_s)
 
 
-def _attempts(at: Mapping[str, list[float]]) -> list[tuple[float, float]]:
+def _attempts(moments: Moments) -> list[tuple[float, float]]:
     """The spans from each start of a trial to its end, or its next start if its worker or the driver was lost."""
-    starts, last = at[STARTED], at[ENDED][-1]
-    heard = sorted(time for times in at.values() for time in times)
+    starts, last = moments.of_kind(Kind.STARTED), moments.of_kind(Kind.ENDED)[-1]
+    heard = sorted(time for times in moments.at.values() for time in times)
     ends = []
     for start, following in zip(starts, [*starts[1:], float("inf")], strict=True):
         # A driver that was cut off heard nothing more: what it heard last ends its attempt.
@@ -63,30 +66,31 @@ def _attempts(at: Mapping[str, list[float]]) -> list[tuple[float, float]]:
     return [(start, min(end, last)) for start, end in zip(starts, ends, strict=True)]
 
 
-def _within(at: Mapping[str, list[float]], start: float, end: float) -> list[tuple[float, str]]:
+def _within(moments: Moments, start: float, end: float) -> list[tuple[float, Moment]]:
     """The events of an attempt, in order; of simultaneous ones, the end of a launch precedes the start of the next."""
-    order = {STARTED: 0, LAUNCH_BEGAN: 2, ENDED: 3}
-    heard = [(time, kind) for kind, times in at.items() for time in times if start <= time <= end]
-    return sorted(heard, key=lambda one: (one[0], order.get(one[1], 1)))
+    order = {Kind.STARTED: 0, Kind.LAUNCH_BEGAN: 2, Kind.ENDED: 3}
+    heard = [(time, moment) for moment, times in moments.at.items() for time in times if start <= time <= end]
+    return sorted(heard, key=lambda one: (one[0], order.get(one[1].kind, 1)))
 
 
-def parts(heard: list[tuple[float, str]], launches: int = 0) -> Iterator[Slice]:
+def parts(heard: list[tuple[float, Moment]], launches: int = 0) -> Iterator[Slice]:
     """The consecutive slices of an attempt of a trial, after the given number of earlier launches."""
     boundary, waiting = heard[0][0], "waiting for its worker"
-    for time, kind in heard:
-        if kind.startswith(WAITING):
-            waiting = kind
+    for time, moment in heard:
+        kind = moment.kind
+        if kind is Kind.WAITING:
+            waiting = moment.text
             continue
-        if kind == LAUNCH:
-            yield f"launch {launches}", LAUNCH, boundary, time
+        if kind is Kind.LAUNCH:
+            yield f"launch {launches}", kind, boundary, time
             launches += 1
-        elif kind in (LOST, MEMORY, WORKER_LOST) or kind.startswith(TRACE):
-            yield kind, TRACE if kind.startswith(TRACE) else kind, boundary, time
-        elif waiting and kind != STARTED:
-            yield waiting, WAITING, boundary, time
+        elif kind in (Kind.LOST, Kind.MEMORY, Kind.WORKER_LOST, Kind.TRACE):
+            yield moment.text, kind, boundary, time
+        elif waiting and kind is not Kind.STARTED:
+            yield waiting, Kind.WAITING, boundary, time
         elif time - boundary > SHORT_S:
             yield BETWEEN.get(kind, kind), "between", boundary, time
-        waiting = waiting if kind == STARTED else ""
+        waiting = waiting if kind is Kind.STARTED else ""
         boundary = max(boundary, time)
 
 
