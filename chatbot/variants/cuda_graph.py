@@ -5,7 +5,7 @@ Source: https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chatbot.model import Chatbot
 from chatbot.variants.base import Reply, Workload
@@ -23,7 +23,7 @@ class Captured:
     Captured on the stream of the calls before it: each stream has a workspace of cuBLAS, 32 MB on Hopper.
     """
 
-    def __init__(self, search: FusedGreedy, workload: Workload) -> None:
+    def __init__(self, search: nn.Module, workload: Workload) -> None:
         self.search, self.workload = search, workload  # its weights must live as long as the graph
         self.prompts = example(workload)[0]
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

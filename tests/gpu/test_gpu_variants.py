@@ -23,7 +23,7 @@ pytestmark = [
 CONFIG = Config(hidden=64, vocabulary=200)
 WORKLOAD = Workload(device="cuda", batch=4, prompt_tokens=6, reply_tokens=7)
 ON_CUDA = [name for name, variant in VARIANTS.items() if "cuda" in variant.devices]
-GRAPHS = ["cuda-graph", "compile-cudagraph"]
+GRAPHS = ["cuda-graph", "triton-graph", "compile-cudagraph"]
 
 
 @pytest.fixture(scope="module")
