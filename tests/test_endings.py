@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 import typer
+from pyarrow import fs
 from typer.testing import CliRunner
 
 import ray_jobs.__main__ as entry
 from chatbot import console
 from chatbot.errors import UsageError
 from ray_jobs.cli import app as commands
+from ray_jobs.cli.matrix import _safe
 from ray_jobs.cluster.job import IN_A_JOB, check_uploaded
 from ray_jobs.cluster.signals import Terminated
 from ray_jobs.provenance import typed
-from ray_jobs.results.store import StoreError
+from ray_jobs.results.schema import VERSION
+from ray_jobs.results.store import RunDirectory, StoreError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -183,3 +186,24 @@ def test_a_path_that_was_not_uploaded_is_told_with_the_cause(
         in_a_job("checkpoints/small.pt")
     monkeypatch.delenv(IN_A_JOB)
     in_a_job("checkpoints/small.pt")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "files", "said"),
+    [
+        (None, [], "nothing was measured yet"),
+        (None, ["run.json"], "continue with: python -m ray_jobs matrix --resume"),
+        (9.5, ["run.json"], "continue with: python -m ray_jobs matrix --resume"),
+        (9.5, ["run.json", "classes.json"], "the run is complete in"),
+    ],
+)
+def test_what_is_safe_of_a_run_that_was_cut_short(
+    tmp_path: Path, seconds: float | None, files: list[str], said: str
+) -> None:
+    (tmp_path / "r1").mkdir()
+    directory = RunDirectory(fs.LocalFileSystem(), str(tmp_path / "r1"), "results/r1")
+    for name in files:
+        directory.write_json(name, {"schema_version": VERSION, "seconds": seconds, "trials": {}})
+    told = _safe(directory)
+    assert said in told
+    assert ("--resume" in told) == ("continue with" in said)

@@ -143,6 +143,8 @@ def _safe(directory: "RunDirectory") -> str:
     from ray_jobs.results.run import is_complete
 
     place = shlex.quote(directory.shown)
+    if not directory.holds("run.json"):
+        return "nothing was measured yet"
     if is_complete(directory):
         return (
             f"the run is complete in {place}; its page and W&B can be made again: {typed()} report, {typed()} publish"
