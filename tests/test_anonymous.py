@@ -99,6 +99,7 @@ def test_a_committed_run_stays_what_it_is(name: str, tmp_path: Path) -> None:
         ("launch 4 failed 3 times, last: RuntimeError: /home/x", "launch 4 failed 3 times, last"),
         ("the station was busy for 600 s: core-1 is held by run r (user x)", "the station was busy for 600 s"),
         ("no station of kind cuda in the cluster", "no station of kind cuda in the cluster"),
+        ("CPU 1-3,5 shares a core with a measured one", "CPU 1-3,5 shares a core with a measured one"),
         ("10.0.0.7 did not answer", ""),
     ],
 )

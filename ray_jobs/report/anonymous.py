@@ -31,7 +31,8 @@ KEYS = {
     "schema_version", "started", "resumed", "seconds", "command", "spec", "identity", "plan", "environment", "trials",
     "code", "prompts", "driver", "python", "packages", "git_commit", "source_hash",
     # of a station, and of the process of a launch
-    "cpu", "cores", "compiler", "affinity", "memory_gb", "niceness", "deterministic", "torch", "numpy",
+    "cpu", "cpu_model", "quota_cpus", "cores", "compiler", "affinity", "memory_gb", "niceness",
+    "deterministic", "torch", "numpy",
     # of a trial
     "workload", "lost_launches", "limits", "compared", "not_known", "memory", "moments", "attempts", "attempt", "index",
     "started_unix_s", "at_s", "begun", "launch began", "launch", "launch lost", "worker lost", "ended",
@@ -54,25 +55,29 @@ FORMS = {
 }
 NAMES = ("variant", "variants", "baseline", "built")
 SENTENCES = ("reason", "warnings", "bound_why", "failed", "invalid", "skipped", "not_known")
-HARDWARE = ("hardware", "device_name", "cpu", "compiler")
+HARDWARE = ("hardware", "device_name", "cpu", "cpu_model", "compiler")
 # The words of reasons, warnings and bounds. None is a name: a sentence ends before the first word that is not here.
 WORDS = frozenset(
-    """--budget a after all an and another answer answered answers any are as asked asks at available baseline
-    baseline's be became before below beside bf16 bfloat16 bound budget busy by call calls can't cannot caught
-    chatbot's cluster compare compared comparing compute compute-bound computed control core cores could count cpu
-    cpus cuda device devices did died differ differs discarded distrust disturbed each empty end ended ending every
-    exact failed fast faster fetched few filled finish first float16 float32 for found from gb gb/s get getting
-    gflop gflop/s give goes gone gpu gpus half hard hardware has have heard holds hung identical in instead int16
-    int8 interval into invalid is it it's its itself kernels killed kind kinds known labelled labels larger last
-    latencies launch launches left less lessen limit lost lower machine make may mb meanwhile measured memory
-    memory-bound missing mixed module more move ms need needs never nice no nobody node none not nothing numa number
-    of on one only oom or other out outside overhead overhead-bound own peak per pinned precision prepared process
-    program promises qint8 quarter quiet quota ran reached reduce refused replies reply reply's rest round rounds
-    run runs s same scripting second seconds sentence server settled shape share shown sigabrt sigbus sigill sigkill
-    signal sigsegv silent skipped slower some something speed speedups station steal step still stop stopping stops
-    structure take takes tells tensor than that the theoretical there this threads throttling tie ties time times to
-    tokens too trial unknown up used variant waited warm-up was watched were what where which while whole with
-    worker would ±""".split()
+    """--budget a after again all an and another answer answered answers any are as asked asks at available baseline
+    baseline's be became become before behind below beside bf16 bfloat16 bound break budget buffer busy by call
+    calls can't cannot caught chatbot's clock clocks cluster compare compared comparing completed compute
+    compute-bound computed control copies core cores could count counters cpu cpu's cpus cuda cudnn device devices
+    did died differ differs discarded distrust disturbed does each earlier else empty end ended ending every
+    everything exact failed fast faster fastest fetched few filled finish first float16 float32 for foreign found
+    frequency from gb gb/s get getting gflop gflop/s give goes gone gpu gpu's gpus group gru's had half hangs hard
+    hardware has have heard held here hold holds host's hung hypervisor identical in instead int16 int8 interval
+    into invalid is it it's its itself kernels killed kind kinds known labelled labels larger last latencies later
+    launch launch's launches left less lessen limit lock lost lower machine machine's make may mb meanwhile measured
+    memory memory's memory-bound missing mixed module more move ms need needs never nice no nobody node none not
+    nothing now numa number of on one only oom or other others out outside overhead overhead-bound own peak per
+    pinned precision prepared pressure process process's processes program promises python qint8 quarter quiet quota
+    ran ray ray_worker_niceness reached reduce refused removed replies reply reply's rest round rounds run running
+    runs s same scripting second seconds sentence server settled shape share shares shown sigabrt sigbus sigill
+    sigkill signal sigsegv silent skipped slow slower so some something speed speedups start station steal step
+    still stolen stop stopping stops structure support take takes tell tells tensor than that the their them
+    theoretical there this those threads throttled throttling tie ties time timed times to tokens too torch.jit
+    trial unknown up use used users using variant waited waiting warm-up was watched weights were what where which
+    while whole with worker would ±""".split()
 )
 NUMBER = re.compile(r"[±x]?\d+(\.\d+)?%?|\d+([,-]\d+)*")
 NUMBERS = re.compile(r"\d+(\.\d+)?%?(,\d+(\.\d+)?%?)*")
