@@ -87,9 +87,9 @@ def test_each_variant_gets_grus_whose_weights_are_in_one_buffer(monkeypatch: pyt
 @pytest.mark.usefixtures("_laid_out")
 def test_bfloat16_grus_have_their_weights_in_one_buffer_too() -> None:
     bot = tiny()
-    reply = bf16.prepare(bot, WORKLOAD)
+    reply = bf16.prepare(bot, replace(WORKLOAD, device="cuda"))
     assert not scattered(reply)
-    alone = bf16.prepare_module(nn.GRU(4, 4), (), WORKLOAD)
+    alone = bf16.prepare_module(nn.GRU(4, 4), (), replace(WORKLOAD, device="cuda"))
     assert cudnn.buffers(alone) == 1
     assert bot.encoder.gru.weight_ih_l0.dtype == torch.float32
 

@@ -434,6 +434,32 @@ def test_a_variant_that_was_not_settled_in_over_a_fifth_of_the_launches_is_a_war
     assert found[CONTROL].warnings == ()
 
 
+def on_gpu(made: Sequence[LaunchResult], sentinels_ms: Sequence[float]) -> list[LaunchResult]:
+    card = {"name": "NVIDIA H100 MIG 1g.10gb", "multiprocessors": 14}
+    facts = [{"gpu": {**card, "sentinel_ns": [ms * 1e6, ms * 1e6]}} for ms in sentinels_ms]
+    return [replace(launch, machine={**launch.machine, **known}) for launch, known in zip(made, facts, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "said"),
+    [
+        (2.1, ()),
+        (2.5, ("the GPU itself became 25% slower meanwhile; speedups hold, latencies are mixed",)),
+        (1.5, ("the GPU itself became 25% faster meanwhile; speedups hold, latencies are mixed",)),
+    ],
+)
+def test_a_gpu_whose_sentinel_drifts_is_a_warning(late_ms: float, said: tuple[str, ...]) -> None:
+    found = rows(on_gpu(launches(noise=0.001), [2.0] * 5 + [late_ms] * 5))
+    assert found[ODD].warnings == said
+
+
+def test_a_slice_of_a_gpu_is_hardware_of_its_own() -> None:
+    """Ray names it like the whole card."""
+    found = rows(on_gpu(launches(), [2.0] * 10))
+    assert {row.hardware for row in found.values()} == {"NVIDIA H100 MIG 1g.10gb, 14 SMs"}
+    assert {row.hardware for row in rows(launches()).values()} != {"NVIDIA H100 MIG 1g.10gb, 14 SMs"}
+
+
 def test_a_gru_whose_weights_are_copied_at_each_call_is_a_warning_of_its_row_alone() -> None:
     found = rows(with_facts(launches(noise=0.001), ODD, scattered=True))
     said = "its GRU's weights are not in one buffer, so cuDNN copies all of them at each call"

@@ -134,7 +134,7 @@ def rows_of(
                     measured["warnings"] = (*measured.get("warnings", ()), few)
             measured["warnings"] = (*measured.get("warnings", ()), *_not_known(memory.lost.get(variant), limits.lost))
             reasons = [text for text in (reason, invalid) if text]
-            rows.append(Row(**common, **measured, status=status, reason="; ".join(reasons) or None))
+            rows.append(Row(**{**common, **measured}, status=status, reason="; ".join(reasons) or None))
     return rows
 
 
@@ -227,9 +227,23 @@ def _machine(launches: Sequence[LaunchResult]) -> dict[str, Any]:
     if speeds:
         told["sentinel_ms"] = float(np.median(speeds))
     if len(speeds) >= 2:
-        half = len(speeds) // 2
-        told["sentinel_drift"] = float(np.median(speeds[half:]) / np.median(speeds[:half])) - 1
+        told["sentinel_drift"] = _drift(speeds)
+    cards = {f"{gpu['name']}, {gpu['multiprocessors']} SMs" for gpu in _gpus(launches)}
+    if len(cards) == 1:  # Ray calls a slice of a card like the whole one
+        told["hardware"] = cards.pop()
     return told
+
+
+def _gpus(launches: Sequence[LaunchResult]) -> list[Mapping[str, Any]]:
+    """What each launch on a GPU recorded of it; none of runs from before it was."""
+    found = [launch.machine.get("gpu") or {} for launch in launches]
+    return [gpu for gpu in found if {"name", "multiprocessors", "sentinel_ns"} <= gpu.keys()]
+
+
+def _drift(speeds: Sequence[float]) -> float:
+    """By how much the second half of some times is longer than the first, as a share."""
+    half = len(speeds) // 2
+    return float(np.median(speeds[half:]) / np.median(speeds[:half])) - 1
 
 
 def _complaint(launches: Sequence[LaunchResult]) -> str | None:
@@ -269,12 +283,17 @@ def _warnings(
     warnings = list(dict.fromkeys(doubt for launch in launches for doubt in _doubts(launch)))
     warnings += filter(None, [_complaint(launches), _unwatched(launches, workload.device)])
     warnings += filter(None, [_starved(launches, workload)] if variant == BASELINE else [])
-    drift = _machine(launches).get("sentinel_drift") or 0.0
-    if abs(drift) > DRIFT:
-        word = "slower" if drift > 0 else "faster"
-        warnings.append(
-            f"the machine itself became {abs(drift):.0%} {word} meanwhile; speedups hold, latencies are mixed"
-        )
+    speeds = [float(np.mean(gpu["sentinel_ns"])) for gpu in _gpus(launches)]
+    drifts = {
+        "machine": _machine(launches).get("sentinel_drift") or 0.0,
+        "GPU": _drift(speeds) if len(speeds) >= 2 else 0.0,
+    }
+    for what, drift in drifts.items():
+        if abs(drift) > DRIFT:
+            word = "slower" if drift > 0 else "faster"
+            warnings.append(
+                f"the {what} itself became {abs(drift):.0%} {word} meanwhile; speedups hold, latencies are mixed"
+            )
     restless = sum(not f.settled for f in facts)
     if restless > UNSETTLED * len(facts):
         warnings.append(
