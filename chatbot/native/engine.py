@@ -237,7 +237,6 @@ def _fields(packed: Packed) -> LinearFields:
 
 
 def _declared(functions: ctypes.CDLL) -> ctypes.CDLL:
-    """Declares the types of engine.cpp's functions."""
     functions.engine_new.argtypes, functions.engine_new.restype = [POINTER(NetworkFields), c_int], c_void_p
     functions.engine_free.argtypes, functions.engine_free.restype = [c_void_p], None
     functions.engine_reply.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_int, c_int64, c_void_p]

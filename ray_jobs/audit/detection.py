@@ -46,20 +46,16 @@ class Detection:
     impossible: bool = False  # by construction, rather than noticed
 
 
-def _invalid(plant: str, words: str) -> Callable[[Measured], str | None]:
-    """Caught where the plant's row is invalid for a reason with these words, and shows no speedup."""
+def _planted(name: str, plant: str, words: str, beside: tuple[str, ...] = ()) -> Fault:
+    """A mistake that is caught where its row is invalid for a reason with these words, and shows no speedup."""
 
     def judge(state: Measured) -> str | None:
-        row = next(row for row in state.rows if row.variant == plant)
+        row = next(row for row in state.rows if row.variant == named(plant))
         if row.verdict != Verdict.INVALID or row.speedup is not None or words not in (row.reason or ""):
             return None
         return f"invalid: {row.reason}"
 
-    return judge
-
-
-def _planted(name: str, plant: str, words: str, beside: tuple[str, ...] = ()) -> Fault:
-    return Fault(name, (*beside, named(plant)), _invalid(named(plant), words))
+    return Fault(name, (*beside, named(plant)), judge)
 
 
 def _nothing_gained(state: Measured) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.matrix.rows import Row, Status, grouped
 from ray_jobs.statistics import CONFIDENCE, LEAST_ERROR, Estimate, Floats, Verdict, error_of_sum, quantile
 
 MEDIAN_ERROR = math.sqrt(math.pi / 2)  # of a median over that of a mean, for many normal values
@@ -153,12 +153,10 @@ def _held_against(station: str, estimates: Mapping[str, Estimate], confidence: f
 
 def classes_of(rows: Sequence[Row], margin: float) -> list[HardwareClass]:
     """Every hardware class with every workload and variant that was validly measured on it, in the rows' order."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        valid = row.status == Status.DONE and row.verdict not in (None, Verdict.INVALID)
-        if valid and row.hardware is not None and _latency(row) is not None:
-            groups.setdefault(attrgetter(*CLASS)(row), []).append(row)
-    return [_class_of(sorted(group, key=lambda row: row.station or ""), margin) for group in groups.values()]
+    done = [row for row in rows if row.status == Status.DONE and row.verdict not in (None, Verdict.INVALID)]
+    known = [row for row in done if row.hardware is not None and _latency(row) is not None]
+    groups = grouped(known, attrgetter(*CLASS)).values()
+    return [_class_of(sorted(group, key=lambda row: row.station or ""), margin) for group in groups]
 
 
 def _class_of(rows: Sequence[Row], margin: float) -> HardwareClass:

@@ -1,9 +1,9 @@
 """Launches -> the rows of the matrix: a latency, a speedup and a verdict for each trial and variant."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ DRIFT = 0.1  # of the sentinel, above which a row says so
 UNSETTLED = 0.2  # of the launches
 TREND = 0.02  # within a launch
 NO_MEMORY, NO_LIMITS = Memory(), Limits()
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Status(StrEnum):
@@ -28,6 +30,14 @@ class Status(StrEnum):
     DONE = "done"
     FAILED = "failed"
     SKIPPED = "skipped"
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items of each key, keys and items in order."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from ray_jobs.matrix.hardware import HardwareClass
-from ray_jobs.matrix.rows import Row
+from ray_jobs.matrix.rows import Row, grouped
 from ray_jobs.report import charts, text
 from ray_jobs.report.charts import Chart, Named
 from ray_jobs.report.cold_start import Start, starts
@@ -157,9 +157,7 @@ def _groups(runs: Sequence[RunView]) -> list[Group]:
         return []
     margin = max(run.margin for run in runs)
     scale = charts.interval_scale([row for _, row in told], margin)
-    workloads: dict[str, list[tuple[RunView, Row]]] = {}
-    for run, row in told:
-        workloads.setdefault(f"{row.device}: {text.sizes(row)}", []).append((run, row))
+    workloads = grouped(told, lambda one: f"{one[1].device}: {text.sizes(one[1])}")
     groups = []
     for title, found in workloads.items():
         names = dict.fromkeys(row.variant for _, row in found)

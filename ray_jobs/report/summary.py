@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ray_jobs.matrix.rows import Row, Status, imprecision
+from ray_jobs.matrix.rows import Row, Status, grouped, imprecision
 from ray_jobs.report import text
 from ray_jobs.report.facts import MOST_REASONS, Fact, facts_of, worst_replies
 from ray_jobs.report.sentences import compared, hardware, sentence, state
@@ -61,12 +61,10 @@ def _doubts(run: RunView, trials: Sequence[Sequence[Row]]) -> list[str]:
 
 
 def _imprecision(row: Row, run: RunView) -> str | None:
-    """The warning about the precision of a row with an interval."""
     return imprecision(row.interval, run.spec["precision"]) if row.interval and "precision" in run.spec else None
 
 
 def _nothing(run: RunView) -> list[str]:
-    """The sentences of a run without a comparison."""
     baselines = [row for row in run.rows if row.verdict == Verdict.BASELINE]
     if baselines:
         return [sentence(row, run.margin) for row in baselines[:MOST_SENTENCES]]
@@ -84,9 +82,7 @@ def _reason(rows: Sequence[Row], measured: Collection[str]) -> str:
 
 def _summaries(rows: Sequence[Row]) -> list[str]:
     """A sentence for each variant over many trials, the fastest first."""
-    by_variant: dict[str, list[Row]] = {}
-    for row in rows:
-        by_variant.setdefault(row.variant, []).append(row)
+    by_variant = grouped(rows, lambda row: row.variant)
     middles = {name: median([row.speedup for row in of if row.speedup] or [0.0]) for name, of in by_variant.items()}
     return [_summary(name, by_variant[name]) for name in sorted(middles, key=lambda name: -middles[name])]
 

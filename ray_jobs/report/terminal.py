@@ -16,7 +16,7 @@ from chatbot.safe_text import printable
 from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Event, Outcome
 from ray_jobs.matrix.hardware import CLASS, HardwareClass
-from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.matrix.rows import Row, Status, grouped
 from ray_jobs.process.trial import Committed, Failure, Waiting
 from ray_jobs.process.untimed import Alive, Part
 from ray_jobs.report import text
@@ -151,8 +151,7 @@ def _speedup_text(interval: Interval) -> str:
 def print_matrix(rows: Sequence[Row], margin: float, console: Console | None = None) -> None:
     """The matrix on stdout, or a console: a table for each trial, and below it every reason and warning."""
     console = console or Console()
-    for trial_id in dict.fromkeys(row.trial_id for row in rows):
-        mine = [row for row in rows if row.trial_id == trial_id]
+    for mine in grouped(rows, lambda row: row.trial_id).values():
         console.print()
         console.print(literal(text.title(mine[0]), "bold"), soft_wrap=True)
         if all(row.status == Status.SKIPPED for row in mine):
@@ -182,8 +181,7 @@ def print_classes(classes: Sequence[HardwareClass]) -> None:
     """Classes of at least two stations on stdout: a table for each workload, and below it who disagrees."""
     console = Console()
     several = [one for one in classes if one.stations > 1]
-    for workload in dict.fromkeys(map(_workload, several)):
-        mine = [one for one in several if _workload(one) == workload]
+    for mine in grouped(several, _workload).values():
         console.print()
         console.print(literal(f"{mine[0].device} by hardware class: {text.sizes(mine[0])}", "bold"), soft_wrap=True)
         _show(console, [_class_cells(one) for one in mine])

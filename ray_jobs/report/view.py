@@ -10,7 +10,7 @@ from urllib.parse import quote
 from chatbot.variants import CONTROL
 from ray_jobs import statistics
 from ray_jobs.matrix.hardware import HardwareClass, classes_of
-from ray_jobs.matrix.rows import Row
+from ray_jobs.matrix.rows import Row, grouped
 from ray_jobs.measure.result import LaunchResult
 from ray_jobs.report.series import TrialSeries, trial_series
 from ray_jobs.results import schema
@@ -59,10 +59,7 @@ class RunView:
     @cached_property
     def trials(self) -> dict[str, tuple[Row, ...]]:
         """The rows of each trial, in the run's order."""
-        found: dict[str, list[Row]] = {}
-        for row in self.rows:
-            found.setdefault(row.trial_id, []).append(row)
-        return {name: tuple(rows) for name, rows in found.items()}
+        return {name: tuple(rows) for name, rows in grouped(self.rows, lambda row: row.trial_id).items()}
 
     def fastest(self, trial: str, exact: bool) -> Fastest | None:
         """The variant of its kind with the greatest speedup among those faster than the baseline beyond doubt.

@@ -58,7 +58,6 @@ def failures_by_value(rows: Sequence[TrialRow]) -> list[tuple[str, str, int, int
 
 
 def _labels(values: Sequence[Value]) -> list[str]:
-    """The label of each value in a count."""
     numbers = [value for value in values if isinstance(value, (int, float))]
     if len(numbers) < len(values) or len(set(numbers)) <= len(values) // 2:
         return [charts.shown(value) for value in values]

@@ -127,17 +127,12 @@ class _Teller:
         self._since = time.monotonic()
 
     def tell(self, progress: training.Progress) -> None:
-        assert progress.free_running_loss is not None
         row = Validation(
             trial=self._trial.number,
-            iteration=progress.iteration,
             epoch=progress.iteration / self._per_epoch,
-            train_loss=progress.train_loss,
-            validation_loss=progress.validation_loss,
-            free_running_loss=progress.free_running_loss,
-            best_loss=progress.best_loss,
             seconds=round(time.monotonic() - self._since, 3),
             host=platform.node(),
+            **asdict(progress),
         )
         self._rows.append(row)
         ray.get(self._keeper.put.remote(self._trial.number, pack(self._rows, self._path)), timeout=KEEPER_S)
