@@ -146,7 +146,10 @@ def git_commit(root: Path = ROOT) -> str | None:
 
 def _compiler() -> str | None:
     """What the C++ compiler of this machine calls itself; None where there is none."""
-    command = shlex.split(os.environ.get("CXX", "")) or [next(filter(None, map(shutil.which, COMPILERS)), "")]
+    try:
+        command = shlex.split(os.environ.get("CXX", "")) or [next(filter(None, map(shutil.which, COMPILERS)), "")]
+    except ValueError:  # an open quotation mark
+        return None
     said = _said([*command, "--version"]) if command[0] else None
     return said and said.splitlines()[0]
 

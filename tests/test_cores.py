@@ -81,6 +81,13 @@ def test_one_thread_per_physical_core_however_siblings_are_numbered(
     assert found.warnings == ()
 
 
+def test_siblings_that_are_switched_off_hide_no_efficiency_core(tmp_path: Path) -> None:
+    write = frequency(lambda cpu: 3600000 if cpu >= 4 else 4900000)
+    (tmp_path / "system/cpu/cpu1").mkdir(parents=True)  # nosmt: no topology, no rate
+    hybrid = machine(tmp_path, [(0,), (2,), (4,), (5,)], each=write)
+    assert choose((0, 2, 4, 5), 1, hybrid).cpus == (2,)
+
+
 def test_threads_that_have_to_share_a_core_are_told(tmp_path: Path) -> None:
     pairs = machine(tmp_path, PAIRS)
     five = choose(range(8), 5, pairs)

@@ -20,6 +20,7 @@ from ray_jobs.provenance import (
     own_source,
     programs_of,
     source_hash,
+    station_facts,
 )
 
 FOLDERS = [Path(package.__path__[0]) for package in (chatbot, ray_jobs)]
@@ -76,6 +77,15 @@ def test_only_programs_that_a_run_uses_and_both_tell_differ() -> None:
     assert changed(then, now, ["torch", "onnxruntime", "openvino"]) == [("onnxruntime", "1", "2")]
     assert changed(then, now, ["compiler"]) == [("compiler", "g++ 12", "g++ 13")]
     assert changed({"packages": {}}, now, ["torch", "compiler"]) == []
+
+
+@pytest.mark.process
+def test_the_compiler_is_told_by_its_version_whatever_starts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "env echo 12.2.0")
+    assert station_facts()["compiler"] == "12.2.0 --version"
+    for nothing in ("/nowhere/c++", "'", "false"):
+        monkeypatch.setenv("CXX", nothing)
+        assert station_facts()["compiler"] is None
 
 
 def repository(folder: Path) -> str:

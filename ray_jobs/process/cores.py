@@ -54,6 +54,7 @@ def topology(devices: Path = DEVICES) -> Topology:
         return {cpu: text for cpu, text in found.items() if text}
 
     siblings = told("topology/thread_siblings_list")
+    cpus = list(siblings) or cpus  # those that are offline tell of no siblings, nor of their rate
     nodes = {cpu: path for cpu in cpus for path in devices.glob(f"system/cpu/cpu{cpu}/node[0-9]*")}
     return Topology(
         {cpu: tuple(cpu_list(text)) for cpu, text in siblings.items()},
