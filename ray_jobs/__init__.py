@@ -5,7 +5,10 @@ without Ray and pyarrow, and a command waits only for what it needs.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+from ray_jobs.machine import AFFINITY
 
 if TYPE_CHECKING:
     from chatbot.variants import Variant
@@ -14,6 +17,11 @@ if TYPE_CHECKING:
     from ray_jobs.spec import Spec
 
 __all__ = ["Matrix", "OwnModel", "Spec", "Variant", "open_run", "run"]
+
+# OpenMP binds the thread that loads it, the driver's or a Ray worker's, and what is started from there inherits that:
+# a machine of many cores would be a station of one.
+for _name in AFFINITY:
+    os.environ.pop(_name, None)
 
 _PLACES = {
     "Matrix": "ray_jobs.driver.api",

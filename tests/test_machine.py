@@ -1,5 +1,8 @@
 """What tells machines apart, which settings count, and which quotas: read from made-up files."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,6 +161,14 @@ def test_launches_do_not_inherit_where_threads_should_be_bound(monkeypatch: pyte
         "OMP_WAIT_POLICY",
         "OMP_NUM_THREADS",
     ]
+
+
+@pytest.mark.process
+def test_openmp_does_not_bind_whoever_loads_pytorch_with_us() -> None:
+    look = "import os, ray_jobs, torch; print(sorted(os.sched_getaffinity(0)))"
+    bound = {**os.environ, "OMP_PROC_BIND": "true", "OMP_PLACES": f"{{{min(os.sched_getaffinity(0))}}}"}
+    found = subprocess.run([sys.executable, "-c", look], env=bound, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(sorted(os.sched_getaffinity(0)))
 
 
 def test_of_paths_only_names_are_recorded_and_of_addresses_nothing() -> None:
