@@ -194,7 +194,9 @@ def fail(error: BaseException) -> None:
         raise error
 
 
-@pytest.mark.parametrize(("error", "kept"), [(RuntimeError("x"), 1), (Terminated(), 0), (UsageError("x"), 0)])
+@pytest.mark.parametrize(
+    ("error", "kept"), [(RuntimeError("x"), 1), (Terminated(), 0), (SystemExit(1), 0), (UsageError("x"), 0)]
+)
 def test_a_run_that_fails_unexpectedly_keeps_its_folder_and_names_it(
     started: dict[str, Any], tmp_path: Path, error: BaseException, kept: int
 ) -> None:

@@ -28,7 +28,7 @@ SOURCES = Path(__file__).resolve().parents[2]
 REQUESTED: dict[str, float] = {}  # of the autoscaler, by this process
 TOKEN, TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"  # what Ray reads its token from
 VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # twice in a mismatch: the cluster's, then ours
-EXPECTED = (UsageError, StoreError, KeyboardInterrupt)  # Ray's logs tell nothing more of these
+EXPECTED = (UsageError, StoreError)  # Ray's logs tell nothing more of these
 
 
 class RefusedError(UsageError):
@@ -113,7 +113,7 @@ def _local_session() -> Iterator[str]:
             raise UsageError(f"{error}; its logs are in {folder.path}") from None
         except EXPECTED:
             raise
-        except BaseException as error:
+        except Exception as error:
             folder.keep()
             error.add_note(f"Ray's logs are in {folder.path}")
             raise
