@@ -354,7 +354,7 @@ def test_kuberay_can_use_it() -> None:
         ("cluster.yaml", "-r ~/requirements.lock", "torch==2.13.0", "requirements.lock is not installed"),
         ("cluster.local.yaml", ": ./requirements.lock", ": ./requirements.txt", "requirements.lock is not installed"),
         ("cluster.yaml", "--python 3.11.13", "--python 3.11", "Python 3.11: not one exact"),
-        ("cluster.yaml", "--python 3.11.13", "--python 3.14.0", "Python 3.14.0: not one exact"),
+        ("cluster.yaml", "--python 3.11.13", "--python 3.10.0", "Python 3.10.0: not one exact"),
         ("cluster.yaml", "head_setup_commands: []", "", "set up differently"),  # Ray's own default comes in
         ("cluster.yaml", "RAY_health_check_period_ms=1000", "", "head: RAY_health_check_period_ms is None"),
         ("cluster.local.yaml", "keepalive_time_ms=10000", "keepalive_time_ms=300000", "is 300000, not 10000"),
