@@ -17,6 +17,7 @@ import torch
 from launches import made_trial
 from numpy.typing import NDArray
 
+from chatbot import cache
 from chatbot.variants import BASELINE, CONTROL, Workload
 from chatbot.vocabulary import EOS
 from ray_jobs.measure.replies import LEAST_COMPARED
@@ -254,8 +255,53 @@ def test_what_a_server_can_not_be_given_is_told_when_it_is_asked() -> None:
         server.run(request())
 
 
+def test_launches_share_a_cache_of_their_own_where_the_users_cant_be_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compiled is found again by the next launch, and is gone with the server."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    monkeypatch.setenv(cache.CACHE, str(tmp_path / "cache"))
+    with LaunchServer(WORKLOAD) as server:
+        (told,) = server.warnings
+        assert told.startswith(f"what was compiled is not kept: {tmp_path}/cache may be written by others (mode 777)")
+        first, second = (server.run(replace(request(), work=partial(os.getenv, cache.CACHE))) for _ in range(2))
+        assert first == second != str(tmp_path / "cache")
+        assert Path(first).stat().st_mode & 0o777 == 0o700
+    assert not Path(first).exists()
+
+
+HELPER = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    os.write(os.open("helper", os.O_WRONLY | os.O_CREAT), str(os.getpid()).encode())
+time.sleep(600)
+"""
+ASKS = """
+import sys
+from functools import partial
+from chatbot.variants import Workload
+from ray_jobs.process.server import LaunchServer, Request
+with LaunchServer(Workload()) as server:
+    server.run(Request(partial(exec, sys.argv[1]), (int(sys.argv[2]),), 1, 60.0))
+"""
+
+
+def test_what_a_launch_started_does_not_survive_a_caller_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ASKS, HELPER, str(CORES[0])]
+    told = tmp_path / "helper"
+    with subprocess.Popen(command, cwd=tmp_path, env=IMPORTING) as caller:
+        try:
+            wait_until(lambda: told.exists() and bool(told.read_text()))
+        finally:
+            caller.kill()
+    wait_until(lambda: gone(int(told.read_text())))
+
+
 def test_a_server_that_hangs_is_not_called_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_server, "GRACE_S", 0.1)
+    monkeypatch.setattr(launch_server, "START_S", 0.1)
     with LaunchServer(WORKLOAD) as server:
         os.kill(server.pid, signal.SIGSTOP)
         with pytest.raises(TrialError, match="the launch server hangs"):
@@ -278,6 +324,7 @@ def test_closing_the_server_ends_the_launch_in_progress(endless: Checkpoint) -> 
     wait_until(lambda: all(gone(pid) for pid in pids))
 
 
+IMPORTING = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # this file and its helpers
 CALLER = """
 import os, sys
 from test_trial import request, WORKLOAD
@@ -294,7 +341,7 @@ def test_nothing_survives_a_caller_that_is_killed(endless: Checkpoint) -> None:
         [sys.executable, "-c", CALLER, str(endless.path)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent,
+        env=IMPORTING,
     )
     assert caller.stdout is not None
     server_pid = int(caller.stdout.readline())

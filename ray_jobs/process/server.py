@@ -37,6 +37,8 @@ from ray_jobs.measure.result import one_line
 from ray_jobs.process import fork, memory
 from ray_jobs.process.threads import other_threads
 
+START_S = 40.0  # of a server: importing PyTorch, on a machine that is busy
+STARTED = b"started"
 GRACE_S = 10.0  # between a launch's deadline and giving up on its server
 COMPLAINTS_BYTES = 1_000_000  # that a server and its launches may have printed before a launch
 LAST_WORDS_BYTES = 10_000
@@ -101,7 +103,9 @@ class LaunchServer:
         if workload.device == "cpu":
             env["CUDA_VISIBLE_DEVICES"] = ""
         self._cache: tempfile.TemporaryDirectory[str] | None = None
-        if cache.fault() is not None:  # one for all launches, which the user's own is not fit for
+        self.warnings: tuple[str, ...] = ()  # about what launches find
+        if (fault := cache.fault()) is not None:  # one for all launches, as the user's own can't be trusted
+            self.warnings = (f"what was compiled is not kept: {fault}; set {cache.CACHE} to a folder of yours alone",)
             self._cache = tempfile.TemporaryDirectory(prefix="latency-matrix-", ignore_cleanup_errors=True)
             env[cache.CACHE] = self._cache.name
         self._complaints: IO[bytes] = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed with the server)
@@ -117,7 +121,7 @@ class LaunchServer:
             )
         if housekeeping_cores:
             os.sched_setaffinity(self._process.pid, housekeeping_cores)
-        self._given = given
+        self._given, self._started = given, False
         with suppress(OSError):  # it died; the first request says so
             self._connection.send_bytes(pickle.dumps(given))
 
@@ -148,6 +152,10 @@ class LaunchServer:
         """
         # Bytes, as Connection.send() would move tensors into shared memory.
         try:
+            if not self._started:  # importing PyTorch is not a launch's time
+                if not self._connection.poll(START_S):
+                    raise TrialError(f"the launch server hangs: it had not started after {START_S:.0f} s")
+                self._started = self._connection.recv_bytes() == STARTED
             self._connection.send_bytes(dumps(request, self._given))
             if not self._connection.poll(request.timeout_s + GRACE_S):
                 late_s = f"{GRACE_S:.0f} s after its launch's deadline"
@@ -224,6 +232,7 @@ def serve(caller: Connection, leases: Sequence[int] = ()) -> None:
             os.set_inheritable(descriptor, False)
         fork.adopt()
         gc.freeze()  # a launch's collections need not walk through PyTorch, nor copy its pages
+        caller.send_bytes(STARTED)
         while True:
             request = _loads(caller.recv_bytes(), given)
             _shorten_complaints()

@@ -170,7 +170,8 @@ def on_station(
 
             if trial.workload.device == "cuda" and (fault := ask(_cuda_fault)) is not None:
                 raise TrialError(fault.reason if isinstance(fault, Loss) else fault)
-            yield from work(ask, chosen)
+            compiles = any(variant_named(name).cached for name in trial.variants)
+            yield from work(ask, replace(chosen, warnings=chosen.warnings + server.warnings * compiles))
 
 
 def beside_gpu(allowed: Sequence[int], threads: int, gpus: Sequence[str]) -> Sequence[int]:
