@@ -257,9 +257,10 @@ def export(
         typer.echo(str(search.graph))
     if out is not None:
         words = json.dumps(trained.vocabulary.words)
-        checkpoint.replace_whole(
-            out, lambda path: torch.jit.save(search, str(path), _extra_files={"vocabulary.json": words})
-        )
+        with torchscript.quiet():
+            checkpoint.replace_whole(
+                out, lambda path: torch.jit.save(search, str(path), _extra_files={"vocabulary.json": words})
+            )
         typer.echo(
             f"{out}: forward(prompts, lengths, max_length) -> (tokens, probabilities), vocabulary.json inside",
             err=graph,

@@ -360,6 +360,13 @@ def run_as_a_stranger(path: Path, prompts: Tensor, lengths: Tensor, folder: Path
     return read
 
 
+def test_exporting_repeats_nothing_that_torch_says_of_its_jit(toy_checkpoint: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        export(model=str(toy_checkpoint), out=tmp_path / "search.pt")
+    assert [str(one.message) for one in said if "torch.jit" in str(one.message)] == []
+
+
 @pytest.mark.process
 def test_the_exported_file_answers_alike_where_this_package_is_absent(
     toy: Trained, toy_checkpoint: Path, ragged: tuple[Tensor, Tensor], tmp_path: Path
