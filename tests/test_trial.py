@@ -32,7 +32,7 @@ from ray_jobs.process.trial import (
     WHOLE,
     Committed,
     Failure,
-    Outcome,
+    TrialOutcome,
     run_trial,
 )
 from ray_jobs.process.untimed import Alive
@@ -390,7 +390,7 @@ def test_an_approximate_variant_is_compared_on_distinct_prompts_after_the_launch
 
 
 def test_a_trial_gives_up_after_its_attempts(tmp_path: Path) -> None:
-    outcomes: list[Outcome] = []
+    outcomes: list[TrialOutcome] = []
 
     def take_all() -> None:
         for outcome in run_trial(TRIAL, inputs(Checkpoint(str(tmp_path / "nowhere.pt")))):

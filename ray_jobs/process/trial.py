@@ -90,7 +90,7 @@ class Crashes:
         self._seen.add((launch.index, loss.variant))
 
 
-Outcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive
+TrialOutcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive
 
 
 class Ask(Protocol):
@@ -108,7 +108,7 @@ def run_trial(
     share: Share = WHOLE,
     committed: Sequence[Committed] = (),
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Outcome]:
+) -> Iterator[TrialOutcome]:
     """Launches until every speedup is precise enough or the budget ends; then each variant's peak memory and limit.
 
     Nothing else of ours runs on the trial's cores meanwhile: a station that somebody else holds is waited for, and each

@@ -24,7 +24,7 @@ from ray_jobs.measure.result import Launch, LaunchResult, Memory, VariantFacts
 from ray_jobs.measure.trial import Inputs, Preset, Trial
 from ray_jobs.process import lease, untimed
 from ray_jobs.process import trial as launching
-from ray_jobs.process.trial import WHOLE, Committed, Outcome, Share
+from ray_jobs.process.trial import WHOLE, Committed, Share, TrialOutcome
 from ray_jobs.spec import Spec, read_spec
 
 TESTS = Path(__file__).resolve().parent
@@ -90,7 +90,7 @@ def null_trial(
     share: Share = WHOLE,
     committed: Sequence[Committed] = (),
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Outcome]:
+) -> Iterator[TrialOutcome]:
     """Launches without a process of their own, all at once."""
     for index in range(int(os.environ[LAUNCHES])):
         yield replace(null_launch(trial, inputs, share, Launch(index, trial.seed), (), {}), elapsed_s=1.0)
