@@ -22,8 +22,9 @@ from ray_jobs.cli.matrix import _safe
 from ray_jobs.cluster.job import IN_A_JOB, check_uploaded
 from ray_jobs.cluster.signals import Terminated
 from ray_jobs.provenance import typed
+from ray_jobs.results.filesystem import StoreError
 from ray_jobs.results.schema import VERSION
-from ray_jobs.results.store import RunDirectory, StoreError
+from ray_jobs.results.store import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 

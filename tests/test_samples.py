@@ -25,8 +25,9 @@ from ray_jobs.measure.result import Launch, LaunchResult, Samples, VariantFacts
 from ray_jobs.measure.trial import Place
 from ray_jobs.measure.watch import COUNTERS, Interference
 from ray_jobs.report.compact import COMPACT_FILE, compact
+from ray_jobs.results.filesystem import open_root
 from ray_jobs.results.samples import SCHEMA, rows_table, to_result, to_table
-from ray_jobs.results.store import RunDirectory, open_root
+from ray_jobs.results.store import RunDirectory
 
 # As DESIGN.md lists them, in its order.
 ROW_COLUMNS = (

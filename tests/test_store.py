@@ -25,8 +25,10 @@ from ray_jobs.process.lease import LeaseError
 from ray_jobs.results import deadline
 from ray_jobs.results import store as directory
 from ray_jobs.results.deadline import in_time
+from ray_jobs.results.filesystem import OBJECT_STORES, StoreError, open_root
+from ray_jobs.results.ownership import LOCK
 from ray_jobs.results.samples import to_table
-from ray_jobs.results.store import LOCK, OBJECT_STORES, RunDirectory, StoreError, open_root
+from ray_jobs.results.store import RunDirectory
 
 
 @pytest.fixture(autouse=True)

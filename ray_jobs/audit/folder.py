@@ -18,9 +18,10 @@ from ray_jobs.audit.station import AuditStation
 from ray_jobs.measure.result import one_line
 from ray_jobs.provenance import command_line, new_run_id
 from ray_jobs.results import schema
+from ray_jobs.results.filesystem import open_root
 from ray_jobs.results.run import read_record
 from ray_jobs.results.samples import schema_of
-from ray_jobs.results.store import RunDirectory, open_root
+from ray_jobs.results.store import RunDirectory
 
 COMPARISONS = pa.schema([pa.field("part", pa.string()), *schema_of(Comparison)])
 

@@ -113,7 +113,8 @@ def _measure(
     from ray_jobs.driver.run import run
     from ray_jobs.matrix.hardware import classes_of
     from ray_jobs.report.terminal import Reporter, print_classes, print_matrix
-    from ray_jobs.results.store import RunDirectory, StoreError
+    from ray_jobs.results.filesystem import StoreError
+    from ray_jobs.results.store import RunDirectory
     from ray_jobs.wandb_sink.sink import WandbSink
 
     name = earlier.id if earlier else run_id or new_run_id()

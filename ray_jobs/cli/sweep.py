@@ -124,7 +124,7 @@ def _run(
 ) -> int:
     from ray_jobs.cluster.connection import connected, wait_for
     from ray_jobs.cluster.schedule import ClusterLostError
-    from ray_jobs.results.store import StoreError
+    from ray_jobs.results.filesystem import StoreError
     from ray_jobs.sweep import text as told
     from ray_jobs.sweep import tuning
     from ray_jobs.sweep.sink import SweepSink

@@ -101,7 +101,7 @@ def _traceable(spec: Spec) -> Spec:
 
 def _run(tracing: "Tracing", where: "Where") -> None:
     from ray_jobs.cluster.schedule import ClusterLostError
-    from ray_jobs.results.store import StoreError
+    from ray_jobs.results.filesystem import StoreError
     from ray_jobs.trace import job
 
     try:

@@ -20,7 +20,7 @@ from ray_jobs.cluster.job import IN_A_JOB, host_and_port, ray_address
 from ray_jobs.cluster.schedule import ClusterLostError
 from ray_jobs.cluster.session_folder import SessionFolder, session_folder
 from ray_jobs.cluster.signals import terminable
-from ray_jobs.results.store import StoreError
+from ray_jobs.results.filesystem import StoreError
 
 CONNECT_TIMEOUT_S = 10.0
 POLL_S = 1.0

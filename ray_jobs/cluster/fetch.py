@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from chatbot.errors import UsageError, first_line
-from ray_jobs.results.store import PART, RunDirectory
+from ray_jobs.results.filesystem import PART
+from ray_jobs.results.store import RunDirectory
 
 POLL_S = 0.5
 # Ray looks at a job once a second until it has seen its end; one deleted before that comes back as failed.

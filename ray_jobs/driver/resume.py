@@ -20,9 +20,10 @@ from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.measure.trial import Place
 from ray_jobs.process.trial import Committed, changed_programs
 from ray_jobs.results import schema
+from ray_jobs.results.filesystem import below
 from ray_jobs.results.run import read_record
 from ray_jobs.results.samples import to_result
-from ray_jobs.results.store import RunDirectory, below
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec, spec_of
 
 PARTS = {

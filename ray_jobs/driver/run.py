@@ -27,9 +27,10 @@ from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import LaunchResult
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.report.write import draw_or_say
+from ray_jobs.results.filesystem import StoreError
 from ray_jobs.results.samples import ROW_SCHEMA, schema_of, to_result
 from ray_jobs.results.schema import VERSION
-from ray_jobs.results.store import RunDirectory, StoreError
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec
 from ray_jobs.wandb_sink.sink import WandbSink
 

@@ -4,16 +4,11 @@ A launch counts when its file is there: written under a temporary name and renam
 an object only when it is whole, written at once.
 """
 
-import hashlib
 import json
-import os
 import re
-import secrets
 import shutil
-import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 import pyarrow as pa
@@ -22,13 +17,21 @@ from pyarrow import fs
 from pydantic_core import to_json
 
 from chatbot.errors import UsageError
-from chatbot.files import put_in_place
 from chatbot.safe_text import safe
 from ray_jobs.measure.result import one_line
-from ray_jobs.process import lease
-from ray_jobs.process.lease import Lease
 from ray_jobs.results import no_run
 from ray_jobs.results.deadline import Moved, in_time
+from ray_jobs.results.filesystem import (
+    OBJECT_STORES,
+    PART,
+    StoreError,
+    below,
+    cause_of,
+    open_root,
+    reaching,
+    write_locally,
+)
+from ray_jobs.results.ownership import DRIVER, LOCK, RECORDS, Ownership, locked_everywhere, locked_on_host
 from ray_jobs.results.samples import SCHEMA, renamed, split_launches
 
 T = TypeVar("T")
@@ -36,15 +39,6 @@ BROKEN = (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError)  #
 
 PROBE = ".probe"
 RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # the same in a path, a URI and a shell
-PART = ".part"  # of a name: not whole yet
-LOCK = ".driver.lock"  # of a local run, which other hosts may see too
-RECORDS = ("run.json", "audit.json", "sweep.json")
-DRIVER = "driver"  # in those: a random name of the process that writes the run
-OBJECT_STORES = ("s3", "gcs", "abfs")
-
-
-class StoreError(OSError):
-    """Results can't be stored any more; one line says why. Everything committed before is safe."""
 
 
 class RunDirectory:
@@ -53,8 +47,7 @@ class RunDirectory:
     def __init__(self, filesystem: fs.FileSystem, path: str, place: str) -> None:
         self._fs, self._path = filesystem, path
         self.place = place  # as the user would name it: with the keys that a URI may hold
-        self._driver = ""  # our name, while we drive it
-        self._before: dict[str, object] = {}  # by file: the name that stood in it before ours
+        self._ownership: Ownership | None = None  # while this process drives it
         self._silent = False  # it has not answered in time; nothing is asked of it any more
 
     @property
@@ -75,7 +68,7 @@ class RunDirectory:
             )
         filesystem, base = open_root(root)
         run = cls(filesystem, f"{base}/{run_id}", below(root, run_id))
-        with _reaching(root):
+        with reaching(root):
             if in_time(lambda: filesystem.get_file_info(run._path)).type != fs.FileType.NotFound:
                 raise UsageError(f"run {run_id!r} exists already in {root}; give another --run-id or leave it out")
         return run
@@ -84,7 +77,7 @@ class RunDirectory:
     def existing(cls, place: str, holds: str = "run.json") -> "RunDirectory":
         """The directory of an existing run, recognised by a file in it. Raises UsageError if there is none."""
         filesystem, path = open_root(place)
-        with _reaching(place):
+        with reaching(place):
             if in_time(lambda: filesystem.get_file_info(f"{path}/{holds}")).type != fs.FileType.File:
                 raise no_run(place, holds)
         return cls(filesystem, path, place)
@@ -101,7 +94,7 @@ class RunDirectory:
             UsageError: it can't be written, or its disk has less room.
         """
         with self._driven():  # first: what another process made is not ours to take away
-            with _reaching(self.shown):
+            with reaching(self.shown):
                 rootless = self._timed(lambda: self._make(samples))
             with self._locked():
                 try:
@@ -137,7 +130,7 @@ class RunDirectory:
         """
         with self._driven(), self._locked():
             self._try(room)
-            self._before = {name: self._driver_in(name) for name in RECORDS if self.holds(name)}
+            self._ownership = Ownership(before={name: self._driver_in(name) for name in RECORDS if self.holds(name)})
             for name in self.names("samples"):
                 if name.endswith(PART):
                     self.delete(f"samples/{name}")
@@ -145,7 +138,7 @@ class RunDirectory:
 
     def _try(self, room: int) -> None:
         """Raises UsageError if a file can't be written, or the disk has less room than ``room`` bytes."""
-        with _reaching(self.shown):
+        with reaching(self.shown):
             self.write(PROBE, b"can this be written?")
             self.delete(PROBE)
             if (path := self.local_path) is None:
@@ -160,37 +153,14 @@ class RunDirectory:
     @contextmanager
     def _driven(self) -> Iterator[None]:
         """Makes this process the driver; locks a local directory for it on this host."""
-        self._driver, self._before = secrets.token_hex(8), {}
-        if self.local_path is None:
-            yield
-            return
-        place = hashlib.sha256(os.path.realpath(self.local_path).encode()).hexdigest()[:16]
-        with Lease([f"run-{place}"], f"process {os.getpid()}") as held:
-            if (holder := held.take()) is not None:
-                raise self._busy(holder)
+        self._ownership = Ownership()
+        with locked_on_host(path, self.shown) if (path := self.local_path) is not None else nullcontext():
             yield
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Locks a local directory for all hosts that see it, where its file system can."""
-        path = None if self.local_path is None else Path(self.local_path) / LOCK
-        descriptor: int | None = None
-        if path is not None:
-            with suppress(lease.LeaseError), _reaching(self.shown):  # one that can't lock: the driver's name must do
-                descriptor, holder = self._timed(lambda: lease.lock(path))
-                if descriptor is None:
-                    raise self._busy(f"another host or container sees it too, and it is held by {holder}")
-                lease.sign(descriptor, f"process {os.getpid()} on {socket.gethostname()}")
-        try:
-            yield
-        finally:
-            if path is not None and descriptor is not None:
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
-                os.close(descriptor)
-
-    def _busy(self, holder: str) -> UsageError:
-        return UsageError(f"{self.shown} is being written: {holder}; wait for it, or stop it first")
+    def _locked(self) -> AbstractContextManager[None]:
+        """Locks a local directory for all hosts that see it."""
+        path = self.local_path
+        return nullcontext() if path is None else locked_everywhere(path, self.shown, self._timed)
 
     def _timed(self, action: Callable[[], T], moved: Moved | None = None) -> T:
         """The value of an action of the store. Raises StoreError where it does not answer in time, once and for all."""
@@ -220,7 +190,7 @@ class RunDirectory:
 
     def make_folder(self, name: str) -> None:
         """Creates a folder within it, if there is none yet. Raises UsageError."""
-        with _reaching(self.shown):
+        with reaching(self.shown):
             self._timed(lambda: self._fs.create_dir(f"{self._path}/{name}", recursive=True))
 
     def holds(self, name: str) -> bool:
@@ -238,12 +208,12 @@ class RunDirectory:
         try:
             self._timed(lambda: self._put(f"{self._path}/{name}", counted), moved)
         except (OSError, pa.ArrowException) as error:
-            cause = error.__cause__ if isinstance(error, StoreError) and error.__cause__ else error
+            cause = cause_of(error)
             raise StoreError(f"{name} can't be written to {self.shown}: {one_line(cause)}") from cause
 
     def _put(self, path: str, parts: Iterable[bytes]) -> None:
         if self.local_path is not None:
-            _write_locally(path, parts, lambda: not self._silent)
+            write_locally(path, parts, lambda: not self._silent)
         elif self._fs.type_name in OBJECT_STORES:
             self._stream(path, [b"".join(parts)])  # whole before it is begun: ending an upload shows what there is
         else:
@@ -268,15 +238,15 @@ class RunDirectory:
         Raises:
             StoreError: it can't be written, or another driver is at it.
         """
-        if self._driver and isinstance(value, dict) and "schema_version" in value:
-            self._require_ours(name)
-            value = {**value, DRIVER: self._driver}
+        if self._ownership and isinstance(value, dict) and "schema_version" in value:
+            self._require_ours(self._ownership, name)
+            value = {**value, DRIVER: self._ownership.name}
         json.dumps(value, allow_nan=False)  # only to refuse; with indent=1 it would be ten times slower than the next
         self.write(name, to_json(value, indent=1) + b"\n")
 
-    def _require_ours(self, name: str) -> None:
-        """Reads back who wrote a record last: we, who drove it before us, or another one meanwhile."""
-        if self._driver_in(name) not in (None, self._driver, self._before.get(name)):
+    def _require_ours(self, ours: Ownership, name: str) -> None:
+        """Raises StoreError if another driver has written a record meanwhile."""
+        if not ours.allows(name, self._driver_in(name)):
             raise StoreError(f"another driver is at {self.shown}: its {name} was written by another process meanwhile")
 
     def _driver_in(self, name: str) -> object:
@@ -374,40 +344,3 @@ def _json_list(batches: Iterable[Sequence[object]]) -> Iterator[bytes]:
             yield between + to_json(row, indent=1)
             between = b",\n"
     yield (b"[" if between == b"[\n" else b"\n") + b"]\n"
-
-
-def _write_locally(path: str, parts: Iterable[bytes], wanted: Callable[[], bool]) -> None:
-    try:
-        with open(path + PART, "wb") as file:
-            file.writelines(parts)
-        put_in_place(Path(path + PART), Path(path), wanted)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(path + PART)
-        raise
-
-
-@contextmanager
-def _reaching(place: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        cause = error.__cause__ if isinstance(error, StoreError) and error.__cause__ else error
-        raise UsageError(f"results can't be kept in {place}: {one_line(cause)}") from None
-
-
-def below(root: str, name: str) -> str:
-    """A folder of a results root, as the user would name it, with a URI's options at the end."""
-    place, mark, options = root.partition("?") if "://" in root else (root, "", "")
-    return f"{place.rstrip('/')}/{name}{mark}{options}"
-
-
-def open_root(root: str) -> tuple[fs.FileSystem, str]:
-    """The file system and path of a results root: a path, or a URI such as ``s3://bucket/results``."""
-    try:
-        if "://" in root:
-            filesystem, path = in_time(lambda: fs.FileSystem.from_uri(root))  # which may look for a bucket's region
-            return filesystem, path.rstrip("/")
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UsageError(f"results root {root!r} is not usable: {str(error).splitlines()[0]}") from None

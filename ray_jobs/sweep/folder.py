@@ -19,8 +19,9 @@ from chatbot.corpus import Pair
 from chatbot.errors import UsageError
 from ray_jobs.provenance import command_line, driver_facts
 from ray_jobs.results import schema
+from ray_jobs.results.filesystem import below
 from ray_jobs.results.run import read_record
-from ray_jobs.results.store import RunDirectory, below
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.sweep.importance import Importances, importances
 from ray_jobs.sweep.page import page
 from ray_jobs.sweep.spec import SweepSpec, Trial, make_spec

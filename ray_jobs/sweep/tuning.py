@@ -17,7 +17,7 @@ from chatbot.errors import UsageError
 from ray_jobs.cluster.job import host_and_port
 from ray_jobs.cluster.reachability import Watchman
 from ray_jobs.cluster.schedule import ClusterLostError
-from ray_jobs.results.store import StoreError
+from ray_jobs.results.filesystem import StoreError
 from ray_jobs.sweep.folder import Listener, Record
 from ray_jobs.sweep.rungs import EarlyStopping
 from ray_jobs.sweep.spec import SweepSpec, Trial
