@@ -130,15 +130,22 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[s
 
 
 def groups(root: Path = ROOT) -> Iterator[tuple[Path, int]]:
-    """(folder, version) of each control group that may limit this process's CPU: its own and all above it."""
+    """(folder, version) of each control group that may limit this process's CPU: its own and all above it, each once.
+
+    ``cpu`` is often a link to ``cpu,cpuacct``.
+    """
     own: dict[str, str] = {}
+    found: dict[Path, tuple[Path, int]] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
         own |= dict.fromkeys(controllers.split(","), group.strip("/"))
     for mount, controller, version in (("", "", 2), ("unified", "", 2), ("cpu", "cpu", 1), ("cpu,cpuacct", "cpu", 1)):
         place = root / "sys/fs/cgroup" / mount
         path = Path(own.get(controller, ""))
-        yield from ((place / part, version) for part in (path, *path.parents) if (place / part / "cpu.stat").is_file())
+        for folder in (place / part for part in (path, *path.parents)):
+            if (folder / "cpu.stat").is_file():
+                found.setdefault(folder.resolve(), (folder, version))
+    yield from found.values()
 
 
 def quota_cpus(root: Path = ROOT) -> float | None:

@@ -61,7 +61,7 @@ def test_a_hybrids_efficiency_cores_come_last_though_their_ids_do_too(
     assert one.text == "14 (15 left empty)"
     assert choose(range(20), 7, hybrid).cpus == (2, 4, 6, 8, 10, 12, 14)
     eight = choose(range(20), 8, hybrid)
-    assert eight.cpus == (0, 2, 4, 6, 8, 10, 12, 14)  # the first one too, rather than a slower one
+    assert eight.cpus == (1, 2, 4, 6, 8, 10, 12, 14)  # the first core too, rather than a slower one
     assert eight.others == (16, 17, 18, 19)
     nine = choose(range(20), 9, hybrid)
     assert nine.cpus == (2, 4, 6, 8, 10, 12, 14, 18, 19)
@@ -99,8 +99,18 @@ def test_threads_that_have_to_share_a_core_are_told(tmp_path: Path) -> None:
 
 def test_the_only_cores_sibling_runs_everything_else_and_that_is_told(tmp_path: Path) -> None:
     found = choose((0, 1), 1, machine(tmp_path, [(0, 1)]))
-    told = "CPU 1, where everything else runs, shares a core with a measured one"
-    assert found == Choice((0,), (), (1,), "0", (told,))
+    told = "CPU 0, where everything else runs, shares a core with a measured one"
+    assert found == Choice((1,), (), (0,), "1", (told,))
+
+
+@pytest.mark.parametrize("cores", [[(0, 1), (2, 3)], [(0, 2), (1, 3)]], ids=["2n, 2n+1", "n, n+N"])
+def test_interrupts_go_to_a_cpu_that_is_not_measured_though_its_core_is(
+    cores: Sequence[Sequence[int]], tmp_path: Path
+) -> None:
+    found = choose(range(4), 2, machine(tmp_path, cores))
+    assert 0 not in found.cpus
+    assert 0 in found.others
+    assert not any("share one core" in warning for warning in found.warnings)
 
 
 def test_a_sibling_that_is_not_ours_is_held_and_told(tmp_path: Path) -> None:

@@ -126,6 +126,14 @@ def test_control_groups_of_version_1_count_ns(mount: str, proc: Path, tmp_path: 
     assert read(proc).throttled_ns == 123_456
 
 
+def test_a_control_group_with_two_names_counts_once(proc: Path, tmp_path: Path) -> None:
+    """Distributions with version 1 link ``cpu`` to ``cpu,cpuacct``."""
+    write(proc, {"self/cgroup": "4:cpu,cpuacct:/job\n"})
+    write(tmp_path / CGROUP, {"cpu,cpuacct/job/cpu.stat": VERSION_1})
+    (tmp_path / CGROUP / "cpu").symlink_to("cpu,cpuacct")
+    assert read(proc).throttled_ns == 123_456
+
+
 def test_a_root_control_group_without_a_quota_leaves_it_to_version_1(proc: Path, tmp_path: Path) -> None:
     write(tmp_path / CGROUP, {"cpu.stat": "usage_usec 5\n", "cpu/cpu.stat": VERSION_1})
     assert read(proc).throttled_ns == 123_456

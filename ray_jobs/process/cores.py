@@ -117,6 +117,7 @@ def _one_per_core(free: Sequence[int], threads: int, machine: Topology) -> list[
     """The last of the cores that are as fast, as near to each other and as far from the first one as there are enough.
 
     In this order: a slower kind is worse than two nodes, and these than the first core. None where cores are too few.
+    Of the first core it is the last CPU: the first one is where interrupts go, and everything else.
     """
     first = {machine.core(cpu): cpu for cpu in reversed(free)}  # of each core its first CPU
     cpus = sorted(first.values())
@@ -127,7 +128,9 @@ def _one_per_core(free: Sequence[int], threads: int, machine: Topology) -> list[
         fit = [cpu for cpu in cpus if machine.kinds.get(cpu, 0) <= slowest and machine.nodes.get(cpu, 0) in among]
         fit = fit if whole else [cpu for cpu in fit if cpu != cpus[0]]
         if len(fit) >= threads:
-            return sorted(fit, key=lambda cpu: (machine.kinds.get(cpu, 0), -cpu))[:threads]
+            found = sorted(fit, key=lambda cpu: (machine.kinds.get(cpu, 0), -cpu))[:threads]
+            last = max(cpu for cpu in free if machine.core(cpu) == machine.core(cpus[0]))
+            return [last if cpu == cpus[0] else cpu for cpu in found]
     return []
 
 
