@@ -22,7 +22,9 @@ from chatbot.errors import UsageError
 from chatbot.safe_text import printable
 
 FOLDER = "LATENCY_MATRIX_LOCKS"  # the environment variable that names the folder of the locks
-SHARED_FOLDERS = ("/run/lock", "/tmp")  # without that variable: the first that is safe; every user knows them
+# Without that variable the first that is safe, of those that all users may write if there is one: where /run/lock is
+# root's alone, root and another user would lock in two folders.
+SHARED_FOLDERS = ("/run/lock", "/tmp")
 SHARED_PREFIX = "latency-matrix-"  # of the files there, among those of others
 TRIES = 50  # of one lock, whose file is removed again and again
 
@@ -175,12 +177,19 @@ def _path(name: str) -> Path:
     """The file of a lock, in a folder that is safe to use. Raises LeaseError."""
     chosen = os.environ.get(FOLDER)
     faults = {}
-    for folder in map(Path, [chosen] if chosen else SHARED_FOLDERS):
+    for folder in [Path(chosen)] if chosen else sorted(map(Path, SHARED_FOLDERS), key=_closed):
         path = folder / (f"{name}.lock" if chosen else f"{SHARED_PREFIX}{name}.lock")
         if (fault := _made(folder) if chosen else _fault(folder)) is None:
             return path
         faults[path] = fault
-    raise _unusable(*faults.popitem())
+    raise _unusable(*next(iter(faults.items())))
+
+
+def _closed(folder: Path) -> bool:
+    """Tells whether not every user may write there."""
+    with suppress(OSError):
+        return not folder.stat().st_mode & stat.S_IWOTH
+    return True
 
 
 def _made(folder: Path) -> str | None:
