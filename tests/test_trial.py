@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from chatbot.vocabulary import EOS
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.result import TIMED, WARMUP, Launch, LaunchResult, Limits, Memory, Samples
 from ray_jobs.measure.trial import Checkpoint, Inputs, ModelSource, Preset
+from ray_jobs.process import fork
 from ray_jobs.process import server as launch_server
 from ray_jobs.process import trial as launch
 from ray_jobs.process.cores import choose, topology
@@ -299,9 +301,19 @@ def test_what_a_launch_started_does_not_survive_a_caller_that_is_killed(tmp_path
     wait_until(lambda: gone(int(told.read_text())))
 
 
+def test_after_a_megabyte_of_complaints_the_next_one_is_read_as_it_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryFile("a+b") as said:
+        monkeypatch.setattr(sys, "stderr", said)
+        os.write(said.fileno(), b"x" * (launch_server.COMPLAINTS_BYTES + 1))
+        launch_server._shorten_complaints()
+        os.write(said.fileno(), b"no space left")
+        assert os.pread(said.fileno(), 100, 0) == b"no space left"
+
+
 def test_a_server_that_hangs_is_not_called_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_server, "GRACE_S", 0.1)
     monkeypatch.setattr(launch_server, "START_S", 0.1)
+    monkeypatch.setattr(fork, "PATIENCE_S", 0.1)
     with LaunchServer(WORKLOAD) as server:
         os.kill(server.pid, signal.SIGSTOP)
         with pytest.raises(TrialError, match="the launch server hangs"):

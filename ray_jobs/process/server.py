@@ -37,7 +37,7 @@ from ray_jobs.measure.result import one_line
 from ray_jobs.process import fork, memory
 from ray_jobs.process.threads import other_threads
 
-START_S = 40.0  # of a server: importing PyTorch, on a machine that is busy
+START_S = 50.0  # of a server: importing PyTorch, on a machine that is busy; a trial may be silent for ten seconds more
 STARTED = b"started"
 GRACE_S = 10.0  # between a launch's deadline and giving up on its server
 COMPLAINTS_BYTES = 1_000_000  # that a server and its launches may have printed before a launch
@@ -274,6 +274,7 @@ def _shorten_complaints() -> None:
     found = os.fstat(sys.stderr.fileno())
     if stat.S_ISREG(found.st_mode) and found.st_size > COMPLAINTS_BYTES:
         os.ftruncate(sys.stderr.fileno(), 0)
+        os.lseek(sys.stderr.fileno(), 0, os.SEEK_SET)  # else the next word would follow a megabyte of zeros
 
 
 if __name__ == "__main__":

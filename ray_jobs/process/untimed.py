@@ -104,17 +104,21 @@ def _too_long(part: Part, allowance: Allowance, trial: Trial) -> str:
 def memory(trial: Trial, names: list[str], alone: AskAlone, allowance: Allowance) -> Iterator[Alive | Memory]:
     """These variants, each in a process of its own; ends with what was found out.
 
-    A variant may use all the time that is left, but compare replies in no more than its share of it.
+    A variant may use all the time that is left, but compare replies in no more than its share of it. The baseline, the
+    slowest more often than not, bounds how many replies the others are held against.
     """
+    comparing = [name for name in names if name in _comparing(trial)]
     told: dict[str, Alone] = {}
     lost: dict[str, str] = {}
-    for place, name in enumerate(names):
+    for name in names:
         yield Alive(Part.MEMORY, name)
         left_s = allowance.left_s - LIMITS_S
         if left_s <= 0:
             lost[name] = _too_long(Part.MEMORY, allowance, trial)
             continue
-        outcome = alone(name, left_s, left_s / (len(names) - place) / 2)
+        share = 1 / 4 if name == BASELINE else 1 / 2 / max(1, len(comparing))
+        outcome = alone(name, left_s, share * left_s * (name in comparing))
+        comparing = [other for other in comparing if other != name]
         if not isinstance(outcome, Loss):
             told[name] = outcome
         elif outcome.kind == LossKind.LATE:
@@ -122,6 +126,13 @@ def memory(trial: Trial, names: list[str], alone: AskAlone, allowance: Allowance
         else:
             lost[name] = outcome.reason
     yield Memory({name: found.peak_mb for name, found in told.items()}, _compared(told), lost)
+
+
+def _comparing(trial: Trial) -> tuple[str, ...]:
+    """The variants whose replies are compared: the approximate ones, and what they are held against."""
+    own = trial.workload.own_model  # whose answers only its ``same`` can compare, as each launch does
+    approximate = [name for name in trial.variants if not (variant_named(name).exact or own)]
+    return (BASELINE, *approximate) if approximate else ()
 
 
 def _compared(told: Mapping[str, Alone]) -> dict[str, Comparison]:
@@ -137,11 +148,8 @@ def _compared(told: Mapping[str, Alone]) -> dict[str, Comparison]:
 
 
 def run_alone(trial: Trial, inputs: Inputs, variant: str, compare_s: float) -> Alone:
-    """In a process of its own: prepares and calls one variant, and compares its replies for so many seconds."""
-    own = trial.workload.own_model  # whose answers only its ``same`` can compare, as each launch does
-    approximate = [name for name in trial.variants if not (variant_named(name).exact or own)]
-    compared = LEAST_COMPARED if compare_s and approximate and variant in (BASELINE, *approximate) else 0
-    pool = inputs.pool(trial.workload)
+    """In a process of its own: prepares and calls one variant, and collects replies to compare for so many seconds."""
+    pool, compared = inputs.pool(trial.workload), LEAST_COMPARED if compare_s else 0
     return measure_alone(trial.workload, variant, inputs.model, pool, compared, compare_s)
 
 
