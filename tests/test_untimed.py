@@ -89,6 +89,12 @@ def test_a_variant_that_is_not_compiled_in_its_time_is_skipped_with_the_reason()
     assert left_out == {"export-aoti": VariantFacts(skipped=why)}
 
 
+def test_what_another_device_runs_is_not_compiled() -> None:
+    machine = Machine({})
+    work = compiled(made_trial(variants=(*NAMES, "compile-cudagraph")), machine.alone, machine.clock)
+    assert [one.variant for one in work] == machine.asked == ["compile", "export-aoti"]
+
+
 def test_a_variant_that_takes_its_process_with_it_costs_itself_alone() -> None:
     machine = Machine({}, died="compile")
     _, left_out = compiling(machine, budget_s=90)

@@ -137,7 +137,7 @@ def run_trial(
         yield from launches(trial, run, clock, committed)
         allowance = untimed.allowance_of(trial, clock)
         if trial.memory:
-            names = [name for name in trial.variants if name not in crashes.left_out]
+            names = [name for name in untimed.present(trial) if name not in crashes.left_out]
             yield from untimed.memory(trial, names, alone, allowance)
         if trial.memory and not trial.workload.own_model:  # the bytes and sums of another model are not known
             yield from untimed.limits(partial(ask, partial(untimed.run_limits, trial, inputs)), allowance)

@@ -57,6 +57,11 @@ class Allowance:
         return max(0.0, self._end - self.clock())
 
 
+def present(trial: Trial) -> list[str]:
+    """The variants that run on its device at all."""
+    return [name for name in trial.variants if trial.workload.device in variant_named(name).devices]
+
+
 def compiled(
     trial: Trial, alone: AskAlone, clock: Callable[[], float]
 ) -> Generator[Alive, None, Mapping[str, VariantFacts]]:
@@ -66,7 +71,7 @@ def compiled(
     """
     allowance = Allowance(compiling_s(trial.budget_s), clock)
     left_out = {}
-    for name in trial.variants:
+    for name in present(trial):
         if variant_named(name).cached:
             yield Alive(Part.COMPILING, name)
             loss = _compile(name, alone, allowance)
