@@ -65,7 +65,9 @@ def plan_lines(spec: Spec, root: str) -> Iterator[str]:
         low, high = low + time.least_s, high + time.most_s
         sizes = f"batch {workload.batch}, prompt {workload.prompt_tokens}, reply {workload.reply_tokens}"
         yield f"{workload.device}, {sizes}, threads {workload.threads}: {time.text}"
-    if compiling := [name for name in spec.variants if _entry(name).cached and {*_entry(name).devices} & {*spec.device}]:
+    if compiling := [
+        name for name in spec.variants if _entry(name).cached and {*_entry(name).devices} & {*spec.device}
+    ]:
         names = ", ".join(compiling)
         yield f"up to {compiling_s(spec.budget):.0f} s more a trial to compile {names}, unless kept from before"
     yield f"{trials}: {low:.0f} to {high:.0f} s; nothing was run"
