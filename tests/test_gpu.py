@@ -15,10 +15,11 @@ from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs.measure import gpu
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.gpu import device_of, facts_of, lock_names, own_device, pci_address
+from ray_jobs.measure.interference import ABSENT
 from ray_jobs.measure.result import Launch
 from ray_jobs.measure.speeds import SIZES, slopes
 from ray_jobs.measure.trial import Preset
-from ray_jobs.measure.watch import ABSENT, watch_for
+from ray_jobs.measure.watch import watch_for
 from ray_jobs.process import trial
 from ray_jobs.process.cores import near
 

@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike
 
 from chatbot.variants import BASELINE, CONTROL, VARIANTS
 from ray_jobs.matrix.rows import COLUMNS, Row, Status, rows_of
+from ray_jobs.measure.interference import ABSENT, COUNTERS, Interference
 from ray_jobs.measure.replies import Comparison
 from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.roofline import DISTURBED, Limit
 from ray_jobs.measure.trial import Place, Trial
-from ray_jobs.measure.watch import ABSENT, COUNTERS, Interference
 from ray_jobs.statistics import NOMINAL
 
 TRIAL, NOWHERE = made_trial("trial-1", run_id="run-1"), Place()

@@ -21,9 +21,9 @@ from runs import launches_in
 
 from chatbot.errors import UsageError
 from ray_jobs.matrix.rows import rows_of
+from ray_jobs.measure.interference import COUNTERS, Interference
 from ray_jobs.measure.result import Launch, LaunchResult, Samples, VariantFacts
 from ray_jobs.measure.trial import Place
-from ray_jobs.measure.watch import COUNTERS, Interference
 from ray_jobs.report.compact import COMPACT_FILE, compact
 from ray_jobs.results.filesystem import open_root
 from ray_jobs.results.samples import SCHEMA, rows_table, to_result, to_table

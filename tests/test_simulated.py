@@ -27,7 +27,7 @@ from simulated import (
 )
 
 from chatbot.variants import BASELINE, CONTROL
-from ray_jobs.measure import watch
+from ray_jobs.measure import interference
 from ray_jobs.measure.result import LaunchResult
 from ray_jobs.statistics import Interval, speedup, verdict
 
@@ -194,7 +194,7 @@ def lost_shares(comparison: Comparison) -> list[NDArray[np.float64]]:
     for times in comparison.round_times:
         starts, ends = np.array(times).T[:, :, None]
         overlaps = np.clip(np.minimum(ends, bursts[:, 1]) - np.maximum(starts, bursts[:, 0]), 0, None)
-        taken = overlaps.sum(axis=1) / 2 - watch.WAKE_UPS_NS
+        taken = overlaps.sum(axis=1) / 2 - interference.WAKE_UPS_NS
         lost.append(taken / np.median(ends - starts))
     return lost
 
@@ -205,7 +205,7 @@ def test_the_disturbed_rounds_are_those_in_which_a_burst_took_the_core(beside_bu
         for launch, lost in zip(comparison.launches, lost_shares(comparison), strict=True):
             assert launch.interference is not None
             known = lost > 0.02
-            assert watch.disturbed(launch.interference) == known.sum()
+            assert interference.disturbed(launch.interference) == known.sum()
             if known.sum() <= launch.rounds // 2:
                 assert launch.kept_rounds.tolist() == (~known).tolist()
             else:
@@ -236,7 +236,7 @@ def test_without_bursts_no_round_is_discarded() -> None:
 
 def disturbed_share(launches: Sequence[LaunchResult]) -> float:
     watched = [launch.interference for launch in launches if launch.interference is not None]
-    return sum(map(watch.disturbed, watched)) / sum(launch.rounds for launch in launches)
+    return sum(map(interference.disturbed, watched)) / sum(launch.rounds for launch in launches)
 
 
 @pytest.mark.parametrize("every_s", [0.5, 1.0, 2.0, 4.0, math.inf])
@@ -253,4 +253,4 @@ def test_a_row_names_what_disturbed_more_than_a_fifth_of_its_rounds(every_s: flo
 
 def test_the_bursts_of_these_tests_fall_on_both_sides_of_the_warning() -> None:
     shares = [disturbed_share(compare(Conditions(burst_every_s=every), seed=0).launches) for every in (0.5, 4.0)]
-    assert shares[0] > watch.WARN_SHARE > shares[1] > 0
+    assert shares[0] > interference.WARN_SHARE > shares[1] > 0

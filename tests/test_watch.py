@@ -20,24 +20,19 @@ from profiles import examples
 
 from chatbot.variants import BASELINE, CONTROL
 from ray_jobs.measure import watch
-from ray_jobs.measure.watch import (
+from ray_jobs.measure.interference import (
     ABSENT,
     COUNTERS,
-    REPEATS,
-    TICK_NS,
     WARN_SHARE,
-    Counters,
     Interference,
-    MachineWatch,
     complaint,
     disturbed,
     kept,
     per_round,
-    sentinel_ns,
     severity,
     unwatched,
-    watch_for,
 )
+from ray_jobs.measure.watch import REPEATS, TICK_NS, Counters, MachineWatch, sentinel_ns, watch_for
 
 SECOND = 10**9
 STAT = """cpu  100 10 20 5000 300 3 7 90 0 0

@@ -14,8 +14,8 @@ from ray_jobs.audit.plan import MOST
 from ray_jobs.audit.station import AuditStation, Measured
 from ray_jobs.cluster.events import Event, LaunchDone
 from ray_jobs.matrix.rows import Status
+from ray_jobs.measure.interference import commonest, complaint, disturbed
 from ray_jobs.measure.result import TIMED, LaunchResult
-from ray_jobs.measure.watch import commonest, complaint, disturbed
 from ray_jobs.statistics import LEAST_LAUNCHES, Verdict
 
 IMPOSSIBLE = "impossible by construction"

@@ -1,24 +1,21 @@
 """Launches -> the rows of the matrix: a latency, a speedup and a verdict for each trial and variant."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, TypeVar
 
 import numpy as np
 
-from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
+from chatbot.variants import BASELINE, CONTROL, variant_named
 from ray_jobs import statistics
-from ray_jobs.measure import roofline, watch
+from ray_jobs.matrix.row_warnings import drift_of, gpus_of, imprecision, interference_of, sentinel_ms, warnings_of
+from ray_jobs.measure import interference, roofline
 from ray_jobs.measure.replies import LEAST_COMPARED, Comparison
-from ray_jobs.measure.result import TIMED, LaunchResult, Limits, Memory, VariantFacts
+from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.statistics import Interval, Verdict
 
-STARVED = 0.9  # of the time of single-threaded calls that they had a core, below which a row says so
-DRIFT = 0.1  # of the sentinel, above which a row says so
-UNSETTLED = 0.2  # of the launches
-TREND = 0.02  # within a launch
 NO_MEMORY, NO_LIMITS = Memory(), Limits()
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
@@ -138,7 +135,12 @@ def rows_of(
             measured |= _identical(facts, memory.compared.get(variant))
             invalid = measured.pop("invalid")
             if invalid is None:  # else it is not known what was measured
-                measured |= _limited(limits.of.get(variant), measured, trial.workload.batch, _complaint(launches))
+                measured |= _limited(
+                    limits.of.get(variant),
+                    measured,
+                    trial.workload.batch,
+                    interference.complaint(interference_of(launches)),
+                )
                 if common["exact"] is False and measured["compared_replies"] < LEAST_COMPARED:
                     few = f"only {measured['compared_replies']} replies were compared, not {LEAST_COMPARED}"
                     measured["warnings"] = (*measured.get("warnings", ()), few)
@@ -227,113 +229,20 @@ def _identical(facts: Sequence[VariantFacts], alone: Comparison | None) -> dict[
 
 def _machine(launches: Sequence[LaunchResult]) -> dict[str, Any]:
     """The machine's activity during a trial, the same for every variant."""
-    watched = [launch for launch in launches if launch.interference is not None]
+    watched = interference_of(launches)
     told: dict[str, Any] = {}
-    if watch.watched_causes([w.interference for w in watched if w.interference]):
-        told["discarded_rounds"] = sum(int((~launch.kept_rounds).sum()) for launch in watched)
-        told["disturbed_rounds"] = sum(watch.disturbed(w.interference) for w in watched if w.interference)
+    if interference.watched_causes(watched):
+        told["discarded_rounds"] = sum(int((~launch.kept_rounds).sum()) for launch in launches)
+        told["disturbed_rounds"] = sum(map(interference.disturbed, watched))
     told["cores"] = "; ".join(dict.fromkeys(filter(None, (w.machine.get("chosen") for w in launches)))) or None
-    speeds = [float(np.mean(launch.sentinel_ns)) / 1e6 for launch in launches if launch.sentinel_ns]
-    if speeds:
+    if speeds := sentinel_ms(launches):
         told["sentinel_ms"] = float(np.median(speeds))
     if len(speeds) >= 2:
-        told["sentinel_drift"] = _drift(speeds)
-    cards = {f"{gpu['name']}, {gpu['multiprocessors']} SMs" for gpu in _gpus(launches)}
+        told["sentinel_drift"] = drift_of(speeds)
+    cards = {f"{gpu['name']}, {gpu['multiprocessors']} SMs" for gpu in gpus_of(launches)}
     if len(cards) == 1:  # Ray calls a slice of a card like the whole one
         told["hardware"] = cards.pop()
     return told
-
-
-def _gpus(launches: Sequence[LaunchResult]) -> list[Mapping[str, Any]]:
-    """What each launch on a GPU recorded of it; none of runs from before it was."""
-    found = [launch.machine.get("gpu") or {} for launch in launches]
-    return [gpu for gpu in found if {"name", "multiprocessors", "sentinel_ns"} <= gpu.keys()]
-
-
-def _drift(speeds: Sequence[float]) -> float:
-    """By how much the second half of some times is longer than the first, as a share."""
-    half = len(speeds) // 2
-    return float(np.median(speeds[half:]) / np.median(speeds[:half])) - 1
-
-
-def _complaint(launches: Sequence[LaunchResult]) -> str | None:
-    return watch.complaint([launch.interference for launch in launches if launch.interference is not None])
-
-
-def _unwatched(launches: Sequence[LaunchResult], device: str) -> str | None:
-    return watch.unwatched([launch.interference for launch in launches if launch.interference is not None], device)
-
-
-def _starved(launches: Sequence[LaunchResult], workload: Workload) -> str | None:
-    """The warning that calls lacked their core, by their CPU time: where no counter of waiting or throttling tells."""
-    told = [cause.column for cause in watch.watched_causes([w.interference for w in launches if w.interference])]
-    if workload.device != "cpu" or workload.threads > 1 or {"run_delay_ns", "throttled_ns"} & {*told}:
-        return None
-    timed = [launch.samples.phase == TIMED for launch in launches]
-    wall, cpu = (
-        sum(int(getattr(launch.samples, name)[calls].sum()) for launch, calls in zip(launches, timed, strict=True))
-        for name in ("wall_ns", "cpu_ns")
-    )
-    return f"its timed calls had a core for {cpu / wall:.0%} of their time only" if cpu < STARVED * wall else None
-
-
-def _doubts(launch: LaunchResult) -> Iterator[str]:
-    """What is wrong with where a launch ran."""
-    yield from launch.machine.get("doubts", ())
-    if (nice := launch.machine.get("niceness", 0)) > 0:
-        yield f"its launches ran at nice {nice}, behind all else on the machine: start Ray with RAY_worker_niceness=0"
-    if fault := (launch.machine.get("gpu") or {}).get("not_watched"):
-        yield f"the GPU's clocks and other users could not be watched: {fault}"
-
-
-def _warnings(
-    variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts], workload: Workload
-) -> list[str]:
-    """Warnings about the machine and the warm-up for the reader of this row."""
-    warnings = list(dict.fromkeys(doubt for launch in launches for doubt in _doubts(launch)))
-    warnings += filter(None, [_complaint(launches), _unwatched(launches, workload.device)])
-    warnings += filter(None, [_starved(launches, workload)] if variant == BASELINE else [])
-    speeds = [float(np.mean(gpu["sentinel_ns"])) for gpu in _gpus(launches)]
-    drifts = {
-        "machine": _machine(launches).get("sentinel_drift") or 0.0,
-        "GPU": _drift(speeds) if len(speeds) >= 2 else 0.0,
-    }
-    for what, drift in drifts.items():
-        if abs(drift) > DRIFT:
-            word = "slower" if drift > 0 else "faster"
-            warnings.append(
-                f"the {what} itself became {abs(drift):.0%} {word} meanwhile; speedups hold, latencies are mixed"
-            )
-    restless = sum(not f.settled for f in facts)
-    if restless > UNSETTLED * len(facts):
-        warnings.append(
-            f"it never settled: still getting faster as its warm-up ended, in {restless} of {len(facts)} launches"
-        )
-    if any(f.scattered for f in facts):
-        warnings.append("its GRU's weights are not in one buffer, so cuDNN copies all of them at each call")
-    if any(map(_jit_unsupported, launches)) and any("torchscript" in (f.kind or "") for f in facts):
-        warnings.append("torch.jit does not support Python 3.14 and later, and may break there: use 3.13 or earlier")
-    columns = {
-        launch.variants: (launch.variants.index(variant), launch.variants.index(BASELINE)) for launch in launches
-    }
-    if len(columns) == 1:
-        trend = statistics.trend([launch.turn_medians for launch in launches], *next(iter(columns.values())))
-        if trend is not None and (trend.low > 1 + TREND or trend.high < 1 / (1 + TREND)):
-            word = "slower" if trend.value > 1 else "faster"
-            off = abs(trend.value - 1)
-            warnings.append(f"it never settled: the first half of a launch was {off:.0%} {word} than the second")
-    return warnings
-
-
-def _jit_unsupported(launch: LaunchResult) -> bool:
-    """Source: what torch.jit.script warns of on Python 3.14."""
-    major, minor = map(int, str(launch.machine.get("python", "3.0")).split(".")[:2])
-    return (major, minor) >= (3, 14)
-
-
-def imprecision(interval: Interval, asked: float) -> str:
-    """The warning of an interval that is wider than asked."""
-    return f"precision not reached: ±{interval.half_width:.1%} where ±{asked:.1%} was asked; give a larger --budget"
 
 
 def _compared(
@@ -346,7 +255,7 @@ def _compared(
     """Speedup, verdict and warnings."""
     if invalid is not None:
         return {"verdict": Verdict.INVALID}
-    warnings = _warnings(variant, launches, facts, trial.workload)
+    warnings = warnings_of(variant, launches, facts, trial.workload)
     if variant == BASELINE:
         return {"speedup": 1.0, "verdict": Verdict.BASELINE, "warnings": tuple(warnings)}
     logs = [speedups[variant] for speedups in (launch.log_speedups() for launch in launches) if variant in speedups]

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from chatbot.safe_text import safe
 from chatbot.variants import BASELINE
 from ray_jobs import statistics
-from ray_jobs.measure import watch
+from ray_jobs.measure import interference
+from ray_jobs.measure.interference import Interference
 from ray_jobs.measure.replies import Comparison
 from ray_jobs.measure.roofline import Limit, Speeds
-from ray_jobs.measure.watch import Interference
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class LaunchResult:
         """(rounds,): the rounds that the statistics use."""
         if self.interference is None:
             return np.ones(self.rounds, dtype=bool)
-        return np.asarray(watch.kept(self.interference))
+        return np.asarray(interference.kept(self.interference))
 
     @cached_property
     def turn_medians(self) -> NDArray[np.float64]:

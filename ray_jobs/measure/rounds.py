@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from chatbot.variants import Reply, Workload
 from ray_jobs.measure import busy, orders
+from ray_jobs.measure.interference import Interference, per_round
 from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Samples, one_line
 from ray_jobs.measure.timing import Reading, Timer
-from ray_jobs.measure.watch import Counters, Interference, Watch, per_round
+from ray_jobs.measure.watch import Counters, Watch
 
 ROUNDS = 20  # of a launch, rounded up to whole squares; fewer where a call is slow
 CALLS = 3  # timed ones of a turn; more where a call is fast

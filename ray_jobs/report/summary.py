@@ -4,7 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ray_jobs.matrix.rows import Row, Status, grouped, imprecision
+from ray_jobs.matrix.row_warnings import imprecision
+from ray_jobs.matrix.rows import Row, Status, grouped
 from ray_jobs.report import text
 from ray_jobs.report.facts import MOST_REASONS, Fact, facts_of, worst_replies
 from ray_jobs.report.sentences import compared, hardware, sentence, state

@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ray_jobs.matrix.rows import Row
+from ray_jobs.measure.interference import COUNTERS, Interference
 from ray_jobs.measure.result import PHASES, Launch, LaunchResult, Samples, VariantFacts
-from ray_jobs.measure.watch import COUNTERS, Interference
 from ray_jobs.results import schema
 
 NAMES = pa.dictionary(pa.int16(), pa.string())

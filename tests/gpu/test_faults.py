@@ -11,10 +11,10 @@ from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Prepare, Reply, Variant, Workload, eager
 from chatbot.vocabulary import EOS, FIRST_WORD
 from ray_jobs.measure import launch as measure
+from ray_jobs.measure.interference import ABSENT
 from ray_jobs.measure.result import TIMED, Launch, LaunchResult
 from ray_jobs.measure.timing import CudaTimer
 from ray_jobs.measure.trial import Preset
-from ray_jobs.measure.watch import ABSENT
 
 pytestmark = [
     pytest.mark.gpu,

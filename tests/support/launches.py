@@ -14,9 +14,9 @@ from chatbot.config import PRESETS
 from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Prepare, Reply, Workload
 from chatbot.vocabulary import EOS, FIRST_WORD
+from ray_jobs.measure.interference import COUNTERS, Interference
 from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Launch, LaunchResult, Samples, VariantFacts
 from ray_jobs.measure.trial import Trial
-from ray_jobs.measure.watch import COUNTERS, Interference
 
 ALL = (BASELINE, CONTROL, "torchscript")
 WORKLOAD = Workload(batch=1, prompt_tokens=4, reply_tokens=5)
