@@ -121,6 +121,16 @@ def test_what_measures_needs_linux_and_what_reads_does_not(monkeypatch: pytest.M
     assert "no run at nowhere" in CliRunner().invoke(commands.app, ["report", "nowhere"]).stderr
 
 
+def test_a_python_that_can_not_pin_is_refused_before_anything_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each use would be an AttributeError of its own."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.delattr(os, "sched_setaffinity")
+    done = CliRunner().invoke(commands.app, ["matrix"])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("ray_jobs: Linux is needed, and this is a Python that can't pin a process")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("first", "name"), [("/opt/bin/latency-matrix", "latency-matrix"), ("/x/__main__.py", "python -m ray_jobs")]
 )

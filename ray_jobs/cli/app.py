@@ -1,5 +1,6 @@
 """The command line: a table of commands, each imported when it is invoked or its own help is asked for."""
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -38,8 +39,9 @@ class Commands(console.Commands):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, found, rest = super().resolve_command(ctx, args)
-        if found and name in NEED_LINUX and sys.platform != "linux":
-            raise UsageError(f"Linux is needed, and this is {sys.platform}: run {name} on a Linux machine")
+        if found and name in NEED_LINUX and (sys.platform != "linux" or not hasattr(os, "sched_setaffinity")):
+            this = sys.platform if sys.platform != "linux" else "a Python that can't pin a process to its cores"
+            raise UsageError(f"Linux is needed, and this is {this}: run {name} on a Linux machine")
         return name, found and loaded(str(name)), rest
 
 
