@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ray_jobs.cluster.connection import connected
 from ray_jobs.cluster.job import host_and_port, ray_address
 from ray_jobs.cluster.session_folder import KEEP_S, KEPT, SessionFolder, session_folder
 from ray_jobs.cluster.signals import Terminated, terminable
+from ray_jobs.cluster.worker_path import search_as_driver
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 SOCKET_BYTES = 107
@@ -178,6 +180,22 @@ def test_a_local_run_has_a_private_folder_and_token_and_leaves_nothing(started: 
         assert len(started["token"]) == 64
     assert list(tmp_path.iterdir()) == []
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+
+
+def test_workers_of_a_local_ray_search_where_the_driver_does_and_in_its_folder_last(
+    started: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.setattr(sys, "path", ["/sources", "/here"])
+    with connected("local"):
+        assert os.environ["PYTHONPATH"].split(os.pathsep)[1:] == ["/mine"]  # after this program's own
+        monkeypatch.setattr(sys, "path", ["/ray", "/sources"])  # of a worker, which inherits the environment
+        search_as_driver()
+        assert sys.path == ["/ray", "/sources", "/here"]
+    assert os.environ["PYTHONPATH"] == "/mine"
+    job = started["job_config"]
+    assert job._runtime_env_has_working_dir(), "Ray would put the folder that one stands in first"
+    assert "working_dir" not in job.runtime_env
 
 
 def test_a_users_token_is_used(started: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -35,7 +35,11 @@ def run(home: Path, *arguments: str | Path) -> Done:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("matrix")
+    """Among files of the names of modules that every process of a run imports, its Ray workers too."""
+    here = tmp_path_factory.mktemp("matrix")
+    for name in ("chatbot", "json", "torch"):
+        (here / f"{name}.py").write_text("raise SystemExit('a file of the folder that one stands in was imported')")
+    return here
 
 
 @pytest.fixture(scope="module")

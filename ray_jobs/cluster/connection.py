@@ -20,6 +20,7 @@ from ray_jobs.cluster.job import IN_A_JOB, host_and_port, ray_address
 from ray_jobs.cluster.schedule import ClusterLostError
 from ray_jobs.cluster.session_folder import SessionFolder, session_folder
 from ray_jobs.cluster.signals import terminable
+from ray_jobs.cluster.worker_path import driver_path
 from ray_jobs.results.filesystem import StoreError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -51,7 +52,7 @@ def connected(address: str) -> Iterator[None]:
             with _nothing_more_requested():
                 yield
         elif address == "local":
-            with _local_session() as place, _joined(address, include_dashboard=False, _temp_dir=place):
+            with _local_session() as options, _joined(address, include_dashboard=False, **options):
                 arm()
                 yield
         else:
@@ -102,12 +103,13 @@ def _sources() -> dict[str, Any]:
 
 
 @contextmanager
-def _local_session() -> Iterator[str]:
-    """A private folder with a token of this run; it is kept, and named, where Ray's logs may tell why a run failed."""
+def _local_session() -> Iterator[dict[str, Any]]:
+    """How to start Ray: in a private folder with a token of this run; it is kept, and named, where a run fails."""
     os.environ.setdefault("RAY_worker_niceness", "0")  # by default a worker gives way to any other process
-    with session_folder() as folder, _token_of_this_run(folder):
+    with session_folder() as folder, _token_of_this_run(folder), driver_path() as job:
         try:
-            yield str(folder.path / "ray")  # which Ray opens to everybody, within a folder that it does not touch
+            # Ray opens its folder to everybody, within a folder that it does not touch.
+            yield {"_temp_dir": str(folder.path / "ray"), "job_config": job}
         except RefusedError as error:
             folder.keep()
             raise UsageError(f"{error}; its logs are in {folder.path}") from None

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_jobs.cluster.events import Event, Job, LaunchDone, Outcome, TrialEnded, WorkerLost
 from ray_jobs.cluster.reachability import Watchman
 from ray_jobs.cluster.schedule import ClusterLostError, Schedule
+from ray_jobs.cluster.worker_path import search_as_driver
 from ray_jobs.measure.gpu import lock_names
 from ray_jobs.measure.result import LaunchResult, one_line
 from ray_jobs.measure.trial import CheckpointBytes, Inputs, ModelSource, Trial
@@ -137,6 +138,7 @@ def _measure(
     traces: bool,
 ) -> Iterator[Outcome]:
     """The task: ``Alive`` as it begins, launches with what the stopping rule needs of them, all else as it is."""
+    search_as_driver()
     yield Alive()
     with ExitStack() as stack:
         stack.enter_context(_told(lease.describe(trial.run_id, trial.id)))

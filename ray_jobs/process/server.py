@@ -94,8 +94,7 @@ class LaunchServer:
             given: what it gets once, for its launches to inherit, because requests mention it (prompts, say).
         """
         places = [str(Path(package.__path__[0]).resolve().parent) for package in (ray_jobs, chatbot)]
-        if workload.own_model:
-            places += custom_model.places_of(workload.model)
+        own = custom_model.places_of(workload.model) if workload.own_model else []
         env = {name: value for name, value in os.environ.items() if name not in machine.AFFINITY}
         env["PYTHONPATH"] = os.pathsep.join([*places, *filter(None, [env.get("PYTHONPATH")])])
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(workload.threads)
@@ -112,7 +111,7 @@ class LaunchServer:
         self._connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ray_jobs.process.server", *map(str, [theirs.fileno(), *descriptors])],
+                [sys.executable, "-P", "-m", "ray_jobs.process.server", *map(str, [theirs.fileno(), *descriptors])],
                 stdin=subprocess.DEVNULL,
                 stdout=self._complaints,
                 stderr=self._complaints,
@@ -123,6 +122,7 @@ class LaunchServer:
             os.sched_setaffinity(self._process.pid, housekeeping_cores)
         self._given, self._started = given, False
         with suppress(OSError):  # it died; the first request says so
+            self._connection.send_bytes(pickle.dumps([*own, *(place or os.getcwd() for place in sys.path)]))
             self._connection.send_bytes(pickle.dumps(given))
 
     @property
@@ -222,6 +222,8 @@ def serve(caller: Connection, leases: Sequence[int] = ()) -> None:
     ``leases`` are descriptors that stay open here, and in nothing that is started from here.
     """
     with suppress(EOFError, ConnectionError):
+        # Where the caller finds modules of the user's own: searched last, as a json.py may lie beside them.
+        sys.path += [place for place in pickle.loads(caller.recv_bytes()) if place not in sys.path]
         given = pickle.loads(caller.recv_bytes())
         if others := other_threads():
             raise RuntimeError(

@@ -1,0 +1,46 @@
+"""The launch server in environments that are not its own: an agent's thread, a folder of anybody's files."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from chatbot.variants import Workload
+from ray_jobs.process.server import LaunchServer, Request, TrialError
+
+AGENT = "import threading, time\nthreading.Thread(target=lambda: time.sleep(60), daemon=True, name='agent').start()\n"
+
+
+CORES = tuple(sorted(os.sched_getaffinity(0))[:1])
+
+
+def where_json_is() -> str:
+    return str(importlib.import_module("mine").json.__file__)
+
+
+@pytest.mark.process
+def test_a_thread_that_an_agent_starts_in_every_python_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(AGENT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with LaunchServer(Workload()) as server, pytest.raises(TrialError, match="agent of module sitecustomize") as caught:
+        server.run(Request(where_json_is, CORES, 1, 30.0))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.process
+def test_a_file_where_one_stands_is_imported_in_no_launch_s_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of one's own is found there all the same; what it stands beside is not."""
+    for name in ("chatbot", "json", "gc"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    (tmp_path / "mine.py").write_text("import json\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*filter(None, sys.path), str(tmp_path)])
+    with LaunchServer(Workload(model="mine:make")) as server:
+        place = server.run(Request(where_json_is, CORES, 1, 30.0))
+    assert Path(place).parent.name == "json"
