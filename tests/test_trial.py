@@ -24,7 +24,6 @@ from chatbot.vocabulary import EOS
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.result import TIMED, WARMUP, Launch, LaunchResult, Limits, Memory, Samples
 from ray_jobs.measure.trial import Checkpoint, Inputs, ModelSource, Preset
-from ray_jobs.process import fork
 from ray_jobs.process import server as launch_server
 from ray_jobs.process import trial as launch
 from ray_jobs.process.cores import choose, topology
@@ -313,7 +312,7 @@ def test_after_a_megabyte_of_complaints_the_next_one_is_read_as_it_was_said(monk
 def test_a_server_that_hangs_is_not_called_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_server, "GRACE_S", 0.1)
     monkeypatch.setattr(launch_server, "START_S", 0.1)
-    monkeypatch.setattr(fork, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(launch_server, "LEAVE_S", 0.1)
     with LaunchServer(WORKLOAD) as server:
         os.kill(server.pid, signal.SIGSTOP)
         with pytest.raises(TrialError, match="the launch server hangs"):

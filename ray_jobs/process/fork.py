@@ -17,7 +17,7 @@ from pathlib import Path
 
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
 HEADER = struct.Struct("<Q")  # the length of a result, before it
-PATIENCE_S = 5.0  # with the kernel, until a killed process is gone
+PATIENCE_S = 30.0  # with the kernel, until a killed process is gone: a driver gives back a GPU's memory first
 LOOK_EVERY_S = 0.002
 
 

@@ -39,6 +39,7 @@ from ray_jobs.process.threads import other_threads
 
 START_S = 50.0  # of a server: importing PyTorch, on a machine that is busy; a trial may be silent for ten seconds more
 STARTED = b"started"
+LEAVE_S = 5.0  # for a server to end by itself
 GRACE_S = 10.0  # between a launch's deadline and giving up on its server
 COMPLAINTS_BYTES = 1_000_000  # that a server and its launches may have printed before a launch
 LAST_WORDS_BYTES = 10_000
@@ -136,7 +137,7 @@ class LaunchServer:
     def __exit__(self, *_: object) -> None:
         self._connection.close()  # then the server ends, with the launch in progress and whatever that has started
         try:
-            self._process.wait(fork.PATIENCE_S)
+            self._process.wait(LEAVE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
