@@ -8,7 +8,11 @@ HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # where this
 
 def main() -> None:
     """Runs the command line. A ``typer.py`` in the folder that one stands in is not imported in the place of Typer."""
-    if not sys.flags.safe_path and sys.path[0] == os.getcwd() != HOME:
+    try:
+        here = os.getcwd()
+    except OSError:  # it was deleted
+        here = HOME
+    if not sys.flags.safe_path and sys.path[0] == here != HOME:
         sys.path.append(sys.path.pop(0))
     from chatbot.cli import main as run
 

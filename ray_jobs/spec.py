@@ -173,9 +173,14 @@ def import_own(spec: Spec) -> None:
         variant_named(name)
 
 
+def own_code(spec: Spec) -> list[str]:
+    """The variants and the model of a spec that are not in this program."""
+    return [name for name in spec.variants if name not in VARIANTS] + [spec.model] * is_own(spec.model)
+
+
 def require_trust(spec: Spec, place: str, trusted: bool) -> None:
     """Raises UsageError where a run of perhaps somebody else names code that would now be imported and run."""
-    own = [*(name for name in spec.variants if name not in VARIANTS), *([spec.model] if is_own(spec.model) else [])]
+    own = own_code(spec)
     if own and not trusted:
         raise UsageError(
             f"{place} names code outside of this program, which would be imported and run: {', '.join(own)}; "

@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import made_launch, made_trial, stolen
@@ -23,6 +25,7 @@ from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
 from ray_jobs.audit import page
 from ray_jobs.audit.cost import LAUNCH_SERVER, Cost, null_sample, processes
 from ray_jobs.audit.detection import FAULTS
+from ray_jobs.audit.folder import new_audit
 from ray_jobs.audit.load import timetable
 from ray_jobs.audit.mistakes import named
 from ray_jobs.audit.parts import worst
@@ -38,6 +41,7 @@ from ray_jobs.audit.rates import (
     share_interval,
 )
 from ray_jobs.audit.station import Measured
+from ray_jobs.cluster.signals import Terminated
 from ray_jobs.matrix.rows import rows_of
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.result import Launch, LaunchResult
@@ -367,3 +371,17 @@ def test_a_delay_is_a_share_of_the_call_itself(monkeypatch: pytest.MonkeyPatch) 
     reply = variant_named(DELAYED[5]).prepare(None, None)  # type: ignore[arg-type]
     reply(torch.zeros(1), torch.zeros(1))
     assert 1050 <= now[0] <= 1060
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (Terminated(signal.SIGTERM), 143, "terminated")],
+)
+def test_an_audit_that_is_ended_says_by_what(
+    error: BaseException, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended, new_audit("aa", str(tmp_path), "a1"):
+        raise error
+    assert ended.value.exit_code == code
+    assert capsys.readouterr().err == f"ray_jobs: {said}; what was found is in {tmp_path}/a1\n"
+    assert (tmp_path / "a1" / "summary.md").is_file()

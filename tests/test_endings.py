@@ -14,7 +14,9 @@ import typer
 from pyarrow import fs
 from typer.testing import CliRunner
 
+import chatbot.__main__ as chatbot_entry
 import ray_jobs.__main__ as entry
+from chatbot import cli as chatbot_commands
 from chatbot import console
 from chatbot.errors import UsageError
 from ray_jobs.cli import app as commands
@@ -25,6 +27,7 @@ from ray_jobs.provenance import typed
 from ray_jobs.results.filesystem import StoreError
 from ray_jobs.results.schema import VERSION
 from ray_jobs.results.store import RunDirectory
+from ray_jobs.spec import Spec
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -169,6 +172,21 @@ def test_the_folder_one_stands_in_is_searched_last(
     assert ["HERE" if place == str(tmp_path) else place for place in sys.path] == searched
 
 
+def gone() -> str:
+    raise FileNotFoundError(2, "No such file or directory")
+
+
+@pytest.mark.parametrize(("program", "command"), [(entry, commands), (chatbot_entry, chatbot_commands)])
+def test_the_folder_one_stands_in_may_have_been_deleted(
+    program: Any, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[bool] = []
+    monkeypatch.setattr(os, "getcwd", gone)
+    monkeypatch.setattr(command, "main", lambda: ran.append(True))
+    program.main()
+    assert ran == [True]
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(("module", "name"), [("ray_jobs", "typer"), ("ray_jobs", "chatbot"), ("chatbot", "typer")])
 def test_a_file_in_the_folder_one_stands_in_is_not_imported(tmp_path: Path, module: str, name: str) -> None:
@@ -215,6 +233,8 @@ def test_what_is_safe_of_a_run_that_was_cut_short(
     directory = RunDirectory(fs.LocalFileSystem(), str(tmp_path / "r1"), "results/r1")
     for name in files:
         directory.write_json(name, {"schema_version": VERSION, "seconds": seconds, "trials": {}})
-    told = _safe(directory)
+    told = _safe(directory, Spec())
     assert said in told
     assert ("--resume" in told) == ("continue with" in said)
+    trusting = _safe(directory, Spec(variants=("own.variants:FAST",)))
+    assert trusting == told + " --trust" * ("--resume" in told)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
+from chatbot.console import ExitCode
 from chatbot.errors import UsageError
 from ray_jobs.audit import page
 from ray_jobs.audit.comparisons import LaunchRow
@@ -73,10 +74,10 @@ def new_audit(kind: str, out: str, run_id: str | None) -> Iterator[Audit]:
     with directory.created(samples=False):
         try:
             yield audit
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             audit.write()
-            typer.echo(f"ray_jobs: interrupted; what was found is in {directory.shown}", err=True)
-            raise typer.Exit(130) from None  # as a shell says it of SIGINT
+            typer.echo(f"ray_jobs: {str(error) or 'interrupted'}; what was found is in {directory.shown}", err=True)
+            raise typer.Exit(int(getattr(error, "code", ExitCode.INTERRUPTED))) from None
         except Exception:
             if audit.parts or audit.comparisons:
                 audit.write()

@@ -24,7 +24,7 @@ from ray_jobs.cli.options import (
 from ray_jobs.cluster.job import IN_A_JOB, check_uploaded, default_out, ray_address
 from ray_jobs.provenance import new_run_id, typed
 from ray_jobs.results import REPORT
-from ray_jobs.spec import Spec, read_spec, require_trust
+from ray_jobs.spec import Spec, own_code, read_spec, require_trust
 from ray_jobs.wandb_sink.mode import resolve_mode
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _measure(
     try:
         rows = run(spec, name, directory, where, sink, reporter, earlier)
     except (KeyboardInterrupt, StoreError, ClusterLostError) as error:
-        leave(error, _safe(directory))
+        leave(error, _safe(directory, spec))
     print_matrix(rows, spec.margin)
     print_classes(classes_of(rows, spec.margin))
     page = f"{REPORT}, " if directory.holds(REPORT) else ""
@@ -139,7 +139,7 @@ def _measure(
     return int(bool(counts["failed"] or counts["invalid"]))
 
 
-def _safe(directory: "RunDirectory") -> str:
+def _safe(directory: "RunDirectory", spec: Spec) -> str:
     """What is safe of a run that was cut short, and how to go on; a complete one may lack its page alone."""
     from ray_jobs.results.run import is_complete
 
@@ -150,7 +150,8 @@ def _safe(directory: "RunDirectory") -> str:
         return (
             f"the run is complete in {place}; its page and W&B can be made again: {typed()} report, {typed()} publish"
         )
-    return f"the launches that were committed are safe, continue with: {typed()} matrix --resume {place}"
+    trust = " --trust" if own_code(spec) else ""
+    return f"the launches that were committed are safe, continue with: {typed()} matrix --resume {place}{trust}"
 
 
 def _counts(rows: "list[Row]") -> dict[str, int]:
