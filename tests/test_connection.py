@@ -1,6 +1,7 @@
 """Joining and leaving Ray: without a cluster."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -245,6 +246,25 @@ def left_behind(parent: Path, kept: bool = False, age_s: float = 0.0) -> Path:
     else:
         (folder.path / KEPT).unlink()
     return folder.path
+
+
+def test_what_is_written_while_a_folder_is_removed_is_left_to_a_later_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent of Ray's may write for a moment longer than Ray itself."""
+    with monkeypatch.context() as late, session_folder([str(tmp_path)]) as folder:
+        log = folder.path / "ray" / "logs"
+        log.mkdir(parents=True)
+        remove = shutil.rmtree
+
+        def remove_and_write(place: Path, ignore_errors: bool = False) -> None:
+            remove(place, ignore_errors=ignore_errors)
+            log.mkdir(parents=True)
+
+        late.setattr(shutil, "rmtree", remove_and_write)
+    assert list(tmp_path.iterdir()) == [folder.path]
+    with session_folder([str(tmp_path)]):
+        assert not folder.path.exists()
 
 
 def test_leftovers_of_the_dead_are_swept_and_nothing_else(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def session_folder(parents: Sequence[str] = PARENTS) -> Iterator[SessionFolder]:
         yield folder
     finally:
         if not folder.kept:
-            shutil.rmtree(folder.path, ignore_errors=True)
+            _remove(folder.path)
         os.close(lock)
 
 
@@ -88,6 +88,18 @@ def _remove_if_dead(folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         kept = folder / KEPT
         if not kept.exists() or time.time() - kept.stat().st_mtime > KEEP_S:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     finally:
         os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """The owner's file goes last: what an agent of Ray's writes as it ends is then left to a later sweep."""
+    with suppress(OSError):
+        for one in folder.iterdir():
+            if one.is_dir() and not one.is_symlink():
+                shutil.rmtree(one, ignore_errors=True)
+            elif one.name != OWNER:
+                one.unlink(missing_ok=True)
+        if os.listdir(folder) == [OWNER]:
+            shutil.rmtree(folder)
