@@ -6,10 +6,15 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 CACHE = "LATENCY_MATRIX_CACHE"  # the environment variable that names the folder, in place of the user's cache
+
+KEPT = ("engine-*.so", "aoti/*.pt2", "inductor-*")  # within it: libraries, packages, and Inductor's trees
+UNUSED_S = 30 * 86400.0
 
 
 class CacheError(Exception):
@@ -31,6 +36,25 @@ def folder(name: str = "") -> Path:
     if not executes:
         raise CacheError(f"{place} is mounted noexec; set {CACHE} to a folder on a mount without that option")
     return place
+
+
+def used(place: Path) -> None:
+    """Notes that it is in use, by its time of modification."""
+    with suppress(OSError):
+        os.utime(place)
+
+
+def forget() -> None:
+    """Removes what was compiled and has not been used for 30 days: each version of a source or a compiler leaves some.
+
+    Raises:
+        CacheError: there is no folder.
+    """
+    root = folder()
+    for left in [found for form in KEPT for found in root.glob(form)]:
+        with suppress(OSError):
+            if left.lstat().st_mtime < time.time() - UNUSED_S:
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 def fault() -> str | None:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,3 +127,25 @@ def test_inductor_gets_a_compiler_of_two_words_as_one(tmp_path: Path, monkeypatc
     assert made.name.endswith("-ccache-g++")
     assert inductor._as_one_file(("/usr/bin/ccache", "g++", "-m64")) == str(made)
     assert inductor._as_one_file(("/usr/bin/g++",)) == "/usr/bin/g++"
+
+
+def test_what_nobody_has_used_for_a_month_goes_at_the_next_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each version of a source, a compiler or PyTorch leaves a library, a package and a tree of Inductor's."""
+    month, names = 31 * 86400, ("engine-{}.so", "aoti/{}.pt2", "inductor-{}", "notes-{}")
+    for state in ("old", "used", "new"):
+        for name in names:
+            place = folder("aoti").parent / name.format(state)
+            place.mkdir() if name == "inductor-{}" else place.write_bytes(b"")
+            if state != "new":
+                os.utime(place, (time.time() - month, time.time() - month))
+            if state == "used":
+                cache.used(place)
+    (folder() / "inductor-old" / "graph.py").write_text("")
+    os.utime(folder() / "inductor-old", (time.time() - month, time.time() - month))
+    monkeypatch.delenv(inductor.FOLDER, raising=False)
+    monkeypatch.setattr(inductor, "machine", lambda: "new")
+    monkeypatch.setattr(inductor, "_compiler", lambda: ("/usr/bin/g++",))
+    with inductor.compiling(WORKLOAD):
+        pass
+    left = {str(path.relative_to(folder())) for path in folder().rglob("*") if path != folder("aoti")}
+    assert left == {name.format(state) for name in names for state in ("used", "new")} | {"notes-old"}

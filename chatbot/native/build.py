@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from chatbot import compiler
-from chatbot.cache import CACHE, CacheError, folder
+from chatbot.cache import CACHE, CacheError, folder, forget, used
 from chatbot.compiler import CompilerError, cpu, version
 from chatbot.files import put_in_place
 
@@ -69,6 +69,7 @@ def _identity(command: Sequence[str], flags: Sequence[str]) -> str:
 def _loaded(path: Path, command: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
     """The library; one that can't be loaded (half a file, after a power cut) is built once more."""
     if path.is_file():
+        used(path)
         with suppress(OSError):
             return ctypes.CDLL(str(path))
         path.unlink(missing_ok=True)
@@ -84,6 +85,7 @@ def _compile(command: Sequence[str], flags: Sequence[str], path: Path) -> None:
     name, slow = shlex.join(command), path.with_suffix(".slow")
     try:
         _forget(path.parent)
+        forget()
         patience_s = compiler.patience_s()
         if slow.exists() and (tried_s := float(slow.read_text() or 0)) >= patience_s:
             raise BuildError(f"{name} did not compile the engine in {tried_s:.0f} s")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from chatbot import model, vocabulary
+from chatbot.cache import used
 from chatbot.files import put_in_place
 from chatbot.model import Chatbot
 from chatbot.variants import inductor, masked
@@ -89,6 +90,7 @@ def _kept(path: Path) -> Any:
     """The library of an earlier launch; None where there is none, or only one that can't be loaded (half a file)."""
     if not path.is_file():
         return None
+    used(path)
     try:
         return torch._inductor.aoti_load_package(str(path))
     except (RuntimeError, OSError, ValueError, LookupError):

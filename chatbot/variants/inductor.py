@@ -59,6 +59,14 @@ def machine() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+def _tree() -> Path:
+    """Inductor's folder for this machine; what nobody has used for long goes."""
+    tree = cache_folder(f"inductor-{machine()}")
+    cache.used(tree)
+    cache.forget()
+    return tree
+
+
 def _as_one_file(command: Sequence[str]) -> str:
     """A compiler of one word, which is all that Inductor takes: of ``ccache g++`` a script that calls it."""
     if len(command) == 1:
@@ -87,7 +95,7 @@ def compiling(workload: Workload) -> Iterator[None]:
     before = os.environ.get(FOLDER)
     if before == default_cache_dir():  # torch puts it there itself, as soon as it is asked to compile
         before = None
-    os.environ[FOLDER] = before or str(cache_folder(f"inductor-{machine()}"))
+    os.environ[FOLDER] = before or str(_tree())
     try:
         chosen = {"cpp.cxx": (None, _as_one_file(_compiler())), "cpp.threads": workload.threads}
         with config.patch({"compile_threads": 1, "fx_graph_cache": True, **chosen}):
