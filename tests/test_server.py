@@ -1,7 +1,9 @@
-"""The launch server in environments that are not its own: an agent's thread, a folder of anybody's files."""
+"""The launch server where things are not as usual: an agent's thread, anybody's files about it, its own sudden end."""
 
 import importlib
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,3 +46,22 @@ def test_a_file_where_one_stands_is_imported_in_no_launch_s_place(
     with LaunchServer(Workload(model="mine:make")) as server:
         place = server.run(Request(where_json_is, CORES, 1, 30.0))
     assert Path(place).parent.name == "json"
+
+
+@pytest.mark.process
+def test_helpers_with_a_session_of_their_own_end_with_a_server_that_is_killed() -> None:
+    """A launch ends by itself then; what it had started is known by its environment alone."""
+    with LaunchServer(Workload()) as server:
+        of_the_server = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
+        env = dict(one.split(b"=", 1) for one in of_the_server if b"=" in one)
+        command = ["sleep", "60"]
+        helper = subprocess.Popen(command, env=env, start_new_session=True)
+        stranger = subprocess.Popen(command, start_new_session=True)
+        os.kill(server.pid, signal.SIGKILL)
+    try:
+        assert helper.wait(5) == -signal.SIGKILL
+        assert stranger.poll() is None
+    finally:
+        for one in (helper, stranger):
+            one.kill()
+            one.wait()

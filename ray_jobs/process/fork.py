@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+MARK = "LATENCY_MATRIX_MARK"  # the environment variable that tells whose descendant a process is
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
 HEADER = struct.Struct("<Q")  # the length of a result, before it
 PATIENCE_S = 30.0  # with the kernel, until a killed process is gone: a driver gives back a GPU's memory first
@@ -170,3 +171,19 @@ def _parent(pid: int) -> int | None:
     with suppress(OSError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return None
+
+
+def end_marked(mark: str) -> None:
+    """Kills every process of this user whose environment holds ``MARK`` with this value.
+
+    For the descendants of a subreaper that was killed itself: nothing else ties them together any more.
+    """
+    wanted = f"{MARK}={mark}".encode()
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended, or is somebody else's
+            process = os.pidfd_open(int(name))  # its number may become another's meanwhile
+            try:
+                if wanted in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+            finally:
+                os.close(process)

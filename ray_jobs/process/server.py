@@ -9,6 +9,7 @@ import gc
 import io
 import os
 import pickle
+import secrets
 import signal
 import stat
 import subprocess
@@ -100,6 +101,7 @@ class LaunchServer:
         env["PYTHONPATH"] = os.pathsep.join([*places, *filter(None, [env.get("PYTHONPATH")])])
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(workload.threads)
         env["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's would start threads on import, before the fork
+        self._mark = env[fork.MARK] = secrets.token_hex(16)
         if workload.device == "cpu":
             env["CUDA_VISIBLE_DEVICES"] = ""
         self._cache: tempfile.TemporaryDirectory[str] | None = None
@@ -141,6 +143,8 @@ class LaunchServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.returncode:  # it could not end what its launch had started
+            fork.end_marked(self._mark)
         self._complaints.close()
         if self._cache is not None:
             self._cache.cleanup()
