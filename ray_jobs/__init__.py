@@ -13,10 +13,11 @@ from ray_jobs.machine import AFFINITY
 if TYPE_CHECKING:
     from chatbot.variants import Variant
     from ray_jobs.driver.api import Matrix, open_run, run
+    from ray_jobs.measure.answers import close
     from ray_jobs.measure.custom_model import OwnModel
     from ray_jobs.spec import Spec
 
-__all__ = ["Matrix", "OwnModel", "Spec", "Variant", "open_run", "run"]
+__all__ = ["Matrix", "OwnModel", "Spec", "Variant", "close", "open_run", "run"]
 
 # OpenMP binds the thread that loads it, the driver's or a Ray worker's, and what is started from there inherits that:
 # a machine of many cores would be a station of one.
@@ -28,6 +29,7 @@ _PLACES = {
     "OwnModel": "ray_jobs.measure.custom_model",
     "Spec": "ray_jobs.spec",
     "Variant": "chatbot.variants",
+    "close": "ray_jobs.measure.answers",
     "open_run": "ray_jobs.driver.api",
     "run": "ray_jobs.driver.api",
 }

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -130,6 +131,28 @@ def own_source(name: str) -> str:
         return source_hash(folders)
     file = getattr(top, "__file__", None)
     return hashlib.sha256(Path(file).read_bytes() if file and Path(file).is_file() else b"").hexdigest()[:16]
+
+
+def own_code(name: str) -> str:
+    """A hash of what ``own_source`` does, and of each module that was imported from beside it (its helpers)."""
+    top = sys.modules.get(name.partition(":")[0].partition(".")[0])
+    file = getattr(top, "__file__", None)
+    places = [Path(place).resolve().parent for place in getattr(top, "__path__", ())] or [
+        Path(str(file)).resolve().parent
+    ]
+    loaded = {Path(found).resolve() for one in list(sys.modules.values()) if (found := getattr(one, "__file__", None))}
+    beside = [path for path in sorted(loaded) if any(map(path.is_relative_to, places)) and not _elsewhere(path)]
+    digest = hashlib.sha256(own_source(name).encode())
+    for path in beside:
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _elsewhere(path: Path) -> bool:
+    """Tells whether a module is Python's, installed, or this program's, whose versions and hash are kept anyway."""
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    known = (*PACKAGE_FOLDERS, Path(sysconfig.get_path("stdlib")).resolve())
+    return bool(installed) or not path.is_file() or any(map(path.is_relative_to, known))
 
 
 def git_commit(root: Path = ROOT) -> str | None:

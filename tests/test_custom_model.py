@@ -17,10 +17,9 @@ from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
 from ray_jobs import provenance
 from ray_jobs.cli.app import main
-from ray_jobs.driver.inputs import inputs_of
 from ray_jobs.driver.trials import trial_id
 from ray_jobs.matrix.rows import Row, Status, rows_of
-from ray_jobs.measure import custom_model
+from ray_jobs.measure import contract, custom_model
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.trial import Factory, Place
@@ -156,20 +155,29 @@ def test_rows_tell_nothing_of_prompts_and_replies() -> None:
         ("own_models:nothing", "returned a NoneType, not a ray_jobs.OwnModel"),
         ("own_models:broken", "can't be made: RuntimeError: no weights on this machine"),
         ("own_models:half", "has weights in float16: give float32"),
-        ("own_models:listed", "is a list, not a tuple of tensors"),
-        ("own_models:mixed", "is a tuple of Tensor, int, not a tuple of tensors"),
+        ("own_models:listed", "is a list, not a tuple or dict of tensors"),
+        ("own_models:mixed", "is a tuple of Tensor, int, not a tuple or dict of tensors"),
         ("own_models:failing", "inputs(0, workload) of 'own_models:failing' failed"),
     ],
 )
-def test_a_bad_factory_is_one_line_before_anything_runs(
-    model: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_bad_factory_is_one_line(model: str, said: str) -> None:
+    refused = contract.ask(model, [Workload(model=model)], 60.0)
+    assert isinstance(refused, contract.Refusal)
+    assert said in refused.reason
+    assert "\n" not in refused.reason
+
+
+@pytest.mark.process
+def test_a_bad_factory_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["ray_jobs", "matrix", "--model", model, "--out", str(tmp_path)])
+    asked = ["ray_jobs", "matrix", "--model", "own_models:broken", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", asked)
     with pytest.raises(SystemExit) as ended:
         main()
     out, err = capsys.readouterr()
     assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert "can't be made: RuntimeError: no weights on this machine" in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,8 +257,6 @@ def test_the_example_is_measured_from_the_folder_that_holds_it(tmp_path: Path) -
     assert "None" not in page
 
 
-@pytest.mark.process
 def test_the_walk_shows_the_example_as_it_is() -> None:
     walk, example = (ROOT / "docs/own-model.md").read_text(), (ROOT / "examples/own_model.py").read_text()
     assert example[example.index("from torch") :].strip() in walk
-    assert inputs_of(read_spec(None, {"model": EXAMPLE})).model == Factory(EXAMPLE)

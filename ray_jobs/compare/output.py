@@ -139,7 +139,12 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 def notes_of(base: FinishedRun, new: FinishedRun, comparison: RunComparison) -> Iterator[str]:
     """Notes on how far the comparison can be trusted."""
-    parts = {"code": "this program's sources", "spec": "the specs", "variants": "the sources of own variants"}
+    parts = {
+        "code": "this program's sources",
+        "spec": "the specs",
+        "variants": "the sources of own variants",
+        "model_code": "the sources of the model",
+    }
     for part, what in parts.items():
         if not (base.run.get("identity") and new.run.get("identity")):
             yield "one run does not say which weights and prompts it used: whether they are the same was not checked"

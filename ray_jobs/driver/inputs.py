@@ -1,20 +1,23 @@
 """What the trials of a spec read: the model's weights and the prompts."""
 
 import hashlib
-from dataclasses import replace
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from chatbot import checkpoint, corpus
+from chatbot.errors import UsageError
 from chatbot.prompts import prompt_pool
-from chatbot.variants import VARIANTS, is_own
+from chatbot.variants import VARIANTS, Workload, is_own
 from ray_jobs import provenance
-from ray_jobs.measure import custom_model
+from ray_jobs.measure import contract
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.rounds import MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS
 from ray_jobs.measure.trial import Checkpoint, CheckpointBytes, Factory, Inputs, Preset
+from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
 from ray_jobs.spec import Spec, import_own
 
 
@@ -36,25 +39,51 @@ def inputs_of(spec: Spec) -> Inputs:
 
 
 def _of_own(spec: Spec) -> Inputs:
-    """Tries the factory and its inputs here, so that a mistake in them costs no launches. Raises UsageError."""
-    model = custom_model.load(spec.model)
-    for workload in spec.plan():
-        custom_model.inputs_of(model, 0, replace(workload, device="cpu"))
-    return Inputs(Factory(spec.model), {length: np.zeros((0, length), dtype=np.int64) for length in spec.prompt_tokens})
+    """Asks the model what it must be, so that its quirks cost no launches. Raises UsageError."""
+    found = _examined(spec)
+    model = Factory(spec.model, found.weights, found.code, found.gradients, found.warnings)
+    return Inputs(model, {length: np.zeros((0, length), dtype=np.int64) for length in spec.prompt_tokens})
+
+
+def _examined(spec: Spec) -> contract.Findings:
+    """The findings of a process of its own, which has a launch's time: a model may crash, loop or fill the memory."""
+    timeout_s = spec.launch_timeout_s
+    work = partial(contract.ask, spec.model, spec.plan(), timeout_s)
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    try:
+        with LaunchServer(Workload(threads=1, model=spec.model)) as server:
+            found = server.run(Request(work, cores, 1, timeout_s))
+    except TrialError as error:
+        raise UsageError(f"model {spec.model!r} can't be examined: {error}") from None
+    if isinstance(found, Loss):
+        raise UsageError(_lost(spec.model, found, timeout_s))
+    if isinstance(found, contract.Refusal):
+        raise UsageError(found.reason)
+    assert isinstance(found, contract.Findings)
+    return found
+
+
+def _lost(name: str, loss: Loss, timeout_s: float) -> str:
+    if loss.kind == LossKind.LATE:
+        within = f"within {timeout_s:g} s, a launch's time, in which it was busy with {loss.variant or 'itself'}"
+        return f"model {name!r} was not made and asked {within}: make it faster, or give a larger --launch-timeout"
+    return f"model {name!r} ends the process that it is made and asked in: {loss.reason}"
 
 
 def identity_of(inputs: Inputs, spec: Spec) -> dict[str, str]:
     """Hashes of what a launch depends on: samples with other hashes can't be combined with it."""
     prompts = b"".join(str(length).encode() + pool.tobytes() for length, pool in sorted(inputs.prompts.items()))
     match inputs.model:
-        case Factory(name):
-            model = f"{name} {provenance.own_source(name)}".encode()
+        case Factory(name, weights):
+            model = f"{name} {weights}".encode()
         case CheckpointBytes(content):
             model = content
         case Preset(name) | Checkpoint(name):
             model = name.encode()
     asked = spec.model_dump_json(exclude={"model", "corpus"}).encode()  # those are told by what is in them
     hashed = {"spec": asked, "model": model, "prompts": prompts}
+    if isinstance(inputs.model, Factory):
+        hashed["model_code"] = inputs.model.code.encode()
     if own := [name for name in spec.variants if name not in VARIANTS]:
         hashed["variants"] = " ".join(map(provenance.own_source, own)).encode()
     return {**{name: _hash(content) for name, content in hashed.items()}, "code": provenance.source_hash()}

@@ -29,6 +29,7 @@ from ray_jobs.spec import Spec, spec_of
 PARTS = {
     "code": "the sources of this program",
     "model": "the model's weights",
+    "model_code": "the sources of the model",
     "prompts": "the corpus or the vocabulary",
     "spec": "the spec",
     "variants": "the sources of own variants",

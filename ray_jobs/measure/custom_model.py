@@ -1,18 +1,20 @@
 """A model that is not the chatbot: finding its factory, and checking what the factory returns."""
 
-import copy
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from chatbot.errors import UsageError, first_line, imported
 from chatbot.variants import OWN_MODEL, Workload
+from ray_jobs.measure.answers import close
 
+CLOSE = close()
 SEED = 0  # of torch's generator while a factory runs: weights that it draws are the same in each process
 
 
@@ -20,16 +22,29 @@ SEED = 0  # of torch's generator while a factory runs: weights that it draws are
 class OwnModel:
     """What a factory, a function without arguments, returns.
 
-    ``inputs(i, workload)`` are the i-th call's positional arguments: a tuple of tensors on the CPU, of one shape for
-    one workload, ``workload.batch`` of whatever a batch is made of. They are the same for the same ``i``; what torch
-    draws at random is, as its generator is seeded with ``i`` before. ``same(answer, baselines)`` says whether an
-    answer is what the baseline answered to the same inputs. Answers are tensors, or tuples, lists and dicts of them;
-    what it is given has been brought to the CPU, and floating numbers to 32 bits at least.
+    ``inputs(i, workload)`` are the i-th call's arguments: a tuple of tensors on the CPU, or a dict of them by the names
+    of ``forward``'s arguments; of one shape for one workload, ``workload.batch`` of whatever a batch is made of. They
+    are the same for the same ``i``; what torch draws at random is, as its generator is seeded with ``i`` before.
+    ``same(answer, baselines)`` says whether an answer is what the baseline answered to the same inputs. Answers are
+    tensors, or tuples, lists, dicts and dataclasses of them; what it is given has been brought to the CPU, and floating
+    numbers to 32 bits at least.
     """
 
     module: nn.Module
-    inputs: Callable[[int, Workload], tuple[Tensor, ...]]
-    same: Callable[[Any, Any], bool]
+    inputs: Callable[[int, Workload], tuple[Tensor, ...] | Mapping[str, Tensor]]
+    same: Callable[[Any, Any], bool] = CLOSE
+
+
+class Keywords(nn.Module):
+    """A module that is called by the names of its arguments, as one that takes them in the order of ``names``."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.module, self.names = module, names
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The module's answer."""
+        return self.module(**dict(zip(self.names, inputs, strict=True)))
 
 
 def load(name: str) -> OwnModel:
@@ -57,33 +72,75 @@ def _checked(name: str, found: object) -> OwnModel:
         raise UsageError(f"model {name!r} returned a {type(found).__name__}, not a ray_jobs.OwnModel")
     if not isinstance(found.module, nn.Module):
         raise UsageError(f"model {name!r} holds a {type(found.module).__name__} as its module, not an nn.Module")
+    for role in ("inputs", "same"):
+        if not callable(given := getattr(found, role)):
+            raise UsageError(f"model {name!r} holds a {type(given).__name__} as its {role}, not a function")
     floats = {str(one.dtype).removeprefix("torch.") for one in found.module.parameters() if one.is_floating_point()}
     if floats - {"float32"}:
         raise UsageError(f"model {name!r} has weights in {', '.join(sorted(floats))}: give float32, bf16 is a variant")
-    try:
-        copy.deepcopy(found.module)
-    except Exception as error:
-        raise UsageError(f"model {name!r} can't be copied, once for each variant: {first_line(error)}") from None
     found.module.eval()
     return found
 
 
+def ready(model: OwnModel, workload: Workload) -> OwnModel:
+    """The model as a launch calls it, with arguments in order, its lazy layers made for the workload's inputs.
+
+    Raises:
+        UsageError: its inputs can't be made, or leave a layer without weights.
+    """
+    asked = replace(workload, device="cpu")
+    if isinstance(given := made(model, 0, asked), Mapping):
+        model = replace(model, module=Keywords(model.module, tuple(sorted(given))).eval())
+    if any(map(is_lazy, _weights(model.module))):
+        torch.manual_seed(SEED)
+        try:
+            model.module(*inputs_of(model, 0, asked))
+        except Exception as error:
+            raise UsageError(f"{_call(0, workload)} leave a lazy layer without weights: {first_line(error)}") from None
+    left = [type(part).__name__ for part in model.module.modules() if any(map(is_lazy, _weights(part, False)))]
+    if left:
+        where = f"a {left[0]} without weights, which it needs from them"
+        raise UsageError(f"{_call(0, workload)} do not reach {where}: use that layer, or leave it out")
+    return model
+
+
+def _weights(module: nn.Module, inner: bool = True) -> list[Tensor]:
+    return [*module.parameters(inner), *module.buffers(inner)]
+
+
+def _call(index: int, workload: Workload) -> str:
+    return f"inputs({index}, workload) of {workload.model!r}"
+
+
 def inputs_of(model: OwnModel, index: int, workload: Workload) -> tuple[Tensor, ...]:
-    """The inputs of a call, on the workload's device. Raises UsageError where they are no tuple of tensors.
+    """The inputs of a call, on the workload's device, keyword arguments in the order of their names.
 
     They are copies, of the mode that this is called in, as the warm-up's are: a compiled variant would be compiled
     again for a tensor that the model made outside of inference mode and keeps.
+
+    Raises:
+        UsageError: they are neither a tuple nor a dict of tensors.
     """
+    inputs = made(model, index, workload)
+    ordered = [inputs[name] for name in sorted(inputs)] if isinstance(inputs, Mapping) else inputs
+    return tuple(one.to(workload.device, copy=True) for one in ordered)
+
+
+def made(model: OwnModel, index: int, workload: Workload) -> tuple[Tensor, ...] | Mapping[str, Tensor]:
+    """The inputs of a call as the factory gives them. Raises UsageError."""
     torch.manual_seed(index)
     try:
         inputs = model.inputs(index, workload)
     except Exception as error:
-        raise UsageError(f"inputs({index}, workload) of {workload.model!r} failed: {first_line(error)}") from None
-    if not isinstance(inputs, tuple) or not all(isinstance(one, Tensor) for one in inputs):
-        what = type(inputs).__name__
-        held = "" if not isinstance(inputs, tuple) else f" of {', '.join(type(one).__name__ for one in inputs)}"
-        raise UsageError(f"inputs({index}, workload) of {workload.model!r} is a {what}{held}, not a tuple of tensors")
-    return tuple(one.to(workload.device, copy=True) for one in inputs)
+        how = "; the index grows large, so use i % len(data)" if isinstance(error, LookupError) else ""
+        raise UsageError(f"{_call(index, workload)} failed: {first_line(error)}{how}") from None
+    if not isinstance(inputs, (tuple, Mapping)):
+        raise UsageError(f"{_call(index, workload)} is a {type(inputs).__name__}, not a tuple or dict of tensors")
+    held = list(inputs.values() if isinstance(inputs, Mapping) else inputs)
+    if not all(isinstance(one, Tensor) for one in held):
+        what = f"{type(inputs).__name__} of {', '.join(type(one).__name__ for one in held)}"
+        raise UsageError(f"{_call(index, workload)} is a {what}, not a tuple or dict of tensors")
+    return inputs
 
 
 def places_of(name: str) -> list[str]:

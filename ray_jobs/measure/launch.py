@@ -33,13 +33,12 @@ from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, one_line
 from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, run_rounds, size, warm_up
 from ray_jobs.measure.subject import Subject, subject_of
 from ray_jobs.measure.timing import floor_ns, timer_for
-from ray_jobs.measure.trial import ModelSource
+from ray_jobs.measure.trial import Factory, ModelSource, mode_of
 from ray_jobs.measure.watch import sentinel_ns, watch_for
 
 Facts = dict[str, VariantFacts]
 
 
-@torch.inference_mode()
 def measure(
     workload: Workload,
     variants: Sequence[str],
@@ -49,7 +48,7 @@ def measure(
     share: tuple[int, ...] | None = None,
     left_out: Mapping[str, VariantFacts] = MappingProxyType({}),
 ) -> LaunchResult:
-    """Runs one launch in this process, all of it in inference mode.
+    """Runs one launch in this process, all of it in the model's mode: see ``mode_of``.
 
     Code compiled for tensors of one mode would be recompiled for those of another, within a timed call.
 
@@ -62,6 +61,19 @@ def measure(
         share: the station's cores, where others of the machine belong to other trials.
         left_out: variants that are not run, and why.
     """
+    with mode_of(model):
+        return _measured(workload, variants, model, pool, launch, share, left_out)
+
+
+def _measured(
+    workload: Workload,
+    variants: Sequence[str],
+    model: ModelSource,
+    pool: NDArray[np.int64],
+    launch: Launch,
+    share: tuple[int, ...] | None,
+    left_out: Mapping[str, VariantFacts],
+) -> LaunchResult:
     gpu.require_float32()
     busy.enter(variants)
     rng = launch.rng()
@@ -98,7 +110,8 @@ def measure(
         facts[variants[i]] = replace(facts[variants[i]], failed=fault)
     _require_baseline(answers.replies, variants, facts)
     _check_all(variants, answers.replies, subject, (calls, rounds), facts)
-    _probe_all({variants[i]: replies[variants[i]] for i in answers.replies}, prompts.last(), workload, facts)
+    gradients = isinstance(model, Factory) and model.gradients
+    _probe_all({variants[i]: replies[variants[i]] for i in answers.replies}, prompts.last(), workload, facts, gradients)
     return LaunchResult(
         launch,
         tuple(variants),
@@ -130,7 +143,6 @@ class Alone:
     tokens: NDArray[np.int64] | None = None  # (N, S): its replies to the first prompts of the pool
 
 
-@torch.inference_mode()
 def measure_alone(
     workload: Workload,
     variant: str,
@@ -145,6 +157,18 @@ def measure_alone(
     (the context and the libraries, 300 to 500 MB, are not in it; what preparing took and gave back isn't either).
     ``compared`` is the number of prompts to answer, in whole batches, as far as the pool and ``compare_s`` seconds go.
     """
+    with mode_of(model):
+        return _alone(workload, variant, model, pool, compared, compare_s)
+
+
+def _alone(
+    workload: Workload,
+    variant: str,
+    model: ModelSource,
+    pool: NDArray[np.int64],
+    compared: int,
+    compare_s: float,
+) -> Alone:
     gpu.require_float32()
     busy.enter([variant])
     busy.at(0)
@@ -234,11 +258,18 @@ def _check_all(
         )
 
 
-def _probe_all(replies: Mapping[str, Reply], asked: tuple[Any, Tensor], workload: Workload, facts: Facts) -> None:
+def _probe_all(
+    replies: Mapping[str, Reply],
+    asked: tuple[Any, Tensor],
+    workload: Workload,
+    facts: Facts,
+    gradients: bool,
+) -> None:
     """Calls each variant once more, after all timing, to examine how it works."""
     for name, reply in replies.items():
         busy.on(name)
-        fault = facts[name].invalid or probe_fault(reply, *asked, facts[name].kind, text=workload.own_model)
+        kind, own = facts[name].kind, workload.own_model
+        fault = facts[name].invalid or probe_fault(reply, *asked, kind, text=own, gradients=gradients)
         facts[name] = replace(facts[name], invalid=fault)
     busy.at(None)
 

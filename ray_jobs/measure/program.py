@@ -167,11 +167,18 @@ def same_program_faults(programs: Mapping[str, Program]) -> dict[str, str]:
     return faults
 
 
-def probe_fault(reply: Reply, prompts: Any, lengths: Tensor, kind: str | None = None, text: bool = False) -> str | None:
+def probe_fault(
+    reply: Reply,
+    prompts: Any,
+    lengths: Tensor,
+    kind: str | None = None,
+    text: bool = False,
+    gradients: bool = False,
+) -> str | None:
     """What an extra, untimed call does that a timed one must not: record gradients, process text. None: neither.
 
-    A program of ``kind`` "cuda-graph" must not call the modules that it claims to have captured. ``text``: it may
-    process text, because the model itself does.
+    A program of ``kind`` "cuda-graph" must not call the modules that it claims to have captured. ``text``,
+    ``gradients``: it may process text, or record gradients, because the model itself does.
     """
     saved: list[int] = []
     called: list[str] = []
@@ -192,7 +199,7 @@ def probe_fault(reply: Reply, prompts: Any, lengths: Tensor, kind: str | None = 
         return f"it answers only while it is timed: {type(error).__name__}"
     if called:
         return f"it is labelled {CUDA_GRAPH} but calls {called[0]}"
-    if saved:
+    if saved and not gradients:
         return f"it records gradients: {len(saved)} tensors kept for a backward pass"
     return f"it handles text inside the timed call: {texts[0]}" if texts and not text else None
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from chatbot.variants import Reply, Workload
 from ray_jobs.measure import busy, orders
+from ray_jobs.measure.answers import copied, equal
 from ray_jobs.measure.interference import Interference, per_round
 from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Samples, one_line
 from ray_jobs.measure.timing import Reading, Timer
@@ -187,7 +187,7 @@ def warm_up(
                 _, reading = timer.call(reply, own, lengths)
                 log.add((variants.index(name), WARMUP, -1, place, call), reading)
                 walls.append(reading.wall_ns)
-                if not _equal(own, batch):
+                if not equal(own, batch):
                     raise ValueError("it changes its inputs, which the other variants read after it")
         except Exception as error:
             found[name] = WarmUp(0.0, failed=f"could not answer: {one_line(error)}")
@@ -196,18 +196,6 @@ def warm_up(
         found[name] = WarmUp(float(np.median(walls[-WINDOW:])), calls)
     busy.at(None)
     return found
-
-
-def copied(value: Any) -> Any:
-    """Copies a tensor, or a tuple, list or dict of tensors."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Compares two structures of the same form, tensor by tensor."""
-    return all(map(torch.equal, tree_leaves(one), tree_leaves(other)))
 
 
 @dataclass

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor, nn
 
 from chatbot.model import Chatbot
 from chatbot.variants import Reply, Variant, Workload, load, prepared, prepared_module, variant_named
 from ray_jobs.measure import custom_model, replies
+from ray_jobs.measure.answers import comparable
 from ray_jobs.measure.replies import LEAST_IDENTICAL, ReplyCheck
 from ray_jobs.measure.result import one_line
 from ray_jobs.measure.rounds import MOST_WARMUP_CALLS, Prompts, Questions
@@ -88,21 +88,28 @@ class OwnSubject:
     """A user's own model; no two launches, identified by their index ``launch``, get the same inputs."""
 
     def __init__(self, factory: Factory, workload: Workload, launch: int) -> None:
-        self.workload, self.model = workload, factory.load()
+        self.workload, self._factory = workload, factory
+        self.model = custom_model.ready(factory.load(), workload)
         self.questions: Questions = OwnQuestions(self.model, workload, launch * OF_A_LAUNCH)
 
     def fresh(self) -> Callable[[Variant], Reply]:
-        module = copy.deepcopy(self.model.module).to(self.workload.device)
+        module = self._another().to(self.workload.device)
         example = custom_model.inputs_of(self.model, 0, self.workload)
         return lambda variant: prepared_module(variant, module, example, self.workload)
+
+    def _another(self) -> nn.Module:
+        """A copy of the module, made anew by the factory where it can't be copied."""
+        try:
+            return copy.deepcopy(self.model.module)
+        except Exception:
+            return custom_model.ready(self._factory.load(), self.workload).module
 
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
         """See ``Subject.check``; an exact variant's answers must all be ``same``."""
         exact, found = variant_named(name).exact, 0
         for call, (answer, expected) in enumerate(zip(answers, baselines, strict=True)):
             try:
-                _require_tensors(answer)
-                same = bool(self.model.same(_comparable(answer), _comparable(expected)))
+                same = bool(self.model.same(comparable(answer), comparable(expected)))
             except Exception as error:
                 return ReplyCheck(0, 0, f"its answer can't be compared with the baseline's: {one_line(error)}")
             if exact and not same:
@@ -113,24 +120,6 @@ class OwnSubject:
         if answers and found / len(answers) < LEAST_IDENTICAL:
             return ReplyCheck(len(answers), found, f"only {found} of its {len(answers)} answers are the baseline's")
         return ReplyCheck(len(answers), found, None)
-
-
-def _require_tensors(answer: object) -> None:
-    odd = [leaf for leaf in tree_leaves(answer) if not isinstance(leaf, (Tensor, bool, int, float, type(None)))]
-    if odd:
-        raise TypeError(f"a {type(odd[0]).__name__} is neither a tensor nor a tuple, list or dict of them")
-
-
-def _comparable(answer: object) -> object:
-    """On the CPU, and floating numbers in 32 bits at least: ``same`` need not know what a variant computes in."""
-
-    def plain(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        small = leaf.is_floating_point() and leaf.element_size() < 4
-        return leaf.cpu().float() if small else leaf.cpu()
-
-    return tree_map(plain, answer)
 
 
 def subject_of(source: ModelSource, pool: NDArray[np.int64], workload: Workload, launch: int = 0) -> Subject:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from chatbot import checkpoint
@@ -106,6 +107,10 @@ class Factory:
     """A model that is not the chatbot, as ``package.module:factory``."""
 
     name: str
+    weights: str = ""  # their hash
+    code: str = ""  # the hash of its sources
+    gradients: bool = False  # the model computes some: see ``mode_of``
+    warnings: tuple[str, ...] = ()  # about every row
 
     def load(self) -> OwnModel:
         """The model, made anew. Raises UsageError."""
@@ -114,6 +119,13 @@ class Factory:
 
 ChatbotSource = Checkpoint | CheckpointBytes | Preset
 ModelSource = ChatbotSource | Factory
+
+
+@contextmanager
+def mode_of(model: ModelSource) -> Iterator[None]:
+    """Inference mode, or no_grad alone for a model that computes gradients inside, which the former forbids."""
+    with torch.no_grad() if isinstance(model, Factory) and model.gradients else torch.inference_mode():
+        yield
 
 
 @dataclass(frozen=True)

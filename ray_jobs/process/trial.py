@@ -16,7 +16,7 @@ from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
 from ray_jobs.measure.gpu import pci_address
 from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, VariantFacts
-from ray_jobs.measure.trial import Inputs, Trial
+from ray_jobs.measure.trial import Factory, Inputs, Trial
 from ray_jobs.process import lease, untimed
 from ray_jobs.process.cores import Choice, choose, near, topology
 from ray_jobs.process.lease import Lease
@@ -171,7 +171,8 @@ def on_station(
             if trial.workload.device == "cuda" and (fault := ask(_cuda_fault)) is not None:
                 raise TrialError(fault.reason if isinstance(fault, Loss) else fault)
             compiles = any(variant_named(name).cached for name in trial.variants)
-            yield from work(ask, replace(chosen, warnings=chosen.warnings + server.warnings * compiles))
+            own = inputs.model.warnings if isinstance(inputs.model, Factory) else ()
+            yield from work(ask, replace(chosen, warnings=chosen.warnings + server.warnings * compiles + own))
 
 
 def beside_gpu(allowed: Sequence[int], threads: int, gpus: Sequence[str]) -> Sequence[int]:
