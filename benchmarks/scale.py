@@ -36,7 +36,7 @@ from ray_jobs.cluster.schedule import Schedule
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver import run
-from ray_jobs.driver.trials import place
+from ray_jobs.driver.trials import place_trials
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.result import LaunchResult, Memory
 from ray_jobs.process.trial import Committed
@@ -172,7 +172,7 @@ def _run(spec: Spec, places: list[Station], events: Callable[[Iterable[Job]], Ge
         with directory.created():
             this = run.Run("scale", spec, directory, WandbSink("off", directory), {}, datetime.now(UTC).isoformat())
             before, start, all_threads = _memory_mb(), time.thread_time(), time.process_time()
-            this.trials = place(spec, "scale", {"cpu": places}, 60.0)
+            this.trials = place_trials(spec, "scale", {"cpu": places}, 60.0)
             jobs = (trial.job for trial in this.trials.values() if trial.job is not None)
             with closing(events(jobs)) as said:
                 run.take_in(this, said, Silent(1.0, 0.01))

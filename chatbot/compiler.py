@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+COMPILERS = ("c++", "g++", "clang++")  # of C++
 CPUINFO = Path("/proc/cpuinfo")
 PATIENCE_S = 120.0  # where nothing else has a deadline
 SHARE = 0.8  # of the time to the deadline, that compiling may take

@@ -4,8 +4,6 @@ import hashlib
 import os
 import platform
 import secrets
-import shlex
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +15,7 @@ from typing import Any
 
 import chatbot
 import ray_jobs
+from chatbot import compiler
 from chatbot.safe_text import redacted
 from chatbot.variants.base import Variant
 from ray_jobs import machine
@@ -25,7 +24,6 @@ PACKAGES = (
     *("torch", "ray", "pyarrow", "numpy", "scipy", "wandb", "chitchat-dataset"),
     *("onnxruntime", "onnx", "onnxscript", "openvino", "triton"),
 )
-COMPILERS = ("c++", "g++", "clang++")
 # What a variant is run by, beside these, by what its table entry says it needs.
 ALWAYS = ("torch", "numpy")
 NEEDED = {
@@ -168,12 +166,11 @@ def git_commit(root: Path = ROOT) -> str | None:
 
 
 def _compiler() -> str | None:
-    """What the C++ compiler of this machine calls itself; None where there is none."""
+    """The first line of the C++ compiler's own version; None where there is no compiler."""
     try:
-        command = shlex.split(os.environ.get("CXX", "")) or [next(filter(None, map(shutil.which, COMPILERS)), "")]
-    except ValueError:  # an open quotation mark
+        said = _said([*compiler.command(compiler.COMPILERS), "--version"])
+    except compiler.CompilerError:
         return None
-    said = _said([*command, "--version"]) if command[0] else None
     return said and said.splitlines()[0]
 
 

@@ -77,7 +77,7 @@ PromptSizes = Annotated[
 ]
 Devices = Annotated[tuple[str, ...], BeforeValidator(_devices)]
 Variants = Annotated[tuple[str, ...], BeforeValidator(_variants)]
-Share = Annotated[float, Field(gt=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Stations = Annotated[str, AfterValidator(_stations)]
 Isolation = Annotated[str, AfterValidator(_isolation)]
@@ -105,10 +105,10 @@ class Spec(BaseModel):
     corpus: str = Field(
         default="chitchat", description="Source of the prompts: chitchat, a .tsv or .txt, or a Cornell path"
     )
-    precision: Share = Field(
+    precision: Fraction = Field(
         default=0.01, description="Half-width that every speedup's interval must reach: 0.01 is 1%"
     )
-    margin: Share = Field(default=0.02, description="Speedups within this margin of 1 are called the same")
+    margin: Fraction = Field(default=0.02, description="Speedups within this margin of 1 are called the same")
     budget: Seconds = Field(default=120.0, description="Maximum seconds per trial")
     seed: int = Field(default=0, ge=0, description="Seed for prompts and orders")
     stations: Stations = Field(

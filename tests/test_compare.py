@@ -26,7 +26,7 @@ from chatbot.variants import CONTROL
 from ray_jobs.cli import compare as commands
 from ray_jobs.cli.app import app
 from ray_jobs.compare import gate
-from ray_jobs.compare.gate import Exit, Outcome
+from ray_jobs.compare.gate import ChangeVerdict, Exit
 from ray_jobs.compare.match import Cell, cells_of, match
 from ray_jobs.matrix.hardware import speedup_of
 from ray_jobs.matrix.rows import Row, rows_of
@@ -58,18 +58,18 @@ def test_swapping_the_runs_turns_the_ratio_over(base: Estimate, new: Estimate) -
 def test_a_wider_gate_never_fails_what_a_narrower_one_passes(
     base: Estimate, new: Estimate, narrow: float, times: float
 ) -> None:
-    passing = {Outcome.SAME, Outcome.FASTER, Outcome.NOT_SLOWER}
+    passing = {ChangeVerdict.SAME, ChangeVerdict.FASTER, ChangeVerdict.NOT_SLOWER}
     wide = min(narrow * times, 0.99)
     if gate.outcome(base, new, narrow, 1) in passing:
         assert gate.outcome(base, new, wide, 1) in passing
-    if gate.outcome(base, new, wide, 1) == Outcome.SLOWER:
-        assert gate.outcome(base, new, narrow, 1) == Outcome.SLOWER
+    if gate.outcome(base, new, wide, 1) == ChangeVerdict.SLOWER:
+        assert gate.outcome(base, new, narrow, 1) == ChangeVerdict.SLOWER
 
 
 @given(estimates, estimates, st.integers(1, 50))
 def test_more_cells_never_make_one_slower_beyond_doubt(base: Estimate, new: Estimate, tests: int) -> None:
-    if gate.outcome(base, new, GATE, tests) == Outcome.SLOWER:
-        assert gate.outcome(base, new, GATE, 1) == Outcome.SLOWER
+    if gate.outcome(base, new, GATE, tests) == ChangeVerdict.SLOWER:
+        assert gate.outcome(base, new, GATE, 1) == ChangeVerdict.SLOWER
 
 
 @given(st.lists(st.floats(-0.5, 0.5), min_size=2, max_size=40).filter(lambda logs: np.std(logs) > 1e-4))
@@ -111,7 +111,7 @@ def simulated(rng: np.random.Generator, log: float, precision: float = 0.01) -> 
     return found
 
 
-def verdicts(slower: float, cells: int, runs: int, limit: float = GATE) -> list[list[Outcome]]:
+def verdicts(slower: float, cells: int, runs: int, limit: float = GATE) -> list[list[ChangeVerdict]]:
     """Of many comparisons of that many cells, all slower by that share."""
     rng = np.random.default_rng(5)
     return [
@@ -132,31 +132,31 @@ def test_an_interval_of_two_runs_that_stopped_when_precise_holds_its_promise() -
 
 def test_equal_runs_never_fail_and_are_mostly_told_to_be_the_same() -> None:
     found = [one for (one,) in verdicts(0.0, cells=1, runs=1000)]
-    assert found.count(Outcome.SLOWER) == 0
-    assert found.count(Outcome.SAME) > 900
+    assert found.count(ChangeVerdict.SLOWER) == 0
+    assert found.count(ChangeVerdict.SAME) > 900
 
 
 @pytest.mark.parametrize("cells", [1, 8])
 def test_a_slowdown_of_just_the_gate_fails_in_few_comparisons_however_many_cells(cells: int) -> None:
     """A false alarm is one of a cell at the gate; each comparison has them in 2.5% at most, by its one side."""
-    failed = sum(Outcome.SLOWER in one for one in verdicts(GATE, cells, runs=1000 // cells))
+    failed = sum(ChangeVerdict.SLOWER in one for one in verdicts(GATE, cells, runs=1000 // cells))
     assert failed <= {1: 37, 8: 7}[cells]  # of 1000 and 125, which 2.5% do not exceed with 99%
 
 
 def test_a_slowdown_of_just_the_gate_seldom_passes() -> None:
     found = [one for (one,) in verdicts(GATE, cells=1, runs=1000)]
-    assert sum(one not in (Outcome.SLOWER, Outcome.UNDECIDED) for one in found) <= 37
+    assert sum(one not in (ChangeVerdict.SLOWER, ChangeVerdict.UNDECIDED) for one in found) <= 37
 
 
 def test_a_slowdown_of_five_percent_is_found() -> None:
     found = [one for (one,) in verdicts(0.05, cells=1, runs=500)]
-    assert found.count(Outcome.SLOWER) > 0.7 * len(found)
-    assert sum(one in (Outcome.SAME, Outcome.FASTER, Outcome.NOT_SLOWER) for one in found) == 0
+    assert found.count(ChangeVerdict.SLOWER) > 0.7 * len(found)
+    assert sum(one in (ChangeVerdict.SAME, ChangeVerdict.FASTER, ChangeVerdict.NOT_SLOWER) for one in found) == 0
 
 
 def test_a_gain_is_called_one_and_passes() -> None:
     found = [one for (one,) in verdicts(-0.06, cells=1, runs=300)]
-    assert found.count(Outcome.FASTER) > 0.9 * len(found)
+    assert found.count(ChangeVerdict.FASTER) > 0.9 * len(found)
 
 
 # What stands beside what
@@ -434,7 +434,7 @@ def test_runs_of_one_machine_and_setting_are_noted_in_nothing(runs: Runs) -> Non
 def test_a_control_that_differs_is_spoken_of(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.make("base")
     runs.make("new")
-    monkeypatch.setattr(gate, "outcome", lambda *_: Outcome.SLOWER)
+    monkeypatch.setattr(gate, "outcome", lambda *_: ChangeVerdict.SLOWER)
     assert "the control itself is slower: distrust this comparison" in runs.compare("base", "new").out
 
 

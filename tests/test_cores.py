@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.process.cores import Choice, Topology, choose, cpu_list, topology
+from ray_jobs.process.cores import CoreChoice, Topology, choose_cores, cpu_list, topology
 
 Files = Mapping[str, str]
 
@@ -55,18 +55,18 @@ def test_a_hybrids_efficiency_cores_come_last_though_their_ids_do_too(
     each: Callable[[int], Files], more: Files | None, tmp_path: Path
 ) -> None:
     hybrid = machine(tmp_path, I7_12700, each=each, more=more)
-    one = choose(range(20), 1, hybrid)
+    one = choose_cores(range(20), 1, hybrid)
     assert (one.cpus, one.empty, one.warnings) == ((14,), (15,), ())
     assert one.others == (*range(14), *range(16, 20))
     assert one.text == "14 (15 left empty)"
-    assert choose(range(20), 7, hybrid).cpus == (2, 4, 6, 8, 10, 12, 14)
-    eight = choose(range(20), 8, hybrid)
+    assert choose_cores(range(20), 7, hybrid).cpus == (2, 4, 6, 8, 10, 12, 14)
+    eight = choose_cores(range(20), 8, hybrid)
     assert eight.cpus == (1, 2, 4, 6, 8, 10, 12, 14)  # the first core too, rather than a slower one
     assert eight.others == (16, 17, 18, 19)
-    nine = choose(range(20), 9, hybrid)
+    nine = choose_cores(range(20), 9, hybrid)
     assert nine.cpus == (2, 4, 6, 8, 10, 12, 14, 18, 19)
     assert nine.warnings == ("some of its threads run on slower cores than the machine's fastest",)
-    slow = choose(range(16, 20), 1, hybrid)
+    slow = choose_cores(range(16, 20), 1, hybrid)
     assert slow.warnings == ("its threads run on slower cores than the machine's fastest",)
 
 
@@ -74,7 +74,7 @@ def test_a_hybrids_efficiency_cores_come_last_though_their_ids_do_too(
 def test_one_thread_per_physical_core_however_siblings_are_numbered(
     cores: Sequence[Sequence[int]], two: tuple[int, ...], tmp_path: Path
 ) -> None:
-    found = choose(range(8), 2, machine(tmp_path, cores))
+    found = choose_cores(range(8), 2, machine(tmp_path, cores))
     assert found.cpus == two
     assert found.empty == tuple(mate for core in cores for mate in core[1:] if core[0] in two)
     assert set(found.others) == set(range(8)) - set(found.cpus) - set(found.empty)
@@ -85,29 +85,29 @@ def test_siblings_that_are_switched_off_hide_no_efficiency_core(tmp_path: Path) 
     write = frequency(lambda cpu: 3600000 if cpu >= 4 else 4900000)
     (tmp_path / "system/cpu/cpu1").mkdir(parents=True)  # nosmt: no topology, no rate
     hybrid = machine(tmp_path, [(0,), (2,), (4,), (5,)], each=write)
-    assert choose((0, 2, 4, 5), 1, hybrid).cpus == (2,)
+    assert choose_cores((0, 2, 4, 5), 1, hybrid).cpus == (2,)
 
 
 def test_threads_that_have_to_share_a_core_are_told(tmp_path: Path) -> None:
     pairs = machine(tmp_path, PAIRS)
-    five = choose(range(8), 5, pairs)
+    five = choose_cores(range(8), 5, pairs)
     assert five.cpus == (0, 2, 4, 6, 7)
     assert five.warnings[0] == "2 threads share one core"
-    assert choose(range(8), 8, pairs).warnings == ("8 threads share 4 cores",)
-    assert choose(range(8), 8, pairs).others == ()
+    assert choose_cores(range(8), 8, pairs).warnings == ("8 threads share 4 cores",)
+    assert choose_cores(range(8), 8, pairs).others == ()
 
 
 def test_the_only_cores_sibling_runs_everything_else_and_that_is_told(tmp_path: Path) -> None:
-    found = choose((0, 1), 1, machine(tmp_path, [(0, 1)]))
+    found = choose_cores((0, 1), 1, machine(tmp_path, [(0, 1)]))
     told = "CPU 0, where everything else runs, shares a core with a measured one"
-    assert found == Choice((1,), (), (0,), "1", (told,))
+    assert found == CoreChoice((1,), (), (0,), "1", (told,))
 
 
 @pytest.mark.parametrize("cores", [[(0, 1), (2, 3)], [(0, 2), (1, 3)]], ids=["2n, 2n+1", "n, n+N"])
 def test_interrupts_go_to_a_cpu_that_is_not_measured_though_its_core_is(
     cores: Sequence[Sequence[int]], tmp_path: Path
 ) -> None:
-    found = choose(range(4), 2, machine(tmp_path, cores))
+    found = choose_cores(range(4), 2, machine(tmp_path, cores))
     assert 0 not in found.cpus
     assert 0 in found.others
     assert not any("share one core" in warning for warning in found.warnings)
@@ -115,19 +115,19 @@ def test_interrupts_go_to_a_cpu_that_is_not_measured_though_its_core_is(
 
 def test_a_sibling_that_is_not_ours_is_held_and_told(tmp_path: Path) -> None:
     """A container's cpuset may end within a core."""
-    found = choose((0, 1, 2), 1, machine(tmp_path, [(0, 1), (2, 3)]))
+    found = choose_cores((0, 1, 2), 1, machine(tmp_path, [(0, 1), (2, 3)]))
     assert (found.cpus, found.empty, found.others) == ((2,), (3,), (0, 1))
     assert found.warnings == ("CPU 3 shares a core with a measured one, and others may use it",)
 
 
 def test_threads_stay_on_one_of_two_sockets(tmp_path: Path) -> None:
     sockets = machine(tmp_path, [(cpu,) for cpu in range(8)], [range(0, 8, 2), range(1, 8, 2)])
-    four = choose(range(8), 4, sockets)
+    four = choose_cores(range(8), 4, sockets)
     assert (four.cpus, four.text, four.warnings) == ((1, 3, 5, 7), "1,3,5,7 (node 1)", ())
-    five = choose(range(8), 5, sockets)
+    five = choose_cores(range(8), 5, sockets)
     assert five.cpus == (3, 4, 5, 6, 7)
     assert five.warnings == ("its threads run on NUMA nodes 0,1, each with memory of its own",)
-    assert choose((0, 2, 4, 6, 7), 4, sockets).cpus == (0, 2, 4, 6)  # rather with the first than on both
+    assert choose_cores((0, 2, 4, 6, 7), 4, sockets).cpus == (0, 2, 4, 6)  # rather with the first than on both
 
 
 def test_the_big_cores_of_an_arm_are_taken(tmp_path: Path) -> None:
@@ -136,29 +136,29 @@ def test_the_big_cores_of_an_arm_are_taken(tmp_path: Path) -> None:
         [(cpu,) for cpu in range(8)],
         each=lambda cpu: {"cpu_capacity": f"{1024 if cpu == 7 else 870 if cpu >= 4 else 250}\n"},
     )
-    assert choose(range(8), 1, arm).cpus == (7,)
-    assert choose(range(8), 2, arm).cpus == (6, 7)
+    assert choose_cores(range(8), 1, arm).cpus == (7,)
+    assert choose_cores(range(8), 2, arm).cpus == (6, 7)
     big_first = machine(
         tmp_path / "other",
         [(cpu,) for cpu in range(4)],
         each=lambda cpu: {"cpu_capacity": f"{1024 if cpu < 2 else 400}\n"},
     )
-    assert choose(range(4), 1, big_first).cpus == (1,)
+    assert choose_cores(range(4), 1, big_first).cpus == (1,)
 
 
 def test_without_a_topology_the_last_cores_are_taken_and_that_it_was_not_told_is_said(tmp_path: Path) -> None:
     assert topology(tmp_path / "nowhere") == Topology()
-    found = choose((0, 1, 2), 2, Topology())
-    assert found == Choice((1, 2), (), (0,), "1,2 (which share a core is not told)")
-    assert choose((3,), 1, Topology()).cpus == (3,)
+    found = choose_cores((0, 1, 2), 2, Topology())
+    assert found == CoreChoice((1, 2), (), (0,), "1,2 (which share a core is not told)")
+    assert choose_cores((3,), 1, Topology()).cpus == (3,)
     with pytest.raises(ValueError, match="3 threads asked for, but the station has 2 cores"):
-        choose((0, 1), 3, Topology())
+        choose_cores((0, 1), 3, Topology())
 
 
 def test_two_plain_cores_leave_the_first_one_to_everything_else(tmp_path: Path) -> None:
     two = machine(tmp_path, [(0,), (1,)], [(0, 1)], lambda _: {"cpu_capacity": "1024\n"})
-    assert choose((0, 1), 1, two) == Choice((1,), (), (0,), "1")
-    assert choose((0, 1), 2, two) == Choice((0, 1), (), (), "0,1")
+    assert choose_cores((0, 1), 1, two) == CoreChoice((1,), (), (0,), "1")
+    assert choose_cores((0, 1), 2, two) == CoreChoice((0, 1), (), (), "0,1")
 
 
 @pytest.mark.parametrize(("text", "found"), [("0-2,5", [0, 1, 2, 5]), ("3", [3]), ("", []), ("all of them", [])])
@@ -183,7 +183,7 @@ def machines(draw: st.DrawFn) -> Topology:
 def test_whatever_the_machine_threads_share_no_core_while_there_are_enough(here: Topology, data: st.DataObject) -> None:
     allowed = data.draw(st.lists(st.sampled_from(sorted(here.siblings)), min_size=1, unique=True))
     threads = data.draw(st.integers(1, len(allowed)))
-    found = choose(allowed, threads, here)
+    found = choose_cores(allowed, threads, here)
     cores = [here.core(cpu) for cpu in found.cpus]
     assert len(found.cpus) == threads
     assert set(found.cpus) <= set(allowed)

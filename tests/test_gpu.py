@@ -14,7 +14,7 @@ from launches import prompts
 from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs.measure import gpu
 from ray_jobs.measure import launch as measure
-from ray_jobs.measure.gpu import device_of, facts_of, lock_names, own_device, pci_address
+from ray_jobs.measure.gpu import device_of, gpu_facts, lock_names, own_device, pci_address
 from ray_jobs.measure.interference import ABSENT
 from ray_jobs.measure.result import Launch
 from ray_jobs.measure.speeds import SIZES, slopes
@@ -185,15 +185,15 @@ def test_where_nvml_is_silent_the_rest_is_watched_and_the_launch_says_why(
     found = watch_for(device).read()
     assert (found.gpu_clock_mhz, found.gpu_throttle, found.gpu_foreign) == (None, None, None)
     assert found.wall_ns > 0
-    assert facts_of(device)["not_watched"] == reason
+    assert gpu_facts(device)["not_watched"] == reason
 
 
 @pytest.mark.usefixtures("_on_cuda")
 def test_facts_name_the_slice_its_size_and_the_driver_and_not_the_machine() -> None:
-    facts = facts_of(device_of(FakeNvml(lost="power"), "8"))
+    facts = gpu_facts(device_of(FakeNvml(lost="power"), "8"))
     assert (facts["name"], facts["multiprocessors"], facts["memory_mb"]) == ("NVIDIA H100 MIG 1g.10gb", 14, 10_000)
     assert (facts["driver"], facts["power_limit_w"], facts["mig"]) == ("580.1", None, True)
-    assert facts_of(device_of(FakeNvml(), "7"))["power_limit_w"] == 700
+    assert gpu_facts(device_of(FakeNvml(), "7"))["power_limit_w"] == 700
     assert not {"7", "8", WHOLE, SLICE} & {str(value) for value in facts.values()}
 
 
@@ -201,7 +201,7 @@ def test_a_launch_on_a_gpu_records_it_and_runs_its_sentinel_before_and_after(mon
     times = iter([2_000_000, 2_200_000])
     monkeypatch.setattr(gpu, "sentinel_ns", lambda: next(times))
     monkeypatch.setattr(gpu, "own_device", lambda: "not here")
-    monkeypatch.setattr(gpu, "facts_of", lambda device: {"name": "H100", "not_watched": device})
+    monkeypatch.setattr(gpu, "gpu_facts", lambda device: {"name": "H100", "not_watched": device})
     workload = Workload(device="cuda", prompt_tokens=4, reply_tokens=3, model="tiny")
     found = measure._gpu_facts(gpu.own_device(), [measure._sentinels(workload)[1] for _ in range(2)])
     assert found == {"gpu": {"name": "H100", "not_watched": "not here", "sentinel_ns": [2_000_000, 2_200_000]}}

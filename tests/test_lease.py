@@ -19,7 +19,7 @@ from profiles import examples
 
 from chatbot.errors import UsageError
 from ray_jobs.process import lease
-from ray_jobs.process.lease import Lease, LeaseError, describe, holder_of, names_of, wait_for
+from ray_jobs.process.lease import Lease, LeaseError, describe, holder_of, locks_for, take_within
 
 pytestmark = pytest.mark.process
 
@@ -297,8 +297,8 @@ def test_a_name_that_is_no_text_is_told_somehow_in_one_piece(folder: Path) -> No
 
 
 def test_a_trial_takes_each_core_and_each_gpu_in_order() -> None:
-    assert names_of([10, 2], ["1", "0"]) == ["core-2", "core-10", "gpu-0", "gpu-1"]
-    assert names_of([0]) == ["core-0"]
+    assert locks_for([10, 2], ["1", "0"]) == ["core-2", "core-10", "gpu-0", "gpu-1"]
+    assert locks_for([0]) == ["core-0"]
 
 
 # How a lease ends
@@ -317,7 +317,7 @@ def test_a_child_that_inherits_the_lease_keeps_it_until_it_ends(start: Start) ->
     mine = Lease(CORES, "me")
     assert mine.take() == "core-0 is held by the other one"
     other.kill_child()
-    assert wait_for(mine, 30) is None
+    assert take_within(mine, 30) is None
     mine.release()
 
 
@@ -352,7 +352,7 @@ def test_waiting_ends_when_the_holder_lets_go(start: Start, monkeypatch: pytest.
     clock = Clock(2.0, start("core-1").end)
     monkeypatch.setattr(lease, "time", clock)
     mine = Lease(CORES, "me")
-    assert wait_for(mine, 5.0) is None
+    assert take_within(mine, 5.0) is None
     assert 2.0 <= clock.now - 100 < 2.2
     assert len(mine.descriptors) == len(CORES)
     mine.release()
@@ -362,16 +362,16 @@ def test_waiting_ends_with_its_time_and_tells_the_holder(start: Start, monkeypat
     clock = Clock(5.5, start("core-1").end)
     monkeypatch.setattr(lease, "time", clock)
     mine = Lease(CORES, "me")
-    assert wait_for(mine, 5.0) == "core-1 is held by the other one"
+    assert take_within(mine, 5.0) == "core-1 is held by the other one"
     assert 5.0 <= clock.now - 100 < 5.2
     assert mine.descriptors == ()
 
 
 def test_without_time_to_wait_it_is_tried_once() -> None:
     with taken("core-0") as mine:
-        assert wait_for(Lease(["core-0"], "another"), 0) == "core-0 is held by me"
+        assert take_within(Lease(["core-0"], "another"), 0) == "core-0 is held by me"
         mine.release()
-        assert wait_for(mine, 0) is None
+        assert take_within(mine, 0) is None
 
 
 # The files

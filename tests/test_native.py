@@ -31,8 +31,8 @@ from ray_jobs.measure.replies import check_replies, first_difference
 
 pytestmark = pytest.mark.process
 
-COMPILES = any(map(shutil.which, build.COMPILERS))
-needs_compiler = pytest.mark.skipif(not COMPILES, reason=f"no C++ compiler: none of {', '.join(build.COMPILERS)}")
+COMPILES = any(map(shutil.which, compiler.COMPILERS))
+needs_compiler = pytest.mark.skipif(not COMPILES, reason=f"no C++ compiler: none of {', '.join(compiler.COMPILERS)}")
 NARROWER = {"avx2": ("-march=haswell",), "plain": ("-march=x86-64",)}  # instructions, and flags for no more than those
 VOCABULARY = 61
 REPLY = 6
@@ -420,10 +420,10 @@ def test_a_launcher_of_the_compiler_and_half_a_library_are_no_obstacle(
     launcher = tmp_path / "ccache"
     launcher.write_text('#!/bin/sh\nexec "$@"\n')
     launcher.chmod(0o755)
-    monkeypatch.setenv("CXX", f"{launcher} {Path(compiler.command(build.COMPILERS)[0]).name}")
+    monkeypatch.setenv("CXX", f"{launcher} {Path(compiler.command(compiler.COMPILERS)[0]).name}")
     (tmp_path / build.ENTRY).write_text('extern "C" int one() { return 1; }')
     monkeypatch.setattr(build, "SOURCES", tmp_path)
-    identity = build._identity(compiler.command(build.COMPILERS), (*build.FLAGS, *build.NATIVE))
+    identity = build._identity(compiler.command(compiler.COMPILERS), (*build.FLAGS, *build.NATIVE))
     library = cache.folder() / f"engine-{identity}.so"
     library.write_bytes(b"\x7fELF half of a library")
     assert build.library().functions.one() == 1

@@ -18,7 +18,7 @@ from ray_jobs.measure.replies import (
     TIE_TOLERANCE,
     ReplyCheck,
     check_replies,
-    compare,
+    compare_replies,
     first_difference,
     written,
 )
@@ -313,7 +313,7 @@ def test_a_reply_is_written_up_to_and_including_its_first_end(rows: list[list[in
 
 @given(st.lists(st.tuples(*[st.lists(TOKENS, min_size=5, max_size=5)] * 2), min_size=1, max_size=6))
 def test_a_comparison_counts_each_reply_once(pairs: list[tuple[list[int], list[int]]]) -> None:
-    found = compare(np.array([reply for reply, _ in pairs]), np.array([expected for _, expected in pairs]))
+    found = compare_replies(np.array([reply for reply, _ in pairs]), np.array([expected for _, expected in pairs]))
     steps = [first_difference(torch.tensor(reply), torch.tensor(expected)) for reply, expected in pairs]
     assert found.differing == tuple(step for step in steps if step is not None)
     assert (found.replies, found.identical) == (len(pairs), len(pairs) - len(found.differing))

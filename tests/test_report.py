@@ -29,7 +29,7 @@ from ray_jobs.report import text, write
 from ray_jobs.report.cold_start import break_even, starts
 from ray_jobs.report.compact import compact
 from ray_jobs.report.facts import facts_of
-from ray_jobs.report.heatmap import matrix, step
+from ray_jobs.report.heatmap import heatmap_of, step
 from ray_jobs.report.page import page, spec_toml
 from ray_jobs.report.scales import WIDTH, Scale
 from ray_jobs.report.sentences import sentence
@@ -389,10 +389,10 @@ def test_colours_grow_with_the_speedup_and_only_beyond_doubt() -> None:
 
 
 def test_the_matrix_tells_where_by_what_varies() -> None:
-    found = matrix([made_view([Case(), Case(workload=Workload(batch=16))])])
+    found = heatmap_of([made_view([Case(), Case(workload=Workload(batch=16))])])
     assert [line.head for line in found.rows] == ["batch 1", "batch 16"]
     assert found.shared == "cpu AMD EPYC, model small, prompt 8, reply 10, threads 1"
-    (alone,) = matrix([made_view([Case()])]).rows
+    (alone,) = heatmap_of([made_view([Case()])]).rows
     assert (alone.head, alone.more) == ("cpu AMD EPYC", "workbench-7:cpu")
     assert [name for name, *_ in found.variants] == [BASELINE, CONTROL, "torchscript"]
 
@@ -400,7 +400,7 @@ def test_the_matrix_tells_where_by_what_varies() -> None:
 def test_several_runs_stand_beneath_each_other_where_they_measured_the_same() -> None:
     cases = [Case(), Case(workload=Workload(batch=16))]
     views = [made_view(cases, run="before"), made_view(cases, run="after")]
-    assert [(line.head, line.run) for line in matrix(views).rows] == [
+    assert [(line.head, line.run) for line in heatmap_of(views).rows] == [
         ("batch 1", "before"),
         ("batch 1", "after"),
         ("batch 16", "before"),

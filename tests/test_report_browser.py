@@ -17,7 +17,7 @@ from ray_jobs.report.page import page
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.sweep.folder import read_rows, read_validations
 from ray_jobs.sweep.importance import Importance, Importances
-from ray_jobs.sweep.page import page as sweep_page
+from ray_jobs.sweep.page import sweep_page
 
 pytestmark = [
     pytest.mark.process,

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from chatbot.variants import BASELINE, CONTROL, VARIANTS
 from ray_jobs.matrix.rows import COLUMNS, Row, Status, rows_of
 from ray_jobs.measure.interference import ABSENT, COUNTERS, Interference
-from ray_jobs.measure.replies import Comparison
+from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.roofline import DISTURBED, Limit
 from ray_jobs.measure.trial import Place, Trial
@@ -629,7 +629,7 @@ def approximate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("approximate")
 def test_an_approximate_variant_is_judged_on_the_prompts_that_were_asked_apart() -> None:
-    compared = {ODD: Comparison(500, 497, (4, 9, 2))}
+    compared = {ODD: ReplyComparison(500, 497, (4, 9, 2))}
     row = next(
         row
         for row in rows_of(TRIAL, NOWHERE, Status.DONE, None, launches(), Memory(compared=compared))

@@ -28,7 +28,7 @@ from ray_jobs.results.store import RunDirectory
 from ray_jobs.statistics import Verdict
 from ray_jobs.sweep.folder import find
 from ray_jobs.trace.timeline import timeline
-from ray_jobs.wandb_sink.content import Head, cells_of, distributions_of, summary_of
+from ray_jobs.wandb_sink.content import Head, distributions_of, summary_of, table_cells
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
@@ -66,7 +66,7 @@ def test_a_run_of_every_version_is_read_by_all_that_reads_runs(place: Path, tmp_
     cells = compared_cells(run)
     assert len(match(cells, cells).both) == len({id(cell) for cell in cells if cell.row.station is not None})
     assert Head.of(run.run).name == run.id
-    assert len(cells_of(run.rows)) == len(run.rows)
+    assert len(table_cells(run.rows)) == len(run.rows)
     assert summary_of(run.rows)
     assert distributions_of(run)
     assert Earlier.of(str(place), "nowhere").id == run.id

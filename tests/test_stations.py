@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ray_jobs.cluster import stations
 from ray_jobs.cluster.events import Station
-from ray_jobs.cluster.stations import SAME_EVERYWHERE, choose, fault_of, find_stations
+from ray_jobs.cluster.stations import SAME_EVERYWHERE, choose_stations, fault_of, find_stations
 from ray_jobs.cluster.tasks import share_of_cores
 from ray_jobs.process.server import TrialError
 
@@ -283,9 +283,9 @@ def place(
 
 def test_all_are_all() -> None:
     places = [place("a"), place("b", fault="it lacks torch"), place("c")]
-    assert choose(places, "all") == places
-    assert choose(places, "all") is not places
-    assert choose([], "all") == []
+    assert choose_stations(places, "all") == places
+    assert choose_stations(places, "all") is not places
+    assert choose_stations([], "all") == []
 
 
 def test_one_of_each_hardware_is_the_first_that_can_measure() -> None:
@@ -297,18 +297,18 @@ def test_one_of_each_hardware_is_the_first_that_can_measure() -> None:
         place("e", "EPYC", cores=8),
         place("f", "Xeon", fault="it lacks torch"),
     ]
-    assert names(choose(places, "one-per-hardware")) == ["b:cpu", "c:cpu", "e:cpu"]
+    assert names(choose_stations(places, "one-per-hardware")) == ["b:cpu", "c:cpu", "e:cpu"]
 
 
 def test_where_none_of_a_hardware_can_measure_the_first_says_why() -> None:
     places = [place("a", fault="it lacks torch"), place("b", fault="it lacks numpy")]
-    (chosen,) = choose(places, "one-per-hardware")
+    (chosen,) = choose_stations(places, "one-per-hardware")
     assert chosen is places[0]
 
 
 def test_gpus_of_one_kind_are_one_hardware_whatever_their_cores() -> None:
     places = [place(name, "A100", cores, device="cuda") for name, cores in (("a", 4), ("b", 8))]
-    assert names(choose(places, "one-per-hardware")) == ["a:cuda"]
+    assert names(choose_stations(places, "one-per-hardware")) == ["a:cuda"]
 
 
 PLACES = st.lists(st.tuples(st.sampled_from(["EPYC", "Xeon"]), st.integers(1, 2), st.booleans()), max_size=8).map(
@@ -318,7 +318,7 @@ PLACES = st.lists(st.tuples(st.sampled_from(["EPYC", "Xeon"]), st.integers(1, 2)
 
 @given(PLACES)
 def test_each_hardware_is_chosen_once_soundly_and_in_order(places: list[Station]) -> None:
-    chosen = choose(places, "one-per-hardware")
+    chosen = choose_stations(places, "one-per-hardware")
     assert sorted(station.hardware for station in chosen) == sorted({station.hardware for station in places})
     assert chosen == sorted(chosen, key=places.index)
     for one in chosen:
@@ -330,26 +330,26 @@ def test_each_hardware_is_chosen_once_soundly_and_in_order(places: list[Station]
 def test_the_choice_of_sound_ones_does_not_change_when_broken_ones_come_and_go(
     places: list[Station], rng: random.Random
 ) -> None:
-    sound = [station for station in choose(places, "one-per-hardware") if station.fault is None]
+    sound = [station for station in choose_stations(places, "one-per-hardware") if station.fault is None]
     fewer = [station for station in places if station.fault is None or rng.random() < 0.5]
-    assert [station for station in choose(fewer, "one-per-hardware") if station.fault is None] == sound
+    assert [station for station in choose_stations(fewer, "one-per-hardware") if station.fault is None] == sound
 
 
 def test_labels_choose_those_that_have_all_of_them() -> None:
     places = [place("a", zone="1", disk="ssd"), place("b", zone="1"), place("c", disk="ssd", zone="2"), place("d")]
-    assert names(choose(places, "zone=1")) == ["a:cpu", "b:cpu"]
-    assert names(choose(places, "zone=1,disk=ssd")) == ["a:cpu"]
-    assert names(choose(places, "disk=ssd")) == ["a:cpu", "c:cpu"]
-    assert choose(places, "zone=3") == choose(places, "rack=1") == []
-    assert choose(places, "zone=1,zone=2") == choose(places, "zone=2,zone=1") == [], "none is in both"
+    assert names(choose_stations(places, "zone=1")) == ["a:cpu", "b:cpu"]
+    assert names(choose_stations(places, "zone=1,disk=ssd")) == ["a:cpu"]
+    assert names(choose_stations(places, "disk=ssd")) == ["a:cpu", "c:cpu"]
+    assert choose_stations(places, "zone=3") == choose_stations(places, "rack=1") == []
+    assert choose_stations(places, "zone=1,zone=2") == choose_stations(places, "zone=2,zone=1") == [], "none is in both"
 
 
 def test_a_labels_value_may_hold_what_parts_it_from_its_name() -> None:
-    assert names(choose([place("a", kind_of="x=y"), place("b", kind_of="x")], "kind_of=x=y")) == ["a:cpu"]
+    assert names(choose_stations([place("a", kind_of="x=y"), place("b", kind_of="x")], "kind_of=x=y")) == ["a:cpu"]
 
 
 def test_one_that_cant_measure_is_chosen_by_its_labels_too_and_says_why() -> None:
-    assert names(choose([place("a", fault="it lacks torch", zone="1")], "zone=1")) == ["a:cpu"]
+    assert names(choose_stations([place("a", fault="it lacks torch", zone="1")], "zone=1")) == ["a:cpu"]
 
 
 # A GPU's share of the cores

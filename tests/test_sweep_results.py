@@ -23,7 +23,7 @@ from ray_jobs.results.store import RunDirectory
 from ray_jobs.sweep import charts
 from ray_jobs.sweep.folder import Record, find, read_rows, state_name
 from ray_jobs.sweep.importance import LEAST_TRIALS, Importance, Importances, importances, ranks
-from ray_jobs.sweep.page import failures_by_value, findings, page
+from ray_jobs.sweep.page import failures_by_value, findings, sweep_page
 from ray_jobs.sweep.rungs import EarlyStopping
 from ray_jobs.sweep.space import DEFAULT, Space
 from ray_jobs.sweep.spec import SweepSpec, make_spec
@@ -32,7 +32,7 @@ from ray_jobs.sweep.table import (
     TrialRow,
     TrialStatus,
     Validation,
-    best_of,
+    best_trial,
     epochs_table,
     row_of,
     trials_table,
@@ -67,8 +67,8 @@ def test_what_is_not_known_is_null_and_a_failed_trial_is_never_the_best() -> Non
     assert (lost.best_loss, lost.best_iteration, lost.free_running_loss) == (None, None, None)
     burst = row_of(TRIALS[1], course(1, [0.1]), FAILED, "it burst")
     fine = row_of(TRIALS[2], course(2, [2.0]), STOPPED)
-    assert best_of([lost, burst]) is None
-    assert best_of([lost, burst, fine]) is fine
+    assert best_trial([lost, burst]) is None
+    assert best_trial([lost, burst, fine]) is fine
     table = trials_table([lost, burst, fine])
     assert table.column("best_loss").to_pylist() == [None, 0.1, 2.0]
     assert table.column("reason").to_pylist() == ["it burst", "it burst", None]
@@ -76,7 +76,7 @@ def test_what_is_not_known_is_null_and_a_failed_trial_is_never_the_best() -> Non
 
 def test_of_equal_trials_the_first_is_the_best_whoever_ended_first() -> None:
     rows = [row_of(TRIALS[i], course(i, [2.0]), DONE) for i in (2, 1, 3)]
-    assert best_of(rows) is rows[1]
+    assert best_trial(rows) is rows[1]
 
 
 def test_a_columns_type_does_not_depend_on_what_the_rows_hold() -> None:
@@ -337,7 +337,7 @@ def sheet(status: str = "done") -> dict[str, Any]:
 
 
 def rendered(rows: list[TrialRow], told: list[Validation], found: Importances | None = None) -> tuple[str, Reader]:
-    text = page(sheet(), rows, told, found)
+    text = sweep_page(sheet(), rows, told, found)
     reader = Reader()
     reader.feed(text)
     assert reader.open == []
@@ -391,7 +391,7 @@ def test_every_trial_stands_in_the_table_the_best_first_and_each_with_a_loss_in_
     rows, told = rows_of_a_sweep()
     _, reader = rendered(rows, told)
     listed = [attributes for tag, attributes in reader.tags if tag == "tr" and "data-trial" in attributes]
-    best = best_of(rows)
+    best = best_trial(rows)
     assert best is not None
     assert listed[0]["data-trial"] == str(best.trial)
     assert listed[0]["class"] == "best"
@@ -420,8 +420,8 @@ def test_few_trials_or_none_with_a_loss_make_a_page_too(count: int, failed: tupl
 
 
 def test_an_unfinished_sweep_says_so() -> None:
-    assert "not all trials have ended" in page(sheet("interrupted"), *rows_of_a_sweep(4), None)
-    assert "Available when the sweep ends." in page(sheet("interrupted"), [], [], None)
+    assert "not all trials have ended" in sweep_page(sheet("interrupted"), *rows_of_a_sweep(4), None)
+    assert "Available when the sweep ends." in sweep_page(sheet("interrupted"), [], [], None)
 
 
 def test_values_that_fail_more_often_are_named() -> None:
@@ -453,7 +453,7 @@ def test_of_a_range_the_half_that_fails_is_named() -> None:
 
 
 def test_shares_next_to_nothing_have_no_sign() -> None:
-    assert [charts.percent(share) for share in (-0.004, 0.004, -0.02, 0.756)] == ["0%", "0%", "-2%", "76%"]
+    assert [charts.whole_percent(share) for share in (-0.004, 0.004, -0.02, 0.756)] == ["0%", "0%", "-2%", "76%"]
 
 
 # The sweep that made the shipped weights

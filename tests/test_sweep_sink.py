@@ -165,7 +165,7 @@ def test_a_training_for_the_agent_tells_the_run_that_it_opened_and_is_judged_as_
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
     asked = {"size": "tiny", "corpus": str(toy_tsv), "min_count": 1, "iterations": 20, "validate_every": 10, "seed": 4}
     settings = agent.parse(["--learning_rate=0.01", "--hidden=8"])
-    assert agent.run(settings, make_spec(asked), str(tmp_path), "cpu", "online") == 0
+    assert agent.run_agent(settings, make_spec(asked), str(tmp_path), "cpu", "online") == 0
     (run,) = runs
     assert run.asked["id"] == "abc"
     assert [step for step, _ in run.told] == [10, 20]
@@ -180,7 +180,7 @@ def test_a_training_for_the_agent_that_diverges_says_so(
 ) -> None:
     asked = {"size": "tiny", "corpus": str(toy_tsv), "min_count": 1, "iterations": 20, "validate_every": 10}
     settings = agent.parse(["--learning_rate=1e36", "--optimizer=sgd", "--clip=none"])
-    assert agent.run(settings, make_spec(asked), str(tmp_path), "cpu", "offline") == 1
+    assert agent.run_agent(settings, make_spec(asked), str(tmp_path), "cpu", "offline") == 1
     assert runs[0].summary["status"] == "failed"
     assert "lower the learning rate" in runs[0].summary["reason"]
     assert runs[0].exit_code == 1

@@ -6,7 +6,7 @@ import pytest
 
 from ray_jobs.cluster.schedule import ClusterLostError
 from ray_jobs.sweep.spec import make_spec
-from ray_jobs.sweep.tuning import QUIET, Watch, _quiet, no_room
+from ray_jobs.sweep.tuning import QUIET, Watchdog, _quiet, no_room
 
 SPEC = make_spec({"cpus": 2, "gpus": 0.5})
 ROOM = [{"CPU": 4.0, "GPU": 1.0}]
@@ -19,8 +19,8 @@ class Clock:
         return self.now
 
 
-def watch(nodes: list[dict[str, float]], clock: Clock, headless: str | None = None) -> Watch:
-    return Watch(SPEC, 600.0, lambda: headless, lambda: nodes, clock)
+def watch(nodes: list[dict[str, float]], clock: Clock, headless: str | None = None) -> Watchdog:
+    return Watchdog(SPEC, 600.0, lambda: headless, lambda: nodes, clock)
 
 
 def test_a_lost_head_ends_the_sweep() -> None:

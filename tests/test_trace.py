@@ -20,7 +20,7 @@ from ray_jobs.process.profile.profiler import Operator, Traced
 from ray_jobs.process.profile.shares import Shares, kind_of, merged, overlap, shares_of
 from ray_jobs.process.trial import Committed, Waiting
 from ray_jobs.process.untimed import Alive
-from ray_jobs.trace.operators import BETWEEN, disturbed, side_by_side, variant_rows
+from ray_jobs.trace.operators import BETWEEN, disturbance_warning, side_by_side, variant_rows
 from ray_jobs.trace.timeline import timeline
 
 BATCH = torch.from_numpy(prompts(1)), torch.tensor([4])
@@ -206,8 +206,8 @@ def test_what_is_unknown_is_null_and_said() -> None:
 
 def test_a_trace_that_took_far_longer_than_before_it_is_said() -> None:
     slow, sound = variant_rows("t", [traced("eager", Shares(7, 2, 4, 1, 1, 3)), EAGER])
-    assert "2.3 times as long" in str(disturbed(slow))
-    assert disturbed(sound) is None
+    assert "2.3 times as long" in str(disturbance_warning(slow))
+    assert disturbance_warning(sound) is None
 
 
 class Clock:

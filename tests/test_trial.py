@@ -26,7 +26,7 @@ from ray_jobs.measure.result import TIMED, WARMUP, Launch, LaunchResult, Limits,
 from ray_jobs.measure.trial import Checkpoint, Inputs, ModelSource, Preset
 from ray_jobs.process import server as launch_server
 from ray_jobs.process import trial as launch
-from ray_jobs.process.cores import choose, topology
+from ray_jobs.process.cores import choose_cores, topology
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError, dumps
 from ray_jobs.process.trial import (
     ATTEMPTS,
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.alone
 
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
 NAMES = (BASELINE, CONTROL, "torchscript")
-CORES = choose(os.sched_getaffinity(0), 1, topology()).cpus
+CORES = choose_cores(os.sched_getaffinity(0), 1, topology()).cpus
 TRIAL, TINY = made_trial(workload=WORKLOAD, variants=NAMES), Preset("tiny")
 
 

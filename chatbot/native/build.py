@@ -24,7 +24,6 @@ from chatbot.files import put_in_place
 
 SOURCES = Path(__file__).parent
 ENTRY = "engine.cpp"
-COMPILERS = ("c++", "g++", "clang++")
 # -fwrapv: sums of integers wrap at 32 bits, as the machine's instructions do.
 FLAGS = ("-std=c++17", "-O3", "-fwrapv", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared", "-pthread")
 NATIVE = ("-mcpu=native",) if platform.machine() in ("aarch64", "arm64") else ("-march=native",)
@@ -52,7 +51,7 @@ def library(machine: tuple[str, ...] = NATIVE) -> Library:
         BuildError: there is no compiler, it rejects the sources or is too slow, or the cache can't be used.
     """
     try:
-        command, flags = compiler.command(COMPILERS), (*FLAGS, *machine)
+        command, flags = compiler.command(compiler.COMPILERS), (*FLAGS, *machine)
         identity = _identity(command, flags)
         return Library(_loaded(folder() / f"engine-{identity}.so", command, flags), identity)
     except (CompilerError, CacheError) as error:

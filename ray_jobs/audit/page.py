@@ -14,7 +14,7 @@ ONE_BY_ONE = {  # alternatives, and how each times one program after the other
     "torch_benchmark": ("torch.utils.benchmark", "with its defaults"),
     "mean_of_100": ("mean of 100 calls", "without a warm-up"),
 }
-Part = Mapping[str, Any]
+Section = Mapping[str, Any]
 
 
 def render(audit: Mapping[str, Any]) -> str:
@@ -35,7 +35,7 @@ def render(audit: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def section(part: Part) -> str:
+def section(part: Section) -> str:
     """One part of the audit."""
     if part["part"] == "faults":
         return _faults(part)
@@ -44,7 +44,7 @@ def section(part: Part) -> str:
     return _effect(part) if "found" in part else _identical(part)
 
 
-def _identical(part: Part) -> str:
+def _identical(part: Section) -> str:
     load = ", next to a background load on every core" if part["part"].endswith("load") else ", quiet"
     peers = {name: peer for name, peer in part["peers"].items() if peer["comparisons"]}
     rows = [
@@ -71,17 +71,17 @@ def _section(title: str, said: str, lines: Sequence[str], more: str = "") -> str
     return "\n\n".join(filter(None, (f"## {title}", said, "\n".join(lines), more)))
 
 
-def _rate_row(who: str, part: Part, counted: str = "false_verdicts", rate: str = "rate") -> tuple[str, ...]:
+def _rate_row(who: str, part: Section, counted: str = "false_verdicts", rate: str = "rate") -> tuple[str, ...]:
     wrong, of, seconds = part[counted], part["comparisons"], _number(part["seconds_each"], ".1f")
     return (who, f"{wrong} of {of}", _share(part, wrong, rate, "{:.1%}"), seconds)
 
 
-def _share(part: Part, count: int, name: str, form: str) -> str:
+def _share(part: Section, count: int, name: str, form: str) -> str:
     of = part["comparisons"]
     return between(count / of if of else None, part[f"{name}_low"], part[f"{name}_high"], form.format)
 
 
-def _trials(part: Part) -> str:
+def _trials(part: Section) -> str:
     spec = part["spec"]
     return (
         f"Model {spec['model']}, precision {spec['precision']:.0%}, budget {spec['budget']:g} s "
@@ -89,14 +89,14 @@ def _trials(part: Part) -> str:
     )
 
 
-def _machine(part: Part) -> str:
+def _machine(part: Section) -> str:
     return (
         f"disturbed rounds {_number(part['disturbed_share'], '.1%')}; failed trials {part['failed']}; "
         f"launches run again {part['lost_launches']}"
     )
 
 
-def _effect(part: Part) -> str:
+def _effect(part: Section) -> str:
     asked = f"at least {LEAST_FOUND:.0%} found, bias within {MOST_BIAS:.1%}"
     row = (
         f"{part['found']} of {part['comparisons']}",
@@ -117,7 +117,7 @@ def _effect(part: Part) -> str:
     )
 
 
-def _faults(part: Part) -> str:
+def _faults(part: Section) -> str:
     caught = sum(fault["caught"] for fault in part["faults"])
     # Audits from before that was kept say it in the sentence.
     impossible = sum(f.get("impossible", f["by"].startswith(IMPOSSIBLE)) for f in part["faults"] if f["caught"])
@@ -130,7 +130,7 @@ def _faults(part: Part) -> str:
     )
 
 
-def _cost(part: Part) -> str:
+def _cost(part: Section) -> str:
     least, most = f"at least {LEAST_TIMED_SHARE:.0%}", f"at most {MOST_OWN_CORES:.0%}"
     rows = [
         ("time inside timed calls / time of the trial", _number(part["timed_share"], ".0%"), least),

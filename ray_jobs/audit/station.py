@@ -14,10 +14,10 @@ from ray_jobs.cluster.events import Event
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver.inputs import inputs_of
-from ray_jobs.driver.trials import Kept, TrialState, place
+from ray_jobs.driver.trials import Kept, TrialState, place_trials
 from ray_jobs.measure.result import LaunchResult
 from ray_jobs.measure.trial import Inputs
-from ray_jobs.process.cores import choose, topology
+from ray_jobs.process.cores import choose_cores, topology
 from ray_jobs.provenance import driver_facts
 from ray_jobs.spec import Spec
 
@@ -43,7 +43,7 @@ class AuditStation:
     @property
     def cores(self) -> tuple[int, ...]:
         """Those that launches are pinned to, as the station chooses them."""
-        return choose(os.sched_getaffinity(0), self.template.trial.workload.threads, topology()).cpus
+        return choose_cores(os.sched_getaffinity(0), self.template.trial.workload.threads, topology()).cpus
 
     def environment(self) -> dict[str, Any]:
         """The program and the machine."""
@@ -89,7 +89,7 @@ def audit_station(spec: Spec, run_id: str) -> Iterator[AuditStation]:
     inputs = inputs_of(spec)
     with connected("local"):
         stations = find_stations(spec.device, by_device=False, cores_per_gpu=None)
-        template = next(iter(place(spec, run_id, stations, BUSY_WAIT_S).values()))
+        template = next(iter(place_trials(spec, run_id, stations, BUSY_WAIT_S).values()))
         if template.station is None:
             raise UsageError(f"nothing to audit on: {template.reason}")
         yield AuditStation(spec, run_id, inputs, template)

@@ -21,7 +21,7 @@ LOADS = ("none", "beside", "both")
 
 Model = Annotated[str, typer.Option(help=f"{MODELS}.")]
 Budget = Annotated[float, typer.Option(help="Maximum seconds per trial.")]
-Precision = Annotated[float, typer.Option(help="Half-width of the interval to reach: 0.01 is 1%.")]
+PrecisionOption = Annotated[float, typer.Option(help="Half-width of the interval to reach: 0.01 is 1%.")]
 Margin = Annotated[float, typer.Option(help="Speedups within this margin of 1 are called the same.")]
 Seed = Annotated[int, typer.Option(help="Seed for prompts, orders and the load's timetable.")]
 
@@ -50,7 +50,7 @@ def aa(
     load: Annotated[str, typer.Option(help="Background load on every core: none, beside or both.")] = "none",
     model: Model = "small",
     budget: Budget = 5.0,
-    precision: Precision = 0.01,
+    precision: PrecisionOption = 0.01,
     margin: Margin = 0.02,
     seed: Seed = 0,
     peers: Annotated[bool, typer.Option(help="Also time with the tools that a user would reach for.")] = True,
@@ -87,7 +87,7 @@ def effect(
     load: Annotated[str, typer.Option(help="Background load on every core: none or beside.")] = "none",
     model: Model = "small",
     budget: Budget = FULL_BUDGET_S,
-    precision: Precision = 0.01,
+    precision: PrecisionOption = 0.01,
     margin: Margin = 0.02,
     seed: Seed = 0,
     out: Out = "results",

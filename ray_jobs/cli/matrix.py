@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ray_jobs.cli.options import (
-    Address,
+    AddressOption,
     JobOut,
     Json,
     RunId,
@@ -48,7 +48,7 @@ def matrix(
         ),
     ] = False,
     wandb: Wandb = "auto",
-    address: Address = None,
+    address: AddressOption = None,
     wait_for: WaitFor = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for these, and for a station held by another run.")

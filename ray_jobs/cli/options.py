@@ -27,7 +27,7 @@ SpecFile = Annotated[
 JobOut = Annotated[str | None, typer.Option(help=f"{ROOT} [default: results; in a job {JOB_OUT}]")]
 Out = Annotated[str, typer.Option(help=ROOT)]
 RunId = Annotated[str | None, typer.Option(help="Name of the new run's folder; time and random letters by default.")]
-Address = Annotated[
+AddressOption = Annotated[
     str | None, typer.Option(help="Ray cluster: local, auto or HOST:PORT. [default: $RAY_ADDRESS, else local]")
 ]
 Wandb = Annotated[str, typer.Option(help=f"W&B mode: {', '.join(MODES)}.")]

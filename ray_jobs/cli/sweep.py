@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatbot.errors import UsageError
-from ray_jobs.cli.options import Address, Json, Out, RunId, WaitFor, Wandb, flags_of, leave, refuse_flags, resources_of
+from ray_jobs.cli.options import (
+    AddressOption,
+    Json,
+    Out,
+    RunId,
+    WaitFor,
+    Wandb,
+    flags_of,
+    leave,
+    refuse_flags,
+    resources_of,
+)
 from ray_jobs.cluster.job import check_uploaded, ray_address
 from ray_jobs.provenance import new_run_id, typed
 from ray_jobs.sweep.space import read_space
-from ray_jobs.sweep.spec import SweepSpec, Trial, make_spec
+from ray_jobs.sweep.spec import SweepSpec, SweepTrial, make_spec
 from ray_jobs.wandb_sink.mode import resolve_mode
 
 if TYPE_CHECKING:
@@ -45,7 +56,7 @@ def sweep(
     run_id: RunId = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the trials' settings; run nothing.")] = False,
     wandb: Wandb = "auto",
-    address: Address = None,
+    address: AddressOption = None,
     wait_for: WaitFor = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for these, and for a node that can hold a trial.")
@@ -115,14 +126,14 @@ def _go_on(place: str, root: str, where: Cluster, mode: str, as_json: bool) -> i
 
 def _run(
     record: "Record",
-    trials: list[Trial],
+    trials: list[SweepTrial],
     pairs: "list[Pair]",
     words: "Vocabulary",
     where: Cluster,
     mode: str,
     as_json: bool,
 ) -> int:
-    from ray_jobs.cluster.connection import connected, wait_for
+    from ray_jobs.cluster.connection import connected, wait_for_resources
     from ray_jobs.cluster.schedule import ClusterLostError
     from ray_jobs.results.filesystem import StoreError
     from ray_jobs.sweep import text as told
@@ -133,14 +144,14 @@ def _run(
 
     spec = record.spec
     sink = SweepSink(mode, record)
-    reporter = told.Reporter(record, trials)
+    reporter = told.SweepReporter(record, trials)
     data = Data(tuple(pairs), words, {"corpus": spec.corpus, "min_count": spec.min_count, "sweep": record.id})
     record.write(SweepStatus.RUNNING)
     try:
         with connected(where.address):
-            missed = wait_for(where.resources, where.wait_s, lambda line: typer.echo(line, err=True))
+            missed = wait_for_resources(where.resources, where.wait_s, lambda line: typer.echo(line, err=True))
             reporter.opening(len(pairs), len(words))
-            tuning.run(record, trials, data, [reporter, sink], tuning.Patience(where.wait_s, missed))
+            tuning.run_trials(record, trials, data, [reporter, sink], tuning.Patience(where.wait_s, missed))
     except (KeyboardInterrupt, StoreError, ClusterLostError) as error:
         if not isinstance(error, StoreError):
             record.finish(SweepStatus.INTERRUPTED)

@@ -26,4 +26,4 @@ def sweep_trial(
     spec, mode = make_spec(flags), resolve_mode(wandb)
     from ray_jobs.sweep import agent
 
-    raise typer.Exit(agent.run(agent.parse(context.args), spec, out, device, mode))
+    raise typer.Exit(agent.run_agent(agent.parse(context.args), spec, out, device, mode))

@@ -9,7 +9,7 @@ import typer
 from chatbot.errors import UsageError
 from chatbot.variants import is_own
 from ray_jobs.cli.options import (
-    Address,
+    AddressOption,
     JobOut,
     Json,
     RunId,
@@ -45,7 +45,7 @@ def trace(
     ] = False,
     out: JobOut = None,
     run_id: RunId = None,
-    address: Address = None,
+    address: AddressOption = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a station held by another run.")] = 600.0,
     trust: Trust = False,
     as_json: Json = False,
@@ -105,6 +105,6 @@ def _run(tracing: "Tracing", where: "Where") -> None:
     from ray_jobs.trace import job
 
     try:
-        job.run(tracing, where)
+        job.trace_run(tracing, where)
     except (KeyboardInterrupt, StoreError, ClusterLostError) as error:
         leave(error, f"traces made so far are in {tracing.directory.shown}/{job.FOLDER}")

@@ -159,7 +159,7 @@ def _reach(address: str, place: tuple[str, int]) -> None:
         raise UsageError(f"no Ray cluster at {address!r}: {error}; give local, auto or HOST:PORT") from None
 
 
-def wait_for(resources: Mapping[str, float], seconds: float, tell: Callable[[str], None]) -> str | None:
+def wait_for_resources(resources: Mapping[str, float], seconds: float, tell: Callable[[str], None]) -> str | None:
     """Waits until the live nodes together have these (``{"CPU": 4, "GPU": 1}``), and asks an autoscaler for them.
 
     Returns None once they do, otherwise what was missing when the time was up. ``tell`` gets a line whenever the

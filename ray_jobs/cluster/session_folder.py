@@ -44,7 +44,7 @@ def session_folder(parents: Sequence[str] = PARENTS) -> Iterator[SessionFolder]:
         UsageError: no folder can be made in any of ``parents``.
     """
     for parent in parents:
-        sweep(Path(parent))
+        remove_leftovers(Path(parent))
     folder = SessionFolder(_made(parents))
     lock = _locked(folder.path)
     try:
@@ -70,7 +70,7 @@ def _locked(folder: Path) -> int:
     return descriptor
 
 
-def sweep(parent: Path) -> None:
+def remove_leftovers(parent: Path) -> None:
     """Removes folders of ours whose owner is dead; those that were kept, after a week."""
     with suppress(OSError):
         for folder in parent.glob(f"{PREFIX}*"):

@@ -16,7 +16,7 @@ PROBE_TIMEOUT_S = 60.0
 SAME_EVERYWHERE = ("torch", "numpy", "scipy", "pyarrow")  # what a launch computes with, or is sent home with
 
 Node = Mapping[str, Any]  # as ray.nodes() describes it
-Facts = Mapping[str, Any]
+NodeFacts = Mapping[str, Any]
 
 
 def find_stations(devices: Iterable[str], by_device: bool, cores_per_gpu: int | None) -> dict[str, list[Station]]:
@@ -43,7 +43,7 @@ def find_stations(devices: Iterable[str], by_device: bool, cores_per_gpu: int | 
     return stations
 
 
-def _order(found: tuple[Node, Facts]) -> tuple[Any, ...]:
+def _order(found: tuple[Node, NodeFacts]) -> tuple[Any, ...]:
     """One host's nodes keep their numbers when Ray is started again, which gives them new ids."""
     node, facts = found
     host = facts.get("host", node["NodeManagerHostname"])
@@ -51,7 +51,7 @@ def _order(found: tuple[Node, Facts]) -> tuple[Any, ...]:
 
 
 def _of_node(
-    node: Node, facts: Facts, here: Facts, name: str, device: str, by_device: bool, cores_per_gpu: int | None
+    node: Node, facts: NodeFacts, here: NodeFacts, name: str, device: str, by_device: bool, cores_per_gpu: int | None
 ) -> list[Station]:
     """A node's station of a device kind, or one for each GPU; none if it has no such device."""
     resources = node["Resources"]
@@ -80,13 +80,13 @@ def _of_node(
     return [replace(shared, name=name) for name in several]
 
 
-def _gpu_names(facts: Facts, count: int) -> tuple[str, ...]:
+def _gpu_names(facts: NodeFacts, count: int) -> tuple[str, ...]:
     """The GPUs' names in a Ray task: from the node's ``CUDA_VISIBLE_DEVICES``, else their numbers."""
     visible = [name.strip() for name in (facts.get("visible_gpus") or "").split(",") if name.strip()]
     return tuple(visible if len(visible) >= count else map(str, range(count)))
 
 
-def fault_of(facts: Facts, here: Facts) -> str | None:
+def fault_of(facts: NodeFacts, here: NodeFacts) -> str | None:
     """The reason why a station can't measure for this driver: no answer, or another setup; None if it can."""
     if "fault" in facts:
         return str(facts["fault"])
@@ -108,7 +108,7 @@ def _public(version: str) -> str:
     return version.split("+")[0]
 
 
-def choose(stations: Sequence[Station], asked: str) -> list[Station]:
+def choose_stations(stations: Sequence[Station], asked: str) -> list[Station]:
     """The stations named by ``all``, ``one-per-hardware`` or ``label=value[,label=value]``."""
     if asked == "all":
         return list(stations)
@@ -120,7 +120,7 @@ def choose(stations: Sequence[Station], asked: str) -> list[Station]:
     return [s for s in stations if all(s.labels.get(label) == value for label, _, value in wanted)]
 
 
-def _ask(nodes: Sequence[Node]) -> dict[str, Facts]:
+def _ask(nodes: Sequence[Node]) -> dict[str, NodeFacts]:
     """Asks all nodes for their facts in parallel; a node that has none gives the reason under ``fault``."""
     probe = ray.remote(num_cpus=0, max_retries=0)(_probe())
     asked = {
@@ -129,7 +129,7 @@ def _ask(nodes: Sequence[Node]) -> dict[str, Facts]:
     }
     if asked:
         ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_TIMEOUT_S)
-    answers: dict[str, Facts] = {}
+    answers: dict[str, NodeFacts] = {}
     for reference, node in asked.items():
         try:
             answers[node["NodeID"]] = ray.get(reference, timeout=0)
@@ -156,7 +156,7 @@ def _probe() -> Callable[[], dict[str, Any]]:
     return probe
 
 
-def _facts_here() -> Facts:
+def _facts_here() -> NodeFacts:
     return {"packages": provenance.package_versions(), "source_hash": provenance.source_hash()}
 
 

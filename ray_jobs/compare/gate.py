@@ -22,7 +22,7 @@ class Exit(IntEnum):
     WITHIN, BEYOND, UNDECIDED = 0, 1, 3
 
 
-class Outcome(StrEnum):
+class ChangeVerdict(StrEnum):
     """The change of one variant and workload between two runs."""
 
     SLOWER = "slower"
@@ -40,7 +40,7 @@ class Change:
     base: Cell
     new: Cell
     ratio: Interval | None  # speedup in NEW / speedup in BASE, with its own 95% interval: below 1 is slower
-    verdict: Outcome
+    verdict: ChangeVerdict
     reason: str | None = None
     gates: bool = True  # the control does not: it is the baseline
 
@@ -87,9 +87,9 @@ class RunComparison:
     def exit(self) -> Exit:
         """A failure outweighs what is undecided, and a gate that nothing went through is undecided."""
         verdicts = {change.verdict for change in self.gated}
-        if verdicts & {Outcome.SLOWER, Outcome.BROKEN}:
+        if verdicts & {ChangeVerdict.SLOWER, ChangeVerdict.BROKEN}:
             return Exit.BEYOND
-        return Exit.UNDECIDED if Outcome.UNDECIDED in verdicts or not verdicts or self.missing else Exit.WITHIN
+        return Exit.UNDECIDED if ChangeVerdict.UNDECIDED in verdicts or not verdicts or self.missing else Exit.WITHIN
 
 
 def compare_cells(matched: Matched, new_cells: Sequence[Cell], gate: float) -> RunComparison:
@@ -117,10 +117,10 @@ def compare_cells(matched: Matched, new_cells: Sequence[Cell], gate: float) -> R
 def _change(base: Cell, new: Cell, gate: float, tests: int) -> Change:
     gates = new.row.variant != CONTROL
     if (broken := _broken(base, new)) is not None:
-        return Change(base, new, None, Outcome.BROKEN, broken, gates)
+        return Change(base, new, None, ChangeVerdict.BROKEN, broken, gates)
     if base.estimate is None or new.estimate is None:
         which = "BASE" if base.estimate is None else "NEW"
-        return Change(base, new, None, Outcome.UNDECIDED, f"{which} has no interval for it", gates)
+        return Change(base, new, None, ChangeVerdict.UNDECIDED, f"{which} has no interval for it", gates)
     found = outcome(base.estimate, new.estimate, gate, tests if gates else 1)
     return Change(base, new, ratio(base.estimate, new.estimate), found, None, gates)
 
@@ -144,7 +144,7 @@ def ratio(base: Estimate, new: Estimate, confidence: float = NOMINAL) -> Interva
     return new.minus(base).interval(confidence).exp()
 
 
-def outcome(base: Estimate, new: Estimate, gate: float, tests: int) -> Outcome:
+def outcome(base: Estimate, new: Estimate, gate: float, tests: int) -> ChangeVerdict:
     """``slower`` where it certainly is by more than the gate, else what can be said.
 
     One false alarm among many cells fails the gate, so the cells share the 2.5% on that side of 95% (Bonferroni). All
@@ -152,13 +152,13 @@ def outcome(base: Estimate, new: Estimate, gate: float, tests: int) -> Outcome:
     """
     limit = 1 / (1 + gate)
     if ratio(base, new, 1 - (1 - NOMINAL) / tests).high < limit:
-        return Outcome.SLOWER
+        return ChangeVerdict.SLOWER
     own = ratio(base, new)
     if own.low < limit:
-        return Outcome.UNDECIDED
+        return ChangeVerdict.UNDECIDED
     if own.high <= 1 + gate:
-        return Outcome.SAME
-    return Outcome.FASTER if own.low > 1 else Outcome.NOT_SLOWER
+        return ChangeVerdict.SAME
+    return ChangeVerdict.FASTER if own.low > 1 else ChangeVerdict.NOT_SLOWER
 
 
 def _ratio(before: float | None, after: float | None) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_jobs.compare.gate import BaselineChange, Change, Exit, Outcome, RunComparison
+from ray_jobs.compare.gate import BaselineChange, Change, ChangeVerdict, Exit, RunComparison
 from ray_jobs.compare.match import Cell
 from ray_jobs.machine import another_machine
 from ray_jobs.provenance import PACKAGES, changed
@@ -15,7 +15,7 @@ from ray_jobs.results.run import FinishedRun
 
 HEAD = ("variant", "workload and hardware", "speedup BASE", "speedup NEW", "NEW / BASE (95%)", "verdict")
 WHY = "Speedups over the baseline are compared, because the machine's drift between two runs cancels out in them."
-BASELINE = (
+BASELINE_NOTE = (
     "The baseline's own speed has nothing to be compared with and is not gated: its latency changes with the "
     "machine, as the sentinel, a fixed computation next to it, shows. If the baseline itself changed, every speedup "
     "moved with it."
@@ -68,7 +68,7 @@ class Page:
         for change in self.comparison.changes:
             if change.reason is not None:
                 yield f"{change.verdict}: {change.new.name}: {change.reason}"
-            if change.verdict == Outcome.UNDECIDED:
+            if change.verdict == ChangeVerdict.UNDECIDED:
                 rows = {"BASE": change.base.row, "NEW": change.new.row}
                 yield from (f"{which}: {row.variant}: {said}" for which, row in rows.items() for said in row.warnings)
         yield from _named("not measured in NEW, though asked for", self.comparison.missing)
@@ -78,7 +78,7 @@ class Page:
         yield from (_of_baseline(one) for one in self.comparison.baselines)
         yield WHY
         if self.comparison.baselines:
-            yield BASELINE
+            yield BASELINE_NOTE
         if sources := sorted({change.source for change in self.comparison.changes if change.source}):
             yield f"Intervals are made from the {', '.join(sources)}."
 
@@ -158,7 +158,7 @@ def notes_of(base: FinishedRun, new: FinishedRun, comparison: RunComparison) -> 
     for one, other in {(one.row.station, other.row.station): (one, other) for one, other in pairs}.values():
         yield from _of_stations(one, other)
     for change in comparison.changes:
-        if not change.gates and change.verdict in (Outcome.SLOWER, Outcome.FASTER, Outcome.BROKEN):
+        if not change.gates and change.verdict in (ChangeVerdict.SLOWER, ChangeVerdict.FASTER, ChangeVerdict.BROKEN):
             yield f"the control itself is {change.verdict}: distrust this comparison, and measure again"
 
 

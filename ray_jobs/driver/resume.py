@@ -14,7 +14,7 @@ from ray_jobs.driver.trials import Store, TrialState, trial_of
 from ray_jobs.machine import another_machine
 from ray_jobs.matrix.hardware import same_class
 from ray_jobs.matrix.rows import Status
-from ray_jobs.measure.replies import Comparison
+from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.result import Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.measure.trial import Place
@@ -154,7 +154,7 @@ class Earlier:
 
 def _found(record: Mapping[str, Any]) -> tuple[Memory, Limits]:
     """The findings of untimed processes; fewer in older runs."""
-    compared = {name: schema.known(Comparison, found) for name, found in record.get("compared", {}).items()}
+    compared = {name: schema.known(ReplyComparison, found) for name, found in record.get("compared", {}).items()}
     limits = {name: schema.known(Limit, limit) for name, limit in record.get("limits", {}).items()}
     speeds = Speeds.of(record["speeds"]) if record.get("speeds") else None
     lost = record.get("not_known", {})

@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from ray_jobs import provenance
-from ray_jobs.cluster.connection import connected, wait_for
+from ray_jobs.cluster.connection import connected, wait_for_resources
 from ray_jobs.cluster.events import Event, TrialEnded
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver.inputs import identity_of, inputs_of
 from ray_jobs.driver.resume import Earlier
-from ray_jobs.driver.trials import TrialState, place
+from ray_jobs.driver.trials import TrialState, place_trials
 from ray_jobs.matrix.hardware import HardwareClass, classes_of
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import LaunchResult
@@ -111,9 +111,9 @@ def run(
         this.resumed = [*earlier.run.get("resumed", []), now]
     room = LEAST_ROOM + len(spec.plan()) * 60 * LAUNCH_BYTES
     with directory.created(room=room) if earlier is None else directory.reopened(room), connected(where.address):
-        missed = wait_for(where.resources, where.wait_s, reporter.say)
+        missed = wait_for_resources(where.resources, where.wait_s, reporter.say)
         stations = find_stations(spec.device, spec.isolation == "device", spec.cores_per_gpu)
-        this.trials = place(spec, run_id, stations, where.wait_s, missed)
+        this.trials = place_trials(spec, run_id, stations, where.wait_s, missed)
         this.environment = environment(this.trials)
         if earlier is not None:
             this.environment["stations"] |= earlier.run["environment"]["stations"]  # what launches are held against

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from chatbot.variants import Workload
 from ray_jobs.cluster.events import Job, LaunchDone, Outcome, Station, TrialEnded, TrialStarted, WorkerLost
-from ray_jobs.cluster.stations import choose
+from ray_jobs.cluster.stations import choose_stations
 from ray_jobs.cluster.times import Moments
 from ray_jobs.matrix.rows import NO_LIMITS, NO_MEMORY, Row, Status, rows_of
 from ray_jobs.measure.result import LaunchResult, Limits, Memory
@@ -135,7 +135,7 @@ class TrialState:
         }
 
 
-def place(
+def place_trials(
     spec: Spec,
     run_id: str,
     stations: Mapping[str, Sequence[Station]],
@@ -147,7 +147,7 @@ def place(
     What can't be measured is skipped, or failed where the station is at fault, with the reason. ``missed`` says what
     was waited for in vain.
     """
-    chosen = {device: choose(found, spec.stations) for device, found in stations.items()}
+    chosen = {device: choose_stations(found, spec.stations) for device, found in stations.items()}
     trials: dict[str, TrialState] = {}
     for workload in spec.plan():
         if not chosen[workload.device]:

@@ -11,7 +11,7 @@ from chatbot.variants import BASELINE, CONTROL, variant_named
 from ray_jobs import statistics
 from ray_jobs.matrix.row_warnings import drift_of, gpus_of, imprecision, interference_of, sentinel_ms, warnings_of
 from ray_jobs.measure import interference, roofline
-from ray_jobs.measure.replies import LEAST_COMPARED, Comparison
+from ray_jobs.measure.replies import LEAST_COMPARED, ReplyComparison
 from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.statistics import Interval, Verdict
@@ -214,7 +214,7 @@ def _limited(
     return found | ({"warnings": (*measured["warnings"], doubt)} if doubt else {})
 
 
-def _identical(facts: Sequence[VariantFacts], alone: Comparison | None) -> dict[str, Any]:
+def _identical(facts: Sequence[VariantFacts], alone: ReplyComparison | None) -> dict[str, Any]:
     """The share of replies equal to the baseline's: on distinct prompts if compared, else on the timed ones."""
     replies, identical = sum(f.replies for f in facts), sum(f.identical for f in facts)
     differing = [step for f in facts for step in f.differing]

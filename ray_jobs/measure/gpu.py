@@ -99,7 +99,7 @@ def own_device() -> Device | str:
         return f"NVML: {type(error).__name__}: {error}"
 
 
-def facts_of(device: Device | str) -> dict[str, Any]:
+def gpu_facts(device: Device | str) -> dict[str, Any]:
     """The GPU and the libraries that a launch computed with; nothing that identifies the machine."""
     gpu = torch.cuda.get_device_properties(0)
     found = {

@@ -132,7 +132,7 @@ def _sentinels(workload: Workload) -> tuple[int, int | None]:
 
 
 def _gpu_facts(card: gpu.Device | str | None, sentinels: Sequence[int | None]) -> dict[str, Any]:
-    return {} if card is None else {"gpu": {**gpu.facts_of(card), "sentinel_ns": sentinels}}
+    return {} if card is None else {"gpu": {**gpu.gpu_facts(card), "sentinel_ns": sentinels}}
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class ReplyCheck:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReplyComparison:
     """The result of comparing a variant's untimed replies to distinct prompts with the baseline's."""
 
     replies: int
@@ -92,11 +92,11 @@ def check_replies(
     return ReplyCheck(count, identical, fault, tuple(differing), tokens_written)
 
 
-def compare(tokens: NDArray[np.int64], baseline: NDArray[np.int64]) -> Comparison:
+def compare_replies(tokens: NDArray[np.int64], baseline: NDArray[np.int64]) -> ReplyComparison:
     """Compares replies (N, S) to N distinct prompts with the baseline's."""
     pairs = zip(torch.from_numpy(tokens), torch.from_numpy(baseline), strict=True)
     steps = [step for reply, expected in pairs if (step := first_difference(reply, expected)) is not None]
-    return Comparison(len(baseline), len(baseline) - len(steps), tuple(steps))
+    return ReplyComparison(len(baseline), len(baseline) - len(steps), tuple(steps))
 
 
 def written(tokens: Tensor) -> Tensor:

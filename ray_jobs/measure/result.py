@@ -13,7 +13,7 @@ from chatbot.variants import BASELINE
 from ray_jobs import statistics
 from ray_jobs.measure import interference
 from ray_jobs.measure.interference import Interference
-from ray_jobs.measure.replies import Comparison
+from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.roofline import Limit, Speeds
 
 
@@ -122,7 +122,7 @@ class Memory:
     """Findings of untimed processes about each variant alone: peak memory in MB, replies against the baseline's."""
 
     peak_mb: dict[str, float] = field(default_factory=dict)
-    compared: dict[str, Comparison] = field(default_factory=dict)  # of the approximate variants
+    compared: dict[str, ReplyComparison] = field(default_factory=dict)  # of the approximate variants
     lost: dict[str, str] = field(default_factory=dict)  # why a variant's process told nothing
 
 

@@ -35,7 +35,7 @@ class Topology:
 
 
 @dataclass(frozen=True)
-class Choice:
+class CoreChoice:
     """The logical CPUs of a trial's launches, and what surrounds them."""
 
     cpus: tuple[int, ...]
@@ -95,7 +95,7 @@ def cpu_list(text: str) -> list[int]:
     return found
 
 
-def choose(allowed: Iterable[int], threads: int, machine: Topology) -> Choice:
+def choose_cores(allowed: Iterable[int], threads: int, machine: Topology) -> CoreChoice:
     """The logical CPUs to measure on; the first core is left to everything else where there is a choice.
 
     Raises:
@@ -109,7 +109,7 @@ def choose(allowed: Iterable[int], threads: int, machine: Topology) -> Choice:
     mates = {mate for cpu in cpus for mate in machine.siblings.get(cpu, ())} - set(cpus)
     others = tuple(cpu for cpu in free if machine.core(cpu) not in cores)
     left = () if others else tuple(sorted(mates & set(free)))  # a core's sibling, where there is nothing else
-    choice = Choice(cpus, tuple(sorted(mates - set(left))), others or left)
+    choice = CoreChoice(cpus, tuple(sorted(mates - set(left))), others or left)
     return replace(choice, text=_described(choice, free, machine), warnings=tuple(_doubts(choice, free, machine)))
 
 
@@ -140,7 +140,7 @@ def _shared(free: Sequence[int], threads: int, machine: Topology) -> list[int]:
     return sorted(free, key=lambda cpu: (cpu not in firsts, machine.kinds.get(cpu, 0), -cpu))[:threads]
 
 
-def _described(choice: Choice, free: Sequence[int], machine: Topology) -> str:
+def _described(choice: CoreChoice, free: Sequence[int], machine: Topology) -> str:
     nodes = {machine.nodes.get(cpu, 0) for cpu in free}
     parts = [f"{_named(choice.empty)} left empty"] if choice.empty else []
     parts += [f"node {_named({machine.nodes.get(cpu, 0) for cpu in choice.cpus})}"] if len(nodes) > 1 else []
@@ -148,7 +148,7 @@ def _described(choice: Choice, free: Sequence[int], machine: Topology) -> str:
     return _named(choice.cpus) + (f" ({'; '.join(parts)})" if parts else "")
 
 
-def _doubts(choice: Choice, free: Sequence[int], machine: Topology) -> Iterator[str]:
+def _doubts(choice: CoreChoice, free: Sequence[int], machine: Topology) -> Iterator[str]:
     cores = Counter(machine.core(cpu) for cpu in choice.cpus)
     kinds = {machine.kinds.get(cpu, 0) for cpu in choice.cpus}
     nodes = {machine.nodes.get(cpu, 0) for cpu in choice.cpus}

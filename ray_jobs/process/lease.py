@@ -33,7 +33,7 @@ class LeaseError(UsageError):
     """The locks can't be used; one line says why."""
 
 
-def names_of(cores: Sequence[int], gpus: Sequence[str] = ()) -> list[str]:
+def locks_for(cores: Sequence[int], gpus: Sequence[str] = ()) -> list[str]:
     """The locks that a trial takes: every core it may run on, and its GPUs."""
     return [*(f"core-{core}" for core in sorted(cores)), *(f"gpu-{gpu}" for gpu in sorted(gpus))]
 
@@ -117,7 +117,7 @@ def holder_of(names: Sequence[str]) -> str | None:
         return lease.take()
 
 
-def wait_for(lease: Lease, seconds: float) -> str | None:
+def take_within(lease: Lease, seconds: float) -> str | None:
     """Tries for a while; None once the lease is ours, else the remaining holder."""
     end = time.monotonic() + seconds
     while (holder := lease.take()) is not None and time.monotonic() < end:

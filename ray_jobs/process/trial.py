@@ -18,7 +18,7 @@ from ray_jobs.measure.gpu import pci_address
 from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.trial import Factory, Inputs, Trial
 from ray_jobs.process import lease, untimed
-from ray_jobs.process.cores import Choice, choose, near, topology
+from ray_jobs.process.cores import CoreChoice, choose_cores, near, topology
 from ray_jobs.process.lease import Lease
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
 from ray_jobs.process.untimed import Alive
@@ -119,7 +119,7 @@ def run_trial(
         TrialError: the cores do not suffice, the station stayed busy, or a launch failed ``ATTEMPTS`` times.
     """
 
-    def work(ask: Ask, chosen: Choice) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
+    def work(ask: Ask, chosen: CoreChoice) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
         def alone(name: str, timeout_s: float, compare_s: float) -> Any:
             return ask(partial(untimed.run_alone, trial, inputs, name, compare_s), timeout_s)
 
@@ -146,7 +146,7 @@ def run_trial(
 
 
 def on_station(
-    trial: Trial, inputs: Inputs, share: Share, work: Callable[[Ask, Choice], Iterator[T]]
+    trial: Trial, inputs: Inputs, share: Share, work: Callable[[Ask, CoreChoice], Iterator[T]]
 ) -> Iterator[T | Waiting]:
     """Does ``work`` while the trial's station is held; it is given what asks for fresh processes, and their cores.
 
@@ -158,7 +158,7 @@ def on_station(
     allowed = sorted(share.cores or os.sched_getaffinity(0))
     chosen = _chosen(beside_gpu(allowed, trial.workload.threads, share.gpus), trial.workload.threads)
     taken = allowed if share.cores else {*allowed, *chosen.empty}
-    with Lease(lease.names_of(sorted(taken), share.gpus), lease.describe(trial.run_id, trial.id)) as held:
+    with Lease(lease.locks_for(sorted(taken), share.gpus), lease.describe(trial.run_id, trial.id)) as held:
         yield from _take(held, trial.wait_s)
         with LaunchServer(trial.workload, chosen.others, held.descriptors, given=inputs) as server:
 
@@ -181,9 +181,9 @@ def beside_gpu(allowed: Sequence[int], threads: int, gpus: Sequence[str]) -> Seq
     return sorted(close) if len(close) > threads else allowed
 
 
-def _chosen(allowed: Sequence[int], threads: int) -> Choice:
+def _chosen(allowed: Sequence[int], threads: int) -> CoreChoice:
     try:
-        return choose(allowed, threads, topology())
+        return choose_cores(allowed, threads, topology())
     except ValueError as error:
         raise TrialError(str(error)) from None
 
@@ -192,13 +192,13 @@ def _take(held: Lease, patience_s: float) -> Iterator[Waiting]:
     """Waits until the lease is ours. The processes of a trial that has just ended may hold it for a moment."""
     end = time.monotonic() + patience_s
     try:
-        holder = lease.wait_for(held, min(1.0, patience_s))
+        holder = lease.take_within(held, min(1.0, patience_s))
         while holder is not None:
             left = end - time.monotonic()
             if left <= 0:
                 raise TrialError(f"the station was busy for {patience_s:.0f} s: {holder}")
             yield Waiting(holder)
-            holder = lease.wait_for(held, min(TELL_EVERY_S, left))
+            holder = lease.take_within(held, min(TELL_EVERY_S, left))
     except lease.LeaseError as error:
         raise TrialError(str(error)) from None
 

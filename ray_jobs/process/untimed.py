@@ -12,7 +12,7 @@ import numpy as np
 
 from chatbot.variants import BASELINE, variant_named
 from ray_jobs.measure.launch import Alone, measure_alone
-from ray_jobs.measure.replies import LEAST_COMPARED, Comparison, compare
+from ray_jobs.measure.replies import LEAST_COMPARED, ReplyComparison, compare_replies
 from ray_jobs.measure.result import Limits, Memory, VariantFacts
 from ray_jobs.measure.roofline import limits_of
 from ray_jobs.measure.speeds import measure_speeds
@@ -140,7 +140,7 @@ def _comparing(trial: Trial) -> tuple[str, ...]:
     return (BASELINE, *approximate) if approximate else ()
 
 
-def _compared(told: Mapping[str, Alone]) -> dict[str, Comparison]:
+def _compared(told: Mapping[str, Alone]) -> dict[str, ReplyComparison]:
     """Replies against the baseline's, as far as both answered the same prompts."""
     expected = told[BASELINE].tokens if BASELINE in told else None
     compared = {}
@@ -148,7 +148,7 @@ def _compared(told: Mapping[str, Alone]) -> dict[str, Comparison]:
         if name != BASELINE and found.tokens is not None and expected is not None:
             both = min(len(found.tokens), len(expected))
             if np.shape(found.tokens)[1:] == expected.shape[1:]:
-                compared[name] = compare(found.tokens[:both], expected[:both])
+                compared[name] = compare_replies(found.tokens[:both], expected[:both])
     return compared
 
 

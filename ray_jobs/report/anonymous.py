@@ -14,7 +14,7 @@ from typing import Any
 
 from chatbot.variants import DEVICES, OWN_NAME, VARIANTS, Workload
 from ray_jobs.matrix.rows import COLUMNS, Status
-from ray_jobs.measure.replies import Comparison
+from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.results.schema import each_text
@@ -23,7 +23,7 @@ from ray_jobs.statistics import Verdict
 
 GONE = "***"
 CUT = "not kept in a compacted run"
-RECORDS: tuple[Any, ...] = (Workload, VariantFacts, LaunchResult, Launch, Limit, Speeds, Comparison)
+RECORDS: tuple[Any, ...] = (Workload, VariantFacts, LaunchResult, Launch, Limit, Speeds, ReplyComparison)
 KEYS = {
     *COLUMNS, *Spec.model_fields,
     *(one.name for kind in RECORDS for one in fields(kind)),

@@ -66,7 +66,7 @@ def upright(kind: str, x: float, top: float = 0.0, bottom: float = TALL) -> Mark
     return path(kind, f"M{x:.1f} {top:.0f}V{bottom:.0f}")
 
 
-def estimate(kind: str, scale: Scale, value: float, low: float | None, high: float | None) -> Markup:
+def estimate_mark(kind: str, scale: Scale, value: float, low: float | None, high: float | None) -> Markup:
     """A dot, on the bar of its interval if that is known."""
     dot = dots(f"estimate {kind}", np.array([scale.at(value)]), np.array([50.0]))
     if low is None or high is None:
@@ -89,7 +89,7 @@ def _interval(name: str, more: str, row: Row | HardwareClass, margin: float, sca
     parts = [band("margin", scale.at(1 / (1 + margin)), scale.at(1 + margin)), upright("one", scale.at(1))]
     kind = (row.verdict or "none") if isinstance(row, Row) else "mean"
     if row.speedup is not None:
-        parts.append(estimate(kind, scale, row.speedup, row.speedup_low, row.speedup_high))
+        parts.append(estimate_mark(kind, scale, row.speedup, row.speedup_low, row.speedup_high))
     figure = text.speedup(row)
     return Line(name, drawing(Markup().join(parts), "plot"), figure, more, f"{name} {more}: {figure}")
 

@@ -46,7 +46,7 @@ class MatrixRow:
 
 
 @dataclass(frozen=True)
-class Matrix:
+class Heatmap:
     """Every trial of every run."""
 
     variants: tuple[tuple[str, str, str], ...]  # name, the same short enough for a column, what it is beyond that
@@ -64,7 +64,7 @@ class Matrix:
         return len(self.variants) > MANY
 
 
-def matrix(runs: Sequence[RunView]) -> Matrix:
+def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
     """Runs of the same workload on the same hardware are listed together."""
     rows = [row for run in runs for row in run.rows]
     names = list(dict.fromkeys(row.variant for row in rows))
@@ -80,7 +80,7 @@ def matrix(runs: Sequence[RunView]) -> Matrix:
             places.setdefault(key, []).append(line)
     roles = {row.variant: "baseline" for row in rows if row.variant == row.baseline} | {CONTROL: "control"}
     lines = tuple(line for group in places.values() for line in group)
-    return Matrix(tuple((name, _narrow(name), roles.get(name, "")) for name in names), lines, ", ".join(shared))
+    return Heatmap(tuple((name, _narrow(name), roles.get(name, "")) for name in names), lines, ", ".join(shared))
 
 
 def _narrow(name: str, most: int = 36) -> str:

@@ -18,7 +18,7 @@ from ray_jobs.report import charts, text
 from ray_jobs.report.charts import Chart, Named
 from ray_jobs.report.cold_start import Start, starts
 from ray_jobs.report.facts import named_rivals
-from ray_jobs.report.heatmap import SIZES, anchor, matrix
+from ray_jobs.report.heatmap import SIZES, anchor, heatmap_of
 from ray_jobs.report.sentences import compared, sentence
 from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
@@ -90,7 +90,7 @@ def page(runs: Sequence[RunView]) -> str:
     return template("page.html").render(
         title=", ".join(run.id for run in runs),
         summary=summarize(runs),
-        matrix=matrix(told),
+        matrix=heatmap_of(told),
         groups=_groups(told),
         runs=parts,
         folded=sum(len(part.trials) for part in parts) > MOST_OPEN,

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ray_jobs.matrix.rows import Row
-from ray_jobs.measure.interference import COUNTERS, Interference
+from ray_jobs.measure.interference import ABSENT, COUNTERS, Interference
 from ray_jobs.measure.result import PHASES, Launch, LaunchResult, Samples, VariantFacts
 from ray_jobs.results import schema
 
@@ -37,7 +37,6 @@ SCHEMA = pa.schema(
         pa.field("discarded", pa.bool_()),  # the round, by the rule of interference.kept; null in the warm-up
     ]
 )
-ABSENT = -1  # how Samples writes a null
 METADATA = tuple(f.name for f in fields(LaunchResult) if f.name not in ("samples", "interference"))
 
 
@@ -135,7 +134,7 @@ def split_launches(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         start += count
 
 
-def renamed(trial: str, table: pa.Table) -> pa.Table:
+def with_trial_id(trial: str, table: pa.Table) -> pa.Table:
     """The table under another trial id."""
     names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, dtype=np.int16)), pa.array([trial]))
     return table.set_column(0, SCHEMA.field(0), names)

@@ -32,7 +32,7 @@ from ray_jobs.results.filesystem import (
     write_locally,
 )
 from ray_jobs.results.ownership import DRIVER, LOCK, RECORDS, Ownership, locked_everywhere, locked_on_host
-from ray_jobs.results.samples import SCHEMA, renamed, split_launches
+from ray_jobs.results.samples import SCHEMA, split_launches, with_trial_id
 
 T = TypeVar("T")
 BROKEN = (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError)  # what reading a broken file raises
@@ -327,7 +327,7 @@ class RunDirectory:
         """Commits many launches as one file, which ``read_tables`` splits again."""
         tables = [(trial, table) for trial, launches in trials.items() for table in launches]
         metadata = [[trial, table.num_rows, json.loads(table.schema.metadata[b"launch"])] for trial, table in tables]
-        parts = [renamed(trial, table).replace_schema_metadata(None) for trial, table in tables]
+        parts = [with_trial_id(trial, table).replace_schema_metadata(None) for trial, table in tables]
         together = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
         self.write_table(name, together.replace_schema_metadata({"launches": json.dumps(metadata)}))
 

@@ -17,7 +17,7 @@ from ray_jobs.sweep.sink import LOSSES, PATIENT
 from ray_jobs.sweep.space import Value, parse_value
 from ray_jobs.sweep.spec import SweepSpec
 from ray_jobs.sweep.table import TrialStatus
-from ray_jobs.wandb_sink.client import open_run
+from ray_jobs.wandb_sink.client import start_wandb_run
 from ray_jobs.wandb_sink.mode import destination
 
 
@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Value]:
     return found
 
 
-def run(settings: Mapping[str, Value], spec: SweepSpec, out: str, device: str, mode: str) -> int:
+def run_agent(settings: Mapping[str, Value], spec: SweepSpec, out: str, device: str, mode: str) -> int:
     """Trains, reports to W&B and returns the exit code."""
     training.require_device(device)
     pairs, words = spec.load_data()
@@ -47,7 +47,7 @@ def run(settings: Mapping[str, Value], spec: SweepSpec, out: str, device: str, m
     config = {**settings, "seed": spec.seed}
     if mode == "online":
         typer.echo(destination(), err=True)
-    curves = None if mode == "off" else open_run(PATIENT, id=name, config=config, mode=mode)
+    curves = None if mode == "off" else start_wandb_run(PATIENT, id=name, config=config, mode=mode)
 
     def report(progress: training.Progress) -> None:
         typer.echo(f"iteration {progress.iteration}: validation loss {progress.validation_loss:.4f}", err=True)

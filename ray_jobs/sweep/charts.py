@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from ray_jobs.report.charts import TALL, Chart, Line, drawing, estimate, path, upright
+from ray_jobs.report.charts import TALL, Chart, Line, drawing, estimate_mark, path, upright
 from ray_jobs.report.scales import WIDTH, Scale
 from ray_jobs.sweep.importance import Importances, ranks
 from ray_jobs.sweep.space import Value
-from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of
+from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_trial
 
 FEW = 8  # values of a hyperparameter that stand evenly apart, each with its name
 INSET = 4.0  # percent of an axis above and below its values
@@ -42,7 +42,7 @@ def shown(value: Value) -> str:
     return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
-def percent(share: float) -> str:
+def whole_percent(share: float) -> str:
     """A share in whole percents."""
     return f"{share:z.0%}"
 
@@ -67,7 +67,7 @@ def curves(rows: Sequence[TrialRow], validations: Sequence[Validation], free: bo
         loss = one.free_running_loss if free else one.validation_loss
         courses.setdefault(one.trial, []).append((one.iteration, loss))
     losses = [loss for course in courses.values() for _, loss in course]
-    best = best_of(rows)
+    best = best_trial(rows)
     whole = [loss for _, loss in courses.get(best.trial, [])] if best else []
     y = Scale.over(min(losses), max(_upper(losses), *whole), log=False)
     x = Scale(0.0, float(max(one.iteration for one in validations)))
@@ -114,8 +114,8 @@ def importance(found: Importances) -> Chart:
     for name, *shares in known:
         value, low, high = (100 * share for share in shares)
         kind = "clear" if low > 0 else "inconclusive"
-        content = upright("one", scale.at(0)) + estimate(kind, scale, value, low, high)
-        figure = f"{percent(shares[0])} ({percent(shares[1])} to {percent(shares[2])})"
+        content = upright("one", scale.at(0)) + estimate_mark(kind, scale, value, low, high)
+        figure = f"{whole_percent(shares[0])} ({whole_percent(shares[1])} to {whole_percent(shares[2])})"
         lines.append(Line(name, drawing(content, "plot"), figure, tip=f"{name}: {figure} of the variance"))
     return Chart(tuple(lines), tuple(scale.ticks()))
 
@@ -126,7 +126,7 @@ def _plot(title: str, content: Markup, labels: Sequence[Label]) -> Plot:
 
 def _trials(rows: Sequence[TrialRow], drawn: Mapping[int, Markup]) -> Markup:
     """Each trial's line, the best above all others."""
-    place, best = goodness(rows), best_of(rows)
+    place, best = goodness(rows), best_trial(rows)
     order = sorted((row for row in rows if row.trial in drawn), key=lambda row: -place.get(row.trial, 2))
     return Markup("\n").join(
         TRIAL.format(

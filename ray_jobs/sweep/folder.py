@@ -23,14 +23,14 @@ from ray_jobs.results.filesystem import below
 from ray_jobs.results.run import read_record
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.sweep.importance import Importances, importances
-from ray_jobs.sweep.page import page
-from ray_jobs.sweep.spec import SweepSpec, Trial, make_spec
+from ray_jobs.sweep.page import sweep_page
+from ray_jobs.sweep.spec import SweepSpec, SweepTrial, make_spec
 from ray_jobs.sweep.table import (
     SweepStatus,
     TrialRow,
     TrialStatus,
     Validation,
-    best_of,
+    best_trial,
     epochs_table,
     flat,
     trials_table,
@@ -45,7 +45,7 @@ MUST_MATCH = {"source_hash": "the sources of this program", "data": "the corpus"
 class Listener:
     """Follows a sweep, as it happens."""
 
-    def started(self, trial: Trial) -> None:
+    def started(self, trial: SweepTrial) -> None:
         """A trial runs for the first time."""
 
     def validated(self, row: Validation) -> None:
@@ -107,7 +107,7 @@ class Record:
 
     @property
     def best(self) -> TrialRow | None:
-        return best_of(self.rows)
+        return best_trial(self.rows)
 
     def finish(self, status: SweepStatus) -> None:
         """Writes everything derived: the importances and the page."""
@@ -117,7 +117,7 @@ class Record:
             self.importances = importances([row.settings for row in judged], losses, self.spec.seed)
         self.write(status)
         rows = sorted(self.rows, key=lambda row: row.trial)
-        text = page(self.sheet(status), rows, self.validations, self.importances)
+        text = sweep_page(self.sheet(status), rows, self.validations, self.importances)
         self.directory.write("sweep.html", text.encode())
 
     def summary(self) -> dict[str, Any]:

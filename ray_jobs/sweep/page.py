@@ -10,12 +10,12 @@ from ray_jobs.report.page import template
 from ray_jobs.sweep import charts
 from ray_jobs.sweep.importance import Importances
 from ray_jobs.sweep.space import Space, Value
-from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of
+from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_trial
 
 MOST_LISTED = 6  # values with which trials failed
 
 
-def page(
+def sweep_page(
     sheet: Mapping[str, Any], rows: Sequence[TrialRow], validations: Sequence[Validation], found: Importances | None
 ) -> str:
     """The whole page; ``sheet`` is ``sweep.json``."""
@@ -27,7 +27,7 @@ def page(
         rows=sorted(rows, key=lambda row: (order.get(row.trial, 2), row.trial)),
         names=varied,
         fixed={name: value for name, value in rows[0].settings.items() if name not in varied} if rows else {},
-        best=best_of(rows),
+        best=best_trial(rows),
         counts=Counter(row.status for row in rows),
         failures=failures_by_value(rows),
         found=found,
@@ -71,7 +71,7 @@ def findings(found: Importances) -> str:
         return next((one.reason for one in found.of if one.reason), None) or "nothing varied"
     if found.explained <= 0:
         return "the settings do not predict the loss of unseen trials; treat these shares as noise"
-    clear = [f"{name} ({charts.percent(share)})" for name, share, low, _ in found.known if low > 0]
+    clear = [f"{name} ({charts.whole_percent(share)})" for name, share, low, _ in found.known if low > 0]
     told = f"the settings predict {found.explained:.0%} of the variance between {found.trials} trials"
     return f"{told}; {'beyond luck: ' + ', '.join(clear) if clear else 'no hyperparameter stands out from luck'}"
 

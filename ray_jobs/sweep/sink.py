@@ -12,9 +12,9 @@ from typing import Any
 
 from ray_jobs.measure.result import one_line
 from ray_jobs.sweep.folder import BEST, Listener, Record
-from ray_jobs.sweep.spec import Trial
-from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of, flat
-from ray_jobs.wandb_sink.client import open_run
+from ray_jobs.sweep.spec import SweepTrial
+from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_trial, flat
+from ray_jobs.wandb_sink.client import start_wandb_run
 from ray_jobs.wandb_sink.mode import destination
 from ray_jobs.wandb_sink.sink import PATIENCE_S, PREFIX
 
@@ -33,7 +33,7 @@ class SweepSink(Listener):
         self._runs: dict[int, Any] = {}
         self._used = False
 
-    def started(self, trial: Trial) -> None:
+    def started(self, trial: SweepTrial) -> None:
         """Opens the trial's run and reports what was known before the driver died."""
         if self._mode == "off":
             return
@@ -80,7 +80,7 @@ class SweepSink(Listener):
         run.log({"trials": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
         if record.importances is not None:
             run.summary.update({f"importance/{one.name}": asdict(one) for one in record.importances.of})
-        if (best := best_of(record.rows)) is not None:
+        if (best := best_trial(record.rows)) is not None:
             run.summary.update({"best_trial": best.trial, "best_loss": best.best_loss})
             if record.directory.local_path is not None:
                 artifact = wandb.Artifact(f"best-{record.id}", type="model")
@@ -100,7 +100,7 @@ class SweepSink(Listener):
     def _init(self, suffix: str, kind: str, config: dict[str, Any]) -> Any:
         self._dir = self._dir or mkdtemp(prefix=PREFIX)
         name = f"{self._record.id}-{suffix}"
-        run = open_run(
+        run = start_wandb_run(
             PATIENT,
             id=name,
             name=name,

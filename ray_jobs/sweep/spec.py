@@ -16,7 +16,7 @@ from ray_jobs.sweep.space import DEFAULT, Space, Value, apply, trial_seed
 
 
 @dataclass(frozen=True)
-class Trial:
+class SweepTrial:
     """One training of a sweep."""
 
     number: int
@@ -81,13 +81,13 @@ class SweepSpec(BaseModel):
     def device(self) -> str:
         return "cuda" if self.gpus else "cpu"
 
-    def plan(self, vocabulary: int) -> list[Trial]:
+    def plan(self, vocabulary: int) -> list[SweepTrial]:
         """The trials, each with a seed of its own. Raises UsageError where the space holds too few."""
         base = replace(PRESETS[self.size], vocabulary=vocabulary)
         settings = Space.of(self.space).draw(self.trials, self.seed, base)
         return [self.trial(n, one, trial_seed(self.seed, n), vocabulary) for n, one in enumerate(settings)]
 
-    def trial(self, number: int, settings: Mapping[str, Value], seed: int, vocabulary: int) -> Trial:
+    def trial(self, number: int, settings: Mapping[str, Value], seed: int, vocabulary: int) -> SweepTrial:
         """A trial of these settings. Raises UsageError where they do not fit together."""
         base = replace(PRESETS[self.size], vocabulary=vocabulary)
         options = Options(
@@ -97,7 +97,7 @@ class SweepSpec(BaseModel):
             seed=seed,
             split_seed=self.split_seed,
         )
-        return Trial(number, settings, *apply(settings, options, base))
+        return SweepTrial(number, settings, *apply(settings, options, base))
 
     def load_data(self) -> tuple[list[corpora.Pair], Vocabulary]:
         """Loads the pairs that trials train on and are evaluated with, and their words. Raises UsageError."""

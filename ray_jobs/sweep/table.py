@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ray_jobs.results.samples import schema_of
 from ray_jobs.sweep.space import KINDS, Value
-from ray_jobs.sweep.spec import Trial
+from ray_jobs.sweep.spec import SweepTrial
 
 TIMES = ("seconds", "host")  # columns that do not follow from the seed
 
@@ -77,7 +77,7 @@ EPOCHS = schema_of(Validation)
 
 
 def row_of(
-    trial: Trial, rows: Sequence[Validation], status: TrialStatus, reason: str | None = None, restarts: int = 0
+    trial: SweepTrial, rows: Sequence[Validation], status: TrialStatus, reason: str | None = None, restarts: int = 0
 ) -> TrialRow:
     """A trial's row from its validations."""
     best = min(rows, key=lambda row: row.validation_loss, default=None)
@@ -97,7 +97,7 @@ def row_of(
     )
 
 
-def best_of(rows: Sequence[TrialRow]) -> TrialRow | None:
+def best_trial(rows: Sequence[TrialRow]) -> TrialRow | None:
     """The judged trial with the least loss; of equals the first."""
     judged = [row for row in rows if row.judged]
     return min(judged, key=lambda row: (row.best_loss, row.trial), default=None)

@@ -7,19 +7,19 @@ import typer
 
 from chatbot.safe_text import printable
 from ray_jobs.sweep import page
-from ray_jobs.sweep.charts import percent, settings_of
+from ray_jobs.sweep.charts import settings_of, whole_percent
 from ray_jobs.sweep.folder import BEST, Listener, Record
 from ray_jobs.sweep.space import Space
-from ray_jobs.sweep.spec import Trial
-from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_of
+from ray_jobs.sweep.spec import SweepTrial
+from ray_jobs.sweep.table import TrialRow, TrialStatus, Validation, best_trial
 
 EVERY_S = 30.0  # between lines while nothing ends
 
 
-class Reporter(Listener):
+class SweepReporter(Listener):
     """A line whenever a trial ends, one now and then in between."""
 
-    def __init__(self, record: Record, trials: Sequence[Trial]) -> None:
+    def __init__(self, record: Record, trials: Sequence[SweepTrial]) -> None:
         self._record, self._total = record, len(trials)
         self._varied = Space.of(record.spec.space).varied
         self._ended_before = len(record.rows)
@@ -52,7 +52,7 @@ class Reporter(Listener):
     def ended(self, row: TrialRow) -> None:
         loss = "no loss" if row.best_loss is None else f"loss {row.best_loss:.4f} at {row.best_iteration:,}"
         end = f" ({row.reason})" if row.status == TrialStatus.FAILED else ""
-        star = " <- best so far" if best_of(self._record.rows) is row else ""
+        star = " <- best so far" if best_trial(self._record.rows) is row else ""
         told = f"trial {row.trial} {row.status}{end}: {loss}, {row.iterations:,} iterations"
         self._say(f"{told}; {settings_of(row.settings, self._varied)}{star}")
 
@@ -64,7 +64,7 @@ class Reporter(Listener):
         if record.importances is not None:
             typer.echo(f"what mattered: {page.findings(record.importances)}")
             for name, share, low, high in record.importances.known:
-                typer.echo(f"  {name:<24}{percent(share):>5}  ({percent(low)} to {percent(high)})")
+                typer.echo(f"  {name:<24}{whole_percent(share):>5}  ({whole_percent(low)} to {whole_percent(high)})")
         files = ["sweep.html", "trials.parquet", "epochs.parquet", "sweep.json", *([BEST] if best else [])]
         typer.echo(f"{place}: {', '.join(files)}")
         if best is not None:

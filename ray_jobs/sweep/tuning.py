@@ -20,7 +20,7 @@ from ray_jobs.cluster.schedule import ClusterLostError
 from ray_jobs.results.filesystem import StoreError
 from ray_jobs.sweep.folder import Listener, Record
 from ray_jobs.sweep.rungs import EarlyStopping
-from ray_jobs.sweep.spec import SweepSpec, Trial
+from ray_jobs.sweep.spec import SweepSpec, SweepTrial
 from ray_jobs.sweep.table import TrialStatus, Validation, row_of
 from ray_jobs.sweep.worker import KEEPER_S, Data, States, Terms, checkpoint_in, train
 
@@ -41,9 +41,9 @@ class Patience:
     missed: str | None = None
 
 
-def run(
+def run_trials(
     record: Record,
-    trials: Sequence[Trial],
+    trials: Sequence[SweepTrial],
     data: Data,
     listeners: Sequence[Listener],
     patience: Patience = Patience(),
@@ -61,7 +61,7 @@ def run(
     stopping = EarlyStopping(spec)
     stopping.replay(record.validations)
     watchman = _watchman()
-    driver = _Driver(record, stopping, trials, listeners, Watch(spec, patience.seconds, watchman.headless, _nodes))
+    driver = _Driver(record, stopping, trials, listeners, Watchdog(spec, patience.seconds, watchman.headless, _nodes))
     left = driver.left_over()
     if not left:
         return
@@ -139,7 +139,7 @@ def _quiet() -> Iterator[None]:
 
 
 @dataclass
-class Watch:
+class Watchdog:
     """Ends a sweep that would wait for ever: the head does not answer, or no node can hold a trial any more."""
 
     spec: SweepSpec
@@ -169,9 +169,9 @@ class _Driver(tune.Callback):  # type: ignore[misc]
         self,
         record: Record,
         stopping: EarlyStopping,
-        trials: Sequence[Trial],
+        trials: Sequence[SweepTrial],
         listeners: Sequence[Listener],
-        watch: "Watch",
+        watch: "Watchdog",
     ) -> None:
         self._watch = watch
         self._record, self._stopping, self._listeners = record, stopping, listeners
@@ -182,7 +182,7 @@ class _Driver(tune.Callback):  # type: ignore[misc]
         self.keeper: Any = None
         self.trouble: StoreError | ClusterLostError | None = None
 
-    def left_over(self) -> list[Trial]:
+    def left_over(self) -> list[SweepTrial]:
         """The trials left to run; ends those whose last validation was kept but not their end."""
         over = {row.trial for row in self._record.rows}
         for number in self._stopping.ends:

@@ -24,7 +24,7 @@ from chatbot.corpus import Pair
 from chatbot.errors import UsageError
 from chatbot.vocabulary import Vocabulary
 from ray_jobs.measure.result import one_line
-from ray_jobs.sweep.spec import Trial
+from ray_jobs.sweep.spec import SweepTrial
 from ray_jobs.sweep.table import Validation
 
 KEEPER_S = 120.0  # for the keeper's answer, which carries a whole state
@@ -64,7 +64,7 @@ class States:
         return self._of.pop(number, None)
 
 
-def pack(rows: Sequence[Validation], path: Path) -> bytes:
+def pack_trial(rows: Sequence[Validation], path: Path) -> bytes:
     """Packs a trial's validations, its best checkpoint at ``path`` and the state next to it into one file."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
@@ -88,7 +88,7 @@ def checkpoint_in(state: bytes) -> bytes:
         return archive.read("best.pt")
 
 
-def train(config: dict[str, Any], *, trials: Sequence[Trial], data: Data, terms: Terms, keeper: Any) -> None:
+def train(config: dict[str, Any], *, trials: Sequence[SweepTrial], data: Data, terms: Terms, keeper: Any) -> None:
     """Tune's trainable: ``config`` names a trial. Reports Validations; if it fails, ``failure`` and a reason."""
     trial = next(one for one in trials if one.number == config["trial"])
     torch.set_num_threads(terms.threads)
@@ -121,7 +121,7 @@ def train(config: dict[str, Any], *, trials: Sequence[Trial], data: Data, terms:
 class _Teller:
     """Turns progress into rows; keeps the state before it reports."""
 
-    def __init__(self, trial: Trial, rows: list[Validation], path: Path, keeper: Any, pairs: int) -> None:
+    def __init__(self, trial: SweepTrial, rows: list[Validation], path: Path, keeper: Any, pairs: int) -> None:
         self._trial, self._rows, self._path, self._keeper = trial, rows, path, keeper
         self._per_epoch = max(1, pairs // min(trial.options.batch, pairs))
         self._since = time.monotonic()
@@ -135,6 +135,6 @@ class _Teller:
             **asdict(progress),
         )
         self._rows.append(row)
-        ray.get(self._keeper.put.remote(self._trial.number, pack(self._rows, self._path)), timeout=KEEPER_S)
+        ray.get(self._keeper.put.remote(self._trial.number, pack_trial(self._rows, self._path)), timeout=KEEPER_S)
         tune.report(asdict(row))
         self._since = time.monotonic()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import typer
 
 from chatbot.errors import UsageError
-from ray_jobs.cluster.connection import connected, wait_for
+from ray_jobs.cluster.connection import connected, wait_for_resources
 from ray_jobs.cluster.events import Event, Job, TrialEnded, WorkerLost
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
@@ -19,7 +19,7 @@ from ray_jobs.driver import run as matrix
 from ray_jobs.driver.inputs import identity_of, inputs_of
 from ray_jobs.driver.resume import TRACES, Earlier
 from ray_jobs.driver.run import Where
-from ray_jobs.driver.trials import TrialState, place
+from ray_jobs.driver.trials import TrialState, place_trials
 from ray_jobs.matrix.rows import Status
 from ray_jobs.process.profile.launches import traced_variants
 from ray_jobs.process.profile.profiler import Traced, zipped
@@ -63,7 +63,7 @@ class Tracing:
         return lost or any(trial.status == Status.FAILED for trial in self.trials.values())
 
 
-def run(tracing: Tracing, where: Where) -> None:
+def trace_run(tracing: Tracing, where: Where) -> None:
     """Makes the traces and all other files in ``traces/``; prints each trial as it ends.
 
     Raises:
@@ -81,9 +81,9 @@ def run(tracing: Tracing, where: Where) -> None:
             directory.reopened(room) if tracing.earlier else directory.created(samples=False, room=room)
         )
         stack.enter_context(connected(where.address))
-        missed = wait_for(where.resources, where.wait_s, _say)
+        missed = wait_for_resources(where.resources, where.wait_s, _say)
         stations = find_stations(spec.device, spec.isolation == "device", spec.cores_per_gpu)
-        tracing.trials = place(spec, tracing.run_id, stations, where.wait_s, missed)
+        tracing.trials = place_trials(spec, tracing.run_id, stations, where.wait_s, missed)
         if tracing.earlier is not None:
             tracing.trials = _of_the_run(tracing.trials, tracing.earlier)
         directory.make_folder(FOLDER)

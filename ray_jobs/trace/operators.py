@@ -69,7 +69,7 @@ class VariantRow:
     sentence: str | None  # why it is faster than the baseline or not
 
 
-def disturbed(row: VariantRow) -> str | None:
+def disturbance_warning(row: VariantRow) -> str | None:
     """A warning about a trace that took far longer than the same replies before it."""
     if row.reply_ms is None or row.untraced_ms is None or row.reply_ms < DISTURBED * row.untraced_ms:
         return None
@@ -110,11 +110,11 @@ def _variant_row(trial_id: str, traced: Traced, baseline: Shares | None) -> Vari
         kernel_share=kernel_share,
         overhead_share=None if kernel_share is None else 1 - kernel_share,
         operators=round(sum(one.calls for one in traced.operators if "::" in one.operator) / max(1, traced.replies)),
-        sentence=None if traced.failed else sentence(traced, baseline),
+        sentence=None if traced.failed else explanation(traced, baseline),
     )
 
 
-def sentence(traced: Traced, baseline: Shares | None) -> str:
+def explanation(traced: Traced, baseline: Shares | None) -> str:
     """The reason why a variant is faster than the baseline, or not, as far as its trace shows."""
     name, shares = traced.variant, traced.shares
     if shares is None:
@@ -150,7 +150,7 @@ NEVER = Use(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Pair:
+class OperatorPair:
     """One operator in two variants."""
 
     operator: str
@@ -159,11 +159,11 @@ class Pair:
     right: Use
 
 
-def side_by_side(left: Traced, right: Traced) -> list[Pair]:
+def side_by_side(left: Traced, right: Traced) -> list[OperatorPair]:
     """Every operator of two traces, the one with the most self time first; all that is no operator is one line."""
     kinds = {_line(one): one.kind for one in (*left.operators, *right.operators)}
     uses = [_uses(traced) for traced in (left, right)]
-    pairs = [Pair(name, kind, *(use.get(name, NEVER) for use in uses)) for name, kind in kinds.items()]
+    pairs = [OperatorPair(name, kind, *(use.get(name, NEVER) for use in uses)) for name, kind in kinds.items()]
     return sorted(pairs, key=lambda pair: -max(pair.left.self_ms, pair.right.self_ms))
 
 

@@ -11,7 +11,7 @@ from chatbot.variants import BASELINE
 from ray_jobs.process.profile.profiler import Traced
 from ray_jobs.process.profile.shares import INTERPRETER
 from ray_jobs.report.terminal import literal
-from ray_jobs.trace.operators import Pair, VariantRow, disturbed, side_by_side
+from ray_jobs.trace.operators import OperatorPair, VariantRow, disturbance_warning, side_by_side
 
 MOST_LINES = 12  # of operators
 
@@ -25,7 +25,7 @@ def print_trial(title: str, traces: Sequence[Traced], rows: Sequence[VariantRow]
     for row in rows:
         text = f"failed: {row.reason}" if row.reason else row.sentence or ""
         console.print(literal(f"  {row.variant}: {text}" if row.reason else f"  {text}"), soft_wrap=True)
-        if note := disturbed(row):
+        if note := disturbance_warning(row):
             console.print(literal(f"  {note}", "yellow"), soft_wrap=True)
     sound = {traced.variant: traced for traced in traces if traced.operators}
     for name, traced in sound.items():
@@ -69,7 +69,7 @@ def _operators_table(baseline: Traced, other: Traced) -> Table:
     return table
 
 
-def _cells(pairs: Sequence[Pair]) -> list[str]:
+def _cells(pairs: Sequence[OperatorPair]) -> list[str]:
     sides = [[pair.left for pair in pairs], [pair.right for pair in pairs]]
     columns = {"self_ms": ".2f", "calls": ".0f", "memory_kb": ".0f"}
     return [f"{sum(getattr(use, name) for use in side):{form}}" for name, form in columns.items() for side in sides]

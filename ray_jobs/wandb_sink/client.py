@@ -22,10 +22,9 @@ from ray_jobs.matrix.rows import COLUMNS
 from ray_jobs.measure.result import one_line
 from ray_jobs.results.run import FinishedRun, read_record
 from ray_jobs.results.store import RunDirectory
-from ray_jobs.wandb_sink.content import Head, cells_of, distributions_of, files_of, speedups_of, summary_of
-from ray_jobs.wandb_sink.mode import PROJECT
+from ray_jobs.wandb_sink.content import Head, distributions_of, files_of, speedups_of, summary_of, table_cells
+from ray_jobs.wandb_sink.mode import LONGEST_MESSAGE, PROJECT
 
-LONGEST_MESSAGE = 1 << 20  # bytes
 TROUBLE = re.compile(r"ERROR|Fatal error|Timed out", re.IGNORECASE)  # in what W&B's client prints
 # Of the machine, the user and the command line W&B gets what a run directory holds, and nothing else.
 PRIVATE = {
@@ -68,7 +67,7 @@ def publish(place: str, mode: str, folder: Path, line: socket.socket, printed: I
     _tell(line, {"done": run.url, "log": None if mode == "online" else str(Path(run.dir).parent)})
 
 
-def open_run(settings: Mapping[str, Any], **asked: Any) -> Any:
+def start_wandb_run(settings: Mapping[str, Any], **asked: Any) -> Any:
     """``wandb.init`` with these arguments, in the project that the user names, and private."""
     import wandb
 
@@ -80,7 +79,7 @@ def _open(head: Head, mode: str, folder: Path) -> Any:
     if mode == "offline":  # the same told again: an earlier log, sent after this one, would tell it a second time
         for earlier in (folder / "wandb").glob(f"offline-run-*-{head.id}"):
             shutil.rmtree(earlier)
-    return open_run(
+    return start_wandb_run(
         {"silent": False, "x_file_stream_transmit_interval": SEND_EVERY_S},  # it prints into a file of ours
         dir=folder,
         mode=mode,
@@ -136,7 +135,7 @@ def _shown(finished: FinishedRun) -> tuple[dict[str, Any], Any]:
 
     speedups = wandb.Table(columns=["cell", "speedup"], data=[list(cell) for cell in speedups_of(finished.rows)])
     chart = wandb.plot.bar(speedups, "cell", "speedup", title="Speedup over the baseline")
-    shown = {"matrix": wandb.Table(columns=list(COLUMNS), data=cells_of(finished.rows))}
+    shown = {"matrix": wandb.Table(columns=list(COLUMNS), data=table_cells(finished.rows))}
     for cell, one in distributions_of(finished).items():
         histogram = one.counts.tolist(), one.edges_ms.tolist()
         shown[f"latency_ms/{cell}"] = wandb.Histogram(np_histogram=histogram)

@@ -63,7 +63,7 @@ def summary_of(rows: Iterable[Row]) -> dict[str, Any]:
     return {key: value for key, value in values if value is not None}
 
 
-def cells_of(rows: Iterable[Row]) -> list[list[Any]]:
+def table_cells(rows: Iterable[Row]) -> list[list[Any]]:
     """The table of cells: every column of every row, a list as one text."""
     return [["; ".join(v) if isinstance(v, tuple) else v for v in asdict(row).values()] for row in rows]
 

@@ -12,6 +12,7 @@ from chatbot.safe_text import safe
 
 MODES = ("auto", "online", "offline", "off")
 PROJECT = "latency-matrix"
+LONGEST_MESSAGE = 1 << 20  # bytes, between the driver and the process that sends the run
 SERVER = "https://api.wandb.ai"
 NO = ("", "0", "false", "no", "off")
 

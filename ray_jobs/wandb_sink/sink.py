@@ -22,11 +22,10 @@ from ray_jobs.matrix.rows import Row
 from ray_jobs.provenance import python_path, typed
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.wandb_sink.content import summary_of
-from ray_jobs.wandb_sink.mode import destination
+from ray_jobs.wandb_sink.mode import LONGEST_MESSAGE, destination
 
 PATIENCE_S = 10.0  # with the server, over the whole run
 OPENING_S = 5.0  # of those, before the first trial; afterwards it may open beside it
-LONGEST_MESSAGE = 1 << 20  # bytes
 WORDLESS = b'{"failed": "its process ended without a word"}'
 PREFIX = "latency-matrix-wandb-"
 WRITING_S = 60.0  # offline: no server is waited for, only this machine's disk

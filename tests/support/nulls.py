@@ -50,7 +50,7 @@ def null_launch(
     here = {
         "gpus": list(share.gpus),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "unheld": [name for name in lease.names_of(cores, share.gpus) if lease.holder_of([name]) is None],
+        "unheld": [name for name in lease.locks_for(cores, share.gpus) if lease.holder_of([name]) is None],
     }
     return replace(made, machine={**measure.machine_facts(), **here})
 
@@ -134,13 +134,13 @@ def tell(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     from ray_jobs.cluster.events import LaunchDone
     from ray_jobs.cluster.stations import find_stations
     from ray_jobs.cluster.tasks import measure as measure_all
-    from ray_jobs.driver.trials import place
+    from ray_jobs.driver.trials import place_trials
     from ray_jobs.results.samples import to_result
 
     spec = read_spec(None, asked["spec"])
     with cluster(asked["raylets"], **asked["resources"]):
         stations = find_stations(spec.device, spec.isolation == "device", spec.cores_per_gpu)
-        trials = place(spec, "r1", stations, 60.0)
+        trials = place_trials(spec, "r1", stations, 60.0)
         for event in measure_all([trial.job for trial in trials.values() if trial.job is not None], inputs(spec)):
             said: dict[str, Any] = {"event": type(event.outcome).__name__, "trial": event.trial_id}
             if isinstance(event.outcome, LaunchDone):

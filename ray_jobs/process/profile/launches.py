@@ -5,7 +5,7 @@ from functools import partial
 
 from chatbot.variants import variant_named
 from ray_jobs.measure.trial import Factory, Inputs, Trial
-from ray_jobs.process.cores import Choice
+from ray_jobs.process.cores import CoreChoice
 from ray_jobs.process.profile.profiler import Traced, trace_variant
 from ray_jobs.process.server import Loss
 from ray_jobs.process.trial import WHOLE, Ask, Share, Waiting, on_station
@@ -26,7 +26,7 @@ def run_traces(trial: Trial, inputs: Inputs, share: Share = WHOLE) -> Iterator[T
     source, pool = inputs.model, inputs.pool(trial.workload)
     assert not isinstance(source, Factory)
 
-    def work(ask: Ask, _: Choice) -> Iterator[Traced]:
+    def work(ask: Ask, _: CoreChoice) -> Iterator[Traced]:
         for name in trial.variants:
             outcome = ask(partial(trace_variant, trial.workload, name, source, pool, trial.id))
             yield Traced(name, failed=outcome.reason) if isinstance(outcome, Loss) else outcome

@@ -27,7 +27,7 @@ COPY = "aten::copy_"  # registered as made of others, yet it moves the bytes its
 RUNTIME = re.compile("cu(da)?[A-Z]")  # cudaLaunchKernel, cuLaunchKernelEx, ...
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}  # categories of a trace's events
 
-Event = Mapping[str, Any]  # of the Trace Event Format
+TraceEvent = Mapping[str, Any]  # of the Trace Event Format
 Span = tuple[float, float]
 
 
@@ -73,7 +73,7 @@ def _has_kernel(schema: Any) -> bool:
         return False
 
 
-def shares_of(events: Iterable[Event], device: str) -> Shares:
+def shares_of(events: Iterable[TraceEvent], device: str) -> Shares:
     """The shares of a trace's fastest reply. Raises ValueError if the trace has no reply."""
     spans = [event for event in events if event.get("ph") == "X"]
     reply = min((e for e in spans if e["name"] == REPLY and e.get("cat") == "user_annotation"), key=_duration)
@@ -101,7 +101,7 @@ def shares_of(events: Iterable[Event], device: str) -> Shares:
     )
 
 
-def _innermost(whole: Span, operators: Sequence[Event]) -> list[tuple[str, Span]]:
+def _innermost(whole: Span, operators: Sequence[TraceEvent]) -> list[tuple[str, Span]]:
     """Cuts a span into pieces, each with the kind of the innermost operator that runs then."""
     pieces: list[tuple[str, Span]] = []
     now, stack = whole[0], [(INTERPRETER, whole[1])]
@@ -141,9 +141,9 @@ def overlap(span: Span, union: Iterable[Span]) -> float:
     return sum(max(0.0, min(span[1], end) - max(span[0], start)) for start, end in union)
 
 
-def _span(event: Event) -> Span:
+def _span(event: TraceEvent) -> Span:
     return event["ts"], event["ts"] + event["dur"]
 
 
-def _duration(event: Event) -> float:
+def _duration(event: TraceEvent) -> float:
     return float(event["dur"])
