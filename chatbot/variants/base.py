@@ -155,5 +155,7 @@ def converting(tool: str) -> Iterator[None]:
     """Makes an error of a tool that does not take every module a reason to skip the variant."""
     try:
         yield
+    except UnavailableError:
+        raise
     except Exception as error:
         raise UnavailableError(f"{tool} can't take this model: {first_line(error)}") from error

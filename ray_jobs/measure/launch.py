@@ -223,9 +223,11 @@ def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, fac
             continue
         prepare_s = time.perf_counter() - start
         programs[name] = program = program_of(replies[name])
-        fault = label_fault(name, program, workload)
         apart = workload.device == "cuda" and scattered(replies[name])
-        facts[name] = VariantFacts(prepare_s, program.identity, program.kind, invalid=fault, scattered=apart)
+        facts[name] = VariantFacts(prepare_s, program.identity, program.kind, scattered=apart)
+    held = programs[BASELINE].dtypes if workload.own_model and BASELINE in programs else frozenset()
+    for name, program in programs.items():
+        facts[name] = replace(facts[name], invalid=label_fault(name, program, workload, held))
     for name, fault in same_program_faults(programs).items():
         facts[name] = replace(facts[name], invalid=fault)
     return replies

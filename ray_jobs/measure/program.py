@@ -132,24 +132,27 @@ def _name(module: nn.Module) -> str:
     return str(module.original_name) if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
 
 
-def label_fault(name: str, program: Program, workload: Workload) -> str | None:
-    """The reason why a program is not what its table entry and workload say; None if it is."""
+def label_fault(name: str, program: Program, workload: Workload, held: frozenset[str] = frozenset()) -> str | None:
+    """The reason why a program is not what its table entry and workload say; None if it is.
+
+    ``held``: the precisions that a user's own model keeps, in its buffers say; a variant may keep them too.
+    """
     variant = variant_named(name)
     if program.kind != variant.kind:
         return f"it is labelled {variant.kind} but runs {program.kind}"
     if program.devices - {workload.device}:
         return f"it is labelled {workload.device} but holds weights on {', '.join(sorted(program.devices))}"
-    if program.dtypes and not _as_declared(program.dtypes, set(variant.dtype.split("+")), workload):
+    if program.dtypes and not _as_declared(program.dtypes, set(variant.dtype.split("+")), held, workload):
         return f"it is labelled {variant.dtype} but holds {', '.join(sorted(program.dtypes))}"
     if program.training:
         return "it runs in training mode, with dropout on"
     return None
 
 
-def _as_declared(found: frozenset[str], declared: set[str], workload: Workload) -> bool:
+def _as_declared(found: frozenset[str], declared: set[str], held: frozenset[str], workload: Workload) -> bool:
     """Allows a user's own model to keep nothing in fp32 when a variant converts everything it holds."""
     if workload.own_model:
-        return declared - {"float32"} <= found <= declared
+        return declared - {"float32"} <= found <= declared | (held - {"float32"} if "float32" in declared else set())
     return found == declared
 
 

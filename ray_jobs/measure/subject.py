@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
-from chatbot.variants import Reply, Variant, Workload, load, prepared, prepared_module, variant_named
+from chatbot.variants import VARIANTS, Reply, Variant, Workload, load, prepared, prepared_module, variant_named
+from chatbot.variants.base import converting
 from ray_jobs.measure import custom_model, replies
-from ray_jobs.measure.answers import comparable
+from ray_jobs.measure.answers import comparable, copied
 from ray_jobs.measure.replies import LEAST_IDENTICAL, ReplyCheck
 from ray_jobs.measure.result import one_line
 from ray_jobs.measure.rounds import MOST_WARMUP_CALLS, Prompts, Questions
@@ -95,7 +96,16 @@ class OwnSubject:
     def fresh(self) -> Callable[[Variant], Reply]:
         module = self._another().to(self.workload.device)
         example = custom_model.inputs_of(self.model, 0, self.workload)
-        return lambda variant: prepared_module(variant, module, example, self.workload)
+        return lambda variant: self._asked_once(variant, module, example)
+
+    def _asked_once(self, variant: Variant, module: nn.Module, example: Any) -> Reply:
+        """The prepared variant. One of the table that can't prepare or answer this model is unavailable, not broken."""
+        if variant not in VARIANTS.values():
+            return prepared_module(variant, module, example, self.workload)
+        with converting(variant.name):
+            reply = prepared_module(variant, module, example, self.workload)
+            reply(copied(example), self.questions.lengths)
+        return reply
 
     def _another(self) -> nn.Module:
         """A copy of the module, made anew by the factory where it can't be copied."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from chatbot.variants import BASELINE, variant_named
+from chatbot.variants import BASELINE, CONTROL, variant_named
 from ray_jobs.measure.launch import Alone, measure_alone
 from ray_jobs.measure.replies import LEAST_COMPARED, ReplyComparison, compare_replies
 from ray_jobs.measure.result import Limits, Memory, VariantFacts
@@ -29,6 +29,7 @@ class Part(StrEnum):
     """Untimed work of a trial."""
 
     COMPILING = "compiling"
+    TRYING = "trying the model"
     MEMORY = "memory and replies"
     LIMITS = "hardware limits"
 
@@ -67,19 +68,26 @@ def compiled(
 ) -> Generator[Alive, None, Mapping[str, VariantFacts]]:
     """Lets variants that compile do so before the first launch, which would outlast its time.
 
+    Each variant of a model of the user's own is tried so: what can't take it costs its own row.
     Returns those that launches must leave out, because they did not end in their time or took their process with them.
     """
     allowance = Allowance(compiling_s(trial.budget_s), clock)
     left_out = {}
     for name in present(trial):
-        if variant_named(name).cached:
-            yield Alive(Part.COMPILING, name)
-            loss = _compile(name, alone, allowance)
+        part = Part.COMPILING if variant_named(name).cached else Part.TRYING
+        if part == Part.COMPILING or (trial.workload.own_model and name not in (BASELINE, CONTROL)):
+            yield Alive(part, name)
+            loss = _compile(name, alone, allowance, BUILDS if part == Part.COMPILING else 1)
             if loss is not None and loss.kind == LossKind.DIED:
-                left_out[name] = ended(loss)
+                left_out[name] = _untakeable(loss) if trial.workload.own_model else ended(loss)
             elif loss is not None and loss.kind == LossKind.LATE:
-                left_out[name] = VariantFacts(skipped=_too_long(Part.COMPILING, allowance, trial))
+                left_out[name] = VariantFacts(skipped=_too_long(part, allowance, trial))
     return left_out
+
+
+def _untakeable(loss: Loss) -> VariantFacts:
+    """Of a variant that ends its process as it is given a model of the user's own."""
+    return VariantFacts(skipped=f"preparing it for this model ended its process: {loss.reason}")
 
 
 def ended(loss: Loss) -> VariantFacts:
@@ -87,9 +95,9 @@ def ended(loss: Loss) -> VariantFacts:
     return VariantFacts(failed=f"ended its process: {loss.reason}")
 
 
-def _compile(name: str, alone: AskAlone, allowance: Allowance) -> Loss | None:
+def _compile(name: str, alone: AskAlone, allowance: Allowance, times: int) -> Loss | None:
     loss = Loss(LossKind.LATE, "there was no time left for it")
-    for _ in range(BUILDS):
+    for _ in range(times):
         if not allowance.left_s:
             break
         outcome = alone(name, allowance.left_s, 0.0)

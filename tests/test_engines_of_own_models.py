@@ -1,0 +1,75 @@
+"""An engine that can't take a model of one's own is skipped with the reason, and costs its own row alone."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from launches import made_trial
+
+from chatbot.variants import BASELINE, CONTROL, Workload
+from ray_jobs.measure import launch as measure
+from ray_jobs.measure.launch import Alone
+from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
+from ray_jobs.measure.trial import Factory, Inputs
+from ray_jobs.process.server import Loss, LossKind
+from ray_jobs.process.trial import run_trial
+from ray_jobs.process.untimed import Alive, Part, compiled
+
+NO_POOL = np.zeros((0, 8), dtype=np.int64)
+
+
+def facts_of(model: str, *names: str) -> dict[str, VariantFacts]:
+    workload, launch = Workload(batch=2, model=model), Launch(0, 1, rounds=4, calls=2)
+    result = measure.measure(workload, (BASELINE, CONTROL, *names), Factory(model), NO_POOL, launch)
+    return dict(result.facts)
+
+
+@pytest.mark.usefixtures("emulated_bf16")
+def test_an_operator_that_a_precision_lacks_is_a_reason_to_skip() -> None:
+    facts = facts_of("quirks:spectrum", "bf16")["bf16"]
+    assert facts.failed is None
+    assert "bf16 can't take this model: Unsupported dtype BFloat16" in str(facts.skipped)
+
+
+@pytest.mark.usefixtures("emulated_bf16")
+def test_a_buffer_in_another_precision_is_the_models_own_and_no_wrong_label() -> None:
+    for name, facts in facts_of("quirks:scaled", "torchscript", "torchscript-frozen", "bf16", "int8").items():
+        assert (name, facts.failed, facts.skipped, facts.invalid) == (name, None, None, None)
+
+
+def test_a_variant_that_keeps_what_the_model_does_not_is_still_found_out() -> None:
+    found = facts_of("quirks:scaled", "quirks:HALVED")["quirks:HALVED"]
+    assert found.invalid == "it is labelled float32 but holds float16, float32, float64"
+
+
+def test_each_variant_is_tried_alone_and_one_that_ends_its_process_is_skipped() -> None:
+    asked = []
+
+    def alone(name: str, timeout_s: float, compare_s: float) -> Alone | Loss:
+        asked.append(name)
+        return Loss(LossKind.DIED, "it was killed by SIGSEGV") if name == "torchscript" else Alone(100.0)
+
+    names = (BASELINE, CONTROL, "torchscript", "compile", "bf16")
+    trial = made_trial(workload=Workload(model="quirks:spectrum"), variants=names)
+    found: dict[str, VariantFacts] = {}
+
+    def tried() -> Iterator[Alive]:
+        found.update((yield from compiled(trial, alone, lambda: 0.0)))
+
+    said = list(tried())
+    reason = "preparing it for this model ended its process: it was killed by SIGSEGV"
+    assert found == {"torchscript": VariantFacts(skipped=reason)}
+    assert asked == ["torchscript", "compile", "bf16"]
+    parts = [(Part.TRYING, "torchscript"), (Part.COMPILING, "compile"), (Part.TRYING, "bf16")]
+    assert said == [Alive(*one) for one in parts]
+
+
+@pytest.mark.process
+def test_a_converter_that_crashes_costs_its_own_row() -> None:
+    model = "quirks:crashes_when_traced"
+    trial = made_trial(workload=Workload(model=model), variants=(BASELINE, CONTROL, "torchscript"), memory=False)
+    work = run_trial(trial, Inputs(Factory(model), {8: NO_POOL}))
+    first = next(one for one in work if isinstance(one, LaunchResult))
+    work.close()  # type: ignore[attr-defined]
+    assert "SIGSEGV in torchscript" in str(first.facts["torchscript"].skipped)
+    assert all(first.facts[name].failed is None and first.facts[name].replies for name in (BASELINE, CONTROL))
