@@ -20,14 +20,17 @@ from chatbot import cli as chatbot_commands
 from chatbot import console
 from chatbot.errors import UsageError
 from ray_jobs.cli import app as commands
-from ray_jobs.cli.matrix import _safe
+from ray_jobs.cli.matrix import _measure, _safe
 from ray_jobs.cluster.job import IN_A_JOB, check_uploaded
+from ray_jobs.cluster.schedule import ClusterLostError
 from ray_jobs.cluster.signals import Terminated
+from ray_jobs.driver.run import Where
 from ray_jobs.provenance import typed
 from ray_jobs.results.filesystem import StoreError
 from ray_jobs.results.schema import VERSION
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec
+from ray_jobs.wandb_sink.sink import WandbSink
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -132,6 +135,26 @@ def test_a_python_that_can_not_pin_is_refused_before_anything_needs_it(monkeypat
     assert done.exit_code == 2
     assert done.stderr.startswith("ray_jobs: Linux is needed, and this is a Python that can't pin a process")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.process
+def test_a_lost_head_leaves_no_scratch_folder_of_w_and_b(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command ends by ``os._exit`` then, which cleans up nothing."""
+
+    def run(spec: Any, run_id: str, directory: RunDirectory, where: Any, sink: WandbSink, *rest: Any) -> None:
+        sink.start()
+        assert list(scratch.iterdir()), "W&B's client has a folder"
+        raise ClusterLostError("the head is gone")
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    monkeypatch.setattr("ray_jobs.driver.run.run", run)
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # in place of W&B's client
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit):
+        _measure(Spec(), None, str(tmp_path), None, Where("local"), "online", as_json=False)
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,7 @@ def _measure(
     try:
         rows = run(spec, name, directory, where, sink, reporter, earlier)
     except (KeyboardInterrupt, StoreError, ClusterLostError) as error:
+        sink.stop()  # where the head is lost, nothing is cleaned up after this
         leave(error, _safe(directory, spec))
     print_matrix(rows, spec.margin)
     print_classes(classes_of(rows, spec.margin))

@@ -82,7 +82,7 @@ class WandbSink:
                 self._line.send(b'{"finish": true}')
             self._left_s -= time.monotonic() - began
             self._listen(self._left_s, "done")
-        self._stop()
+        self.stop()
 
     def _begin(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -129,11 +129,12 @@ class WandbSink:
             what = safe(str(self._end["failed"]))
             print(f"wandb: {what}; the run is unharmed, send it later: {again}", file=sys.stderr)
 
-    def _stop(self) -> None:
-        """Ends the process, whatever it is doing. W&B's own service notices and ends too."""
+    def stop(self) -> None:
+        """Ends the process, whatever it is doing, and its scratch folder. W&B's own service notices and ends too."""
         if self._process is not None and self._line is not None:
             self._line.close()
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            self._process = None
             self._scratch.cleanup()
