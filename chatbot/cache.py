@@ -58,7 +58,7 @@ def forget() -> None:
 
 
 def fault() -> str | None:
-    """Why the user's cache is not used: it can't be made, or others may write in it."""
+    """The reason why the user's cache is not used (it can't be created, or others may write in it); else None."""
     try:
         _private(_chosen())
     except OSError as error:

@@ -216,7 +216,7 @@ def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's scalars as Python's, wherever they are in it."""
+    """Converts NumPy's scalars to Python's, however deep they are."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The sizes of a network and how it is trained: what can be asked without PyTorch."""
+"""Network sizes and training options, which need no PyTorch."""
 
 import math
 import random

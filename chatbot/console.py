@@ -1,4 +1,4 @@
-"""What command lines share: how they end, and streams that take any character."""
+"""Shared by the command lines: how commands end, and streams that take any character."""
 
 import codecs
 import os

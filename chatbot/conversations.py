@@ -42,7 +42,7 @@ def of_convokit(path: Path) -> Iterator[list[Message]]:
 
 
 def _ordered(utterances: list[dict[str, Any]]) -> list[Message]:
-    """A conversation by what answers what; without that by its timestamps; without those as it stands in the file.
+    """Orders a conversation by its reply links, else by its timestamps, else as in the file.
 
     Cornell's movie corpus stands last line first, every other of ConvoKit's first line first.
     """
@@ -55,7 +55,7 @@ def _ordered(utterances: list[dict[str, Any]]) -> list[Message]:
 
 
 def _by_replies(texts: list[str], ids: list[Any], parents: list[Any]) -> list[Message]:
-    """Each message after the one that it answers; what answers a message that is not there begins anew."""
+    """Puts each message after the one that it answers; an answer to a missing message starts anew."""
     place = {str(key): i for i, key in enumerate(ids)}
     answers = [None if parent is None else place.get(str(parent)) for parent in parents]
     depths: dict[int, int] = {}
@@ -106,7 +106,7 @@ def _fields(path: Path) -> Iterator[list[str]]:
 
 
 def lines_of(path: Path, encoding: str) -> Iterator[str]:
-    """Raises UsageError where the file can't be read."""
+    """Yields the lines of a file. Raises UsageError if it can't be read."""
     try:
         with path.open(encoding=encoding, newline="\n") as file:  # \x85 and a lone \r are text, not line ends
             yield from file

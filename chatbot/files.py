@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, after a power cut too."""
+"""Files that exist whole or not at all, even after a power cut."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ def put_in_place(made: Path, path: Path, wanted: Callable[[], bool] = lambda: Tr
     """Renames ``made`` to ``path`` once its content is on the disk, then stores the name too.
 
     Raises:
-        OSError: it can't be written, or is not wanted any more by the time that the disk has it.
+        OSError: it can't be written, or is no longer wanted once it is on the disk.
     """
     _flush(made, os.O_RDONLY)
     if not wanted():

@@ -1,4 +1,4 @@
-"""Text from elsewhere made fit to be shown and kept: no control characters, no passwords or keys.
+"""Makes text from elsewhere safe to show and record: no control characters, no passwords or keys.
 
 Names, reasons and addresses come from other machines, other users' files and the command line. They pass through here
 where they become an error, a line in a terminal or a record on disk.
@@ -44,5 +44,5 @@ def redacted(text: str) -> str:
 
 
 def safe(text: str) -> str:
-    """Printable and redacted."""
+    """The text, redacted and printable."""
     return printable(redacted(text))

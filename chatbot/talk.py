@@ -1,4 +1,4 @@
-"""From a typed line to an answer."""
+"""Answers typed lines."""
 
 from dataclasses import dataclass
 from time import perf_counter

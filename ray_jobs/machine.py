@@ -53,7 +53,7 @@ def cpu_facts(root: Path = ROOT) -> dict[str, Any]:
     Such as ``25.1.1, AVX2, 32 MB L3``: family, model and stepping (on ARM implementer, part and variant), instructions,
     and the last level of the caches.
     """
-    blocks = [_fields(block) for block in _text(root / "proc/cpuinfo").split("\n\n") if block.strip()]
+    blocks = [_fields(block) for block in read_text(root / "proc/cpuinfo").split("\n\n") if block.strip()]
     first = blocks[0] if blocks else {}
     numbers = dict.fromkeys(filter(None, map(_number, blocks)))  # of big.LITTLE several
     flags = (first.get("flags") or first.get("Features") or "").split()
@@ -75,7 +75,7 @@ def _number(block: Mapping[str, str]) -> str:
 
 
 def _last_cache(folder: Path) -> str:
-    levels = {_text(index / "level").strip(): _text(index / "size").strip() for index in folder.glob("index*")}
+    levels = {read_text(index / "level"): read_text(index / "size") for index in folder.glob("index*")}
     level = max(filter(str.isdecimal, levels), default="1")
     size = levels.get(level, "").removesuffix("K")
     return f"{int(size) / 1024:g} MB L{level}" if level > "1" and size.isdecimal() else ""
@@ -83,7 +83,7 @@ def _last_cache(folder: Path) -> str:
 
 def machine_ids(root: Path = ROOT) -> dict[str, str | None]:
     """Salted hashes of what tells this machine from others, by source; None where that is not told."""
-    return {source: _hashed(_text(root / path).strip().lower()) for source, path in IDS.items()}
+    return {source: _hashed(read_text(root / path).lower()) for source, path in IDS.items()}
 
 
 def _hashed(name: str) -> str | None:
@@ -136,7 +136,7 @@ def groups(root: Path = ROOT) -> Iterator[tuple[Path, int]]:
     """
     own: dict[str, str] = {}
     found: dict[Path, tuple[Path, int]] = {}
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
         own |= dict.fromkeys(controllers.split(","), group.strip("/"))
     for mount, controller, version in (("", "", 2), ("unified", "", 2), ("cpu", "cpu", 1), ("cpu,cpuacct", "cpu", 1)):
@@ -156,15 +156,16 @@ def quota_cpus(root: Path = ROOT) -> float | None:
 
 def _quota(folder: Path, version: int) -> float | None:
     if version == 2:
-        words = _text(folder / "cpu.max").split()
+        words = read_text(folder / "cpu.max").split()
     else:
-        words = [_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        words = [read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
     if len(words) != 2 or not all(word.isdecimal() for word in words) or not int(words[1]):  # max, or -1
         return None
     return int(words[0]) / int(words[1])
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file without white space around it; empty if it can't be read."""
     try:
         return path.read_text(errors="replace")
     except OSError:

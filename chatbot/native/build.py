@@ -104,7 +104,7 @@ def _compile(command: Sequence[str], flags: Sequence[str], path: Path) -> None:
 
 
 def _forget(place: Path) -> None:
-    """Removes what killed builds left long ago, and notes of compilers that were too slow then."""
+    """Removes old files of killed builds, and old notes of compilers that were too slow."""
     for left in [*place.glob(f"{BUILDING}*"), *place.glob("*.slow")]:
         with suppress(OSError):
             if left.stat().st_mtime < time.time() - FORGET_S:

@@ -19,7 +19,7 @@ from chatbot.vocabulary import EOS, PAD, SOS
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides what each call of ``torch.jit`` says of its successors: it is what is measured here."""
+    """Hides the deprecation warning of each ``torch.jit`` call: TorchScript is what is measured here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.")
         yield
@@ -77,7 +77,7 @@ def prepare_frozen(chatbot: Chatbot, workload: Workload) -> Reply:
 
 @quiet()
 def prepare_optimized(chatbot: Chatbot, workload: Workload) -> Reply:
-    """On a CPU the linear layers become products with weights that were transposed once."""
+    """The script rewritten for inference: on a CPU, linear layers become products with weights transposed once."""
     return replying(torch.jit.optimize_for_inference(_whole(chatbot, workload)), workload)
 
 

@@ -42,7 +42,7 @@ class Cost:
 
     @property
     def broken(self) -> list[str]:
-        """The targets that were missed, in words."""
+        """A sentence for each missed target."""
         targets = (
             (self.timed_share, f"timed share under {LEAST_TIMED_SHARE:.0%}", -1, LEAST_TIMED_SHARE),
             (self.sample_us, f"more than {MOST_SAMPLE_US:g} us a sample", 1, MOST_SAMPLE_US),

@@ -27,7 +27,7 @@ BUSY = 0.9  # of each core, from half-way on
 
 @dataclass(frozen=True)
 class Fault:
-    """A mistake, what it is planted as, and who is to catch it."""
+    """A mistake, the variant that it is planted as, and the check that must catch it."""
 
     name: str
     variants: tuple[str, ...]
@@ -67,7 +67,7 @@ def _nothing_gained(state: Measured) -> str | None:
 
 
 def _balanced(state: Measured) -> str | None:
-    """Every variant stands equally often in each place of the rounds, and of the building order."""
+    """Checks that every variant stands equally often in each place of the rounds and of the building order."""
     if state.status != Status.DONE or not state.launches:
         return None
     names = state.launches[0].variants
@@ -90,7 +90,7 @@ def _places_balanced(launch: LaunchResult) -> bool:
 
 
 def _noticed(state: Measured) -> str | None:
-    """Every row warns of it, and it is in the rounds after its start that the counters saw it."""
+    """Checks that every row warns of it, and that the counters saw it in the rounds after its start."""
     watched = [w for launch in state.launches if (w := launch.interference) is not None]
     said = complaint(watched)
     warned = said is not None and all(said in row.warnings for row in state.rows)
@@ -104,7 +104,7 @@ def _noticed(state: Measured) -> str | None:
 
 
 def _run_again(state: Measured) -> str | None:
-    """Every launch was killed on its first attempt, is recorded as lost, was run again, and counts once."""
+    """Checks that every launch was killed on its first attempt, recorded as lost, run again and counted once."""
     indices = [launch.launch.index for launch in state.launches]
     killed = [record["launch"] for record in state.lost if record["attempt"] == 1 and "SIGKILL" in record["reason"]]
     if state.status != Status.DONE or not indices or killed != indices or indices != list(range(len(indices))):

@@ -29,7 +29,7 @@ COMPARISONS = pa.schema([pa.field("part", pa.string()), *schema_of(Comparison)])
 
 @dataclass
 class Audit:
-    """One audit: where it goes, and what it has found so far."""
+    """One audit: its directory, and its findings so far."""
 
     directory: RunDirectory
     run_id: str

@@ -18,7 +18,7 @@ Section = Mapping[str, Any]
 
 
 def render(audit: Mapping[str, Any]) -> str:
-    """The whole audit: ``audit.json`` in words."""
+    """The whole audit as text, from ``audit.json``."""
     station, driver = (audit["environment"].get(name, {}) for name in ("station", "driver"))
     where = "{cpu}, {cores} cores, kernel {kernel}".format_map(station) if station else "nowhere"
     packages = driver.get("packages", {})

@@ -32,12 +32,12 @@ def begun(kind: str, spec: Spec, out: str, run_id: str | None) -> Iterator[tuple
 
 
 def worst_promise(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The promise that decides, of several parts."""
+    """The worst promise of several parts, which decides the exit code."""
     return max((str(part["promise"]) for part in found.values()), key=lambda promise: SEVERITY.index(EXIT[promise]))
 
 
 def everything(out: str) -> int:
-    """All of them, briefly; the exit code."""
+    """Runs every part briefly and returns the exit code."""
     codes = []
     with new_audit("all", out, None) as audit:
         with audit_station(audit_spec("small", SHORT_BUDGET_S, 0.01, 0.02, 0), audit.run_id) as here:
@@ -53,18 +53,18 @@ def everything(out: str) -> int:
 
 
 def aa(audit: Audit, here: AuditStation, plan: Plan) -> dict[str, Any]:
-    """Compares identical programs; what was found, as ``audit.json`` has it."""
+    """Compares identical programs; returns the findings as in ``audit.json``."""
     done = _compared(audit, here, plan)
     return audit.add(plan.name, here, false_verdicts(done, here.spec.margin))
 
 
 def effect(audit: Audit, here: AuditStation, plan: Plan) -> dict[str, Any]:
-    """Compares a program with a slower one; what was found."""
+    """Compares a program with a slower one; returns the findings."""
     return audit.add(plan.name, here, effects_found(_compared(audit, here, plan), plan.percent))
 
 
 def faults(audit: Audit, here: AuditStation) -> int:
-    """Plants every mistake; the exit code."""
+    """Plants every mistake and returns the exit code."""
     found: list[planted.Detection] = []
     try:
         for number, fault in enumerate(planted.FAULTS):
@@ -76,7 +76,7 @@ def faults(audit: Audit, here: AuditStation) -> int:
 
 
 def cost(audit: Audit, here: AuditStation) -> dict[str, Any]:
-    """Measures what honesty costs; what was found."""
+    """Measures what honesty costs; returns the findings."""
     found = measure_cost(here)
     return audit.add("cost", here, {**asdict(found), "missed": found.broken})
 
@@ -100,5 +100,5 @@ def _compared(audit: Audit, here: AuditStation, plan: Plan) -> list[Comparison]:
 
 
 def worst(codes: Sequence[int]) -> int:
-    """Broken before too few before kept."""
+    """The worst of some promises: broken, then too few, then kept."""
     return max(codes, key=SEVERITY.index, default=TOO_FEW)

@@ -1,4 +1,4 @@
-"""What a part of the audit compares, and with which spec: what can be asked without measuring."""
+"""The comparisons of each part of the audit, and their spec, known without measuring."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """In trial ids and on the page."""
+        """The plan's name in trial ids and on the page."""
         part = f"effect-{self.percent}" if self.percent else "aa"
         return f"{part}-beside-load" if self.beside_load else part
 

@@ -1,4 +1,4 @@
-"""From comparisons to rates with their intervals, and whether the tool's promises hold: pure functions."""
+"""Turns comparisons into rates with their intervals, and judges the tool's promises: pure functions."""
 
 import math
 from collections.abc import Sequence
@@ -66,12 +66,12 @@ class Comparison:
 
     @property
     def told(self) -> bool:
-        """True if the trial ended with a finding, if only that a variant is invalid."""
+        """True if the trial ended with a finding, even if only that a variant is invalid."""
         return self.status == Status.DONE and (self.interval is not None or self.verdict == Verdict.INVALID)
 
     @property
     def interval(self) -> Interval | None:
-        """The speedup with its limits; None where the trial brought none."""
+        """The speedup with its limits; None if the trial found none."""
         if self.speedup is None or self.speedup_low is None or self.speedup_high is None:
             return None
         return Interval(self.speedup, self.speedup_low, self.speedup_high)

@@ -33,7 +33,7 @@ class Measured(TrialState):
 
 @dataclass(frozen=True)
 class AuditStation:
-    """A station and what its trials read."""
+    """A station and the inputs of its trials."""
 
     spec: Spec
     run_id: str
@@ -42,11 +42,11 @@ class AuditStation:
 
     @property
     def cores(self) -> tuple[int, ...]:
-        """Those that launches are pinned to, as the station chooses them."""
+        """The cores that launches are pinned to, as the station chooses them."""
         return choose_cores(os.sched_getaffinity(0), self.template.trial.workload.threads, topology()).cpus
 
     def environment(self) -> dict[str, Any]:
-        """The program and the machine."""
+        """The environment as recorded: the program and the machine."""
         assert self.template.station is not None
         facts = self.template.station.facts
         return {
@@ -62,7 +62,7 @@ class AuditStation:
         memory: bool = False,
         watch: Callable[[Event], None] | None = None,
     ) -> Measured:
-        """One trial, from beginning to end; ``watch`` sees what happens as it happens."""
+        """Runs one trial from beginning to end; ``watch`` gets each event as it happens."""
         names = tuple(dict.fromkeys([BASELINE, *variants]))
         trial = replace(self.template.trial, id=trial_id, variants=names, seed=seed, memory=memory)
         state = Measured(trial, self.template.place, self.template.station)

@@ -52,7 +52,7 @@ def compare(
 
 
 def share(text: str) -> float:
-    """``3%`` or ``0.03``. Raises UsageError."""
+    """Parses a share such as ``3%`` or ``0.03``. Raises UsageError."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
@@ -63,7 +63,7 @@ def share(text: str) -> float:
 
 
 def refuse(base: "FinishedRun", new: "FinishedRun") -> None:
-    """Raises UsageError where a speedup of one run says nothing about the other's.
+    """Raises UsageError if a speedup of one run says nothing about the other's.
 
     How much a variant gains depends on the sizes of the model, and on how long its replies are.
     """
@@ -77,7 +77,7 @@ def refuse(base: "FinishedRun", new: "FinishedRun") -> None:
 
 
 def write(content: str, out: Path | None) -> None:
-    """To a file or the terminal. Raises UsageError."""
+    """Writes a text to a file or the terminal. Raises UsageError."""
     if out is None:
         typer.echo(content)
         return

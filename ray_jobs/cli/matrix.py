@@ -107,7 +107,7 @@ def _rehearse(spec: Spec, root: str, plan: bool) -> None:
 def _measure(
     spec: Spec, earlier: "Earlier | None", root: str, run_id: str | None, where: "Where", mode: str, as_json: bool
 ) -> int:
-    """The exit code of a run, new or gone on with."""
+    """Measures a run, new or resumed, and returns the exit code."""
     from ray_jobs.cluster.fetch import run_line
     from ray_jobs.cluster.schedule import ClusterLostError
     from ray_jobs.driver.run import run
@@ -141,7 +141,7 @@ def _measure(
 
 
 def _safe(directory: "RunDirectory", spec: Spec) -> str:
-    """What is safe of a run that was cut short, and how to go on; a complete one may lack its page alone."""
+    """Says what is safe of an interrupted run, and how to resume it; a complete one may lack only its page."""
     from ray_jobs.results.run import is_complete
 
     place = shlex.quote(directory.shown)
@@ -156,7 +156,7 @@ def _safe(directory: "RunDirectory", spec: Spec) -> str:
 
 
 def _counts(rows: "list[Row]") -> dict[str, int]:
-    """How many trials are done, failed and skipped: a failed row fails it, skipped ones alone skip it."""
+    """Counts trials done, failed and skipped: one failed row fails a trial, and only skipped rows skip it."""
     from ray_jobs.matrix.rows import Status
     from ray_jobs.statistics import Verdict
 

@@ -42,7 +42,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the
 
 
 def flags_of(model: type[BaseModel], keys: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command a flag for each of a spec's keys; it gets those that were typed as ``flags``."""
+    """Gives a command a flag for each key of a spec; those given on the command line are passed as ``flags``."""
     made = [_flag(key, model.model_fields[key]) for key in keys]
     names = [flag.name for flag in made]
 
@@ -91,13 +91,13 @@ def require_run(place: str) -> None:
 
 
 def refuse_flags(given: Iterable[str], why: str, instead: str) -> None:
-    """Raises UsageError for the first flag of those given, which have no room here."""
+    """Raises UsageError for the first of these flags that was given: the command does not take it."""
     for name in given:
         raise UsageError(f"{why}: leave out --{name.replace('_', '-')}, or {instead}")
 
 
 def resources_of(asked: str | None) -> dict[str, float]:
-    """``cpu=4,gpu=1`` in Ray's names. Raises UsageError."""
+    """Parses resources such as ``cpu=4,gpu=1`` into Ray's names. Raises UsageError."""
     found: dict[str, float] = {}
     for part in (asked or "").split(","):
         name, _, count = part.strip().partition("=")
@@ -111,7 +111,7 @@ def resources_of(asked: str | None) -> dict[str, float]:
 
 
 def leave(error: BaseException, safe: str) -> NoReturn:
-    """Says what ended a command and what is safe, and ends with its exit code."""
+    """Says what ended a command and what is safe, then exits with its code."""
     from ray_jobs.cluster.schedule import ClusterLostError
 
     code = int(getattr(error, "code", ExitCode.INTERRUPTED)) if isinstance(error, KeyboardInterrupt) else FAILED

@@ -56,7 +56,7 @@ def report(
 
 
 def _seen_from(place: Path, directory: "RunDirectory", view: "RunView") -> "RunView":
-    """With links that lead from ``place`` to the run; without them where the run is not on this machine."""
+    """Makes links lead from ``place`` to the run; removes them if the run is not on this machine."""
     if directory.local_path is None:
         return replace(view, traces=())
     way = quote(os.path.relpath(directory.local_path, place.parent))  # a folder may be called "javascript:"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a sweep runs, what it waits for there, and how long."""
+    """The cluster of a sweep, the resources to wait for, and for how long."""
 
     address: str
     resources: Mapping[str, float]

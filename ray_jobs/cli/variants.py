@@ -7,7 +7,7 @@ HERE = "yes"
 
 
 def available(variant: Variant) -> str:
-    """``HERE``, or why it can't run on this machine: asked of the variant itself, with the smallest model.
+    """``HERE``, or the reason why a variant can't run on this machine, found by preparing it for the smallest model.
 
     What would first compile for minutes is asked for its compiler alone.
     """

@@ -63,7 +63,7 @@ def connected(address: str) -> Iterator[None]:
 
 @contextmanager
 def _joined(address: str, **options: Any) -> Iterator[None]:
-    """Ray's own connection. Raises UsageError if there is none to be had."""
+    """Connects to Ray. Raises UsageError if that is impossible."""
     if (place := host_and_port(address)) is not None:
         _reach(address, place)
     try:
@@ -84,7 +84,7 @@ def _joined(address: str, **options: Any) -> Iterator[None]:
 
 
 def _refusal(address: str, error: Exception) -> str:
-    """One line: what Ray says of it, with the versions of both sides where they differ."""
+    """One line with Ray's reason, and the versions of both sides if they differ."""
     versions = VERSIONS.findall(str(error))
     if len(versions) == 2:
         there, here = (f"Ray {ray} and Python {python}" for ray, python in versions)
@@ -96,7 +96,7 @@ def _refusal(address: str, error: Exception) -> str:
 
 
 def _sources() -> dict[str, Any]:
-    """What ``ray.init`` needs for a cluster's nodes to run this program; a job's working directory is there already."""
+    """Options of ``ray.init`` that send this program to the nodes; a job's working directory is there already."""
     if IN_A_JOB in os.environ:
         return {}
     return {"runtime_env": {"py_modules": [str(SOURCES / package) for package in ("chatbot", "ray_jobs")]}}

@@ -1,4 +1,4 @@
-"""Stations, what is sent to them, and what comes back."""
+"""Stations, the jobs sent to them, and the events that come back."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +32,7 @@ class Station:
 
     @property
     def hardware(self) -> str:
-        """Its class: stations of one class should answer equally fast."""
+        """The station's hardware class: stations of one class should answer equally fast."""
         count = len(self.cores)
         model = f" [{self.facts['cpu_model']}]" if self.facts.get("cpu_model") else ""
         cpu = f"{self.device_name}{model}, {count} core{'s' * (count != 1)}"
@@ -40,13 +40,13 @@ class Station:
 
     @property
     def place(self) -> Place:
-        """What the rows of its trials say of it."""
+        """The station as the rows of its trials name it."""
         return Place(self.name, self.host, self.device_name, self.hardware)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A trial for a station, and the launches of it that there are."""
+    """A trial for a station, and its launches so far."""
 
     station: Station
     trial: Trial
@@ -77,7 +77,7 @@ class WorkerLost:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """The trial is over; ``reason`` says why it failed, None that it did not."""
+    """The trial is over; ``reason`` says why it failed, None if it did not."""
 
     reason: str | None
     node_lost: bool = False  # with everything that was still to be measured there

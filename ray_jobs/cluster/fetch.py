@@ -59,7 +59,7 @@ def run_line(directory: RunDirectory) -> str:
 
 
 def bring_home(job: str, address: str, out: Path, tell: Callable[[str], None] = lambda line: None) -> str:
-    """Copies a job's run directory into a local folder and returns its path; ``tell`` gets what else there is to say.
+    """Copies a job's run directory into a local folder and returns its path; ``tell`` gets all other messages.
 
     Raises:
         UsageError: no such job or address, it does not answer, or the job has no run directory on its node.
@@ -83,7 +83,7 @@ def bring_home(job: str, address: str, out: Path, tell: Callable[[str], None] = 
 
 @contextmanager
 def _one_line(address: str) -> Iterator[None]:
-    """What Ray's client and HTTP raise, as UsageErrors."""
+    """Turns the errors of Ray's client and of HTTP into UsageErrors."""
     import requests
     from ray.exceptions import AuthenticationError
 

@@ -1,4 +1,4 @@
-"""What is known of the cluster and of a submitted job without Ray."""
+"""Facts about the cluster and a submitted job that need no Ray."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ def check_uploaded(*paths: str | Path | None) -> None:
 
 
 def ray_address(given: str | None) -> str:
-    """Where the cluster is: the address that was given, the environment's, or ``local``.
+    """The cluster's address: the one given, the environment's, or ``local``.
 
     Raises:
         UsageError: it is none that a driver can join.

@@ -46,7 +46,7 @@ class Watchman:
             self._watched.pop(handle, None)
 
     def unreachable(self) -> Mapping[str, str]:
-        """The nodes that have missed enough pings: node id to reason."""
+        """The nodes that have missed enough pings, each id with the reason."""
         with self._lock:
             lost = [place for place in self._watched.values() if self._missed.get(place[1], 0) >= MISSES]
         return {

@@ -30,7 +30,7 @@ class SessionFolder:
         self.kept = False
 
     def keep(self) -> None:
-        """Leaves it for a week, for somebody to look into."""
+        """Keeps the folder for a week, so that somebody can look into it."""
         with suppress(OSError):
             (self.path / KEPT).touch()
         self.kept = True

@@ -103,7 +103,7 @@ class RayBackend:
 
 
 def _end(error: Exception, attempt: int) -> WorkerLost | TrialEnded:
-    """What a task's last word means; StopIteration is a good one."""
+    """The event that a task's last exception means; StopIteration is its normal end."""
     match error:
         case StopIteration():
             return TrialEnded(None)
@@ -178,7 +178,7 @@ def share_of_cores(cores: Sequence[int], count: int, place: int) -> tuple[int, .
 
 @contextmanager
 def _told(holder: str) -> Iterator[None]:
-    """Lets others of this Ray cluster read who holds the node, while it does."""
+    """Lets other drivers of this Ray cluster read who holds the node, as long as it does."""
     node = ray.get_runtime_context().get_node_id()
     internal_kv._internal_kv_put(node, holder, overwrite=True, namespace=NAMESPACE)
     try:

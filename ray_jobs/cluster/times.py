@@ -15,7 +15,7 @@ from ray_jobs.process.untimed import Alive
 
 
 class Kind(StrEnum):
-    """What happened at a moment of a trial."""
+    """The kinds of events in a trial."""
 
     STARTED = "started"  # it was handed to Ray, once per attempt
     WAITING = "waiting"  # for its station
@@ -34,19 +34,19 @@ MARKS = {Kind.WAITING: ": ", Kind.TRACE: " "}  # between such a kind and its det
 
 @dataclass(frozen=True)
 class Moment:
-    """What happened, and of some kinds a detail: who holds the station, or which variant is traced."""
+    """An event's kind and, for some kinds, a detail: the holder of the station, or the traced variant."""
 
     kind: Kind
     detail: str = ""
 
     @property
     def text(self) -> str:
-        """A key of run.json."""
+        """The key in run.json."""
         return f"{self.kind}{MARKS.get(self.kind, '')}{self.detail}"
 
     @classmethod
     def of(cls, text: str) -> "Moment | None":
-        """Reads such a key; None of a kind that this version does not know."""
+        """Reads a key of run.json; None for a kind that this version does not know."""
         for kind, mark in MARKS.items():
             if text.startswith(kind + mark):
                 return cls(kind, text.removeprefix(kind + mark))
@@ -79,7 +79,7 @@ class Moments:
         }
 
     def of_kind(self, kind: Kind) -> list[float]:
-        """When such events arrived that have no detail."""
+        """The times of the events of that kind that have no detail."""
         return self.at.get(Moment(kind), [])
 
     def take(self, outcome: Outcome, launch_s: float = 0.0) -> None:

@@ -145,7 +145,7 @@ def ratio(base: Estimate, new: Estimate, confidence: float = NOMINAL) -> Interva
 
 
 def outcome(base: Estimate, new: Estimate, gate: float, tests: int) -> ChangeVerdict:
-    """``slower`` where it certainly is by more than the gate, else what can be said.
+    """The verdict: ``slower`` if it certainly is by more than the gate, else what can be said.
 
     One false alarm among many cells fails the gate, so the cells share the 2.5% on that side of 95% (Bonferroni). All
     of them must be within it for the gate to pass, so that needs no more than each one's own 95%.

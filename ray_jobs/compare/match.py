@@ -28,7 +28,7 @@ class Cell:
 
     @property
     def hardware(self) -> str:
-        """The class of its station; runs from before classes know the device only."""
+        """The hardware class of its station; runs older than classes record the device only."""
         return self.row.hardware or str(self.row.device_name)
 
     @property

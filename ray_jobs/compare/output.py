@@ -163,7 +163,7 @@ def notes_of(base: FinishedRun, new: FinishedRun, comparison: RunComparison) -> 
 
 
 def _of_stations(base: Cell, new: Cell) -> Iterator[str]:
-    """What differs between two stations whose cells were compared."""
+    """Notes on the differences between two stations whose cells were compared."""
     if another_machine(base.facts, new.facts):
         yield f"{new.row.station} of NEW is another machine than {base.row.station} of BASE, of the same hardware class"
     for name, before, after in changed(base.facts, new.facts, [*PACKAGES, "compiler"]):

@@ -36,7 +36,7 @@ class Duration:
 
     @property
     def text(self) -> str:
-        """In words."""
+        """The duration as a person reads it."""
         span = f"{self.least_s:.0f} s" if self.least_s == self.most_s else f"{self.least_s:.0f} to {self.most_s:.0f} s"
         parts = (
             "" if self.untimed_s is None else f", {self.untimed_s:.0f} s of it for starting, memory, replies and limits"

@@ -1,4 +1,4 @@
-"""Going on with a run that was cut off, from the launches that were committed."""
+"""Continues an interrupted run from its committed launches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ TRACES = "traces"  # the purpose of a run that times nothing
 
 @dataclass(frozen=True)
 class Earlier:
-    """A run as it was left."""
+    """An interrupted run as it was left."""
 
     directory: RunDirectory
     run: Mapping[str, Any]  # run.json
@@ -70,7 +70,7 @@ class Earlier:
         return str(self.run["run_id"])
 
     def check(self, identity: Mapping[str, str]) -> None:
-        """Raises UsageError where a launch of now would not be like those of then."""
+        """Raises UsageError if new launches could not be combined with the committed ones."""
         if self.run.get("purpose") == TRACES:
             raise UsageError(f"{self.directory.shown} can't be resumed: it holds traces, and nothing was timed")
         before = self.run.get("identity") or {}
@@ -83,7 +83,7 @@ class Earlier:
             )
 
     def restore(self, trials: Mapping[str, TrialState], store: Store, identity: str) -> dict[str, TrialState]:
-        """The trials of now with what is known of them: done ones are over, others go on from their launches."""
+        """Restores the trials' states: finished ones stay finished, others continue from their launches."""
         committed = self._committed(identity)
         records = {name: record for name, record in self.run["trials"].items() if record["status"] != Status.SKIPPED}
         states = dict(trials)
@@ -117,7 +117,7 @@ class Earlier:
         return state
 
     def _absent(self, name: str, record: Mapping[str, Any]) -> TrialState:
-        """A trial whose station is not in the cluster now."""
+        """Restores a trial whose station is not in the cluster now."""
         trial = trial_of(self.spec, self.id, schema.known(Workload, record["workload"]), name)
         return TrialState(trial, Place(), reason=f"its station {record['station']} is not in the cluster now")
 

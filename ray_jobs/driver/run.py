@@ -51,7 +51,7 @@ class Where:
 
 @dataclass
 class Run:
-    """One run of the matrix: what, where from, and where to. A ``trials.Store`` too."""
+    """One run of the matrix: its spec, its inputs and its directory. It is also a ``trials.Store``."""
 
     id: str
     spec: Spec

@@ -1,4 +1,4 @@
-"""From a spec to trials: the stations that they go to, and what becomes of them."""
+"""Makes trials from a spec, assigns them to stations and follows their state."""
 
 import hashlib
 import time
@@ -72,11 +72,11 @@ class TrialState:
 
     @property
     def job(self) -> Job | None:
-        """What is still to be measured; None once it has ended, or where it can't be."""
+        """The job of measuring what is missing; None if the trial has ended or can't be measured."""
         return None if self.station is None else Job(self.station, self.trial, tuple(self.committed))
 
     def take(self, outcome: Outcome, store: Store) -> None:
-        """Takes in what happened; a launch is in the store before anything else sees it."""
+        """Handles an event; a launch is in the store before anything else sees it."""
         self.moments.take(outcome, self._launch_s(outcome))
         match outcome:
             case Waiting():
@@ -99,13 +99,13 @@ class TrialState:
                 self.end(Status.FAILED if reason else Status.DONE, reason, store, seconds)
 
     def _launch_s(self, outcome: Outcome) -> float:
-        """How long the launch took that came home: what the trial's own clock went on by."""
+        """The seconds that the returned launch took, by the trial's own clock."""
         if not isinstance(outcome, LaunchDone):
             return 0.0
         return outcome.committed.elapsed_s - max((earlier.elapsed_s for earlier in self.committed), default=0.0)
 
     def end(self, status: str, reason: str | None, store: Store, seconds: float | None = None) -> None:
-        """Closes the trial: its rows are made of what is in the store."""
+        """Closes the trial and makes its rows from the launches in the store."""
         self.status, self.reason, self.seconds = status, reason, seconds
         launches = store.launches(self.trial.id, [one.index for one in self.committed])
         self.rows = rows_of(self.trial, self.place, status, reason, launches, self.memory, self.limits)

@@ -1,4 +1,4 @@
-"""Stations of one hardware class: the class's mean, its spread, and who disagrees with it.
+"""Stations of one hardware class: the class's mean, its spread, and the stations that disagree with it.
 
 Launches of several stations are never pooled: launches of one station share its silicon, so each station is one
 estimate with its own error, and stations differ by more than these errors (a random-effects meta-analysis). All
@@ -35,7 +35,7 @@ class RandomEffects:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A station that is not like the others of its class."""
+    """A station that differs from the others of its class."""
 
     station: str
     others: tuple[str, ...]
@@ -200,7 +200,7 @@ def _ratios(name: str, unit: str, effects: RandomEffects | None) -> dict[str, An
 def _sentences(
     row: Row, latencies: Mapping[str, Estimate], speedups: Mapping[str, Estimate], margin: float
 ) -> tuple[str, ...]:
-    """Who disagrees with the class of this row: about latency by the baseline's rows, once for all variants."""
+    """Names the stations that disagree with the class; latency is judged once, by the baseline's rows."""
     if row.variant == row.baseline:
         return tuple(_latency_sentence(found, row) for found in disagreements(latencies, margin))
     return tuple(_speedup_sentence(found, row) for found in disagreements(speedups, margin))

@@ -39,7 +39,7 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cell of the matrix with all that is known of it; what is unknown is None. Columns are only ever appended."""
+    """One cell of the matrix; unknown values are None. Columns are only ever appended."""
 
     run_id: str
     trial_id: str
@@ -95,7 +95,7 @@ class Row:
 
     @property
     def interval(self) -> Interval | None:
-        """The speedup with its limits; None where it has none, as the baseline's."""
+        """The speedup with its limits; None if it has none, like the baseline's."""
         if self.speedup is None or self.speedup_low is None or self.speedup_high is None:
             return None
         return Interval(self.speedup, self.speedup_low, self.speedup_high)

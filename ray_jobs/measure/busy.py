@@ -19,12 +19,12 @@ def enter(variants: Sequence[str]) -> None:
 
 
 def at(index: int | None) -> None:
-    """From now on it is busy with the variant of that index; None: with none."""
+    """Records that this process is busy with the variant of that index; None for no variant."""
     _page[0] = 0 if index is None else index + 1
 
 
 def on(name: str) -> None:
-    """From now on it is busy with that variant, if it has entered any."""
+    """Records that this process is busy with that variant, if it has entered any."""
     at(_names.index(name) if name in _names else None)
 
 

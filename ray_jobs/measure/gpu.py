@@ -1,4 +1,4 @@
-"""The GPU of a launch: the arithmetic that it may use, what it is, and what else happens on it.
+"""The GPU of a launch: its identity, the arithmetic that it may use, and other activity on it.
 
 Sources: https://pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices,
 https://docs.nvidia.com/deploy/nvml-api/.
@@ -37,7 +37,7 @@ class Device:
     card: Any
 
     def told(self, ask: Callable[[], Any]) -> Any:
-        """The answer; None where this GPU or its driver does not tell."""
+        """The answer; None if this GPU or its driver does not report it."""
         try:
             return ask()
         except self.nvml.NVMLError:
@@ -148,7 +148,7 @@ def _uuid(nvml: Any, number: str) -> str:
 
 
 def pci_address(gpu: str) -> str | None:
-    """The place of a GPU, known by its UUID, on the PCI bus as sysfs writes it (``0000:3b:00.0``); None if not told."""
+    """The place of a GPU, known by its UUID, on the PCI bus as sysfs writes it (``0000:3b:00.0``); None if unknown."""
     try:
         device = device_of(importlib.import_module("pynvml"), gpu)
         address = device.nvml.nvmlDeviceGetPciInfo(device.card).busId

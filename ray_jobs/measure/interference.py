@@ -146,12 +146,12 @@ def complaint(launches: Sequence[Interference]) -> str | None:
 
 
 def watched_causes(launches: Sequence[Interference]) -> list[Cause]:
-    """The causes that the machine told of at least once."""
+    """The causes that the machine reported at least once."""
     return [cause for cause in CAUSES if any((getattr(one, cause.column) != ABSENT).any() for one in launches)]
 
 
 def unwatched(launches: Sequence[Interference], device: str) -> str | None:
-    """The warning that names what the machine did not tell of; None where it told everything."""
+    """The warning that names the causes that the machine does not report; None if it reports all."""
     told = watched_causes(launches)
     mine = [cause for cause in CAUSES if device == "cuda" or not cause.column.startswith("gpu")]
     lacking = [cause.name for cause in mine if cause not in told]

@@ -55,7 +55,7 @@ def measure(
     Args:
         workload: sizes of the calls.
         variants: their names, the baseline among them; indices in the samples refer to this order.
-        model: where it is from.
+        model: where it comes from.
         pool: (N, T) distinct prompts; a launch draws its own from them. A model from a factory needs none.
         launch: number, orders and sizes of this launch.
         share: the station's cores, where others of the machine belong to other trials.

@@ -128,7 +128,7 @@ def scattered(reply: Reply) -> bool:
 
 
 def _name(module: nn.Module) -> str:
-    """The class, that of a scripted module too."""
+    """The name of a module's class, also if the module is scripted."""
     return str(module.original_name) if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
 
 

@@ -73,7 +73,7 @@ class VariantFacts:
 
 @dataclass(frozen=True)
 class LaunchResult:
-    """Everything that a launch returns."""
+    """All findings of a launch."""
 
     launch: Launch
     variants: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""A trial: what is measured and asked of it, where, and what its launches read."""
+"""A trial: its workload, what is asked of the comparison, its place, and the inputs of its launches."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -21,12 +21,12 @@ LEAST_UNTIMED_S = 60.0  # however small the budget is
 
 
 def compiling_s(budget_s: float) -> float:
-    """Seconds that variants may take to compile before the first launch: the budget again. Later runs find it done."""
+    """Seconds that variants may compile for before the first launch: the budget again. Later runs reuse the result."""
     return max(LEAST_UNTIMED_S, budget_s)
 
 
 def untimed_s(budget_s: float) -> float:
-    """Seconds for all that follows the launches, memory, comparing and limits: half the budget."""
+    """Seconds for everything that follows the launches (memory, comparing, limits): half the budget."""
     return max(LEAST_UNTIMED_S, budget_s / 2)
 
 

@@ -62,7 +62,7 @@ class MachineWatch:
         return self.root / "proc"
 
     def read(self) -> Counters:
-        """About 100 microseconds; a GPU's driver may take milliseconds, so it is asked before the time is."""
+        """Reads all counters in about 100 us; a GPU's driver may take milliseconds, so it is read before the clock."""
         state = self.gpu() if self.gpu else (None, None, None)
         steal, busy = _told(self._cpu_times) or (None, None)
         return Counters(

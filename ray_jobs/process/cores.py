@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
+from ray_jobs.machine import read_text
+
 DEVICES = Path("/sys/devices")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 SLOW_PMUS = ("cpu_atom", "cpu_lowpower")  # of Intel's efficiency cores
@@ -19,7 +21,7 @@ ONE_KIND = 0.9  # cores whose rates differ by less are of one kind: favoured cor
 
 @dataclass(frozen=True)
 class Topology:
-    """What is known of each logical CPU; what the machine does not tell is left out."""
+    """The known properties of each logical CPU; those that the machine does not report are missing."""
 
     siblings: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # it and those that share its core
     kinds: Mapping[int, int] = field(default_factory=dict)  # 0 is the fastest
@@ -46,11 +48,11 @@ class CoreChoice:
 
 
 def topology(devices: Path = DEVICES) -> Topology:
-    """What sysfs tells of this machine's logical CPUs."""
+    """Reads the topology of this machine's logical CPUs from sysfs."""
     cpus = [int(path.name[3:]) for path in devices.glob("system/cpu/cpu[0-9]*") if path.name[3:].isdecimal()]
 
     def told(name: str) -> dict[int, str]:
-        found = {cpu: _text(devices / f"system/cpu/cpu{cpu}/{name}") for cpu in cpus}
+        found = {cpu: read_text(devices / f"system/cpu/cpu{cpu}/{name}") for cpu in cpus}
         return {cpu: text for cpu, text in found.items() if text}
 
     siblings = told("topology/thread_siblings_list")
@@ -64,7 +66,7 @@ def topology(devices: Path = DEVICES) -> Topology:
 
 
 def _kinds(devices: Path, cpus: Sequence[int], told: Callable[[str], dict[int, str]]) -> dict[int, int]:
-    slow = [cpu for pmu in SLOW_PMUS for cpu in cpu_list(_text(devices / f"{pmu}/cpus"))]
+    slow = [cpu for pmu in SLOW_PMUS for cpu in cpu_list(read_text(devices / f"{pmu}/cpus"))]
     if slow:
         return {cpu: int(cpu in slow) for cpu in cpus}
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
@@ -75,7 +77,7 @@ def _kinds(devices: Path, cpus: Sequence[int], told: Callable[[str], dict[int, s
 
 
 def _ranked(rates: Mapping[int, int]) -> dict[int, int]:
-    """The place of each one's kind, from the fastest; a kind ends where a core is clearly slower than its first."""
+    """The rank of each CPU's kind, the fastest first; a kind ends where a core is clearly slower than its first."""
     kinds: dict[int, int] = {}
     first, kind = max(rates.values(), default=0), 0
     for cpu in sorted(rates, key=lambda cpu: -rates[cpu]):
@@ -86,7 +88,7 @@ def _ranked(rates: Mapping[int, int]) -> dict[int, int]:
 
 
 def cpu_list(text: str) -> list[int]:
-    """The numbers of ``0-2,5``, as the kernel writes it; none where it is something else."""
+    """Parses a list of CPUs such as ``0-2,5``, as the kernel writes it; empty for anything else."""
     found: list[int] = []
     with suppress(ValueError):
         for part in filter(None, text.split(",")):
@@ -165,16 +167,9 @@ def _doubts(choice: CoreChoice, free: Sequence[int], machine: Topology) -> Itera
 
 
 def near(pci_address: str | None, bus: Path = PCI_DEVICES) -> list[int]:
-    """The logical CPUs of the NUMA node that a PCI device is on; none where that is not told."""
-    return cpu_list(_text(bus / pci_address / "local_cpulist")) if pci_address else []
+    """The logical CPUs of the NUMA node that a PCI device is on; empty if that is unknown."""
+    return cpu_list(read_text(bus / pci_address / "local_cpulist")) if pci_address else []
 
 
 def _named(cpus: Iterable[int]) -> str:
     return ",".join(map(str, sorted(cpus)))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, ValueError):
-        return ""

@@ -23,7 +23,7 @@ LOOK_EVERY_S = 0.002
 
 
 class CallerGoneError(EOFError):
-    """Nobody waits for the result any more."""
+    """The process that waited for the result is gone."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Ended:
 
     @property
     def text(self) -> str:
-        """Its end without a result, in words."""
+        """Describes how it ended without a result."""
         if self.signal is None:
             return f"ended with exit code {self.code} and no result"
         try:

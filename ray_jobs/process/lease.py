@@ -34,7 +34,7 @@ class LeaseError(UsageError):
 
 
 def locks_for(cores: Sequence[int], gpus: Sequence[str] = ()) -> list[str]:
-    """The locks that a trial takes: every core it may run on, and its GPUs."""
+    """The names of the locks that a trial takes: one for each core that it may run on, and one for each GPU."""
     return [*(f"core-{core}" for core in sorted(cores)), *(f"gpu-{gpu}" for gpu in sorted(gpus))]
 
 
@@ -45,7 +45,7 @@ def describe(run_id: str, trial_id: str) -> str:
 
 
 class Lease:
-    """All of some names, or none; a context manager that releases what ``take()`` has taken."""
+    """Holds all of the named locks or none; a context manager that releases what ``take()`` has taken."""
 
     def __init__(self, names: Sequence[str], holder: str) -> None:
         """``holder`` is shown to others; see ``describe``."""
@@ -112,13 +112,13 @@ class Lease:
 
 
 def holder_of(names: Sequence[str]) -> str | None:
-    """The holder of one of these; None if they are free."""
+    """The holder of the first of these locks that is taken; None if all are free."""
     with Lease(names, "a look at who holds it") as lease:
         return lease.take()
 
 
 def take_within(lease: Lease, seconds: float) -> str | None:
-    """Tries for a while; None once the lease is ours, else the remaining holder."""
+    """Tries to take the lease for some seconds; returns None once it is ours, else the holder in the way."""
     end = time.monotonic() + seconds
     while (holder := lease.take()) is not None and time.monotonic() < end:
         time.sleep(0.05)
@@ -205,7 +205,7 @@ def _made(folder: Path) -> str | None:
 
 
 def _fault(folder: Path) -> str | None:
-    """Why locks in a folder can't be trusted; None: they can."""
+    """The reason why locks in a folder can't be trusted; None if they can."""
     try:
         found = folder.lstat()
     except OSError as error:

@@ -1,11 +1,11 @@
-"""Whether the kernel killed a process for want of memory: a plain SIGKILL does not tell."""
+"""Tells whether the kernel killed a process for want of memory, which a plain SIGKILL does not show."""
 
 from contextlib import suppress
 from pathlib import Path
 
 
 def kills(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """How many processes the kernel has killed so: of this control group where it tells, else of the whole machine."""
+    """Counts processes killed for want of memory: in this control group if it reports them, else on the machine."""
     for place in [*_groups(proc, cgroups), proc / "vmstat"]:
         with suppress(OSError):
             for line in place.read_text().splitlines():

@@ -66,7 +66,7 @@ class LossKind(StrEnum):
 
 @dataclass(frozen=True)
 class Loss:
-    """A process that brought nothing home, and why."""
+    """A process that ended without a result, and the reason."""
 
     kind: LossKind
     reason: str
@@ -263,7 +263,7 @@ def _launched(request: Request, caller: int, leases: Sequence[int]) -> bytes:
 
 
 def _work(request: Request) -> bytes:
-    """What the launch's own process does: pins itself and works."""
+    """Runs in the launch's own process: pins itself and does the work."""
     try:
         compiler.must_end_by(time.monotonic() + request.timeout_s)
         os.sched_setaffinity(0, request.cores)
@@ -277,7 +277,7 @@ def _work(request: Request) -> bytes:
 
 
 def _shorten_complaints() -> None:
-    """What launches print goes to a file without a name, which only the last words matter of."""
+    """Empties the unnamed file that launches print to once it is long: only its last lines matter."""
     found = os.fstat(sys.stderr.fileno())
     if stat.S_ISREG(found.st_mode) and found.st_size > COMPLAINTS_BYTES:
         os.ftruncate(sys.stderr.fileno(), 0)

@@ -9,7 +9,7 @@ from types import FrameType
 
 
 def other_threads() -> list[str]:
-    """Each by what it is called and, where it runs Python, by the module that it was started with."""
+    """Names each thread and, if it runs Python, the module that it was started with."""
     frames = sys._current_frames()  # the documented way to see another thread's stack
     known = {thread.native_id: thread for thread in threading.enumerate()}
     told = []

@@ -42,7 +42,7 @@ class Committed:
 
     @classmethod
     def of(cls, launch: LaunchResult) -> "Committed":
-        """A launch's; ``elapsed_s`` is 0 in runs from before it was kept."""
+        """Extracts it from a launch; ``elapsed_s`` is 0 in runs that did not record it."""
         index, elapsed_s, programs = launch.launch.index, launch.elapsed_s or 0.0, _programs(launch)
         return cls(index, launch.rounds, launch.calls, launch.log_speedups(), elapsed_s, programs)
 
@@ -60,7 +60,7 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class Failure:
-    """A launch that brought nothing home, and why."""
+    """A launch that ended without a result, and the reason."""
 
     launch: Launch
     reason: str
@@ -68,7 +68,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Somebody else holds the station."""
+    """Another trial holds the station."""
 
     holder: str
 
@@ -176,7 +176,7 @@ def on_station(
 
 
 def beside_gpu(allowed: Sequence[int], threads: int, gpus: Sequence[str]) -> Sequence[int]:
-    """Those of the allowed CPUs that are on a GPU's own NUMA node, where they are more than the threads; else all."""
+    """The allowed CPUs on the GPU's own NUMA node if they outnumber the threads, else all allowed CPUs."""
     close = {cpu for gpu in gpus for cpu in near(pci_address(gpu))} & set(allowed)
     return sorted(close) if len(close) > threads else allowed
 
@@ -249,7 +249,7 @@ def launches(
 
 
 def _first(trial: Trial, least: int, committed: Sequence[Committed]) -> Launch:
-    """The least number of launches should fit in the budget; a tenth of it goes to starting and preparing."""
+    """Sizes launches so that the least number of them fits in the budget, less a tenth for starting and preparing."""
     launch = Launch(0, trial.seed, seconds=0.9 * trial.budget_s / least)
     for earlier in committed[:1]:  # all launches of a trial are of one size
         launch = replace(launch, rounds=earlier.rounds, calls=earlier.calls)

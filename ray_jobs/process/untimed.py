@@ -1,4 +1,4 @@
-"""What a trial does outside of its launches, each part in a process of its own: compiling, memory, comparing, limits.
+"""The untimed parts of a trial, each in a process of its own: compiling, peak memory, comparing replies, limits.
 
 The budget bounds it too: ``compiling_s`` and ``untimed_s``. What does not fit is left out, with the reason.
 """
@@ -36,7 +36,7 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class Alive:
-    """The trial goes on with something untimed: nobody should think that it hangs."""
+    """The trial has begun an untimed part, so that nobody thinks that it hangs."""
 
     part: Part | None = None  # that begins; None: its worker does
     variant: str = ""
@@ -91,7 +91,7 @@ def _untakeable(loss: Loss) -> VariantFacts:
 
 
 def ended(loss: Loss) -> VariantFacts:
-    """Of a variant that ends the process it runs in."""
+    """The facts of a variant that ends the process it runs in."""
     return VariantFacts(failed=f"ended its process: {loss.reason}")
 
 
@@ -149,7 +149,7 @@ def _comparing(trial: Trial) -> tuple[str, ...]:
 
 
 def _compared(told: Mapping[str, Alone]) -> dict[str, ReplyComparison]:
-    """Replies against the baseline's, as far as both answered the same prompts."""
+    """Compares replies with the baseline's, as far as both answered the same prompts."""
     expected = told[BASELINE].tokens if BASELINE in told else None
     compared = {}
     for name, found in told.items():
@@ -161,25 +161,25 @@ def _compared(told: Mapping[str, Alone]) -> dict[str, ReplyComparison]:
 
 
 def run_alone(trial: Trial, inputs: Inputs, variant: str, compare_s: float) -> Alone:
-    """In a process of its own: prepares and calls one variant, and collects replies to compare for so many seconds."""
+    """Runs in a process of its own: prepares and calls one variant, and collects replies for ``compare_s`` seconds."""
     pool, compared = inputs.pool(trial.workload), LEAST_COMPARED if compare_s else 0
     return measure_alone(trial.workload, variant, inputs.model, pool, compared, compare_s)
 
 
 def run_limits(trial: Trial, inputs: Inputs) -> Limits:
-    """In a process of its own: the station's speeds, and what follows from them."""
+    """Runs in a process of its own: measures the station's speeds and derives the variants' limits from them."""
     assert not isinstance(inputs.model, Factory)
     speeds = measure_speeds(trial.workload.device)
     return Limits(speeds, limits_of(inputs.model.load().config, trial.workload, trial.variants, speeds))
 
 
 def limits(ask: Callable[[float], Any], allowance: Allowance) -> Iterator[Alive | Limits]:
-    """The limits, or why they are not known."""
+    """Yields the limits, or the reason why they are unknown."""
     yield Alive(Part.LIMITS)
     found: Limits | Loss = ask(max(LIMITS_S, allowance.left_s))
     yield Limits(lost=found.reason) if isinstance(found, Loss) else found
 
 
 def allowance_of(trial: Trial, clock: Callable[[], float]) -> Allowance:
-    """For what follows the launches."""
+    """The time allowed for everything that follows the launches."""
     return Allowance(untimed_s(trial.budget_s), clock)

@@ -1,4 +1,4 @@
-"""What of a run may be seen by anybody: a list of what is kept. Everything else is left out.
+"""Makes a run anonymous by a list of what is kept. Everything else is left out.
 
 A key is kept if a file of this program has it; a number with it. A text is kept by the rule of its key: one of a closed
 set, a version, a hash, a moment, a name that was given here, or a sentence as far as it consists of this program's own
@@ -94,7 +94,7 @@ SPOKEN = {
 
 
 def sentence(text: str) -> str:
-    """The beginning of a text that holds only words of ours and numbers."""
+    """The beginning of a text up to the first word that is neither this program's own nor a number."""
     kept: list[str] = []
     for word in text.split():
         plain = word.strip("(),.:;").lower()
@@ -113,7 +113,7 @@ class Names:
     trials: dict[str, str] = field(default_factory=dict)
 
     def add(self, host: str | None, station: str | None, trial: str | None) -> None:
-        """Names what of these is there."""
+        """Gives each of these that is known a new name."""
         place, _, device = (station or "").rpartition(":")
         left, _, right = (trial or "").partition("@")
         new = "none" if right == "none" else self._place(host, place or right)
@@ -129,7 +129,7 @@ class Names:
 
 
 def names_of(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], trials: Iterable[str]) -> Names:
-    """The names of a run, from wherever it tells them."""
+    """Collects the hosts, stations and trials that a run names, wherever it does."""
     names = Names()
     for row in rows:
         names.add(row["host"], row["station"], row["trial_id"])
@@ -224,7 +224,7 @@ def own_names(spec: Mapping[str, Any]) -> frozenset[str]:
 
 
 def users_in(values: Iterable[Any]) -> frozenset[str]:
-    """The users that the texts of a run name, and whoever runs this."""
+    """The users named in a run's texts, and the current user."""
     found: set[str] = set()
     with suppress(KeyError, OSError):
         found.add(getpass.getuser())

@@ -46,7 +46,7 @@ def starts(rows: Sequence[Row], series: TrialSeries | None) -> list[Start]:
 
 
 def _pays(row: Row, base: Row, extra_ms: float) -> str:
-    """In words, with the range that the speedup's interval gives."""
+    """The number of calls as a person reads it, with the range from the speedup's interval."""
     if row.variant == base.variant:
         return "the baseline"
     interval = row.interval

@@ -79,7 +79,7 @@ def _most_often(question: str, found: Sequence[Fastest], measured: int) -> Fact:
 
 
 def named_rivals(best: Fastest) -> str:
-    """The others that may be as fast, in words; empty if there are none."""
+    """A phrase that names the other variants that may be as fast; empty if there are none."""
     names = [_short(name, 40) for name in (best.rivals or ())[:MOST_REASONS]]
     if more := len(best.rivals or ()) - len(names):
         names.append(text.counted(more, "other"))

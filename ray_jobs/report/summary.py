@@ -35,7 +35,7 @@ def summarize(runs: Sequence[RunView]) -> Summary:
 
 
 def _told_of(run: RunView) -> list[str]:
-    """The headline, then the others."""
+    """The headline sentence, then the other sentences."""
     known = [(rows, any(row.verdict for row in compared(rows))) for rows in run.trials.values()]
     measured, others = ([rows for rows, told in known if told is kind] for kind in (True, False))
     if not measured:

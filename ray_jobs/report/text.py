@@ -24,7 +24,7 @@ def cells(row: Row, margin: float) -> dict[str, str]:
 
 
 def title(row: Row) -> str:
-    """A trial in words."""
+    """The title of a trial: its place and its sizes."""
     return f"{place(row)}: {sizes(row)}"
 
 
@@ -34,7 +34,7 @@ def place(row: Row) -> str:
 
 
 def sizes(of: Row | HardwareClass | Workload) -> str:
-    """A workload in words."""
+    """A workload's sizes as a phrase."""
     if of.prompt_tokens is None:
         return f"model {of.model}, batch {of.batch}, {counted(of.threads, 'thread')}"
     until = f"reply until EOS, at most {of.reply_tokens}" if of.stop_at_eos else f"reply {of.reply_tokens}"
@@ -43,7 +43,7 @@ def sizes(of: Row | HardwareClass | Workload) -> str:
 
 
 def short_sizes(of: Row) -> str:
-    """A workload in short, without the model."""
+    """A workload's sizes in short, without the model."""
     tokens = "" if of.prompt_tokens is None else f"prompt {of.prompt_tokens}, reply {of.reply_tokens}, "
     return f"batch {of.batch}, {tokens}threads {of.threads}"
 
@@ -93,7 +93,7 @@ def ratio(value: float) -> str:
 
 
 def verdict(row: Row, margin: float) -> str:
-    """The verdict in words; the status of a row without one."""
+    """The verdict as a phrase; the status if the row has no verdict."""
     if row.verdict == Verdict.SAME:
         return f"same ±{margin:.0%}"
     return VERDICTS.get(row.verdict or "", row.verdict or row.status)

@@ -1,4 +1,4 @@
-"""A finished run as it lies in its directory, read for showing."""
+"""Reads a finished run from its directory for the report."""
 
 import json
 from collections.abc import Mapping

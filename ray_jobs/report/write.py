@@ -1,4 +1,4 @@
-"""Writes the page that every run ends with, and its other forms."""
+"""Writes a run's page and its other forms."""
 
 import sys
 

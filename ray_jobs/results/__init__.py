@@ -1,4 +1,4 @@
-"""Everything on disk. Here stands what is said of it before anything heavy is loaded that reads it."""
+"""Everything on disk. This file needs nothing heavy, so commands can refuse early."""
 
 from chatbot.errors import UsageError
 
@@ -6,5 +6,5 @@ REPORT = "report.html"
 
 
 def no_run(place: str, holds: str = "run.json") -> UsageError:
-    """The error for a place where there is no run, told by a file that it would hold."""
+    """The error for a place without a run, recognised by the file that a run would hold."""
     return UsageError(f"no run at {place}: it has no {holds}")

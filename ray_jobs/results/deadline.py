@@ -1,4 +1,4 @@
-"""A store that does not answer: what is asked of one, for no longer than one that can be reached needs."""
+"""Deadlines for a store that may not answer: no action waits longer than a reachable store would need."""
 
 import queue
 import threading
@@ -15,24 +15,24 @@ SLOWEST = 1e6  # bytes a second: what moves many of them has more time
 
 @dataclass
 class Moved:
-    """How many bytes an action has moved, or will."""
+    """The number of bytes that an action has moved or will move."""
 
     size: int = 0
 
     def counting(self, parts: Iterable[bytes]) -> Iterator[bytes]:
-        """The parts, counted as they are taken."""
+        """Yields the parts and counts their bytes."""
         for part in parts:
             self.size += len(part)
             yield part
 
     @property
     def limit_s(self) -> float:
-        """How long that may take."""
+        """The seconds that moving so many bytes may take."""
         return REACH_TIMEOUT_S + self.size / SLOWEST
 
 
 def in_time(action: Callable[[], T], moved: Moved | None = None) -> T:
-    """The value of an action, which is left to itself when its time is over. Raises TimeoutError without an errno."""
+    """Returns the value of an action; abandons it when its time is over. Raises TimeoutError without an errno."""
     answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:

@@ -18,7 +18,7 @@ MARGIN = 0.02  # of a run that does not say
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run was and what it found; its samples stay where they are."""
+    """A run's record and rows; its samples are read on demand."""
 
     directory: RunDirectory
     run: Mapping[str, Any]  # run.json
@@ -26,12 +26,12 @@ class FinishedRun:
 
     @classmethod
     def of(cls, place: str) -> "FinishedRun":
-        """The run at a place: a folder or a URI. Raises UsageError."""
+        """Reads the run at a place: a folder or a URI. Raises UsageError."""
         return cls.within(RunDirectory.existing(place))
 
     @classmethod
     def within(cls, directory: RunDirectory) -> "FinishedRun":
-        """The run in a directory. Raises UsageError."""
+        """Reads the run in a directory. Raises UsageError."""
         place = directory.shown
         try:
             run = read_record(directory)
@@ -52,7 +52,7 @@ class FinishedRun:
 
     @property
     def margin(self) -> float:
-        """The differences that the run calls the same."""
+        """The margin about 1 within which the run calls speedups the same."""
         return float((self.run.get("spec") or {}).get("margin", MARGIN))
 
     def launches(self, trials: Collection[str] | None = None) -> Iterator[tuple[str, LaunchResult]]:

@@ -71,7 +71,7 @@ def to_table(trial: str, result: LaunchResult) -> pa.Table:
 
 
 def _of_rounds(result: LaunchResult, name: str) -> pa.Array:
-    """(samples,): what was watched in each one's round; null in the warm-up and where the machine does not tell."""
+    """(samples,): a counter in the round of each sample; null in the warm-up and if the machine does not report it."""
     rounds = result.samples.round
     values = np.full(len(rounds), ABSENT, dtype=np.int64)
     if result.interference is not None:

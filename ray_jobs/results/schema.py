@@ -1,4 +1,4 @@
-"""What the files of a run say by their version, and how an older one is read as if it were written today.
+"""The version of a run's files: its history, and the upgrade of older files as they are read.
 
 History of ``schema_version`` in run.json, audit.json, sweep.json and cluster.json; a newer one is refused. Within a
 version fields are only added, and a reader ignores those that it does not know. Only an unknown key of a spec is
@@ -34,7 +34,7 @@ def current(content: Mapping[str, Any], place: str) -> dict[str, Any]:
 
     Raises:
         NewerVersionError: a later version wrote it.
-        ValueError: it has no such thing as a version.
+        ValueError: it has no version.
     """
     found = content.get("schema_version", 1)
     if type(found) is not int or found < 1:

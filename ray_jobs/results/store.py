@@ -52,7 +52,7 @@ class RunDirectory:
 
     @property
     def shown(self) -> str:
-        """Its place, fit to be printed and kept."""
+        """Its place as it may be printed and recorded: without keys."""
         return safe(self.place)
 
     @classmethod
@@ -163,7 +163,7 @@ class RunDirectory:
         return nullcontext() if path is None else locked_everywhere(path, self.shown, self._timed)
 
     def _timed(self, action: Callable[[], T], moved: Moved | None = None) -> T:
-        """The value of an action of the store. Raises StoreError where it does not answer in time, once and for all."""
+        """Returns the value of an action of the store. Once one is late, every call raises StoreError."""
         if self._silent:
             raise StoreError(f"{self.shown} does not answer any more")
         try:
@@ -180,12 +180,12 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
-        """Its name in the results root."""
+        """The name of its folder in the results root."""
         return self._path.rpartition("/")[2]
 
     @property
     def local_path(self) -> str | None:
-        """Its path if it is on this machine's disk."""
+        """The path if it is on this machine's disk, else None."""
         return self._path if isinstance(self._fs, fs.LocalFileSystem) else None
 
     def make_folder(self, name: str) -> None:
@@ -194,7 +194,7 @@ class RunDirectory:
             self._timed(lambda: self._fs.create_dir(f"{self._path}/{name}", recursive=True))
 
     def holds(self, name: str) -> bool:
-        """Tells whether there is such a file."""
+        """Tells whether a file of that name exists."""
         info = self._timed(lambda: self._fs.get_file_info(f"{self._path}/{name}"))
         return bool(info.type == fs.FileType.File)
 

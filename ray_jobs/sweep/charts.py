@@ -53,7 +53,7 @@ def settings_of(settings: Mapping[str, Value], names: Sequence[str] | None = Non
 
 
 def goodness(rows: Sequence[TrialRow]) -> dict[int, float]:
-    """Each judged trial's place by loss: 0 for the best, 1 for the worst."""
+    """The rank of each judged trial by loss: 0 for the best, 1 for the worst."""
     order = sorted((row for row in rows if row.judged), key=lambda row: (row.best_loss, row.trial))
     return {row.trial: place / max(1, len(order) - 1) for place, row in enumerate(order)}
 

@@ -43,7 +43,7 @@ MUST_MATCH = {"source_hash": "the sources of this program", "data": "the corpus"
 
 
 class Listener:
-    """Follows a sweep, as it happens."""
+    """Follows a sweep as it happens."""
 
     def started(self, trial: SweepTrial) -> None:
         """A trial runs for the first time."""
@@ -182,7 +182,7 @@ def identity(facts: dict[str, Any], data: str) -> dict[str, str | None]:
 
 
 def find(place: str, root: str) -> tuple[RunDirectory, dict[str, Any], SweepSpec]:
-    """A sweep at a place, or of that name in the results root. Raises UsageError."""
+    """Finds a sweep at a place, or by its name in the results root. Raises UsageError."""
     try:
         directory = RunDirectory.existing(place, SHEET)
     except UsageError as error:

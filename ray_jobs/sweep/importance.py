@@ -87,7 +87,7 @@ def _why_not(name: str, settings: Sequence[Mapping[str, Value]], losses: Sequenc
 def _resampled(
     columns: NDArray[np.float64], losses: NDArray[np.float64], seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each resample, the share of each column and the forest's error, in units of the variance of all losses."""
+    """Yields each resample's share of each column and its forest's error, in units of the variance of all losses."""
     source = np.random.default_rng(seed)
     shares: list[NDArray[np.float64]] = []
     errors: list[float] = []

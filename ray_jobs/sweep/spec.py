@@ -17,7 +17,7 @@ from ray_jobs.sweep.space import DEFAULT, Space, Value, apply, trial_seed
 
 @dataclass(frozen=True)
 class SweepTrial:
-    """One training of a sweep."""
+    """One training run of a sweep."""
 
     number: int
     settings: Mapping[str, Value]
@@ -88,7 +88,7 @@ class SweepSpec(BaseModel):
         return [self.trial(n, one, trial_seed(self.seed, n), vocabulary) for n, one in enumerate(settings)]
 
     def trial(self, number: int, settings: Mapping[str, Value], seed: int, vocabulary: int) -> SweepTrial:
-        """A trial of these settings. Raises UsageError where they do not fit together."""
+        """Makes a trial of these settings. Raises UsageError if they do not fit together."""
         base = replace(PRESETS[self.size], vocabulary=vocabulary)
         options = Options(
             iterations=self.iterations,

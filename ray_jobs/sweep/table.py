@@ -46,7 +46,7 @@ class Validation:
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "Validation | None":
-        """From what a trial tells Tune; None where that is no validation but, say, a failure."""
+        """Reads a validation from a trial's report to Tune; None if the report is something else, such as a failure."""
         return cls(**{name: told[name] for name in cls.__dataclass_fields__}) if "iteration" in told else None
 
 
@@ -98,13 +98,13 @@ def row_of(
 
 
 def best_trial(rows: Sequence[TrialRow]) -> TrialRow | None:
-    """The judged trial with the least loss; of equals the first."""
+    """The judged trial with the least loss; the first of equals."""
     judged = [row for row in rows if row.judged]
     return min(judged, key=lambda row: (row.best_loss, row.trial), default=None)
 
 
 def waited(rows: Sequence[Validation]) -> int:
-    """Validations since the best one."""
+    """The number of validations since the best one."""
     losses = [row.validation_loss for row in rows]
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 

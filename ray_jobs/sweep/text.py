@@ -17,7 +17,7 @@ EVERY_S = 30.0  # between lines while nothing ends
 
 
 class SweepReporter(Listener):
-    """A line whenever a trial ends, one now and then in between."""
+    """Prints a line whenever a trial ends, and one now and then in between."""
 
     def __init__(self, record: Record, trials: Sequence[SweepTrial]) -> None:
         self._record, self._total = record, len(trials)

@@ -35,7 +35,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a sweep waits for a node that can hold a trial, and what was missing when it began."""
+    """The time that a sweep waits for a node that can hold a trial, and what was missing at the start."""
 
     seconds: float = 600.0
     missed: str | None = None
@@ -109,7 +109,7 @@ def _nodes() -> list[Mapping[str, float]]:
 
 
 def no_room(spec: SweepSpec, nodes: Sequence[Mapping[str, float]]) -> str | None:
-    """Why Tune would wait for ever; None where some node can hold a trial."""
+    """The reason why Tune would wait for ever; None if some node can hold a trial."""
     asked = {"CPU": spec.cpus, "GPU": spec.gpus}
     if any(all(node.get(name, 0) >= count for name, count in asked.items()) for node in nodes):
         return None
@@ -150,7 +150,7 @@ class Watchdog:
     idle_since: float | None = None
 
     def look(self, busy: bool) -> None:
-        """``busy``: a trial is running. Raises ClusterLostError."""
+        """Checks the cluster; ``busy`` tells whether a trial is running. Raises ClusterLostError."""
         if (reason := self.headless()) is not None:
             raise ClusterLostError(reason)
         if busy:

@@ -161,7 +161,7 @@ def _forget(tracing: Tracing, trial_id: str) -> None:
 
 
 def trace_file(trial_id: str, variant: str) -> str:
-    """Its file name in ``traces/``; a user's variant is called ``package.module:NAME``."""
+    """The trace's file name in ``traces/``; a user's variant is called ``package.module:NAME``."""
     return f"{trial_id}.{variant.replace('/', '-')}.json.gz"
 
 

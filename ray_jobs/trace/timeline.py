@@ -1,4 +1,4 @@
-"""The cluster's timeline: what each station did when, as a Chrome trace with one row per station."""
+"""The cluster's timeline as a Chrome trace with one row per station."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -35,7 +35,7 @@ class Head:
 
     @classmethod
     def of(cls, run: Mapping[str, Any]) -> "Head":
-        """From ``run.json``."""
+        """Extracts them from ``run.json``."""
         spec, name = run["spec"], str(run["run_id"])
         model = str(spec["model"]).rstrip("/").rpartition("/")[2]
         trials = [trial for trial in run["trials"].values() if trial.get("station")]
@@ -126,7 +126,7 @@ def _is_result(name: str) -> bool:
 
 
 def _local(directory: RunDirectory, name: str, folder: Path) -> Path:
-    """The file itself, or a copy: of what is not on this disk, or holds keys, as an earlier version's may."""
+    """The file itself, or a copy if it is not on this disk or holds keys, as one of an earlier version may."""
     if directory.local_path is not None and not name.endswith((".json", ".html")):
         return Path(directory.local_path) / name
     found = directory.read(name)

@@ -1,4 +1,4 @@
-"""Whether, how and where a run goes to W&B, as its own client would find it out. Asks no server."""
+"""Decides whether, how and where a run goes to W&B, as W&B's own client would. Asks no server."""
 
 import configparser
 import netrc
@@ -20,7 +20,7 @@ NO = ("", "0", "false", "no", "off")
 def resolve_mode(asked: str) -> str:
     """``online``, ``offline`` or ``off``; ``auto`` follows the environment and W&B's settings, else a key is online.
 
-    ``WANDB_DISABLED``, ``WANDB_MODE`` and what ``wandb disabled`` or ``wandb offline`` wrote are heard in that order.
+    ``WANDB_DISABLED``, ``WANDB_MODE`` and what ``wandb disabled`` or ``wandb offline`` wrote take precedence so.
 
     Raises:
         UsageError: an unknown mode.
@@ -61,7 +61,7 @@ def _has_key() -> bool:
 
 
 def _setting(name: str) -> str:
-    """What the folder's settings file of W&B says, else the user's."""
+    """The value in W&B's settings file of the current folder, else in the user's."""
     here = Path(os.environ.get("WANDB_DIR") or ".")
     own = Path(os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb"))
     for place in (here / ".wandb", here / "wandb", own):
