@@ -167,7 +167,7 @@ def _quota(folder: Path, version: int) -> float | None:
 def read_text(path: Path) -> str:
     """The text of a file without white space around it; empty if it can't be read."""
     try:
-        return path.read_text(errors="replace")
+        return path.read_text(errors="replace").strip()
     except OSError:
         return ""
 
