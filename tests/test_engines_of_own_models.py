@@ -4,9 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import quirks
+import torch
 from launches import made_trial
 
-from chatbot.variants import BASELINE, CONTROL, Workload
+from chatbot import cache
+from chatbot.variants import BASELINE, CONTROL, UnavailableError, Workload, exported
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.launch import Alone
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
@@ -73,3 +76,76 @@ def test_a_converter_that_crashes_costs_its_own_row() -> None:
     work.close()  # type: ignore[attr-defined]
     assert "SIGSEGV in torchscript" in str(first.facts["torchscript"].skipped)
     assert all(first.facts[name].failed is None and first.facts[name].replies for name in (BASELINE, CONTROL))
+
+
+@pytest.mark.parametrize(("name", "extra"), [("onnx", "onnx"), ("onnx-int8", "onnx"), ("openvino", "openvino")])
+def test_a_missing_exporter_is_skipped_with_the_line_that_installs_it(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exported, "find_spec", lambda package: None if package == "onnxscript" else package)
+    found = facts_of("quirks:forms", name)[name]
+    assert (found.failed, found.skipped) == (
+        None,
+        f"onnxscript is not installed: pip install 'latency-matrix[{extra}]'",
+    )
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(cache.CACHE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize(
+    ("name", "package"), [("onnx", "onnxruntime"), ("onnx-int8", "onnxruntime"), ("openvino", "openvino")]
+)
+def test_an_exported_graph_answers_in_the_models_form(name: str, package: str) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip(package)
+    found = facts_of("quirks:forms", name)[name]
+    assert (found.failed, found.skipped, found.invalid, found.identical) == (None, None, None, found.replies)
+    assert found.replies >= 8
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_graph_is_exported_once_for_all_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    onnx_export = pytest.importorskip("chatbot.variants.onnx_export")
+    made = []
+    monkeypatch.setattr(onnx_export, "_export", lambda program, path, int8: made.append(path.write_bytes(b"graph")))
+    inputs = (torch.rand(1, 3),)
+    for weight in (1.0, 1.0, 2.0):
+        layer = torch.nn.Linear(3, 2)
+        torch.nn.init.constant_(layer.weight, weight)
+        torch.nn.init.zeros_(layer.bias)
+        assert onnx_export.graph_of(layer, inputs)[0] == b"graph"
+    assert len(made) == 2  # other weights are another graph
+
+
+def test_what_has_no_product_is_not_quantised() -> None:
+    pytest.importorskip("onnxscript")
+    found = facts_of("quirks:adding", "onnx-int8")["onnx-int8"]
+    assert found.skipped == "this model has no product with constant weights to quantise"
+
+
+def test_an_answer_that_holds_an_object_is_named() -> None:
+    with pytest.raises(UnavailableError, match=r"a Box in the model's answer is no tensor"):
+        exported.exported(quirks.Boxed(), (torch.rand(1),))
+
+
+def test_what_torch_can_not_export_is_told_by_its_own_first_sentence() -> None:
+    with pytest.raises(
+        UnavailableError, match=r"torch\.export can't take this model: Could not guard on data-dependent"
+    ):
+        exported.exported(quirks.Branching(), (torch.rand(1),))
+
+
+@torch.inference_mode()
+def test_a_module_made_in_inference_mode_is_exported_with_its_tied_weights() -> None:
+    program, form = exported.exported(quirks.Forms(), (torch.rand(2, 16), torch.rand(3)))
+    assert program.state_dict["module.out.weight"] is program.state_dict["module.back.weight"]
+    answer = form([torch.zeros(1), torch.ones(1), torch.zeros(()), torch.zeros(2)])
+    assert list(answer) == ["scores", "input", "none", "two", "size"]
+    assert (answer["input"], answer["none"], answer["size"]) == (torch.ones(1), None, 16)

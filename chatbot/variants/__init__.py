@@ -147,6 +147,7 @@ _TABLE = (
         dtype=INT8,
         devices=("cpu",),
         stops_at_eos=True,
+        prepare_module=_at("int8:prepare_module_script"),
     ),
     Variant(
         "onnx",
@@ -158,6 +159,7 @@ _TABLE = (
         stops_at_eos=True,
         needs=("latency-matrix[onnx]",),
         prepare_s=1.5,
+        prepare_module=_at("onnx_runtime:prepare_module"),
     ),
     Variant(
         "onnx-int8",
@@ -170,6 +172,7 @@ _TABLE = (
         stops_at_eos=True,
         needs=("latency-matrix[onnx]",),
         prepare_s=1.0,
+        prepare_module=_at("onnx_runtime:prepare_module_int8"),
     ),
     Variant(
         "openvino",
@@ -181,6 +184,7 @@ _TABLE = (
         stops_at_eos=True,
         needs=("latency-matrix[openvino]",),
         prepare_s=2.0,
+        prepare_module=_at("openvino_runtime:prepare_module"),
     ),
     Variant(
         "native",

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from chatbot.model import Chatbot, Encoder
 from chatbot.variants.base import Reply, UnavailableError, Workload, converting
 from chatbot.variants.search import replying, search_of
-from chatbot.variants.torchscript import scripted
+from chatbot.variants.torchscript import scripted, traced
 
 LAST_KNOWN = "2.14.1"  # the latest release that was seen to have it
 
@@ -83,3 +83,8 @@ def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Work
     with converting("dynamic quantisation"):  # some layers look at weights that are packed now
         found(*inputs)
     return found.eval()
+
+
+def prepare_module_script(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
+    """A trace of what ``prepare_module`` makes."""
+    return traced(prepare_module(module, inputs, workload), inputs)

@@ -1,33 +1,42 @@
-"""OpenVINO: the same graph, set to compute in fp32 (by default it uses bf16 if the CPU has it).
+"""OpenVINO: the same graphs, set to compute in fp32 (by default it uses bf16 if the CPU has it).
 
 Source: https://docs.openvino.ai/2025/openvino-workflow/running-inference/optimize-inference/precision-control.html
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chatbot.model import Chatbot
 from chatbot.variants.base import Reply, UnavailableError, Workload
+from chatbot.variants.exported import Form, require
 from chatbot.variants.search import filled
 
 HELP = "pip install 'latency-matrix[openvino]'"
 
 
+def compiled(model: bytes, workload: Workload) -> Any:
+    """A graph compiled for one request at a time; its threads stay on the process's cores."""
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": workload.threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+    }
+    return core.compile_model(core.read_model(model), "CPU", settings)
+
+
 class Inferring:
-    """A compiled graph and its one request; its threads stay on the process's cores."""
+    """The chatbot's search: a compiled graph and its one request."""
 
     def __init__(self, model: bytes, workload: Workload) -> None:
-        import openvino
-
-        core = openvino.Core()
-        settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": workload.threads,
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,
-        }
-        self.compiled_model = core.compile_model(core.read_model(model), "CPU", settings)
+        self.compiled_model = compiled(model, workload)
         self.request = self.compiled_model.create_infer_request()
         self.stop, self.steps = workload.stop_at_eos, workload.reply_tokens
         self.limit = np.array(self.steps)
@@ -50,3 +59,32 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
         raise UnavailableError(f"{error.name} is not installed: {HELP}") from None
     model = greedy_graph(chatbot, written_out=True, stop_at_eos=workload.stop_at_eos)
     return Inferring(model.SerializeToString(), workload)
+
+
+class Answering:
+    """Any module's graph and its one request; inputs are read where they lie."""
+
+    def __init__(self, model: bytes, form: Form, workload: Workload) -> None:
+        import onnx
+
+        self.compiled_model = compiled(model, workload)
+        self.request = self.compiled_model.create_infer_request()
+        read = {name for one in self.compiled_model.inputs for name in one.names}  # without those that nothing uses
+        graph = onnx.load_from_string(model).graph
+        self._form, self._places = form, range(len(self.compiled_model.outputs))
+        self._names = [one.name if one.name in read else None for one in graph.input]
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        named = zip(self._names, inputs, strict=True)
+        given = {name: one.contiguous().numpy() for name, one in named if name is not None}
+        self.request.infer(given, share_inputs=True, share_outputs=True)
+        # Copied: the next call overwrites them.
+        return self._form([torch.from_numpy(self.request.get_output_tensor(i).data.copy()) for i in self._places])
+
+
+def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> Callable[..., Any]:
+    """Any module, through its ONNX graph."""
+    require("openvino", "openvino", "onnx", "onnxscript")
+    from chatbot.variants.onnx_export import graph_of
+
+    return Answering(*graph_of(module, inputs), workload)

@@ -83,3 +83,52 @@ def only_modules(chatbot: Chatbot, workload: Workload) -> Reply:
 
 
 HALVED = Variant("halved", "", only_modules, True, "eager", prepare_module=halved)
+
+
+class Forms(nn.Module):
+    """Answers in a nested form, its input among it, after recurrent layers with a tied weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out, self.back = nn.LSTM(16, 16, batch_first=True), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.back.weight = self.out.weight
+
+    def forward(self, x: Tensor, unused: Tensor) -> dict[str, Any]:
+        hidden, _ = self.first(x.unsqueeze(1))
+        scores = self.back(torch.relu(self.out(hidden.squeeze(1))))
+        return {"scores": scores, "input": x, "none": None, "two": (scores.sum(), scores.argmax(1)), "size": 16}
+
+
+def same_forms(answer: dict[str, Any], baselines: dict[str, Any]) -> bool:
+    """Scores within what 8 bits leave, all else as it is."""
+    rest = [[one["none"], one["size"], list(one), one["two"][1].shape] for one in (answer, baselines)]
+    scores = torch.allclose(answer["scores"], baselines["scores"], rtol=0, atol=0.05)
+    return scores and torch.equal(answer["input"], baselines["input"]) and rest[0] == rest[1]
+
+
+def forms() -> OwnModel:
+    inputs = lambda i, w: (torch.rand(w.batch, 16), torch.rand(3))  # noqa: E731
+    return OwnModel(Forms(), inputs, same_forms)
+
+
+class Box:
+    """An output object that pytree does not know."""
+
+
+class Boxed(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Box]:
+        return x + 1, Box()
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x
+
+
+class Adding(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+def adding() -> OwnModel:
+    return OwnModel(Adding(), floats, close)
