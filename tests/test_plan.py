@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from chatbot.config import PRESETS, Config
 from chatbot.variants import Workload
-from ray_jobs.driver.plan import Duration, estimate, reply_seconds
+from ray_jobs.driver.plan import Duration, estimate, reply_seconds, typical
 from ray_jobs.spec import Spec, read_spec
 
 CONFIG = PRESETS["small"]
 SPEC = read_spec(None, {})
 WORKLOAD = Workload()
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 FROM_BYTES = "estimated from the bytes read"
 WORKLOADS = st.builds(
     Workload,
@@ -151,6 +152,23 @@ def test_a_larger_budget_never_takes_less(workload: Workload, budget: float, mor
     )
     assert small.least_s <= large.least_s
     assert small.most_s <= large.most_s
+
+
+@pytest.mark.parametrize(
+    ("run", "model"), [("variants-tutorial", "tutorial"), ("make-matrix", "small"), ("seed", "tutorial")]
+)
+def test_the_time_is_within_a_quarter_where_the_machines_speed_is_known_and_in_the_range_where_not(
+    run: str, model: str
+) -> None:
+    """Each took the least launches; its own eager latency tells how fast its machine was."""
+    record, rows = (json.loads((RESULTS / run / name).read_text()) for name in ("run.json", "matrix.json"))
+    asked = {key: record["spec"][key] for key in ("budget", "precision")}
+    spec = read_spec(None, {**asked, "variants": ",".join(record["spec"]["variants"])})
+    (took,) = (trial["seconds"] for trial in record["trials"].values() if trial["status"] == "done")
+    (eager_ms,) = (row["p50_ms"] for row in rows if row["variant"] == "eager" and row["status"] == "done")
+    assert typical(spec, WORKLOAD, eager_ms / 1e3).least_s == pytest.approx(took, rel=0.25)
+    guessed = estimate(spec, WORKLOAD, PRESETS[model], "nowhere")
+    assert guessed.least_s <= took <= guessed.most_s
 
 
 @given(WORKLOADS)

@@ -1,7 +1,7 @@
 """Estimates how long a trial takes, from the latest similar run, else from the bytes that a reply reads."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,24 @@ from ray_jobs.statistics import LEAST_LAUNCHES
 
 BYTES_PER_S = 10e9  # what one thread's fp32 matrix-vector products read from memory
 OVERHEAD_S = 150e-6  # of a step's small operations in Python
-LAUNCH_S = 0.8  # fork, weights, scripting and comparing replies, at small size
+QUICK, SLOW = 0.5, 1.25  # of that guess; between them lie the eager latencies of the runs make-matrix, variants-tutorial and seed
+LAUNCH_S = 0.3  # fork, weights and scripting, at small size
 START_S = 7.0  # of a trial: a worker and a fork server that import torch, and the launches for memory and limit
+# A variant's reply over eager's; of those that are not here, as long as eager's. Of the run variants-tutorial.
+OF_EAGER = {
+    "torchscript": 0.93,
+    "torchscript-frozen": 0.93,
+    "torchscript-optimized": 0.73,
+    "export-aoti": 0.92,
+    "bf16": 0.60,
+    "int8": 0.17,
+    "int8-torchscript": 0.09,
+    "native": 0.14,
+    "native-int8": 0.05,
+    "onnx": 0.36,
+    "onnx-int8": 0.10,
+    "openvino": 0.37,
+}
 
 
 @dataclass(frozen=True)
@@ -81,19 +97,36 @@ def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Durat
         seconds, run_id = known
         return Duration(seconds, seconds, f"run {run_id}")
     reply_s = reply_seconds(config, workload)
-    present = [variant for variant in map(_entry, spec.variants) if workload.device in variant.devices]
+    low, guess, high = (typical(spec, workload, share * reply_s) for share in (QUICK, 1.0, SLOW))
+    return Duration(low.least_s, max(low.least_s, high.most_s), guess.source, guess.untimed_s)
+
+
+def typical(spec: Spec, workload: Workload, reply_s: float) -> Duration:
+    """The time of one trial where an eager reply takes ``reply_s``: least where the precision is soon reached.
+
+    Within 25% of the committed runs, whose eager latency is known; how fast another machine is can only be guessed.
+    """
+    present = [(name, variant) for name in spec.variants if workload.device in (variant := _entry(name)).devices]
     variants = len(present)
     calls = min(MOST_CALLS, max(CALLS, int(TURN_NS / 1e9 / reply_s)))
-    round_s = variants * (1 + calls) * reply_s
+    turn_s = reply_s * sum(OF_EAGER.get(name, 1.0) for name, _ in present)
     launches = up_to_multiple(LEAST_LAUNCHES, len(spec.variants))
-    rounds = min(up_to_multiple(ROUNDS, variants), int(0.9 * spec.budget / launches / round_s) // variants * variants)
-    prepare_s = sum(variant.prepare_s for variant in present)
-    launch_s = LAUNCH_S + prepare_s + variants * WARMUP_CALLS * reply_s + max(variants, rounds) * round_s
-    approximate = sum(not variant.exact for variant in present)
-    asked = LEAST_COMPARED / workload.batch * (1 + approximate) if approximate else 0
-    alone_s = START_S + min(prepare_s + asked * reply_s, untimed_s(spec.budget))
-    least = alone_s + launches * launch_s
-    return Duration(least, max(least, spec.budget + alone_s), "estimated from the bytes read", alone_s)
+    affordable = int(0.9 * spec.budget / launches / ((1 + calls) * turn_s)) // variants * variants
+    rounds = max(variants, min(up_to_multiple(ROUNDS, variants), affordable))
+    prepare_s = sum(variant.prepare_s for _, variant in present)
+    launch_s = LAUNCH_S + prepare_s + (WARMUP_CALLS + rounds * (1 + calls)) * turn_s
+    untimed = START_S + _alone_s(spec, workload, reply_s, present)
+    least = untimed + launches * launch_s
+    return Duration(least, max(least, spec.budget + untimed), "estimated from the bytes read", untimed)
+
+
+def _alone_s(spec: Spec, workload: Workload, reply_s: float, present: Sequence[tuple[str, Variant]]) -> float:
+    """Of each variant in a process of its own: preparing it, before the launches too if it compiles, and replies."""
+    kept_s = sum(variant.prepare_s for _, variant in present if variant.cached)
+    prepare_s = sum(variant.prepare_s for _, variant in present)
+    approximate = [OF_EAGER.get(name, 1.0) for name, variant in present if not variant.exact]
+    asked_s = LEAST_COMPARED / workload.batch * (1 + sum(approximate)) * reply_s if approximate else 0.0
+    return kept_s + min(prepare_s + asked_s, untimed_s(spec.budget))
 
 
 def _entry(name: str) -> Variant:
