@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from chatbot.variants import BASELINE, CONTROL, variant_named
+from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
 from ray_jobs import statistics
 from ray_jobs.matrix.row_warnings import drift_of, gpus_of, imprecision, interference_of, sentinel_ms, warnings_of
 from ray_jobs.measure import interference, roofline
@@ -138,7 +138,7 @@ def rows_of(
                 measured |= _limited(
                     limits.of.get(variant),
                     measured,
-                    trial.workload.batch,
+                    trial.workload,
                     interference.complaint(interference_of(launches)),
                 )
                 if common["exact"] is False and measured["compared_replies"] < LEAST_COMPARED:
@@ -206,10 +206,11 @@ def _not_known(memory: str | None, limits: str | None) -> list[str]:
 
 
 def _limited(
-    limit: roofline.Limit | None, measured: Mapping[str, Any], batch: int, complaint: str | None
+    limit: roofline.Limit | None, measured: Mapping[str, Any], workload: Workload, complaint: str | None
 ) -> dict[str, Any]:
     """The distance of a variant from its limit, and its warnings."""
-    found = roofline.columns(limit, measured["p50_ms"], batch, disturbed=complaint is not None)
+    disturbed, own = complaint is not None, workload.own_model
+    found = roofline.columns(limit, measured["p50_ms"], workload.batch, disturbed, own)
     doubt = roofline.warning(found.get("of_limit"))
     return found | ({"warnings": (*measured["warnings"], doubt)} if doubt else {})
 

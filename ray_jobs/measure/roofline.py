@@ -5,9 +5,10 @@ architectures*, CACM 52(4), 2009), phase by phase: a phase lasts at least as lon
 waits for the one before, so phases add up. docs/method.md, "The limit", says what is counted and what is not.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,9 @@ class Phase:
     times: int
     reads: tuple[Read, ...]  # at the same time
     flops: int  # a multiplication and an addition are two
+
+
+PhasesIn = Callable[[Precision], tuple[Phase, ...]]  # a call in some precision
 
 
 @dataclass(frozen=True)
@@ -208,14 +212,19 @@ def _precision(dtype: str) -> Precision | None:
 
 
 def limit_of(config: Config, workload: Workload, dtype: str, speeds: Speeds) -> Limit | None:
-    """The limit of a program with weights of this type; None for an unknown type.
+    """The limit of the chatbot with weights of this type; None for an unknown type.
 
     It is also None if replies may stop early: the number of steps is not known in advance.
     """
+    return None if workload.stop_at_eos else limit(partial(phases_of, config, workload), dtype, speeds)
+
+
+def limit(phases_in: PhasesIn, dtype: str, speeds: Speeds) -> Limit | None:
+    """The limit of a program with weights of this type; None for an unknown type."""
     precision = _precision(dtype)
-    if precision is None or workload.stop_at_eos:
+    if precision is None:
         return None
-    phases = phases_of(config, workload, precision)
+    phases = phases_in(precision)
     peak = speeds.peak(precision.product)
     memory = [1e3 * max(map(speeds.seconds, phase.reads)) for phase in phases]  # ms
     compute = [1e-6 * phase.flops / peak for phase in phases]
@@ -227,18 +236,25 @@ def limit_of(config: Config, workload: Workload, dtype: str, speeds: Speeds) -> 
         compute_ms=sum(n * ms for n, ms in zip(times, compute, strict=True)),
         moved_mb=moved / 1e6,
         gflop=sum(phase.times * phase.flops for phase in phases) / 1e9,
-        int8_share=moved_bytes(phases_of(config, workload, PRECISIONS["int8"])) / moved,
+        int8_share=moved_bytes(phases_in(PRECISIONS["int8"])) / moved,
     )
 
 
 def limits_of(config: Config, workload: Workload, variants: Iterable[str], speeds: Speeds) -> dict[str, Limit]:
     """The limits of the variants whose program is known to be the chatbot's, in a known precision."""
+    return {} if workload.stop_at_eos else limits(partial(phases_of, config, workload), variants, speeds)
+
+
+def limits(phases_in: PhasesIn, variants: Iterable[str], speeds: Speeds) -> dict[str, Limit]:
+    """The limits of the variants whose program is known to do what ``phases_in`` counts, in a known precision."""
     entries = [variant_named(name) for name in variants]
-    known = {entry.name: limit_of(config, workload, entry.dtype, speeds) for entry in entries if entry.kind != UNKNOWN}
-    return {name: limit for name, limit in known.items() if limit is not None}
+    known = {entry.name: limit(phases_in, entry.dtype, speeds) for entry in entries if entry.kind != UNKNOWN}
+    return {name: found for name, found in known.items() if found is not None}
 
 
-def columns(limit: Limit | None, p50_ms: float | None, batch: int, disturbed: bool = False) -> dict[str, Any]:
+def columns(
+    limit: Limit | None, p50_ms: float | None, batch: int, disturbed: bool = False, own_model: bool = False
+) -> dict[str, Any]:
     """The columns of a row about the limit; empty if there is none, or nothing was measured.
 
     On a ``disturbed`` machine a latency is too long, so what explains a quarter of it explains even more of the
@@ -246,12 +262,12 @@ def columns(limit: Limit | None, p50_ms: float | None, batch: int, disturbed: bo
     """
     if limit is None or p50_ms is None:
         return {}
-    share = limit.ms / p50_ms
+    share, replies = limit.ms / p50_ms, "reply" if batch == 1 else f"{batch} replies"
     told = {"limit_ms": limit.ms, "of_limit": share, "moved_mb": limit.moved_mb}
     bound = bound_of(limit, share)
     if disturbed and bound == Bound.OVERHEAD:
         return {**told, "bound_why": DISTURBED}
-    return {**told, "bound": bound, "bound_why": _why(limit, bound, p50_ms, batch)}
+    return {**told, "bound": bound, "bound_why": _why(limit, bound, p50_ms, "call" if own_model else replies)}
 
 
 def bound_of(limit: Limit, share: float) -> Bound:
@@ -263,8 +279,7 @@ def bound_of(limit: Limit, share: float) -> Bound:
     return Bound.MEMORY if limit.memory_ms >= limit.compute_ms else Bound.COMPUTE
 
 
-def _why(limit: Limit, bound: Bound, p50_ms: float, batch: int) -> str:
-    replies = "reply" if batch == 1 else f"{batch} replies"
+def _why(limit: Limit, bound: Bound, p50_ms: float, replies: str) -> str:
     moved, sums = _size(limit.moved_mb), f"{limit.gflop:.2g} GFLOP"
     spent = f"of {p50_ms:.3g} ms"
     if bound == Bound.OVERHEAD:

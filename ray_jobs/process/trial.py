@@ -139,7 +139,6 @@ def run_trial(
         if trial.memory:
             names = [name for name in untimed.present(trial) if name not in crashes.left_out]
             yield from untimed.memory(trial, names, alone, allowance)
-        if trial.memory and not trial.workload.own_model:  # the bytes and sums of another model are not known
             yield from untimed.limits(partial(ask, partial(untimed.run_limits, trial, inputs)), allowance)
 
     yield from on_station(trial, inputs, share, work)

@@ -6,16 +6,20 @@ The budget bounds it too: ``compiling_s`` and ``untimed_s``. What does not fit i
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from chatbot.variants import BASELINE, CONTROL, variant_named
+from ray_jobs.measure import roofline
 from ray_jobs.measure.launch import Alone, measure_alone
+from ray_jobs.measure.operators import Counted, counted
 from ray_jobs.measure.replies import LEAST_COMPARED, ReplyComparison, compare_replies
 from ray_jobs.measure.result import Limits, Memory, VariantFacts
-from ray_jobs.measure.roofline import limits_of
 from ray_jobs.measure.speeds import measure_speeds
+from ray_jobs.measure.subject import subject_of
 from ray_jobs.measure.trial import Factory, Inputs, Trial, compiling_s, untimed_s
 from ray_jobs.process.server import Loss, LossKind
 
@@ -168,9 +172,23 @@ def run_alone(trial: Trial, inputs: Inputs, variant: str, compare_s: float) -> A
 
 def run_limits(trial: Trial, inputs: Inputs) -> Limits:
     """Runs in a process of its own: measures the station's speeds and derives the variants' limits from them."""
-    assert not isinstance(inputs.model, Factory)
+    if isinstance(inputs.model, Factory):
+        found = _counted(trial, inputs)
+        if found.unknown is not None:
+            return Limits(lost=f"what {found.unknown} reads and multiplies is not known")
+        speeds = measure_speeds(trial.workload.device)
+        return Limits(speeds, roofline.limits(found.phases, trial.variants, speeds))
     speeds = measure_speeds(trial.workload.device)
-    return Limits(speeds, limits_of(inputs.model.load().config, trial.workload, trial.variants, speeds))
+    return Limits(speeds, roofline.limits_of(inputs.model.load().config, trial.workload, trial.variants, speeds))
+
+
+@torch.inference_mode()
+def _counted(trial: Trial, inputs: Inputs) -> Counted:
+    """What the baseline reads and multiplies in a call of an own model."""
+    subject = subject_of(inputs.model, inputs.pool(trial.workload), trial.workload)
+    reply = subject.fresh()(variant_named(BASELINE))
+    asked = subject.questions.next()
+    return counted(partial(reply, *asked), asked)
 
 
 def limits(ask: Callable[[float], Any], allowance: Allowance) -> Iterator[Alive | Limits]:

@@ -1,0 +1,1 @@
+"""Models of the kinds that people bring, with random weights: ``--model models.cnn:factory`` in ``examples``."""
