@@ -21,7 +21,8 @@ from ray_jobs.statistics import LEAST_LAUNCHES
 
 BYTES_PER_S = 10e9  # what one thread's fp32 matrix-vector products read from memory
 OVERHEAD_S = 150e-6  # of a step's small operations in Python
-QUICK, SLOW = 0.5, 1.25  # of that guess; between them lie the eager latencies of the runs make-matrix, variants-tutorial and seed
+# Of that guess; between them lie the eager latencies of the runs make-matrix, variants-tutorial and seed.
+QUICK, SLOW = 0.5, 1.25
 LAUNCH_S = 0.3  # fork, weights and scripting, at small size
 START_S = 7.0  # of a trial: a worker and a fork server that import torch, and the launches for memory and limit
 # A variant's reply over eager's; of those that are not here, as long as eager's. Of the run variants-tutorial.
