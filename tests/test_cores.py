@@ -149,7 +149,7 @@ def test_the_big_cores_of_an_arm_are_taken(tmp_path: Path) -> None:
 def test_without_a_topology_the_last_cores_are_taken_and_that_it_was_not_told_is_said(tmp_path: Path) -> None:
     assert topology(tmp_path / "nowhere") == Topology()
     found = choose_cores((0, 1, 2), 2, Topology())
-    assert found == CoreChoice((1, 2), (), (0,), "1,2 (which share a core is not told)")
+    assert found == CoreChoice((1, 2), (), (0,), "1,2 (which of them share a core is unknown)")
     assert choose_cores((3,), 1, Topology()).cpus == (3,)
     with pytest.raises(ValueError, match="3 threads asked for, but the station has 2 cores"):
         choose_cores((0, 1), 3, Topology())

@@ -144,7 +144,7 @@ def test_launches_do_not_inherit_where_threads_should_be_bound(monkeypatch: pyte
     given: list[dict[str, str]] = []
 
     class Started:
-        pid = -1
+        pid, returncode = -1, 0
 
         def __init__(self, *_: object, env: dict[str, str], **__: object) -> None:
             given.append(env)

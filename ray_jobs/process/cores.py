@@ -146,7 +146,7 @@ def _described(choice: CoreChoice, free: Sequence[int], machine: Topology) -> st
     nodes = {machine.nodes.get(cpu, 0) for cpu in free}
     parts = [f"{_named(choice.empty)} left empty"] if choice.empty else []
     parts += [f"node {_named({machine.nodes.get(cpu, 0) for cpu in choice.cpus})}"] if len(nodes) > 1 else []
-    parts += [] if machine.siblings else ["which share a core is not told"]
+    parts += [] if machine.siblings else ["which of them share a core is unknown"]
     return _named(choice.cpus) + (f" ({'; '.join(parts)})" if parts else "")
 
 

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,8 +38,6 @@ PRIVATE = {
     "x_save_requirements": False,
 }
 SEND_EVERY_S = 2.0  # what was logged; W&B's own 15 s would be too late for a run that is cut short
-
-Tell = Callable[[dict[str, Any]], None]
 
 
 class NotWholeError(RuntimeError):
