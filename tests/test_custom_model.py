@@ -217,13 +217,6 @@ def test_the_plan_says_that_the_budget_decides(
     assert "cpu, batch 1, threads 1: about 33 s a station" in capsys.readouterr().out
 
 
-def test_its_replies_are_not_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["ray_jobs", "trace", "--model", EXAMPLE])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert (ended.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
-
-
 @pytest.mark.process
 def test_a_launch_finds_the_factory_wherever_its_server_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

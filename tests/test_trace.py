@@ -11,12 +11,14 @@ from launches import WORKLOAD, made_launch, prompts, tiny
 from torch import Tensor, nn
 from torch.profiler import profile
 
-from chatbot.variants import VARIANTS, Reply
+from chatbot.variants import VARIANTS, Reply, Workload
 from ray_jobs.cluster import events
 from ray_jobs.cluster.times import Moments
 from ray_jobs.measure.result import Memory
-from ray_jobs.process.profile.phases import ENCODE, REPLY, STEP, named, networks
-from ray_jobs.process.profile.profiler import Operator, Traced
+from ray_jobs.measure.trial import Factory
+from ray_jobs.process.profile.launches import traced_variants
+from ray_jobs.process.profile.phases import CALL, ENCODE, REPLY, STEP, named, networks
+from ray_jobs.process.profile.profiler import REPLIES, Operator, Traced, trace_variant
 from ray_jobs.process.profile.shares import Shares, kind_of, merged, overlap, shares_of
 from ray_jobs.process.trial import Committed, Waiting
 from ray_jobs.process.untimed import Alive
@@ -68,6 +70,23 @@ def test_networks_that_python_calls_are_found_in_traces_too() -> None:
 def test_a_search_that_stops_early_is_one_reply() -> None:
     search = tiny().search()
     assert phases_of(lambda batch, lengths: search(batch, lengths, STEPS - 1)[0]) == [REPLY]
+
+
+def test_a_model_of_ones_own_is_traced_as_calls_without_what_makes_its_inputs() -> None:
+    workload = Workload(batch=2, model="own_models:pair")
+    traced = trace_variant(workload, "eager", Factory(workload.model), torch.zeros(0, 8).long().numpy(), "one")
+    calls = {one.operator: one.calls for one in traced.operators}
+    assert (calls[CALL], calls["aten::linear"], calls["aten::relu"]) == (REPLIES, 2 * REPLIES, REPLIES)
+    assert not {REPLY, ENCODE, "aten::randn", "aten::normal_"} & calls.keys()
+    assert traced.shares is not None
+    assert traced.shares.kernel_ms > 0
+    assert (traced.shares.encode_ms, traced.shares.decode_ms) == (None, None)
+
+
+def test_what_needs_the_chatbot_is_not_traced_of_another_model() -> None:
+    names = ("eager", "eager-again", "torchscript", "native")
+    assert traced_variants(names) == ("eager", "torchscript", "native")
+    assert traced_variants(names, own_model=True) == ("eager", "torchscript")
 
 
 def test_nothing_stays_hooked() -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatbot.errors import UsageError
-from chatbot.variants import is_own
 from ray_jobs.cli.options import (
     AddressOption,
     JobOut,
@@ -61,7 +60,7 @@ def trace(
         refuse_flags(given, "traces in a run are of what it measured", "--run")
     elif timeline_only:
         raise UsageError("--timeline-only needs a run: give --run RUN")
-    asked = None if run is not None else _traceable(read_spec(spec, flags))
+    asked = None if run is not None else read_spec(spec, flags)
     if asked is not None:
         check_uploaded(asked.model, asked.corpus)
     root, cluster = out or default_out(), ray_address(address)
@@ -75,7 +74,7 @@ def trace(
     earlier = None if run is None else Earlier.of(run, root)
     if earlier is not None:
         require_trust(earlier.spec, earlier.directory.shown, trust or timeline_only)
-        asked = earlier.spec if timeline_only else _traceable(earlier.spec)
+        asked = earlier.spec
     name = earlier.id if earlier else run_id or new_run_id()
     directory = earlier.directory if earlier else RunDirectory.named(root, name)
     tracing = job.Tracing(asked or Spec(), name, directory, earlier)
@@ -91,12 +90,6 @@ def trace(
     if as_json:
         typer.echo(json.dumps({"run_dir": directory.shown, "run_id": name, **kinds}))
     raise typer.Exit(int(tracing.failed))
-
-
-def _traceable(spec: Spec) -> Spec:
-    if is_own(spec.model):
-        raise UsageError(f"replies of the chatbot are traced, and model {spec.model!r} is another one")
-    return spec
 
 
 def _run(tracing: "Tracing", where: "Where") -> None:

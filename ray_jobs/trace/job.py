@@ -211,7 +211,8 @@ def _of_the_run(trials: Mapping[str, TrialState], earlier: Earlier) -> dict[str,
 
 
 def _tracing(job: Job) -> Job:
-    return replace(job, traces=True, trial=replace(job.trial, variants=traced_variants(job.trial.variants)))
+    traced = traced_variants(job.trial.variants, job.trial.workload.own_model)
+    return replace(job, traces=True, trial=replace(job.trial, variants=traced))
 
 
 def _title(state: TrialState) -> str:

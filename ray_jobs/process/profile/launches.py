@@ -4,16 +4,21 @@ from collections.abc import Iterator
 from functools import partial
 
 from chatbot.variants import variant_named
-from ray_jobs.measure.trial import Factory, Inputs, Trial
+from ray_jobs.measure.trial import Inputs, Trial
 from ray_jobs.process.cores import CoreChoice
 from ray_jobs.process.profile.profiler import Traced, trace_variant
 from ray_jobs.process.server import Loss
 from ray_jobs.process.trial import WHOLE, Ask, Share, Waiting, on_station
 
 
-def traced_variants(variants: tuple[str, ...]) -> tuple[str, ...]:
-    """The variants to trace; not the control, which is its baseline's program entered a second time."""
-    return tuple(name for name in variants if variant_named(name).control_of is None)
+def traced_variants(variants: tuple[str, ...], own_model: bool = False) -> tuple[str, ...]:
+    """The variants to trace; not the control, which is its baseline's program entered a second time.
+
+    Of an own model not those that need the chatbot's structure.
+    """
+    entries = (variant_named(name) for name in variants)
+    taken = (entry for entry in entries if not own_model or entry.prepare_module is not None)
+    return tuple(entry.name for entry in taken if entry.control_of is None)
 
 
 def run_traces(trial: Trial, inputs: Inputs, share: Share = WHOLE) -> Iterator[Traced | Waiting]:
@@ -24,7 +29,6 @@ def run_traces(trial: Trial, inputs: Inputs, share: Share = WHOLE) -> Iterator[T
     """
 
     source, pool = inputs.model, inputs.pool(trial.workload)
-    assert not isinstance(source, Factory)
 
     def work(ask: Ask, _: CoreChoice) -> Iterator[Traced]:
         for name in trial.variants:

@@ -11,6 +11,7 @@ from torch.nn.modules import module as every_module
 from torch.profiler import record_function
 
 REPLY, ENCODE, STEP = "reply", "encode", "decode step"  # the steps are numbered from 1
+CALL = "call"  # the only phase of a model that is not the chatbot
 ENCODER, DECODER = "Encoder", "Decoder"  # how the names of the networks' classes end
 
 
@@ -48,8 +49,8 @@ def _role(module: nn.Module) -> str | None:
 
 
 @contextmanager
-def named(found: tuple[nn.Module, nn.Module] | None) -> Iterator[Callable[[], Any]]:
-    """Gives the phase ``reply``, to be entered around each call; within the block the networks name theirs too."""
+def named(found: tuple[nn.Module, nn.Module] | None, whole: str = REPLY) -> Iterator[Callable[[], Any]]:
+    """Gives the phase ``whole``, to be entered around each call; within the block the networks name theirs too."""
     step = 0
     open_phases: list[record_function] = []
 
@@ -70,7 +71,7 @@ def named(found: tuple[nn.Module, nn.Module] | None) -> Iterator[Callable[[], An
     def reply() -> Iterator[None]:
         nonlocal step
         step = 0
-        with record_function(REPLY):
+        with record_function(whole):
             yield
 
     with ExitStack() as hooks:

@@ -20,9 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 from chatbot.variants import Reply, Workload, prepared, variant_named
 from ray_jobs.measure.gpu import require_float32
 from ray_jobs.measure.rounds import WARMUP_CALLS
+from ray_jobs.measure.subject import subject_of
 from ray_jobs.measure.timing import timer_for
-from ray_jobs.measure.trial import ChatbotSource
-from ray_jobs.process.profile.phases import named, networks
+from ray_jobs.measure.trial import Factory, ModelSource
+from ray_jobs.process.profile.phases import CALL, REPLY, named, networks
 from ray_jobs.process.profile.shares import Shares, kind_of, shares_of
 
 REPLIES = 5  # in a trace
@@ -67,25 +68,23 @@ class Traced:
     kernels: tuple[Kernel, ...] = ()  # none on a CPU
 
 
-def trace_variant(
-    workload: Workload, variant: str, source: ChatbotSource, pool: NDArray[np.int64], trial: str
-) -> Traced:
+def trace_variant(workload: Workload, variant: str, source: ModelSource, pool: NDArray[np.int64], trial: str) -> Traced:
     """Traces one variant in this process; ``pool`` are prompts (N, T), ``trial`` is written into the trace."""
     require_float32()
     with torch.inference_mode():
-        batches = _batches(pool, workload)
-        reply = prepared(variant_named(variant), source.load().to(workload.device), workload)
+        reply, batches = _subject(workload, variant, source, pool)
         timer = timer_for(workload.device)
         for _ in range(WARMUP_CALLS):
             timer.call(reply, *next(batches))
         readings = [timer.call(reply, *next(batches))[1] for _ in range(REPLIES)]
-        found = networks(lambda: reply(*next(batches)), workload.reply_tokens)
+        own = workload.own_model
+        found = None if own else networks(lambda: reply(*next(batches)), workload.reply_tokens)
         with profile(activities=_activities(workload)):  # the first one prepares the profiler itself
             _answer(reply, *next(batches), workload)
         recording = profile(activities=_activities(workload), record_shapes=True, profile_memory=True)
-        with recording as profiler, named(found) as phase:
-            for _ in range(REPLIES):
-                batch = next(batches)
+        asked = [next(batches) for _ in range(REPLIES)]  # made here: the operators that make them are not the model's
+        with recording as profiler, named(found, CALL if own else REPLY) as phase:
+            for batch in asked:
                 with phase():
                     _answer(reply, *batch, workload)
     trace = _exported(profiler)
@@ -101,7 +100,17 @@ def trace_variant(
     )
 
 
-def _answer(reply: Reply, prompts: Tensor, lengths: Tensor, workload: Workload) -> None:
+def _subject(
+    workload: Workload, variant: str, source: ModelSource, pool: NDArray[np.int64]
+) -> tuple[Reply, Iterator[tuple[Any, Tensor]]]:
+    """A variant's callable, and what to ask it, for ever."""
+    if isinstance(source, Factory):
+        subject = subject_of(source, pool, workload)
+        return subject.fresh()(variant_named(variant)), iter(subject.questions.next, None)
+    return prepared(variant_named(variant), source.load().to(workload.device), workload), _batches(pool, workload)
+
+
+def _answer(reply: Reply, prompts: Any, lengths: Tensor, workload: Workload) -> None:
     reply(prompts, lengths)
     if workload.device == "cuda":
         torch.cuda.synchronize()

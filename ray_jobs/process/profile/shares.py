@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ray_jobs.process.profile.phases import ENCODE, REPLY, STEP
+from ray_jobs.process.profile.phases import CALL, ENCODE, REPLY, STEP
 
 KERNEL, DISPATCH, INTERPRETER = "kernel", "dispatch", "interpreter"
 BACKENDS = ("CPU", "CUDA")
@@ -76,7 +76,7 @@ def _has_kernel(schema: Any) -> bool:
 def shares_of(events: Iterable[TraceEvent], device: str) -> Shares:
     """The shares of a trace's fastest reply. Raises ValueError if the trace has no reply."""
     spans = [event for event in events if event.get("ph") == "X"]
-    reply = min((e for e in spans if e["name"] == REPLY and e.get("cat") == "user_annotation"), key=_duration)
+    reply = min((e for e in spans if e["name"] in (REPLY, CALL) and e.get("cat") == "user_annotation"), key=_duration)
     start, end = _span(reply)
     own = [e for e in spans if e["tid"] == reply["tid"] and start <= e["ts"] < end and e is not reply]
     times = dict.fromkeys((KERNEL, DISPATCH, INTERPRETER), 0.0)
