@@ -123,6 +123,10 @@ class Spec(BaseModel):
         default=None, description="Seconds until a launch is ended; by default --budget, at least 60"
     )
 
+    cases: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        default=(), description="Cases of your own model, one or several; by default all that it has"
+    )
+
     @property
     def launch_timeout_s(self) -> float:
         """After which a launch is ended."""
@@ -131,7 +135,9 @@ class Spec(BaseModel):
     def plan(self) -> list[Workload]:
         """The workloads, in the order of their rows."""
         sizes = (self.device, self.batch, self.prompt_tokens, self.reply_tokens, self.threads)
-        return [Workload(*values, model=self.model, stop_at_eos=self.stop_at_eos) for values in product(*sizes)]
+        models = [f"{self.model}#{case}" for case in self.cases] or [self.model]
+        asked = product(models, product(*sizes))
+        return [Workload(*values, model=model, stop_at_eos=self.stop_at_eos) for model, values in asked]
 
 
 def read_spec(path: Path | None, flags: dict[str, Any], imports: bool = True) -> Spec:
@@ -161,6 +167,10 @@ def read_spec(path: Path | None, flags: dict[str, Any], imports: bool = True) ->
     for key in OF_THE_CHATBOT:
         if is_own(model) and key in content:
             raise UsageError(f"{key} is of the chatbot, and model {model!r} makes its own inputs: leave it out")
+    if content.get("cases") and ("#" in model or not is_own(model)):
+        raise UsageError(
+            f"cases are of a model of your own, {OWN_MODEL}, and {model or 'small'!r} has none: leave them out"
+        )
     spec = spec_of(content)
     if imports:
         import_own(spec)

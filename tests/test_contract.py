@@ -10,13 +10,15 @@ from torch import nn
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs import close
-from ray_jobs.driver.inputs import identity_of, inputs_of
+from ray_jobs.driver.inputs import identity_of, inputs_of, with_cases
+from ray_jobs.driver.trials import trial_id
 from ray_jobs.measure import contract, custom_model
 from ray_jobs.measure.contract import Findings
 from ray_jobs.measure.launch import measure
 from ray_jobs.measure.result import Launch, VariantFacts
-from ray_jobs.measure.trial import Factory
-from ray_jobs.spec import read_spec
+from ray_jobs.measure.trial import Factory, Inputs
+from ray_jobs.report.anonymous import own_names
+from ray_jobs.spec import read_spec, spec_of
 
 ANOTHER_MODULE = """
 from torch import nn, rand
@@ -157,6 +159,46 @@ def test_keyword_arguments_reach_the_module_by_name() -> None:
     assert torch.equal(model.module(mask, values)["scores"], inner(values, mask=mask)["scores"])
 
 
+def test_the_cases_of_a_factory_become_workloads_of_their_own() -> None:
+    spec = read_spec(None, {"model": "own_quirks:cases"})
+    found = contract.examine(spec.model, spec.plan(), 60.0)
+    assert found.cases == ("short", "long")
+    all_of_them = with_cases(spec, Inputs(Factory(spec.model, cases=found.cases), {}))
+    workloads = all_of_them.plan()
+    assert [one.model for one in workloads] == ["own_quirks:cases#short", "own_quirks:cases#long"]
+    assert [trial_id(one, None) for one in workloads] == ["cpu-b1-t1-short@none", "cpu-b1-t1-long@none"]
+    facts = launched("cases#long")
+    assert facts[CONTROL].identical == facts[CONTROL].replies > 0
+    assert spec_of(all_of_them.model_dump(mode="json")) == all_of_them
+    assert {"short", "own_quirks:cases#long"} <= own_names(all_of_them.model_dump())
+
+
+def test_some_of_the_cases_are_asked_alone() -> None:
+    spec = read_spec(None, {"model": "own_quirks:cases", "cases": "long"})
+    assert contract.examine(spec.model, spec.plan(), 60.0).cases == ("long",)
+    named = Workload(model="own_quirks:cases#short")
+    assert contract.examine(named.model, [named], 60.0).cases == ("short",)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("cases#middle", "model 'own_quirks:cases' has no case 'middle'; choose from: short, long"),
+        ("plain#short", "model 'own_quirks:plain' has no cases: leave 'short' out"),
+        ("misnamed", "names its cases ['a b']: use letters, digits and underscores"),
+    ],
+)
+def test_a_case_that_is_not_there_is_one_line(model: str, said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        examined(model)
+    assert said in str(refused.value)
+
+
+def test_the_chatbot_has_no_cases() -> None:
+    with pytest.raises(UsageError, match="cases are of a model of your own"):
+        read_spec(None, {"cases": "short"})
+
+
 NAN = float("nan")
 
 
@@ -209,3 +251,8 @@ def test_a_model_is_asked_in_a_process_of_its_own(name: str, timeout: float, sai
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
     assert time.monotonic() - start < 60
+
+
+def test_several_cases_are_not_one_model() -> None:
+    with pytest.raises(UsageError, match="has several cases; name one: own_quirks:cases#short, own_quirks:cases#long"):
+        custom_model.load("own_quirks:cases")

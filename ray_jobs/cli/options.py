@@ -72,8 +72,8 @@ def _flag(key: str, field: FieldInfo) -> inspect.Parameter:
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if get_origin(field.annotation) is tuple:
-        shown = ",".join(map(str, field.default))
-        kind, metavar = str, "NAME[,NAME...]" if isinstance(field.default[0], str) else "N[,N...]"
+        shown = ",".join(map(str, field.default)) or None
+        kind, metavar = str, "NAME[,NAME...]" if kinds[0] is str else "N[,N...]"
     elif NoneType in kinds and shown is not None:
         kind, metavar = str, "N|none"
     elif kind is bool and shown:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from chatbot.errors import UsageError
-from ray_jobs.driver.inputs import inputs_of
+from ray_jobs.driver.inputs import inputs_of, with_cases
 from ray_jobs.measure.launch import measure
 from ray_jobs.measure.result import TIMED, Launch, LaunchResult
 from ray_jobs.report.text import counted
@@ -24,11 +24,11 @@ def in_process(spec: Spec) -> Iterator[str]:
     Raises:
         UsageError: the model or the corpus can't be used, or the baseline can't run; one line.
     """
-    workload, *others = spec.plan()
+    inputs = inputs_of(spec)
+    workload, *others = with_cases(spec, inputs).plan()
     sizes = f"batch {workload.batch}, prompt {workload.prompt_tokens}, reply {workload.reply_tokens}"
     left_out = f"; {counted(len(others), 'other workload')} left out" if others else ""
     yield f"one launch in this process: {workload.device}, {sizes}, threads {workload.threads}{left_out}"
-    inputs = inputs_of(spec)
     torch.set_num_threads(workload.threads)
     launch = Launch(0, spec.seed, rounds=len(spec.variants), calls=CALLS)
     try:

@@ -41,7 +41,7 @@ def inputs_of(spec: Spec) -> Inputs:
 def _of_own(spec: Spec) -> Inputs:
     """Asks the model what it must be, so that its quirks cost no launches. Raises UsageError."""
     found = _examined(spec)
-    model = Factory(spec.model, found.weights, found.code, found.gradients, found.warnings)
+    model = Factory(spec.model, found.weights, found.code, found.gradients, found.warnings, found.cases)
     return Inputs(model, {length: np.zeros((0, length), dtype=np.int64) for length in spec.prompt_tokens})
 
 
@@ -68,6 +68,12 @@ def _lost(name: str, loss: Loss, timeout_s: float) -> str:
         within = f"within {timeout_s:g} s, a launch's time, in which it was busy with {loss.variant or 'itself'}"
         return f"model {name!r} was not made and asked {within}: make it faster, or give a larger --launch-timeout"
     return f"model {name!r} ends the process that it is made and asked in: {loss.reason}"
+
+
+def with_cases(spec: Spec, inputs: Inputs) -> Spec:
+    """The spec with the cases of an own model, of which each has workloads."""
+    named = isinstance(inputs.model, Factory) and "#" not in spec.model and inputs.model.cases
+    return spec.model_copy(update={"cases": named}) if named else spec
 
 
 def identity_of(inputs: Inputs, spec: Spec) -> dict[str, str]:

@@ -19,7 +19,7 @@ from ray_jobs.cluster.connection import connected, wait_for_resources
 from ray_jobs.cluster.events import Event, TrialEnded
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
-from ray_jobs.driver.inputs import identity_of, inputs_of
+from ray_jobs.driver.inputs import identity_of, inputs_of, with_cases
 from ray_jobs.driver.resume import Earlier
 from ray_jobs.driver.trials import TrialState, place_trials
 from ray_jobs.matrix.hardware import HardwareClass, classes_of
@@ -103,6 +103,7 @@ def run(
         StoreError: a launch could not be kept; the run can be resumed.
     """
     inputs = inputs_of(spec)
+    spec = with_cases(spec, inputs)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     this = Run(run_id, spec, directory, sink, identity_of(inputs, spec), now)
     if earlier is not None:

@@ -207,7 +207,8 @@ def trial_id(workload: Workload, station: Station | None) -> str:
     sizes = f"b{workload.batch}{tokens}-t{workload.threads}"
     place, _, device = station.name.rpartition(":") if station else ("none", "", workload.device)
     until = "-eos" if workload.stop_at_eos else ""
-    return f"{device}-{sizes}{until}@{place}"
+    case = f"-{name}" if (name := workload.model.partition("#")[2]) and workload.own_model else ""
+    return f"{device}-{sizes}{until}{case}@{place}"
 
 
 def _seed(seed: int, trial_id: str) -> int:

@@ -49,6 +49,7 @@ class Findings:
     code: str  # a hash of the factory's package, and of what it imports from beside that
     gradients: bool = False  # it computes some
     warnings: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()  # that were asked, of a factory that returns several
 
 
 @dataclass(frozen=True)
@@ -90,21 +91,35 @@ def _examined(name: str, workloads: Sequence[Workload], timeout_s: float) -> Fin
     busy.enter(list(Step))
     busy.on(Step.FACTORY)
     start = time.monotonic()
-    model = custom_model.load(name)
+    cases = custom_model.load_cases(name.partition("#")[0])
     took_s = time.monotonic() - start
     warnings = []
     if took_s > SLOW_SHARE * timeout_s:
         warnings.append(f"the factory takes {took_s:.0f} s of the {timeout_s:.0f} s that each launch may take")
-    weights = ""
-    for workload in dict.fromkeys(replace(one, device="cpu", threads=1) for one in workloads):
+    weights: dict[str, str] = {}  # by case
+    for workload in _workloads(list(cases), workloads):
         busy.on(Step.INPUTS)
+        model, case = custom_model.case_of(workload.model, cases), workload.model.partition("#")[2]
         ready = custom_model.ready(model, workload)
-        weights = weights or _hash(hashes(model.module))
+        weights.setdefault(case, _hash(hashes(model.module)))
         _require_inputs(ready, workload)
         busy.on(Step.CALL)
-        warnings += _Asked(ready, workload).findings()
+        warnings += [f"{case}: {one}" if case else one for one in _Asked(ready, workload).findings()]
     busy.at(None)
-    return Findings(weights, provenance.own_code(name), warnings=tuple(dict.fromkeys(warnings)))
+    asked, code = tuple(filter(None, weights)), provenance.own_code(name)
+    return Findings(_hash(weights), code, warnings=tuple(dict.fromkeys(warnings)), cases=asked)
+
+
+def _workloads(cases: Sequence[str], workloads: Sequence[Workload]) -> list[Workload]:
+    """What differs to a model on the CPU: each workload, once for each case where none is named."""
+    each = [
+        replace(
+            one, device="cpu", threads=1, model=f"{one.model}#{case}" if case and "#" not in one.model else one.model
+        )
+        for one in workloads
+        for case in cases
+    ]
+    return list(dict.fromkeys(each))
 
 
 def _require_inputs(model: OwnModel, workload: Workload) -> None:

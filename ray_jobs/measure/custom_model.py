@@ -1,6 +1,7 @@
 """A model that is not the chatbot: finding its factory, and checking what the factory returns."""
 
 import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,13 @@ from chatbot.variants import OWN_MODEL, Workload
 from ray_jobs.measure.answers import close
 
 CLOSE = close()
+CASE = re.compile(r"[A-Za-z0-9_]+")
 SEED = 0  # of torch's generator while a factory runs: weights that it draws are the same in each process
 
 
 @dataclass(frozen=True)
 class OwnModel:
-    """What a factory, a function without arguments, returns.
+    """What a factory, a function without arguments, returns, or a dict of several: cases, each with rows of its own.
 
     ``inputs(i, workload)`` are the i-th call's arguments: a tuple of tensors on the CPU, or a dict of them by the names
     of ``forward``'s arguments; of one shape for one workload, ``workload.batch`` of whatever a batch is made of. They
@@ -48,7 +50,28 @@ class Keywords(nn.Module):
 
 
 def load(name: str) -> OwnModel:
-    """Calls the factory named ``package.module:factory``; the module that it returns is put in evaluation mode.
+    """The model of a factory named ``package.module:factory``, or one of its cases, ``package.module:factory#case``.
+
+    Raises:
+        UsageError: see ``load_cases`` and ``case_of``.
+    """
+    return case_of(name, load_cases(name.partition("#")[0]))
+
+
+def case_of(name: str, cases: Mapping[str, OwnModel]) -> OwnModel:
+    """The model that a name means. Raises UsageError where it names none of the cases."""
+    factory, _, case = name.partition("#")
+    if case in cases:
+        return cases[case]
+    if "" in cases:
+        raise UsageError(f"model {factory!r} has no cases: leave {case!r} out")
+    if not case:
+        raise UsageError(f"model {factory!r} has several cases; name one: {', '.join(f'{factory}#{c}' for c in cases)}")
+    raise UsageError(f"model {factory!r} has no case {case!r}; choose from: {', '.join(cases)}")
+
+
+def load_cases(name: str) -> dict[str, OwnModel]:
+    """Calls a factory; its models by their cases, or by "" where it returns one. Modules are put in evaluation mode.
 
     Raises:
         UsageError: it can't be imported or called, or returns something else; one line.
@@ -64,7 +87,11 @@ def load(name: str) -> OwnModel:
         found = factory()
     except Exception as error:
         raise UsageError(f"model {name!r} can't be made: {type(error).__name__}: {first_line(error)}") from None
-    return _checked(name, found)
+    if not isinstance(found, Mapping):
+        return {"": _checked(name, found)}
+    if not found or not all(isinstance(case, str) and CASE.fullmatch(case) for case in found):
+        raise UsageError(f"model {name!r} names its cases {list(found)}: use letters, digits and underscores")
+    return {case: _checked(f"{name}#{case}", one) for case, one in found.items()}
 
 
 def _checked(name: str, found: object) -> OwnModel:

@@ -90,7 +90,7 @@ class OwnSubject:
 
     def __init__(self, factory: Factory, workload: Workload, launch: int) -> None:
         self.workload, self._factory = workload, factory
-        self.model = custom_model.ready(factory.load(), workload)
+        self.model = custom_model.ready(factory.load(workload), workload)
         self.questions: Questions = OwnQuestions(self.model, workload, launch * OF_A_LAUNCH)
 
     def fresh(self) -> Callable[[Variant], Reply]:
@@ -112,7 +112,7 @@ class OwnSubject:
         try:
             return copy.deepcopy(self.model.module)
         except Exception:
-            return custom_model.ready(self._factory.load(), self.workload).module
+            return custom_model.ready(self._factory.load(self.workload), self.workload).module
 
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
         """See ``Subject.check``; an exact variant's answers must all be ``same``."""

@@ -111,10 +111,11 @@ class Factory:
     code: str = ""  # the hash of its sources
     gradients: bool = False  # the model computes some: see ``mode_of``
     warnings: tuple[str, ...] = ()  # about every row
+    cases: tuple[str, ...] = ()  # that it has and were asked for
 
-    def load(self) -> OwnModel:
-        """The model, made anew. Raises UsageError."""
-        return custom_model.load(self.name)
+    def load(self, workload: Workload) -> OwnModel:
+        """The model of a workload, made anew. Raises UsageError."""
+        return custom_model.load(workload.model)
 
 
 ChatbotSource = Checkpoint | CheckpointBytes | Preset

@@ -53,7 +53,7 @@ FORMS = {
     }.items()
     for name in names
 }
-NAMES = ("variant", "variants", "baseline", "built")
+NAMES = ("variant", "variants", "baseline", "built", "cases")
 SENTENCES = ("reason", "warnings", "bound_why", "failed", "invalid", "skipped", "not_known")
 HARDWARE = ("hardware", "device_name", "cpu", "cpu_model", "compiler")
 # The words of reasons, warnings and bounds. None is a name: a sentence ends before the first word that is not here.
@@ -219,8 +219,11 @@ class Anonymous:
 
 def own_names(spec: Mapping[str, Any]) -> frozenset[str]:
     """The variants and the model of a spec that are code of the user's own."""
-    named = [*map(str, spec.get("variants") or ()), str(spec.get("model"))]
-    return frozenset(name for name in named if OWN_NAME.fullmatch(name))
+    model, cases = str(spec.get("model")), list(map(str, spec.get("cases") or ()))
+    own = {
+        name for name in (*map(str, spec.get("variants") or ()), model) if OWN_NAME.fullmatch(name.partition("#")[0])
+    }
+    return frozenset(own.union(cases, (f"{model}#{case}" for case in cases)))
 
 
 def users_in(values: Iterable[Any]) -> frozenset[str]:

@@ -182,3 +182,16 @@ def crashes() -> OwnModel:
 def loops() -> OwnModel:
     time.sleep(600)
     return plain()
+
+
+def _of_width(width: int) -> OwnModel:
+    return OwnModel(nn.Linear(width, 4), lambda i, w: (torch.rand(w.batch, width),))
+
+
+def cases() -> dict[str, OwnModel]:
+    """Two shapes of one kind of model."""
+    return {"short": _of_width(8), "long": _of_width(32)}
+
+
+def misnamed() -> dict[str, OwnModel]:
+    return {"a b": _of_width(8)}
