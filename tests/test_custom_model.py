@@ -144,6 +144,7 @@ def test_rows_tell_nothing_of_prompts_and_replies() -> None:
         (Status.SKIPPED, None, None, None),
     ]
     assert sizes(found[0]) == "model own_models:pair, batch 2, 1 thread"
+    assert sizes(Workload(batch=2, model="own_models:pair")) == sizes(found[0])  # the title of a trace
     assert found[0].trial_id == "cpu-b2-t1@none"
     assert found[0].identical_replies == 1.0
 

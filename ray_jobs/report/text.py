@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from chatbot.variants import Workload
+from chatbot.variants import Workload, is_own
 from ray_jobs.matrix.hardware import HardwareClass
 from ray_jobs.matrix.rows import Row
 from ray_jobs.statistics import Verdict
@@ -35,7 +35,7 @@ def place(row: Row) -> str:
 
 def sizes(of: Row | HardwareClass | Workload) -> str:
     """A workload's sizes as a phrase."""
-    if of.prompt_tokens is None:
+    if of.prompt_tokens is None or is_own(of.model):
         return f"model {of.model}, batch {of.batch}, {counted(of.threads, 'thread')}"
     until = f"reply until EOS, at most {of.reply_tokens}" if of.stop_at_eos else f"reply {of.reply_tokens}"
     tokens = f"prompt {of.prompt_tokens} tokens, {until} tokens"
