@@ -58,8 +58,8 @@ SENTENCES = ("reason", "warnings", "bound_why", "failed", "invalid", "skipped", 
 HARDWARE = ("hardware", "device_name", "cpu", "cpu_model", "compiler")
 # The words of reasons, warnings and bounds. None is a name: a sentence ends before the first word that is not here.
 WORDS = frozenset(
-    """--budget a after again all an and another answer answered answers any are as asked asks at available baseline
-    baseline's be became become before behind below beside bf16 bfloat16 bound break budget buffer busy by call
+    """--budget a after again all an and another answer answered answers any are as asked asks at available away
+    baseline baseline's be became become before behind below beside bf16 bfloat16 bound break budget buffer busy by call
     calls can't cannot caught chatbot's clock clocks cluster compare compared comparing completed compute
     compute-bound computed control copies core cores could count counters cpu cpu's cpus cuda cudnn device devices
     did died differ differs discarded distrust disturbed does each earlier else empty end ended ending every
@@ -75,7 +75,7 @@ WORDS = frozenset(
     runs s same scripting second seconds sentence server settled shape share shares shown sigabrt sigbus sigill
     sigkill signal sigsegv silent skipped slow slower so some something speed speedups start station steal step
     still stolen stop stopping stops structure support take takes tell tells tensor than that the their them
-    theoretical there this those threads throttled throttling tie ties time timed times to tokens too torch.jit
+    theoretical there this those threads throttled throttling tie ties time timed times to tokens too took torch.jit
     trial unknown up use used users using variant waited waiting warm-up was watched weights were what where which
     while whole with worker would ±""".split()
 )
