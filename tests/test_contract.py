@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from ray_jobs.measure.contract import Findings
 from ray_jobs.measure.launch import measure
 from ray_jobs.measure.result import Launch, VariantFacts
 from ray_jobs.measure.trial import Factory, Inputs
+from ray_jobs.process.profile.profiler import trace_variant
 from ray_jobs.report.anonymous import own_names
 from ray_jobs.spec import read_spec, spec_of
 
@@ -36,8 +38,6 @@ def examined(name: str) -> Findings:
 
 
 def launched(name: str, gradients: bool = False) -> dict[str, VariantFacts]:
-    import numpy as np
-
     model = f"own_quirks:{name}"
     workload, launch = Workload(batch=2, model=model), Launch(0, 1, rounds=2, calls=1)
     source = Factory(model, gradients=gradients)
@@ -106,6 +106,12 @@ def test_what_is_unusual_but_legal_is_accepted_and_measured(name: str, warned: s
 def test_a_model_that_needs_gradients_is_told_from_one_that_fails() -> None:
     assert examined("gradients").gradients
     assert not examined("plain").gradients
+
+
+def test_a_model_that_computes_gradients_is_traced() -> None:
+    source = Factory("own_quirks:gradients", gradients=True)
+    workload = Workload(batch=2, model=source.name)
+    assert trace_variant(workload, BASELINE, source, np.zeros((0, 8), dtype=np.int64), "trial").operators
 
 
 def test_a_factory_that_takes_much_of_a_launch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

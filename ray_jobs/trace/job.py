@@ -16,7 +16,7 @@ from ray_jobs.cluster.events import Event, Job, TrialEnded, WorkerLost
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver import run as matrix
-from ray_jobs.driver.inputs import identity_of, inputs_of
+from ray_jobs.driver.inputs import identity_of, inputs_of, with_cases
 from ray_jobs.driver.resume import TRACES, Earlier
 from ray_jobs.driver.run import Where
 from ray_jobs.driver.trials import TrialState, place_trials
@@ -72,6 +72,7 @@ def trace_run(tracing: Tracing, where: Where) -> None:
     """
     spec, directory = tracing.spec, tracing.directory
     inputs = inputs_of(spec)
+    spec = with_cases(spec, inputs)
     identity = identity_of(inputs, spec)
     if tracing.earlier is not None:
         tracing.warnings += changes(tracing.earlier.run, identity)

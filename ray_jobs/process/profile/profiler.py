@@ -22,7 +22,7 @@ from ray_jobs.measure.gpu import require_float32
 from ray_jobs.measure.rounds import WARMUP_CALLS
 from ray_jobs.measure.subject import subject_of
 from ray_jobs.measure.timing import timer_for
-from ray_jobs.measure.trial import Factory, ModelSource
+from ray_jobs.measure.trial import Factory, ModelSource, mode_of
 from ray_jobs.process.profile.phases import CALL, REPLY, named, networks
 from ray_jobs.process.profile.shares import Shares, kind_of, shares_of
 
@@ -71,7 +71,7 @@ class Traced:
 def trace_variant(workload: Workload, variant: str, source: ModelSource, pool: NDArray[np.int64], trial: str) -> Traced:
     """Traces one variant in this process; ``pool`` are prompts (N, T), ``trial`` is written into the trace."""
     require_float32()
-    with torch.inference_mode():
+    with mode_of(source):
         reply, batches = _subject(workload, variant, source, pool)
         timer = timer_for(workload.device)
         for _ in range(WARMUP_CALLS):
