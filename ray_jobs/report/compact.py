@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ray_jobs.report.anonymous import Anonymous, names_of, own_names, users_in
 from ray_jobs.report.write import draw_or_say
+from ray_jobs.results import schema
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.samples import rows_table
 from ray_jobs.results.store import RunDirectory
@@ -39,7 +40,7 @@ def compact(source: RunDirectory, target: RunDirectory) -> None:
 
 
 def _launch(table: pa.Table) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(table.schema.metadata[b"launch"])
+    content: dict[str, Any] = schema.renamed(json.loads(table.schema.metadata[b"launch"]))
     return content
 
 
