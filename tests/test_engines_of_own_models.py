@@ -1,6 +1,6 @@
 """An engine that can't take a model of one's own is skipped with the reason, and costs its own row alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import torch
 from launches import made_trial
 
 from chatbot import cache
-from chatbot.variants import BASELINE, CONTROL, UnavailableError, Workload, exported
+from chatbot.variants import BASELINE, CONTROL, UnavailableError, Workload, export_aoti, exported
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.launch import Alone
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
@@ -149,3 +149,24 @@ def test_a_module_made_in_inference_mode_is_exported_with_its_tied_weights() -> 
     answer = form([torch.zeros(1), torch.ones(1), torch.zeros(()), torch.zeros(2)])
     assert list(answer) == ["scores", "input", "none", "two", "size"]
     assert (answer["input"], answer["none"], answer["size"]) == (torch.ones(1), None, 16)
+
+
+def test_a_compiled_library_is_kept_by_program_and_shapes_and_given_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = []
+
+    def running(name: str, weights: Mapping[str, torch.Tensor], build: object) -> Callable[..., list[torch.Tensor]]:
+        names.append(name)
+        return lambda x: [x @ weights["module.weight"].T + weights["module.bias"]]
+
+    monkeypatch.setattr(export_aoti, "require_compiler", lambda device: None)
+    monkeypatch.setattr(export_aoti, "_surroundings", lambda workload: {"threads": workload.threads})
+    monkeypatch.setattr(export_aoti, "_running", running)
+    asked = [(2, 1), (2, 1), (3, 1), (2, 2)]
+    for batch, threads in asked:
+        layer, x = torch.nn.Linear(3, 2), torch.rand(batch, 3)
+        answer = export_aoti.prepare_module(layer, (x,), Workload(threads=threads))
+        assert torch.allclose(answer(x), layer(x), atol=1e-5)
+    assert names[0] == names[1]  # other weights, the same library
+    assert len({*names}) == 3

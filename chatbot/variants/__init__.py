@@ -116,6 +116,7 @@ _TABLE = (
         ready=REQUIRE_COMPILER,
         needs=(COMPILER,),
         prepare_s=1.0,
+        prepare_module=_at("export_aoti:prepare_module"),
     ),
     Variant(
         "bf16",

@@ -1,4 +1,4 @@
-"""``torch.export`` and AOTInductor: encoder and decoder step as shared libraries, kept on disk; the loop in Python.
+"""``torch.export`` and AOTInductor: encoder and decoder step, or any module, as shared libraries, kept on disk.
 
 TorchScript's successor. Source: https://pytorch.org/docs/stable/torch.compiler_aot_inductor.html
 """
@@ -10,20 +10,24 @@ import inspect
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from chatbot import model, vocabulary
 from chatbot.cache import used
 from chatbot.files import put_in_place
 from chatbot.model import Chatbot
 from chatbot.variants import inductor, masked
-from chatbot.variants.base import Reply, UnavailableError, Workload
+from chatbot.variants.base import Reply, UnavailableError, Workload, converting
 from chatbot.variants.engines import engine_of
+from chatbot.variants.exported import exported
+from chatbot.variants.exported import key as exported_key
 from chatbot.variants.inductor import cache_folder, compiling, example, machine, require_compiler, settings, stepping
 from chatbot.variants.masked import MaskedEncoder, Step
 from chatbot.vocabulary import SOS
@@ -33,9 +37,7 @@ SOURCES = (sys.modules[__name__], inductor, masked, model, vocabulary)
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
     """Loads both libraries, building them if no earlier launch has; they read the chatbot's weights in place."""
-    require_compiler(workload.device)
-    if workload.device == "cuda":
-        _require_toolkit()
+    _require_tools(workload.device)
     encoder, step, layers = MaskedEncoder(chatbot.encoder).eval(), Step(chatbot.decoder).eval(), chatbot.config
     prompts, _ = example(workload)
     token = torch.full((workload.batch,), SOS, device=workload.device)
@@ -46,6 +48,29 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
         encode = _loaded(f"encoder-{key}", encoder, (prompts,), workload)
         take = _loaded(f"step-{key}", step, (token, state, outputs, blocked), workload)
     return stepping(encode, take, layers.decoder_layers, workload)
+
+
+def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> Callable[..., Any]:
+    """Loads any module's library, building it if no earlier launch has."""
+    _require_tools(workload.device)
+    program, form = exported(module, inputs)
+    place = json.dumps(_surroundings(workload), sort_keys=True, default=repr)
+    name = f"module-{exported_key(program, False, place)}"
+    weights = {**program.state_dict, **program.constants}
+    with converting("AOTInductor"):
+        run = _running(name, weights, lambda path: _package(path, program, workload))
+
+    def answer(*tensors: Tensor) -> Any:
+        return form(run(*tensors))
+
+    return answer
+
+
+def _require_tools(device: str) -> None:
+    """Raises UnavailableError where AOTInductor could not compile."""
+    require_compiler(device)
+    if device == "cuda":
+        _require_toolkit()
 
 
 def _require_toolkit() -> None:
@@ -68,7 +93,8 @@ class Running:
         self._run = library.loader.run  # the public call parses its own description anew each time
         shown = engine_of(library)
         assert shown is not None
-        dtypes = frozenset(str(weight.dtype).removeprefix("torch.") for weight in weights.values())
+        floats = [weight.dtype for weight in weights.values() if weight.is_floating_point()]
+        dtypes = frozenset(str(dtype).removeprefix("torch.") for dtype in floats)
         places = frozenset(weight.data_ptr() for weight in weights.values())
         self.compiled = replace(shown, dtypes=dtypes, weights=places)
 
@@ -77,12 +103,17 @@ class Running:
 
 
 def _loaded(name: str, network: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> Running:
+    weights = dict(network.named_parameters(remove_duplicate=False))
+    return _running(name, weights, lambda path: _build(path, network, inputs, workload))
+
+
+def _running(name: str, weights: Mapping[str, Tensor], build: Callable[[Path], None]) -> Running:
+    """The library of this name, which ``build`` makes where it is missing, with these weights."""
     path = cache_folder("aoti") / f"{name}.pt2"
     library = _kept(path)
     if library is None:
-        _build(path, network, inputs, workload)
+        build(path)
         library = torch._inductor.aoti_load_package(str(path))
-    weights = dict(network.named_parameters(remove_duplicate=False))
     return Running(library, {name: weights[name].detach() for name in library.get_constant_fqns()})
 
 
@@ -99,17 +130,26 @@ def _kept(path: Path) -> Any:
 
 
 def _build(path: Path, network: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> None:
-    """Compiles to a temporary file and renames it: another launch sees a whole package or none."""
     with torch.inference_mode(False), torch.no_grad(), compiling(workload):  # inference tensors can't be exported
         plain = _outside_of_inference(network)
-        exported = torch.export.export(plain, tuple(tensor.clone() for tensor in inputs))
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = torch._inductor.aoti_compile_and_package(
-                exported,
-                package_path=str(Path(folder) / path.name),
-                inductor_configs={"aot_inductor.package_constants_in_so": False},
-            )
-            put_in_place(Path(made), path)
+        program = torch.export.export(plain, tuple(tensor.clone() for tensor in inputs))
+    _package(path, program, workload)
+
+
+def _package(path: Path, program: ExportedProgram, workload: Workload) -> None:
+    """Compiles to a temporary file and renames it: another launch sees a whole package or none."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        compiling(workload),
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+    ):
+        made = torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(Path(folder) / path.name),
+            inductor_configs={"aot_inductor.package_constants_in_so": False},
+        )
+        put_in_place(Path(made), path)
 
 
 def _outside_of_inference(network: nn.Module) -> nn.Module:
@@ -124,7 +164,16 @@ def _key(chatbot: Chatbot, workload: Workload) -> str:
     """A key of everything that the libraries depend on; they don't contain the weights."""
     content = {
         "config": asdict(chatbot.config),
-        "shape": [workload.device, workload.batch, workload.prompt_tokens],
+        "shape": [workload.batch, workload.prompt_tokens],
+        **_surroundings(workload),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+
+
+def _surroundings(workload: Workload) -> dict[str, object]:
+    """What every library depends on beside its network."""
+    return {
+        "device": workload.device,
         "torch": torch.__version__,
         "machine": machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),  # which the environment may lower
@@ -132,7 +181,6 @@ def _key(chatbot: Chatbot, workload: Workload) -> str:
         "settings": settings(workload),  # the number of threads is one
         "sources": [inspect.getsource(module) for module in SOURCES],
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 
 
 def _gpu() -> tuple[str, str]:
