@@ -220,6 +220,12 @@ def test_a_lost_launch_orders_the_same_again(traces: Mapping[str, list[tuple[str
     assert again == first
 
 
+@pytest.fixture
+def no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scripted timer's first calls are those of the warm-up."""
+    monkeypatch.setattr(measure, "floor_ns", lambda timer: 0)
+
+
 class Scripted(CpuTimer):
     """Calls that take these ns, then 1000 each."""
 
@@ -232,6 +238,7 @@ class Scripted(CpuTimer):
         return tokens, reading._replace(wall_ns=next(self.walls_ns, 1000))  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("no_floor")
 def test_a_lost_launch_asks_the_same_again_however_long_its_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[int, list[tuple[str, bytes]]] = {}
     for warm_up in (6, 12):
@@ -308,8 +315,8 @@ def counting(name):
         finally:
             counts[name] = counters["stats"]["unique_graphs"] - before
     setattr(measure, name, counted)
-for name in ("_prepare_all", "warm_up", "run_rounds"):
-    counting(name)
+for part in ("_prepare_all", "warm_up", "run_rounds"):
+    counting(part)
 workload = Workload(prompt_tokens=4, reply_tokens=5, stop_at_eos=stop, model=name)
 launch = Launch(index=1, seed=7, rounds=len(variants), calls=3)
 found = measure.measure(workload, variants, {"preset": Preset, "factory": Factory}[kind](name), np.array(pool), launch)
@@ -331,7 +338,7 @@ print(json.dumps([counts, {name: facts.failed or facts.skipped for name, facts i
 def test_nothing_is_compiled_once_the_variants_are_prepared(
     weights: tuple[str, str], compiled: tuple[str, ...], stop: bool
 ) -> None:
-    given = json.dumps([weights, prompts(80).tolist(), (BASELINE, CONTROL, *compiled), stop])
+    given = json.dumps([*weights, prompts(80).tolist(), (BASELINE, CONTROL, *compiled), stop])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", COMPILATIONS]
     done = subprocess.run(command, input=given, env=env, capture_output=True, text=True, timeout=280, check=False)
@@ -545,6 +552,7 @@ def test_a_variant_that_handles_text_is_invalid(monkeypatch: pytest.MonkeyPatch)
     assert facts.invalid == "it handles text inside the timed call: str.join"
 
 
+@pytest.mark.usefixtures("no_floor")
 def test_a_variant_that_never_settles_is_valid_but_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     falling = [2 ** (60 - i) for i in range(MOST_WARMUP_CALLS)]
     monkeypatch.setattr(measure, "timer_for", lambda _: Scripted(falling))

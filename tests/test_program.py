@@ -27,6 +27,9 @@ from ray_jobs.measure.program import (
 QUICK = [name for name, variant in VARIANTS.items() if not variant.needs and "cpu" in variant.devices]
 
 
+pytestmark = pytest.mark.usefixtures("emulated_bf16")
+
+
 @pytest.fixture(autouse=True)
 def without_gradients() -> Iterator[None]:
     """As a launch runs."""

@@ -259,7 +259,8 @@ def variant_named(name: str) -> Variant:
     Raises:
         UsageError: there is none; lists the valid names.
     """
-    require_name(name)
+    if ":" not in name:
+        require_name(name)
     return VARIANTS[name] if name in VARIANTS else own_variant(name)
 
 

@@ -45,8 +45,9 @@ def _compiler() -> tuple[str, ...]:
     """The words of the command of the compiler that Inductor chooses."""
     try:
         return compiler.command(("g++",))
-    except CompilerError as error:
-        raise UnavailableError(str(error)) from None
+    except CompilerError:
+        name = os.environ.get("CXX", "").strip() or "g++"
+        raise UnavailableError(f"there is no C++ compiler {name}: apt install g++, or let CXX name one") from None
 
 
 def machine() -> str:
