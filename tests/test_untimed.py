@@ -46,7 +46,7 @@ class Machine:
             return Loss(LossKind.DIED, "it was killed by SIGSEGV")
         room = min(timeout_s, self.launch_timeout_s)
         missing = self.needs.get(name, 1.0) - self.done.get(name, 0.0)
-        if missing > room:
+        if missing > room + 1e-6:  # sums of rounded numbers
             self.now += room
             self.done[name] = self.done.get(name, 0.0) + room
             return LATE
