@@ -39,9 +39,9 @@ def folder(name: str = "") -> Path:
 
 
 def used(place: Path) -> None:
-    """Notes that it is in use, by its time of modification."""
+    """Notes that it is in use, by its time of access: that of modification is when it was compiled."""
     with suppress(OSError):
-        os.utime(place)
+        os.utime(place, ns=(time.time_ns(), place.stat().st_mtime_ns))
 
 
 def forget() -> None:
@@ -53,7 +53,8 @@ def forget() -> None:
     root = folder()
     for left in [found for form in KEPT for found in root.glob(form)]:
         with suppress(OSError):
-            if left.lstat().st_mtime < time.time() - UNUSED_S:
+            times = left.lstat()
+            if max(times.st_atime, times.st_mtime) < time.time() - UNUSED_S:
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 

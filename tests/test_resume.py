@@ -135,7 +135,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setenv(lease.FOLDER, str(tmp_path_factory.mktemp("locks")))
     monkeypatch.setattr(run, "inputs_of", lambda spec: inputs)
     monkeypatch.setattr(run, "connected", lambda address: nullcontext())
-    monkeypatch.setattr(run, "wait_for", lambda *_: None)
+    monkeypatch.setattr(run, "wait_for_resources", lambda *_: None)
     monkeypatch.setattr("ray_jobs.provenance.driver_facts", dict)
     monkeypatch.setattr("ray_jobs.process.trial.LEAST_LAUNCHES", LEAST)
 
@@ -201,7 +201,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv(lease.FOLDER, str(root / "locks"))
         patch.setattr(run, "inputs_of", lambda spec: Inputs(Preset("tiny"), {8: prompts(50)}))
         patch.setattr(run, "connected", lambda address: nullcontext())
-        patch.setattr(run, "wait_for", lambda *_: None)
+        patch.setattr(run, "wait_for_resources", lambda *_: None)
         patch.setattr("ray_jobs.provenance.driver_facts", dict)
         patch.setattr("ray_jobs.process.trial.LEAST_LAUNCHES", LEAST)
         yield start(root, Cluster())
@@ -672,10 +672,11 @@ def test_a_broken_run_is_refused_in_one_line(content: bytes, copied: Path) -> No
     assert said.startswith(f"{copied} can't be resumed: its run.json says too little (")
 
 
-IDENTITY = {"code": "1", "model": "2", "prompts": "3", "spec": "4", "variants": "5"}
+IDENTITY = {"code": "1", "model": "2", "model_code": "3", "prompts": "4", "spec": "5", "variants": "6"}
 SAID = {
     "code": "the sources of this program",
     "model": "the model's weights",
+    "model_code": "the sources of the model",
     "prompts": "the corpus or the vocabulary",
     "spec": "the spec",
     "variants": "the sources of own variants",

@@ -182,6 +182,10 @@ class _Driver(tune.Callback):  # type: ignore[misc]
         self.keeper: Any = None
         self.trouble: StoreError | ClusterLostError | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles its callbacks for its own way to resume, which a sweep does not use."""
+        return tune.Callback, ()
+
     def left_over(self) -> list[SweepTrial]:
         """The trials left to run; ends those whose last validation was kept but not their end."""
         over = {row.trial for row in self._record.rows}
