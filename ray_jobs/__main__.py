@@ -16,6 +16,8 @@ def main() -> None:
     if not sys.flags.safe_path and here != HOME:
         if sys.path[0] == here:  # where ``python -m`` puts it; the console script has its own folder there
             del sys.path[0]
+        if HOME not in sys.path:  # a development install is found by an import hook, which comes after all of the path
+            sys.path.append(HOME)
         sys.path.append(here)
     from ray_jobs.cli.app import main as run
 
