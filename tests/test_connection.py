@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ from ray_jobs.cluster.signals import Terminated, terminable
 from ray_jobs.cluster.worker_path import search_as_driver
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+
+
+@pytest.fixture(autouse=True)
+def hangups_are_heard() -> Iterator[None]:
+    """A test run that was started by nohup ignores them, and a program that finds them ignored leaves them so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 SOCKET_BYTES = 107
 SOCKET = "ray/session_2026-11-29_23-12-01_123456_1234567/sockets/plasma_store"
 
