@@ -11,6 +11,7 @@ import pytest
 from launches import ALL, made_launch
 from runs import finished_run, trial_at
 
+from ray_jobs.measure.contract import GRADIENTS
 from ray_jobs.measure.result import VariantFacts
 from ray_jobs.report.anonymous import Anonymous, sentence
 from ray_jobs.report.compact import compact
@@ -101,6 +102,8 @@ def test_a_committed_run_stays_what_it_is(name: str, tmp_path: Path) -> None:
         ("no station of kind cuda in the cluster", "no station of kind cuda in the cluster"),
         ("CPU 1-3,5 shares a core with a measured one", "CPU 1-3,5 shares a core with a measured one"),
         ("10.0.0.7 did not answer", ""),
+        (GRADIENTS, GRADIENTS),
+        ("it ran out of memory: the kernel killed it in eager", "it ran out of memory: the kernel killed it in eager"),
     ],
 )
 def test_a_reason_is_cut_to_its_kind(said: str, kept: str) -> None:

@@ -5,14 +5,17 @@ set, a version, a hash, a moment, a name that was given here, or a sentence as f
 words.
 """
 
+import ast
 import getpass
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from chatbot.variants import DEVICES, OWN_NAME, VARIANTS, Workload
+from ray_jobs import provenance
 from ray_jobs.matrix.rows import COLUMNS, Status
 from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
@@ -56,29 +59,15 @@ FORMS = {
 NAMES = ("variant", "variants", "baseline", "built", "cases")
 SENTENCES = ("reason", "warnings", "bound_why", "failed", "invalid", "skipped", "not_known")
 HARDWARE = ("hardware", "device_name", "cpu", "cpu_model", "compiler")
-# The words of reasons, warnings and bounds. None is a name: a sentence ends before the first word that is not here.
-WORDS = frozenset(
-    """--budget a after again all an and another answer answered answers any are as asked asks at available away
-    baseline baseline's be became become before behind below beside bf16 bfloat16 bound break budget buffer busy by call
-    calls can't cannot caught chatbot's clock clocks cluster compare compared comparing completed compute
-    compute-bound computed control copies core cores could count counters cpu cpu's cpus cuda cudnn device devices
-    did died differ differs discarded distrust disturbed does each earlier else empty end ended ending every
-    everything exact failed fast faster fastest fetched few filled finish first float16 float32 for foreign found
-    frequency from gb gb/s get getting gflop gflop/s give goes gone gpu gpu's gpus group gru's had half hangs hard
-    hardware has have heard held here hold holds host's hung hypervisor identical in instead int16 int8 interval
-    into invalid is it it's its itself kernels killed kind kinds known labelled labels larger last latencies later
-    launch launch's launches left less lessen limit lock lost lower machine machine's make may mb meanwhile measured
-    memory memory's memory-bound missing mixed module more move ms need needs never nice no nobody node none not
-    nothing now numa number of on one only oom or other others out outside overhead overhead-bound own peak per
-    pinned precision prepared pressure process process's processes program promises python qint8 quarter quiet quota
-    ran ray ray_worker_niceness reached reduce refused removed replies reply reply's rest round rounds run running
-    runs s same scripting second seconds sentence server settled shape share shares shown sigabrt sigbus sigill
-    sigkill signal sigsegv silent skipped slow slower so some something speed speedups start station steal step
-    still stolen stop stopping stops structure support take takes tell tells tensor than that the their them
-    theoretical there this those threads throttled throttling tie ties time timed times to tokens too took torch.jit
-    trial unknown up use used users using variant waited waiting warm-up was watched weights were what where which
-    while whole with worker would ±""".split()
-)
+# Words of reasons and warnings that no text of this program holds as they are shown: parts of them are filled in, or
+# they are from runs of earlier versions.
+MORE_WORDS = """
+    become cannot caught comparing compute-bound count devices ending exact float16 foreign frequency gb get gflop hard
+    host's hung int16 it's lessen memory's memory-bound nobody oom overhead-bound pressure process's qint8
+    ray_worker_niceness refused round sigabrt sigbus sigill sigkill sigsegv silent slow steal stolen tells throttled
+    throttling tie
+""".split()
+BEFORE_A_NAME = {"user"}
 NUMBER = re.compile(r"[±x]?\d+(\.\d+)?%?|\d+([,-]\d+)*")
 NUMBERS = re.compile(r"\d+(\.\d+)?%?(,\d+(\.\d+)?%?)*")
 ADDRESS = re.compile(r"\d+(\.\d+){3}|[0-9a-f]*:[0-9a-f:]+|.*[/\\@=~].*", re.IGNORECASE)
@@ -93,12 +82,29 @@ SPOKEN = {
 }  # fmt: skip
 
 
-def sentence(text: str) -> str:
-    """The beginning of a text up to the first word that is neither this program's own nor a number."""
+@cache
+def words() -> frozenset[str]:
+    """The words of this program's own sentences: what its sources say, but for what comes before a name."""
+    found = {*MORE_WORDS, *VARIANTS}
+    for path in [path for folder in provenance.PACKAGE_FOLDERS for path in folder.rglob("*.py")]:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                found.update(map(_plain, node.value.split() if " " in node.value.strip() else ()))
+    return frozenset(found - BEFORE_A_NAME)
+
+
+def _plain(word: str) -> str:
+    return word.strip("(),.:;").lower()
+
+
+def sentence(text: str, private: Callable[[str], bool] = lambda word: False) -> str:
+    """The beginning of a text that holds only words of ours and numbers, none of them ``private``."""
     kept: list[str] = []
     for word in text.split():
-        plain = word.strip("(),.:;").lower()
-        if plain and plain not in WORDS and not NUMBER.fullmatch(plain):
+        plain = _plain(word)
+        if private(plain) or (plain and plain not in words() and not NUMBER.fullmatch(plain)):
             break
         kept.append(word)
     return " ".join(kept).rstrip(" (,:;")
@@ -184,9 +190,11 @@ class Anonymous:
         if key in NAMES:
             return text if text in VARIANTS or text in self.own else None
         if key in SENTENCES:
-            return sentence(text) or (CUT if key != "warnings" else None)
+            return sentence(text, self._tells) or (CUT if key != "warnings" else None)
         ways: dict[str, Callable[[str], str]] = {"model": self._source, "corpus": self._source, "command": self._word}
-        ways |= {"dtype": self._word, "cores": sentence} | dict.fromkeys(HARDWARE, self._hardware)
+        ways |= {"dtype": self._word, "cores": lambda text: sentence(text, self._tells)} | dict.fromkeys(
+            HARDWARE, self._hardware
+        )
         return ways[key](text) if key in ways else None
 
     def _source(self, text: str) -> str:
