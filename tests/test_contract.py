@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launches import made_trial
 from torch import nn
 
 from chatbot.errors import UsageError
@@ -17,7 +18,9 @@ from ray_jobs.measure import contract, custom_model
 from ray_jobs.measure.contract import Findings
 from ray_jobs.measure.launch import measure
 from ray_jobs.measure.result import Launch, VariantFacts
+from ray_jobs.measure.roofline import Speeds
 from ray_jobs.measure.trial import Factory, Inputs
+from ray_jobs.process import untimed
 from ray_jobs.process.profile.profiler import trace_variant
 from ray_jobs.report.anonymous import own_names
 from ray_jobs.spec import read_spec, spec_of
@@ -112,6 +115,15 @@ def test_a_model_that_computes_gradients_is_traced() -> None:
     source = Factory("own_quirks:gradients", gradients=True)
     workload = Workload(batch=2, model=source.name)
     assert trace_variant(workload, BASELINE, source, np.zeros((0, 8), dtype=np.int64), "trial").operators
+
+
+def test_a_model_that_computes_gradients_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untimed, "measure_speeds", lambda _: Speeds(((1 << 28, 20.0),), {"float32": 100.0}))
+    source = Factory("own_quirks:gradients", gradients=True)
+    trial = made_trial(workload=Workload(batch=2, model=source.name), variants=(BASELINE, CONTROL))
+    found = untimed.run_limits(trial, Inputs(source, {8: np.zeros((0, 8), dtype=np.int64)}))
+    assert found.lost is None
+    assert found.of[BASELINE].moved_mb > 0
 
 
 def test_a_factory_that_takes_much_of_a_launch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

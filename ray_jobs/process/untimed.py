@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from chatbot.variants import BASELINE, CONTROL, variant_named
 from ray_jobs.measure import roofline
@@ -20,7 +19,7 @@ from ray_jobs.measure.replies import LEAST_COMPARED, ReplyComparison, compare_re
 from ray_jobs.measure.result import Limits, Memory, VariantFacts
 from ray_jobs.measure.speeds import measure_speeds
 from ray_jobs.measure.subject import subject_of
-from ray_jobs.measure.trial import Factory, Inputs, Trial, compiling_s, untimed_s
+from ray_jobs.measure.trial import Factory, Inputs, Trial, compiling_s, mode_of, untimed_s
 from ray_jobs.process.server import Loss, LossKind
 
 BUILDS = 8  # processes that a variant may take to compile, where each finds what the one before left
@@ -182,13 +181,13 @@ def run_limits(trial: Trial, inputs: Inputs) -> Limits:
     return Limits(speeds, roofline.limits_of(inputs.model.load().config, trial.workload, trial.variants, speeds))
 
 
-@torch.inference_mode()
 def _counted(trial: Trial, inputs: Inputs) -> Counted:
     """What the baseline reads and multiplies in a call of an own model."""
-    subject = subject_of(inputs.model, inputs.pool(trial.workload), trial.workload)
-    reply = subject.fresh()(variant_named(BASELINE))
-    asked = subject.questions.next()
-    return counted(partial(reply, *asked), asked)
+    with mode_of(inputs.model):
+        subject = subject_of(inputs.model, inputs.pool(trial.workload), trial.workload)
+        reply = subject.fresh()(variant_named(BASELINE))
+        asked = subject.questions.next()
+        return counted(partial(reply, *asked), asked)
 
 
 def limits(ask: Callable[[float], Any], allowance: Allowance) -> Iterator[Alive | Limits]:
