@@ -60,20 +60,32 @@ def run_trials(
         raise UsageError(f"{lack}{f' ({patience.missed})' if patience.missed else ''}; give other --cpus or --gpus")
     stopping = EarlyStopping(spec)
     stopping.replay(record.validations)
-    watchman = _watchman()
-    driver = _Driver(record, stopping, trials, listeners, Watchdog(spec, patience.seconds, watchman.headless, _nodes))
-    left = driver.left_over()
-    if not left:
-        return
+    with closing(_watchman()) as watchman:
+        watchdog = Watchdog(spec, patience.seconds, watchman.headless, _nodes)
+        driver = _Driver(record, stopping, trials, listeners, watchdog)
+        if left := driver.left_over():
+            driver.keeper = _keeper(record, left)
+            terms = Terms(spec.cpus, spec.device, spec.half)
+            trainable = tune.with_parameters(train, trials=trials, data=data, terms=terms, keeper=driver.keeper)
+            _fit(trainable, record, left, stopping, driver)
+
+
+def _keeper(record: Record, left: Sequence[SweepTrial]) -> Any:
+    """The actor on this node that keeps the states of trials, with those that an earlier driver left."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     keeper = ray.remote(States).options(num_cpus=0, scheduling_strategy=here).remote()
     for trial in left:
         if (state := record.state(trial.number)) is not None:
             ray.get(keeper.put.remote(trial.number, state), timeout=KEEPER_S)
-    driver.keeper = keeper
-    terms = Terms(spec.cpus, spec.device, spec.half)
-    trainable = tune.with_parameters(train, trials=trials, data=data, terms=terms, keeper=keeper)
-    with TemporaryDirectory(prefix="sweep") as folder, _quiet(), closing(watchman):
+    return keeper
+
+
+def _fit(
+    trainable: Any, record: Record, left: Sequence[SweepTrial], stopping: EarlyStopping, driver: "_Driver"
+) -> None:
+    """Runs the trials that are left by Ray Tune, which keeps its own files in a folder of this call."""
+    spec = record.spec
+    with TemporaryDirectory(prefix="sweep") as folder, _quiet():
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"CPU": spec.cpus, "GPU": spec.gpus}),
             param_space={"trial": tune.grid_search([trial.number for trial in left])},
