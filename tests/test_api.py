@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import commands
 import pytest
-from commands import ray_folder  # noqa: F401 (a fixture of this module)
 from reports import MARGIN, Case
 from test_docs import snippets
 from test_imports import loaded_by
@@ -87,7 +88,16 @@ def test_where_pandas_is_missing_one_line_says_so(matrix: Matrix, monkeypatch: p
         matrix.to_pandas()
 
 
+@pytest.fixture
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The notebook's own Ray goes to a folder with a path short enough for its sockets, which is taken away."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield
+
+
 @pytest.mark.alone
+@pytest.mark.usefixtures("ray_folder")
 def test_a_notebook_measures_under_its_own_ray_outside_of_the_main_thread(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

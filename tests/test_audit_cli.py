@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from commands import Done, ray_folder, run, start  # noqa: F401 (a fixture of this module)
+from commands import Done, run, start
 from scipy.stats import binomtest
 
 from ray_jobs.audit.detection import FAULTS

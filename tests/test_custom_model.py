@@ -10,7 +10,6 @@ import commands
 import numpy as np
 import pytest
 import torch
-from commands import ray_folder  # noqa: F401 (a fixture of this module)
 from launches import made_trial
 
 from chatbot.errors import UsageError

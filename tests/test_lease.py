@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from locks import holder_of
 from profiles import examples
 
 from chatbot.errors import UsageError
 from ray_jobs.process import lease
-from ray_jobs.process.lease import Lease, LeaseError, describe, holder_of, locks_for, take_within
+from ray_jobs.process.lease import Lease, LeaseError, describe, locks_for, take_within
 
 pytestmark = pytest.mark.process
 

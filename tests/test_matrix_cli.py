@@ -13,7 +13,7 @@ import commands
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from commands import Done, environment, ray_folder  # noqa: F401 (a fixture of this module)
+from commands import Done, environment
 
 from ray_jobs.cli.app import main
 from ray_jobs.matrix.rows import COLUMNS

@@ -18,7 +18,6 @@ from typing import Any
 import commands
 import pyarrow as pa
 import pytest
-from commands import ray_folder  # noqa: F401 (a fixture of this module)
 from launches import made_launch
 
 from ray_jobs.cli.app import main

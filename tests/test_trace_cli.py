@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import traces
-from commands import Done, ray_folder  # noqa: F401 (a fixture of this module)
+from commands import Done
 from torch.profiler import profile
 from traces import NODE, slices
 

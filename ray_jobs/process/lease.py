@@ -111,12 +111,6 @@ class Lease:
         self.release()
 
 
-def holder_of(names: Sequence[str]) -> str | None:
-    """The holder of the first of these locks that is taken; None if all are free."""
-    with Lease(names, "a look at who holds it") as lease:
-        return lease.take()
-
-
 def take_within(lease: Lease, seconds: float) -> str | None:
     """Tries to take the lease for some seconds; returns None once it is ours, else the holder in the way."""
     end = time.monotonic() + seconds

@@ -11,8 +11,6 @@ from ray_jobs.results.samples import schema_of
 from ray_jobs.sweep.space import KINDS, Value
 from ray_jobs.sweep.spec import SweepTrial
 
-TIMES = ("seconds", "host")  # columns that do not follow from the seed
-
 
 class TrialStatus(StrEnum):
     """The outcome of a training trial."""

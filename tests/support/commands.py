@@ -5,13 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -60,11 +56,3 @@ def run(home: Path, *arguments: str | Path) -> Done:
     process = start(home, *arguments)
     out, err = process.communicate(timeout=240)
     return Done(process.returncode, out, err)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_folder() -> Iterator[None]:
-    """Ray's sessions go to a folder of their own, with a path short enough for its sockets, and are taken away."""
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", folder)
-        yield

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from launches import made_launch
+from locks import holder_of
 
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.launch import Alone
@@ -50,7 +51,7 @@ def null_launch(
     here = {
         "gpus": list(share.gpus),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "unheld": [name for name in lease.locks_for(cores, share.gpus) if lease.holder_of([name]) is None],
+        "unheld": [name for name in lease.locks_for(cores, share.gpus) if holder_of([name]) is None],
     }
     return replace(made, machine={**measure.machine_facts(), **here})
 
