@@ -30,7 +30,7 @@ from ray_jobs.measure.program import (
     scattered,
 )
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, one_line
-from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, run_rounds, size, warm_up
+from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, Questions, run_rounds, size, warm_up
 from ray_jobs.measure.subject import Subject, subject_of
 from ray_jobs.measure.timing import floor_ns, timer_for
 from ray_jobs.measure.trial import Factory, ModelSource, mode_of
@@ -96,11 +96,7 @@ def _measured(
     replies = {name: reply for name, reply in replies.items() if facts[name].failed is None}
     _require_baseline([variants.index(name) for name in replies], variants, facts)
     prompts.start_rounds()
-    rounds, calls = launch.rounds, launch.calls
-    if rounds is None or calls is None:
-        typical = {name: warm[name].typical_ns for name in replies}
-        rounds, calls = size(typical, launch.seconds, len(replies))
-    rounds = prompts.most_rounds(orders.up_to_multiple(rounds, len(replies)), calls, len(replies))
+    rounds, calls = _sizes(launch, {name: warm[name].typical_ns for name in replies}, prompts)
     present = [i for i, name in enumerate(variants) if name in replies]
     turns = [[present[i] for i in row] for row in orders.round_orders(len(present), rounds, rng)]
     ordered = [replies.get(name) for name in variants]
@@ -124,6 +120,14 @@ def _measured(
         sentinel_ns=tuple(machine for machine, _ in sentinels),
         machine={"timing_floor_ns": floor, **_gpu_facts(card, [device for _, device in sentinels])},
     )
+
+
+def _sizes(launch: Launch, typical_ns: Mapping[str, float], prompts: Questions) -> tuple[int, int]:
+    """(rounds, timed calls of a turn), as asked or by the time that is left: rounds of which each order is balanced."""
+    rounds, calls, variants = launch.rounds, launch.calls, len(typical_ns)
+    if rounds is None or calls is None:
+        rounds, calls = size(typical_ns, launch.seconds, variants)
+    return prompts.most_rounds(orders.up_to_multiple(rounds, variants), calls, variants), calls
 
 
 def _sentinels(workload: Workload) -> tuple[int, int | None]:
