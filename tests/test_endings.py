@@ -183,6 +183,7 @@ def test_a_terminal_without_a_character_gets_another(tmp_path: Path) -> None:
         (["bin", "site"], ["bin", "site", "HERE"]),  # the console script
         (["HERE", "site"], ["site", "HERE"]),  # python -m
         (["HERE", "HERE", "site"], ["HERE", "site", "HERE"]),  # the same, named by PYTHONPATH
+        (["HERE", "lib"], ["lib", "site", "HERE"]),  # a development install, found by an import hook
     ],
 )
 def test_the_folder_one_stands_in_is_searched_last(
@@ -190,6 +191,7 @@ def test_the_folder_one_stands_in_is_searched_last(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(commands, "main", lambda: None)
+    monkeypatch.setattr(entry, "HOME", "site")
     monkeypatch.setattr(sys, "path", [str(tmp_path) if place == "HERE" else place for place in found])
     entry.main()
     assert ["HERE" if place == str(tmp_path) else place for place in sys.path] == searched
