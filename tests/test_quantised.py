@@ -5,18 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from chatbot import compiler
 from chatbot.checkpoint import SHIPPED, Trained, load
 from chatbot.config import ATTENTIONS, PRESETS, Config
 from chatbot.corpus import words_of
 from chatbot.model import Chatbot
-from chatbot.variants import BASELINE, VARIANTS, UnavailableError, Workload, bf16, prepared
+from chatbot.variants import BASELINE, VARIANTS, UnavailableError, Workload, bf16, int8, prepared
+from ray_jobs.measure.program import label_fault, program_of
 from ray_jobs.measure.replies import first_difference
 
 ASKED = [
@@ -123,6 +126,7 @@ FORCED = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENAB
 ELSEWHERE = """
 import json, sys, torch
 from pathlib import Path
+from typing import Any
 sys.path[:0] = sys.argv[2:]
 from chatbot import compiler
 compiler.CPUINFO = Path(sys.argv[1])
@@ -157,8 +161,69 @@ def test_forced_to_avx2_replies_stay_right_and_bf16_is_skipped(tmp_path: Path) -
     assert found["int8-torchscript"] >= RIGHT
 
 
-def test_int8_is_skipped_where_pytorch_has_no_dynamic_quantisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.ao.quantization", None)
-    for name in ("int8", "int8-torchscript"):
-        with pytest.raises(UnavailableError, match=r"has no torch\.ao\.quantization\.quantize_dynamic any more"):
-            prepared(VARIANTS[name], Chatbot.random(PRESETS["tiny"]), Workload(model="tiny"))
+def hide_quantize_dynamic(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("torch.ao.quantization", "torch.ao.nn.quantized", "torch.ao.nn.quantized.dynamic"):
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-torchscript"])
+def test_int8_replies_alike_where_pytorch_has_no_quantize_dynamic_any_more(
+    name: str, small: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytorchs = replies(name, small)
+    hide_quantize_dynamic(monkeypatch)
+    ours = replies(name, small)
+    assert all(torch.equal(a, b) for a, b in zip(ours, pytorchs, strict=True))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("name", ["int8", "int8-torchscript"])
+def test_our_own_int8_is_labelled_as_it_is(name: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_quantize_dynamic(monkeypatch)
+    chatbot, workload = Chatbot.random(Config(hidden=24, attention=attention, vocabulary=50)), Workload(batch=2)
+    with torch.inference_mode():
+        assert label_fault(name, program_of(prepared(VARIANTS[name], chatbot, workload)), workload) is None
+
+
+class Mixed(nn.Module):
+    """A model of one's own with every layer that is quantised, and one that inherits from such and is not."""
+
+    def __init__(self, recurrent: nn.RNNBase) -> None:
+        super().__init__()
+        self.recurrent, self.attention = recurrent, nn.MultiheadAttention(16, 2)
+        self.parts = nn.Sequential(nn.Linear(16, 8, bias=False), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, values: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Values (T, B, 8), the sequences of length T or of these lengths (B,)."""
+        packed = values if lengths is None else pack_padded_sequence(values, lengths, enforce_sorted=False)
+        found, last = self.recurrent(packed)
+        found = found if lengths is None else pad_packed_sequence(found)[0]
+        return self.parts(self.attention(found, found, found)[0]), last
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([2, 5, 3])])
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_own_models_are_quantised_alike_without_quantize_dynamic(
+    kind: type[nn.RNNBase], lengths: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    model = Mixed(kind(8, 8, 2, bidirectional=True, dropout=0.5)).eval()  # type: ignore[arg-type]
+    inputs, workload = (torch.randn(5, 3, 8), *([] if lengths is None else [lengths])), Workload(model="own:made")
+    with torch.inference_mode():
+        expected = int8.prepare_module(model, inputs, workload)(*inputs)
+        hide_quantize_dynamic(monkeypatch)
+        for prepare in (int8.prepare_module, int8.prepare_module_script):
+            torch.testing.assert_close(prepare(model, inputs, workload)(*inputs), expected, rtol=0, atol=0)
+
+
+def test_what_our_own_int8_does_not_take_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_quantize_dynamic(monkeypatch)
+    inputs, workload = (torch.ones(5, 3, 8),), Workload(model="own:made")
+    for recurrent in (nn.GRU(8, 8, bias=False), nn.LSTM(8, 8, proj_size=4)):
+        with pytest.raises(UnavailableError, match="biases and without projections"):
+            int8.prepare_module(recurrent, inputs, workload)
+    with pytest.raises(UnavailableError, match="no linear or recurrent layer"):
+        int8.prepare_module(nn.ReLU(), inputs, workload)
+    monkeypatch.delattr(torch, "quantize_per_tensor")
+    with pytest.raises(UnavailableError, match=r"no quantize_per_tensor\); onnx-int8 and openvino-int8"):
+        int8.prepare_module(nn.Linear(8, 8), inputs, workload)

@@ -1,5 +1,7 @@
 """PyTorch's dynamic quantisation: weights of GRUs and linear layers in int8, activations quantised at each call.
 
+A PyTorch that has dropped ``quantize_dynamic`` gets the same numbers from ``quantized_layers``.
+
 Source: https://pytorch.org/docs/stable/quantization.html
 """
 
@@ -13,10 +15,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from chatbot.model import Chatbot, Encoder
 from chatbot.variants.base import Reply, UnavailableError, Workload, converting
+from chatbot.variants.quantized_layers import with_quantised_layers
 from chatbot.variants.search import replying, search_of
 from chatbot.variants.torchscript import scripted, traced
-
-LAST_KNOWN = "2.14.1"  # the latest release that was seen to have it
 
 
 class QuantisedEncoder(nn.Module):
@@ -51,16 +52,14 @@ def quantised(chatbot: Chatbot) -> tuple[nn.Module, nn.Module]:
 
 
 def _quantised(module: nn.Module, kinds: set[type[nn.Module]]) -> Any:
-    try:
-        from torch.ao.quantization import quantize_dynamic
-    except ImportError:
-        raise UnavailableError(
-            f"torch {torch.__version__} has no torch.ao.quantization.quantize_dynamic any more; torch {LAST_KNOWN} has"
-        ) from None
     if torch.backends.quantized.engine == "none":
         raise UnavailableError("this PyTorch has no engine for int8 on this CPU")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that both this way and its tensors have successors elsewhere
+        try:
+            from torch.ao.quantization import quantize_dynamic
+        except ImportError:
+            return with_quantised_layers(module, kinds)
         return quantize_dynamic(module, kinds, dtype=torch.qint8)  # type: ignore[no-untyped-call]
 
 
