@@ -17,7 +17,7 @@ from ray.job_submission import JobStatus
 
 from chatbot.errors import UsageError
 from ray_jobs.cluster import fetch
-from ray_jobs.cluster.fetch import BEGIN, END, PACK, bring_home
+from ray_jobs.cluster.fetch import BEGIN, END, PACK, SIZE, bring_home
 
 RUN = {"run.json": b"{}", "samples/0001.parquet": b"123", "samples/0002.parquet.part": b"12"}
 
@@ -38,7 +38,7 @@ def archive(names: dict[str, bytes], link: str | None = None) -> bytes:
 
 def log_of(content: bytes, digest: str | None = None) -> str:
     digest = digest or hashlib.sha256(content).hexdigest()
-    return f"noise\n{BEGIN} 2 5 {digest}\n{base64.b64encode(content).decode()}\n{END}\n"
+    return f"noise\n{SIZE} 2 5\n{BEGIN} {digest}\n{base64.b64encode(content).decode()}\n{END}\n"
 
 
 class Client:
@@ -79,6 +79,47 @@ def test_a_run_comes_home_and_its_size_is_told(home: Home, tmp_path: Path) -> No
     assert home(Client(log_of(archive({"r1/run.json": b"{}", "r1/samples/a": b"123"})))) == "2 files, 0.0 MB"
     assert (tmp_path / "results/r1/samples/a").read_bytes() == b"123"
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["r1"]
+
+
+class Slow(Client):
+    """Packs for a while: until then its log holds the size alone."""
+
+    packing, stopped = 3, False
+
+    def get_job_status(self, job: str) -> JobStatus:
+        if not job.startswith("fetch-"):
+            return self.status
+        self.packing -= 1
+        return JobStatus.RUNNING if self.packing else JobStatus.SUCCEEDED
+
+    def get_job_logs(self, job: str) -> str:
+        log = super().get_job_logs(job)
+        return log.split(BEGIN)[0] if self.packing and job.startswith("fetch-") else log
+
+    def stop_job(self, job: str) -> None:
+        self.stopped = True
+
+
+def test_the_size_is_told_once_and_before_it_is_packed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    client = Slow(log_of(archive({"r1/run.json": b"{}"})))
+    said: list[tuple[str, int]] = []
+    monkeypatch.setattr(fetch, "POLL_S", 0.0)
+    monkeypatch.setattr(fetch, "SETTLE_S", 0.0)
+    monkeypatch.setattr(fetch, "_client", lambda address: client)
+    bring_home("job", "http://head:8265", tmp_path, lambda line: said.append((line, client.packing)))
+    assert said == [("2 files, 0.0 MB", 2)]
+
+
+def test_whom_the_size_puts_off_leaves_no_job_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def put_off(line: str) -> None:
+        raise KeyboardInterrupt
+
+    client = Slow(log_of(archive({"r1/run.json": b"{}"})))
+    monkeypatch.setattr(fetch, "_client", lambda address: client)
+    with pytest.raises(KeyboardInterrupt):
+        bring_home("job", "http://head:8265", tmp_path, put_off)
+    assert client.stopped
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_running_job_is_told(home: Home) -> None:
@@ -148,7 +189,7 @@ def test_every_request_has_a_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def packed(place: Path, largest: int = 1000) -> subprocess.CompletedProcess[str]:
-    program = PACK.format(begin=BEGIN, end=END, largest=largest, part=".part")
+    program = PACK.format(size=SIZE, begin=BEGIN, end=END, largest=largest, part=".part")
     return subprocess.run([sys.executable, "-c", program, place], capture_output=True, text=True, check=False)
 
 

@@ -28,7 +28,7 @@ PACKING = "fetch-"  # begins the names of our own jobs
 TIMEOUT_S = 300.0
 HTTP_TIMEOUT_S = (10.0, 120.0)  # to connect, and between two pieces of an answer
 LARGEST = 200_000_000  # bytes of a run: more does not fit into a log
-BEGIN, END = "BEGIN RUN DIRECTORY", "END RUN DIRECTORY"
+SIZE, BEGIN, END = "SIZE OF RUN DIRECTORY", "BEGIN RUN DIRECTORY", "END RUN DIRECTORY"
 LINE = re.compile(r"ray_jobs: the run directory is (\S.*) on (\S+)$", re.MULTILINE)
 PACK = """
 import base64, hashlib, io, os, sys, tarfile
@@ -41,11 +41,12 @@ size = sum(os.path.getsize(path) for path in found)
 if size > {largest}:
     sys.exit("it has %d MB, too many for a log; measure with --out s3://... or another place that both machines reach, "
              "or copy it with ray rsync-down" % (size // 1000000))
+print("{size} %d %d" % (len(found), size), flush=True)
 content = io.BytesIO()
 with tarfile.open(fileobj=content, mode="w:gz") as tar:
     for path in found:
         tar.add(path, arcname=os.path.join(os.path.basename(place), os.path.relpath(path, place)))
-print("{begin} %d %d %s" % (len(found), size, hashlib.sha256(content.getvalue()).hexdigest()))
+print("{begin} " + hashlib.sha256(content.getvalue()).hexdigest())
 text = base64.b64encode(content.getvalue()).decode()
 for start in range(0, len(text), 4000):
     print(text[start:start + 4000])
@@ -72,8 +73,7 @@ def bring_home(job: str, address: str, out: Path, tell: Callable[[str], None] = 
             raise UsageError(f"{target} already exists; move it away or give another --out")
         if not client.get_job_status(job).is_terminal():
             tell(f"job {job} is still running: this copies what it has so far; fetch it again when it has ended")
-        content, told = _content(_packed(client, place))
-        tell(told)
+        content = _content(_packed(client, place, tell))
     try:
         _unpack(content, target)
     except OSError as error:
@@ -129,25 +129,16 @@ def _place(client: Any, job: str) -> str:
     return said[1]
 
 
-def _packed(client: Any, place: str) -> str:
-    """The log of a job that prints the directory."""
+def _packed(client: Any, place: str, tell: Callable[[str], None]) -> str:
+    """The log of a job that prints the directory; its size is told before it is packed."""
     from ray.job_submission import JobStatus
 
-    program = PACK.format(begin=BEGIN, end=END, largest=LARGEST, part=PART)
-    code = base64.b64encode(program.encode()).decode()  # a shell reads the line
-    argument = base64.b64encode(place.encode()).decode()
-    entry = (
-        f'python3 -c "import base64, sys; sys.argv[1] = base64.b64decode(sys.argv[1]).decode(); '
-        f"exec(base64.b64decode('{code}'))\" {argument}"
-    )
-    job = client.submit_job(entrypoint=entry, submission_id=f"{PACKING}{uuid.uuid4().hex[:12]}")
-    end = time.monotonic() + TIMEOUT_S
-    while not (status := client.get_job_status(job)).is_terminal():
-        if time.monotonic() > end:
-            client.stop_job(job)
-            raise UsageError(f"the cluster did not pack {place} within {TIMEOUT_S:.0f} s; see job {job}")
-        time.sleep(POLL_S)
-    log = str(client.get_job_logs(job))
+    job = client.submit_job(entrypoint=_entry(place), submission_id=f"{PACKING}{uuid.uuid4().hex[:12]}")
+    try:
+        status, log = _ended(client, job, place, tell)
+    except KeyboardInterrupt:  # the size may be why
+        client.stop_job(job)
+        raise
     if status != JobStatus.SUCCEEDED:
         last = (log.strip().splitlines() or ["it said nothing"])[-1]
         raise UsageError(f"{place} could not be packed: {last}")
@@ -156,13 +147,48 @@ def _packed(client: Any, place: str) -> str:
     return log
 
 
-def _content(log: str) -> tuple[bytes, str]:
-    """The archive between the two marks, and how large the run is. Raises UsageError if it did not arrive whole."""
-    said = re.search(rf"^{BEGIN} (\d+) (\d+) (\w+)$(.*)^{END}$", log, re.MULTILINE | re.DOTALL)
+def _entry(place: str) -> str:
+    """The command line that packs a directory."""
+    program = PACK.format(size=SIZE, begin=BEGIN, end=END, largest=LARGEST, part=PART)
+    code = base64.b64encode(program.encode()).decode()  # a shell reads the line
+    argument = base64.b64encode(place.encode()).decode()
+    return (
+        f'python3 -c "import base64, sys; sys.argv[1] = base64.b64decode(sys.argv[1]).decode(); '
+        f"exec(base64.b64decode('{code}'))\" {argument}"
+    )
+
+
+def _ended(client: Any, job: str, place: str, tell: Callable[[str], None]) -> tuple[Any, str]:
+    """Waits for a packing job: (its status, its log)."""
+    end = time.monotonic() + TIMEOUT_S
+    told = False
+    while not (status := client.get_job_status(job)).is_terminal():
+        if time.monotonic() > end:
+            client.stop_job(job)
+            raise UsageError(f"the cluster did not pack {place} within {TIMEOUT_S:.0f} s; see job {job}")
+        told = told or _size_told(str(client.get_job_logs(job)), tell)  # short until the directory is packed
+        time.sleep(POLL_S)
+    log = str(client.get_job_logs(job))
+    if not told:
+        _size_told(log, tell)
+    return status, log
+
+
+def _size_told(log: str, tell: Callable[[str], None]) -> bool:
+    """Tells how large a run is, if its packing job has said so yet."""
+    said = re.search(rf"^{SIZE} (\d+) (\d+)$", log, re.MULTILINE)
     if said is not None:
-        content = base64.b64decode("".join(said[4].split()))
-        if hashlib.sha256(content).hexdigest() == said[3]:
-            return content, f"{said[1]} files, {int(said[2]) / 1e6:.1f} MB"
+        tell(f"{said[1]} files, {int(said[2]) / 1e6:.1f} MB")
+    return said is not None
+
+
+def _content(log: str) -> bytes:
+    """The archive between the two marks. Raises UsageError if it did not arrive whole."""
+    said = re.search(rf"^{BEGIN} (\w+)$(.*)^{END}$", log, re.MULTILINE | re.DOTALL)
+    if said is not None:
+        content = base64.b64decode("".join(said[2].split()))
+        if hashlib.sha256(content).hexdigest() == said[1]:
+            return content
     raise UsageError("the packed directory arrived incomplete; try again")
 
 
