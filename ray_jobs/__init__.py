@@ -4,6 +4,13 @@ Importing it loads nothing: names come when they are first used, so that ``measu
 without Ray and pyarrow, and a command waits only for what it needs.
 """
 
+import sys
+
+if getattr(sys, "argv", [])[:1] == ["-m"]:  # so it is while ``python -m`` still looks for its module
+    from ray_jobs.search_path import search_here_last
+
+    search_here_last()
+
 import importlib
 import os
 from typing import TYPE_CHECKING, Any

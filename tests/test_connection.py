@@ -210,6 +210,22 @@ def test_workers_of_a_local_ray_search_where_the_driver_does_and_in_its_folder_l
     assert "working_dir" not in job.runtime_env
 
 
+def test_workers_of_a_joined_cluster_search_the_drivers_folders_last(
+    started: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(connection, "_reach", lambda *_: None)
+    monkeypatch.setattr(ray, "init", lambda **options: started.update(options))
+    monkeypatch.setattr(sys, "path", ["/sources", os.path.join(sys.prefix, "site-packages"), sys.base_prefix, ""])
+    with connected("127.0.0.1:6379"):
+        assert started["job_config"]._runtime_env_has_working_dir(), "Ray would put the folder first"
+    for name, value in started["runtime_env"]["env_vars"].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "path", ["/ray", "/py_modules"])  # of a worker
+    search_as_driver()
+    assert sys.path == ["/ray", "/py_modules", "/sources", str(tmp_path)]
+
+
 def test_a_users_token_is_used(started: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "mine"
     file.write_text("secret")

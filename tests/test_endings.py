@@ -191,7 +191,7 @@ def test_the_folder_one_stands_in_is_searched_last(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(commands, "main", lambda: None)
-    monkeypatch.setattr(entry, "HOME", "site")
+    monkeypatch.setattr("ray_jobs.search_path.HOME", "site")
     monkeypatch.setattr(sys, "path", [str(tmp_path) if place == "HERE" else place for place in found])
     entry.main()
     assert ["HERE" if place == str(tmp_path) else place for place in sys.path] == searched
@@ -213,7 +213,14 @@ def test_the_folder_one_stands_in_may_have_been_deleted(
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("module", "name"), [("ray_jobs", "typer"), ("ray_jobs", "chatbot"), ("chatbot", "typer")])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        *(("ray_jobs", name) for name in ("typer", "chatbot", "typing", "hashlib", "platform")),
+        ("ray_jobs.cli.app", "json"),
+        ("chatbot", "typer"),
+    ],
+)
 def test_a_file_in_the_folder_one_stands_in_is_not_imported(tmp_path: Path, module: str, name: str) -> None:
     (tmp_path / f"{name}.py").write_text("print('EXECUTED')\n")
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

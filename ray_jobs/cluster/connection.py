@@ -20,7 +20,7 @@ from ray_jobs.cluster.job import IN_A_JOB, host_and_port, ray_address
 from ray_jobs.cluster.schedule import ClusterLostError
 from ray_jobs.cluster.session_folder import SessionFolder, session_folder
 from ray_jobs.cluster.signals import terminable
-from ray_jobs.cluster.worker_path import driver_path
+from ray_jobs.cluster.worker_path import driver_path, for_a_cluster
 from ray_jobs.results.filesystem import StoreError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -99,7 +99,9 @@ def _sources() -> dict[str, Any]:
     """Options of ``ray.init`` that send this program to the nodes; a job's working directory is there already."""
     if IN_A_JOB in os.environ:
         return {}
-    return {"runtime_env": {"py_modules": [str(SOURCES / package) for package in ("chatbot", "ray_jobs")]}}
+    environment, job = for_a_cluster()
+    packages = [str(SOURCES / package) for package in ("chatbot", "ray_jobs")]
+    return {"runtime_env": {"py_modules": packages, "env_vars": environment}, "job_config": job}
 
 
 @contextmanager
