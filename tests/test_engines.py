@@ -99,6 +99,14 @@ def test_openvino_that_computes_in_bf16_is_not_fp32(monkeypatch: pytest.MonkeyPa
     assert "labelled float32 but holds bfloat16" in (fault("openvino", prepared_as("openvino")) or "")
 
 
+def test_openvino_that_computes_the_int8_graph_in_8_bits_is_no_fp32_and_no_other_engine() -> None:
+    pytest.importorskip("openvino")
+    quantised = prepared_as("openvino-int8")
+    assert fault("openvino-int8", quantised) is None
+    assert fault("openvino", quantised) == "it is labelled float32 but holds float32, qint8"
+    assert fault("openvino-int8", prepared_as("openvino")) == "it is labelled float32+qint8 but holds float32"
+
+
 def test_what_was_given_to_a_compiler_that_does_nothing_runs_eager() -> None:
     step = torch.compile(Step(tiny().decoder).eval(), backend="eager")
     assert program_of(lambda p, n: step(p, n, p, n)[0]).kind == "eager"

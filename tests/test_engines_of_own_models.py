@@ -1,6 +1,8 @@
 """An engine that can't take a model of one's own is skipped with the reason, and costs its own row alone."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,16 @@ import torch
 from launches import made_trial
 
 from chatbot import cache
-from chatbot.variants import BASELINE, CONTROL, UnavailableError, Workload, export_aoti, exported
+from chatbot.variants import (
+    BASELINE,
+    CONTROL,
+    Compiled,
+    UnavailableError,
+    Workload,
+    export_aoti,
+    exported,
+    openvino_runtime,
+)
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.launch import Alone
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
@@ -78,7 +89,10 @@ def test_a_converter_that_crashes_costs_its_own_row() -> None:
     assert all(first.facts[name].failed is None and first.facts[name].replies for name in (BASELINE, CONTROL))
 
 
-@pytest.mark.parametrize(("name", "extra"), [("onnx", "onnx"), ("onnx-int8", "onnx"), ("openvino", "openvino")])
+ENGINES = {"onnx": "onnx", "onnx-int8": "onnx", "openvino": "openvino", "openvino-int8": "openvino"}  # and their extras
+
+
+@pytest.mark.parametrize(("name", "extra"), ENGINES.items())
 def test_a_missing_exporter_is_skipped_with_the_line_that_installs_it(
     name: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +104,12 @@ def test_a_missing_exporter_is_skipped_with_the_line_that_installs_it(
     )
 
 
+def test_what_quantises_is_named_too_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exported, "find_spec", lambda package: None if package == "onnxruntime" else package)
+    found = facts_of("quirks:forms", "openvino-int8")["openvino-int8"]
+    assert found.skipped == "onnxruntime is not installed: pip install 'latency-matrix[onnx]'"
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -99,7 +119,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize(
-    ("name", "package"), [("onnx", "onnxruntime"), ("onnx-int8", "onnxruntime"), ("openvino", "openvino")]
+    ("name", "package"), [(name, {"onnx": "onnxruntime"}.get(extra, extra)) for name, extra in ENGINES.items()]
 )
 def test_an_exported_graph_answers_in_the_models_form(name: str, package: str) -> None:
     pytest.importorskip("onnxscript")
@@ -122,6 +142,51 @@ def test_a_graph_is_exported_once_for_all_launches(monkeypatch: pytest.MonkeyPat
         torch.nn.init.zeros_(layer.bias)
         assert onnx_export.graph_of(layer, inputs)[0] == b"graph"
     assert len(made) == 2  # other weights are another graph
+
+
+def test_a_quantised_product_is_one_operator_that_answers_nearly_the_same(tmp_path: Path) -> None:
+    """Both engines compute that one in 8 bits; the five of ONNX Runtime's tool OpenVINO computes in fp32."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from chatbot.variants.onnx_int8 import quantise
+    from chatbot.variants.onnx_runtime import session_of
+
+    plain, made = tmp_path / "plain.onnx", tmp_path / "made.onnx"
+    plain.write_bytes(two_products(onnx).SerializeToString())
+    quantise(plain, made)
+    kinds = [node.op_type for node in onnx.load(str(made)).graph.node]
+    assert kinds == ["DynamicQuantizeMatMul", "Relu", "DynamicQuantizeMatMul", "Add"]
+    x = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32)
+    expected, found = (session_of(one.read_bytes(), Workload()).run(None, {"x": x})[0] for one in (plain, made))
+    assert 0 < np.abs(expected - found).max() < 0.05 * np.abs(expected).max()
+
+
+def two_products(onnx: Any) -> Any:
+    """A product, and one with a bias whose weight stands transposed: x (3, 16) -> y (3, 4)."""
+    random, helper = np.random.default_rng(0), onnx.helper
+    held = {"a": (16, 8), "b": (4, 8), "c": (4,)}
+    given = [
+        onnx.numpy_helper.from_array(random.normal(size=size).astype(np.float32), name) for name, size in held.items()
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "b", "c"], ["y"], transB=1),
+    ]
+    x, y = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size)
+        for name, size in (("x", [3, 16]), ("y", [3, 4]))
+    )
+    graph = helper.make_graph(nodes, "two", [x], [y], initializer=given)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_what_openvino_computes_in_fp32_is_not_called_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Compiled("openvino", frozenset({"cpu"}), frozenset({"float32"}), "")
+    monkeypatch.setattr(openvino_runtime, "engine_of", lambda model: shown)
+    openvino_runtime._require_precision(False, object())
+    with pytest.raises(UnavailableError, match="computes the quantised products of this model in fp32"):
+        openvino_runtime._require_precision(True, object())
 
 
 def test_what_has_no_product_is_not_quantised() -> None:

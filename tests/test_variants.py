@@ -206,7 +206,10 @@ def test_what_needs_a_gpu_says_so(name: str, toy: Trained) -> None:
         prepared(VARIANTS[name], toy.chatbot, Workload())
 
 
-@pytest.mark.parametrize(("name", "extra"), [("onnx", "onnx"), ("onnx-int8", "onnx"), ("openvino", "openvino")])
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("onnx", "onnx"), ("onnx-int8", "onnx"), ("openvino", "openvino"), ("openvino-int8", "openvino")],
+)
 def test_a_missing_package_is_named_with_what_would_help(
     name: str, extra: str, toy: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,19 @@ _TABLE = (
         prepare_module=_at("openvino_runtime:prepare_module"),
     ),
     Variant(
+        "openvino-int8",
+        "OpenVINO, the graph of onnx-int8",
+        _at("openvino_runtime:prepare_int8"),
+        exact=False,
+        kind="openvino",
+        dtype=INT8,
+        devices=("cpu",),
+        stops_at_eos=True,
+        needs=("latency-matrix[openvino]", "latency-matrix[onnx]"),  # whose tool quantises models of one's own
+        prepare_s=1.0,
+        prepare_module=_at("openvino_runtime:prepare_module_int8"),
+    ),
+    Variant(
         "native",
         "one call of C++ compiled for this CPU: fp32, the likeliest token found through a proved 8-bit screen",
         _at("native:prepare"),

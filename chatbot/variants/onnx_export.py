@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from chatbot.files import put_in_place
-from chatbot.variants.base import UnavailableError, converting
+from chatbot.variants.base import converting
 from chatbot.variants.exported import Form, exported, key, quiet
 from chatbot.variants.inductor import cache_folder
-
-QUANTISED = ("MatMul", "Gemm")  # the operators whose constant weights are quantised
+from chatbot.variants.onnx_int8 import quantise
 
 
 def graph_of(module: nn.Module, inputs: tuple[Tensor, ...], int8: bool = False) -> tuple[bytes, Form]:
@@ -28,7 +27,7 @@ def graph_of(module: nn.Module, inputs: tuple[Tensor, ...], int8: bool = False) 
     """
     program, form = exported(module, inputs)
     versions = [version(name) for name in ("onnx", "onnxscript", *(["onnxruntime"] if int8 else []))]
-    name = f"{'int8-' * int8}{key(program, True, *versions)}.onnx"
+    name = f"{'int8-fused-' * int8}{key(program, True, *versions)}.onnx"
     path = cache_folder("onnx") / name
     if not path.is_file():
         _keep(path, lambda made: _export(program, made, int8))
@@ -50,17 +49,6 @@ def _export(program: ExportedProgram, made: Path, int8: bool) -> None:
         plain = made.with_suffix(".fp32")
         plain.write_bytes(graph.model_proto.SerializeToString())
         if int8:
-            _quantise(plain, made)
+            quantise(plain, made)
         else:
             plain.rename(made)
-
-
-def _quantise(plain: Path, made: Path) -> None:
-    """Symmetric weights, of 7 bits: see ``onnx_graph.LARGEST_WEIGHT``."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    quantize_dynamic(plain, made, list(QUANTISED), per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
-    held = {weight.data_type for weight in onnx.load(str(made)).graph.initializer if weight.dims}
-    if onnx.TensorProto.INT8 not in held:
-        raise UnavailableError("this model has no product with constant weights to quantise")

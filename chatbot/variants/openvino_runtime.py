@@ -1,9 +1,10 @@
-"""OpenVINO: the same graphs, set to compute in fp32 (by default it uses bf16 if the CPU has it).
+"""OpenVINO: the graphs that ONNX Runtime reads, set to compute in fp32 (by default it uses bf16 if the CPU has it).
 
 Source: https://docs.openvino.ai/2025/openvino-workflow/running-inference/optimize-inference/precision-control.html
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from chatbot.model import Chatbot
 from chatbot.variants.base import Reply, UnavailableError, Workload
+from chatbot.variants.engines import OPENVINO_TYPES, engine_of
 from chatbot.variants.exported import Form, require
 from chatbot.variants.search import filled
 
+QINT8 = OPENVINO_TYPES["i8"]
 HELP = "pip install 'latency-matrix[openvino]'"
 
 
@@ -49,7 +52,7 @@ class Inferring:
         return filled(tokens, self.steps) if self.stop else tokens
 
 
-def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+def _prepare(int8: bool, chatbot: Chatbot, workload: Workload) -> Reply:
     """Compiled from the ONNX graph whose encoder is written out: OpenVINO's own GRU answers ragged prompts wrongly."""
     try:
         import openvino  # noqa: F401
@@ -57,8 +60,20 @@ def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
         from chatbot.variants.onnx_graph import greedy_graph
     except ImportError as error:
         raise UnavailableError(f"{error.name} is not installed: {HELP}") from None
-    model = greedy_graph(chatbot, written_out=True, stop_at_eos=workload.stop_at_eos)
-    return Inferring(model.SerializeToString(), workload)
+    model = greedy_graph(chatbot, int8=int8, written_out=True, stop_at_eos=workload.stop_at_eos)
+    found = Inferring(model.SerializeToString(), workload)
+    _require_precision(int8, found.compiled_model)
+    return found
+
+
+def _require_precision(int8: bool, compiled_model: Any) -> None:
+    """Raises UnavailableError where a graph with int8 weights is not computed in 8 bits."""
+    shown = engine_of(compiled_model)
+    if int8 and shown is not None and QINT8 not in shown.dtypes:
+        raise UnavailableError("OpenVINO computes the quantised products of this model in fp32 on this CPU")
+
+
+prepare, prepare_int8 = partial(_prepare, False), partial(_prepare, True)
 
 
 class Answering:
@@ -82,9 +97,18 @@ class Answering:
         return self._form([torch.from_numpy(self.request.get_output_tensor(i).data.copy()) for i in self._places])
 
 
-def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> Callable[..., Any]:
-    """Any module, through its ONNX graph."""
+def _prepare_module(
+    int8: bool, module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload
+) -> Callable[..., Any]:
+    """Any module, through its ONNX graph, which ONNX Runtime's tool quantises."""
     require("openvino", "openvino", "onnx", "onnxscript")
+    if int8:
+        require("onnx", "onnxruntime")
     from chatbot.variants.onnx_export import graph_of
 
-    return Answering(*graph_of(module, inputs), workload)
+    found = Answering(*graph_of(module, inputs, int8), workload)
+    _require_precision(int8, found.compiled_model)
+    return found
+
+
+prepare_module, prepare_module_int8 = partial(_prepare_module, False), partial(_prepare_module, True)
