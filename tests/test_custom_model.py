@@ -32,6 +32,7 @@ STRUCTURE = "it needs the chatbot's structure"
 NO_POOL = np.zeros((0, 8), dtype=np.int64)
 EXPORTED = ("onnx", "onnx-int8", "openvino", "openvino-int8", "export-aoti")  # see test_engines_of_own_models.py
 OF_ANY = [name for name, variant in VARIANTS.items() if variant.prepare_module is not None]
+ON_CPU = [name for name in OF_ANY if "cpu" in VARIANTS[name].devices]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def facts_of(model: str, *names: str) -> dict[str, VariantFacts]:
 @pytest.mark.usefixtures("emulated_bf16")
 def test_every_variant_that_takes_a_module_answers_as_it_promises() -> None:
     found = facts_of(
-        "own_models:pair", *[name for name in OF_ANY if name not in (BASELINE, CONTROL, "compile", *EXPORTED)]
+        "own_models:pair", *[name for name in ON_CPU if name not in (BASELINE, CONTROL, "compile", *EXPORTED)]
     )
     for name, facts in found.items():
         assert (name, facts.failed, facts.skipped) == (name, None, None)
@@ -73,6 +74,11 @@ def test_what_needs_the_chatbot_says_so() -> None:
     others = [name for name in VARIANTS if name not in OF_ANY]
     found = facts_of("own_models:pair", *others)
     assert {found[name].skipped for name in others} == {STRUCTURE}
+
+
+def test_a_cuda_graph_of_a_model_is_skipped_where_there_is_no_gpu() -> None:
+    found = facts_of("own_models:pair", "cuda-graph", "compile-cudagraph")
+    assert {found[name].skipped for name in ("cuda-graph", "compile-cudagraph")} == {"it runs on cuda only"}
 
 
 def test_a_wrong_answer_is_found_by_the_models_own_word_for_same() -> None:

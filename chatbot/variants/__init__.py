@@ -234,6 +234,7 @@ _TABLE = (
         kind="cuda-graph",
         devices=("cuda",),
         any_shape=False,
+        prepare_module=_at("cuda_graph:prepare_module"),
     ),
     Variant(
         "triton-graph",
@@ -260,6 +261,7 @@ _TABLE = (
         ready=REQUIRE_COMPILER,
         needs=(COMPILER, TRITON),
         prepare_s=15.0,  # Dynamo's tracing of every step, which no cache keeps; not measured on a GPU yet
+        prepare_module=_at("cuda_graph:prepare_module_compiled"),
     ),
 )
 

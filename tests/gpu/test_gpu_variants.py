@@ -1,14 +1,17 @@
 """Every entry of the table on a real GPU: same replies, its kind, its memory. Needs neither Ray nor Arrow."""
 
+import copy
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from chatbot.config import Config
 from chatbot.model import Chatbot
-from chatbot.variants import VARIANTS, Reply, UnavailableError, Workload, prepared, torchscript
+from chatbot.variants import VARIANTS, Reply, UnavailableError, Workload, prepared, prepared_module, torchscript
 from chatbot.vocabulary import EOS, FIRST_WORD, PAD
 from ray_jobs.measure import gpu, launch
 from ray_jobs.measure.program import label_fault, probe_fault, program_of, scattered
@@ -163,6 +166,56 @@ def test_peak_memory_holds_the_weights_and_is_of_the_gpu() -> None:
     assert 0 < alone.peak_mb < 1000
     assert alone.tokens is not None
     assert alone.tokens.shape == (10, 3)
+
+
+class ReadsBack(nn.Module):
+    """Branches on a value, which a capture forbids."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x
+
+
+class Scores(nn.Module):
+    """A model of one's own: scores, and the place of the best in a container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        scores = self.net(x)
+        return {"scores": scores, "best": scores.argmax(-1)}
+
+
+@pytest.mark.parametrize("name", ["cuda-graph", "compile-cudagraph"])
+def test_a_graph_of_any_module_answers_as_it_does_and_is_not_overwritten(name: str) -> None:
+    gpu.require_float32()
+    workload, model = Workload(device="cuda", batch=4, model="own:factory"), Scores().eval().to("cuda")
+    inputs = [(torch.rand(4, 32, device="cuda"),) for _ in range(3)]
+    with torch.inference_mode():
+        expected = [model(*one) for one in inputs]
+        try:
+            reply: Any = prepared_module(VARIANTS[name], copy.deepcopy(model), inputs[0], workload)
+        except UnavailableError as error:
+            pytest.skip(str(error))
+        answers = [reply(one, torch.zeros(0)) for one in inputs]
+        torch.cuda.synchronize()
+        for answer, wanted in zip(answers, expected, strict=True):
+            assert torch.allclose(answer["scores"], wanted["scores"], atol=1e-5)
+            assert torch.equal(answer["best"], wanted["best"])
+        program = program_of(reply)
+        assert label_fault(name, program, workload) is None
+        if name == "cuda-graph":
+            assert probe_fault(reply, inputs[0], torch.zeros(0), program.kind) is None
+
+
+def test_a_model_that_no_graph_takes_is_skipped_and_leaves_the_gpu_usable() -> None:
+    workload, inputs = Workload(device="cuda", batch=4, model="own:factory"), (torch.rand(4, 32, device="cuda"),)
+    with torch.inference_mode():
+        with pytest.raises(UnavailableError, match="a CUDA graph can't take this model"):
+            prepared_module(VARIANTS["cuda-graph"], ReadsBack(), inputs, workload)
+        later: Any = prepared_module(VARIANTS["cuda-graph"], nn.ReLU(), inputs, workload)
+        assert torch.equal(later(inputs, torch.zeros(0)), inputs[0])
 
 
 def test_what_stops_at_the_end_is_skipped_where_a_graph_can_not(bot: Chatbot) -> None:
