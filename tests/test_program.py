@@ -410,3 +410,15 @@ def test_the_probe_leaves_nothing_watching() -> None:
     probe_fault(lambda batch, lengths: seen.append(sys.getprofile()) or batch, BATCH, LENGTHS)  # type: ignore[func-returns-value]
     assert seen != [None]
     assert sys.getprofile() is None
+
+
+class Scaling(torch.nn.Linear):
+    """Multiplies by a number of Python's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0.5
+
+
+def test_a_number_in_a_frozen_script_is_no_weight_in_64_bits() -> None:
+    script: Any = torchscript.prepare_module_frozen(Scaling(4, 4).eval(), (torch.rand(2, 4),), WORKLOAD)
+    assert program_of(script).dtypes == {"float32"}

@@ -98,7 +98,7 @@ def _tensors(root: nn.Module) -> list[Tensor]:
 
 
 def _constants(script: torch.jit.ScriptModule) -> list[Tensor]:
-    """The tensors within a script's graph."""
+    """The tensors within a script's graph, but for numbers, which a trace keeps in 64 bits."""
     if not hasattr(script, "forward"):
         return []
     graph = script.inlined_graph  # made for this call: its nodes live as long as it does
@@ -109,7 +109,7 @@ def _constants(script: torch.jit.ScriptModule) -> list[Tensor]:
             blocks += node.blocks()
             if node.kind() == "prim::Constant" and node.hasAttribute("value") and node.kindOf("value") == "t":
                 found.append(node.t("value"))
-    return found
+    return [tensor for tensor in found if tensor.dim()]
 
 
 def _placed(tensor: Tensor) -> bool:
