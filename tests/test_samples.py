@@ -37,12 +37,14 @@ ROW_COLUMNS = (
     "exact samples launches discarded_rounds p50_ms p50_low_ms p50_high_ms p90_ms p95_ms p99_ms mean_ms speedup "
     "speedup_low speedup_high verdict identical_replies prepare_s peak_memory_mb limit_ms of_limit bound status reason "
     "warnings disturbed_rounds warmup_calls sentinel_ms sentinel_drift hardware p50_scatter bound_why moved_mb "
-    "stop_at_eos tokens_per_reply per_token_ms compared_replies first_difference cores"
+    "stop_at_eos tokens_per_reply per_token_ms compared_replies first_difference cores "
+    "graphs graph_breaks recompiles outside_compiled"
 ).split()
 INTEGERS = {
     "compared_replies",
     *("batch", "prompt_tokens", "reply_tokens", "threads", "samples", "launches", "discarded_rounds"),
     "disturbed_rounds",
+    *("graphs", "graph_breaks", "recompiles"),
 }
 TEXTS = {
     *("run_id", "trial_id", "station", "host", "device", "device_name", "model", "variant", "baseline", "verdict"),

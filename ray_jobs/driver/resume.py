@@ -14,6 +14,7 @@ from ray_jobs.driver.trials import Store, TrialState, trial_of
 from ray_jobs.machine import another_machine
 from ray_jobs.matrix.hardware import same_class
 from ray_jobs.matrix.rows import Status
+from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.result import Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
@@ -158,5 +159,6 @@ def _found(record: Mapping[str, Any]) -> tuple[Memory, Limits]:
     limits = {name: schema.known(Limit, limit) for name, limit in record.get("limits", {}).items()}
     speeds = Speeds.of(record["speeds"]) if record.get("speeds") else None
     lost = record.get("not_known", {})
-    memory = Memory(dict(record["peak_memory_mb"]), compared, dict(lost.get("memory", {})))
+    compiled = {name: schema.known(Compilation, found) for name, found in record.get("compiled", {}).items()}
+    memory = Memory(dict(record["peak_memory_mb"]), compared, dict(lost.get("memory", {})), compiled)
     return memory, Limits(speeds, limits, lost.get("limits"))

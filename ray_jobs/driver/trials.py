@@ -125,6 +125,7 @@ class TrialState:
             "limits": {name: asdict(limit) for name, limit in self.limits.of.items()},
             "speeds": None if self.limits.speeds is None else asdict(self.limits.speeds),
             "compared": {name: asdict(found) for name, found in self.memory.compared.items()},
+            "compiled": {name: asdict(found) for name, found in self.memory.compiled.items()},
             "not_known": {"memory": self.memory.lost, "limits": self.limits.lost},  # and why
             "seconds": self.seconds,
             "moments": self.moments.record(),

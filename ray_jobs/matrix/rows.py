@@ -10,7 +10,8 @@ import numpy as np
 from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
 from ray_jobs import statistics
 from ray_jobs.matrix.row_warnings import drift_of, gpus_of, imprecision, interference_of, sentinel_ms, warnings_of
-from ray_jobs.measure import interference, roofline
+from ray_jobs.measure import dynamo, interference, roofline
+from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.replies import LEAST_COMPARED, ReplyComparison
 from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.trial import Place, Trial
@@ -92,6 +93,10 @@ class Row:
     compared_replies: int | None = None  # that identical_replies is a share of
     first_difference: float | None = None  # of replies that are not identical the median first differing step, from 1
     cores: str | None = None  # that launches were pinned to, and what was left empty for them
+    graphs: int | None = None  # that torch.compile made of it; null where it is not used
+    graph_breaks: int | None = None  # places where it went back to Python
+    recompiles: int | None = None  # functions that it looked at anew within the rounds of all launches
+    outside_compiled: float | None = None  # share of the host's time of a profiled call, outside of compiled graphs
 
     @property
     def interval(self) -> Interval | None:
@@ -133,6 +138,7 @@ def rows_of(
             measured = _measured(trial, variant, launches, facts)
             measured["peak_memory_mb"] = memory.peak_mb.get(variant)
             measured |= _identical(facts, memory.compared.get(variant))
+            measured |= _compiled(facts, memory.compiled.get(variant))
             invalid = measured.pop("invalid")
             if invalid is None:  # else it is not known what was measured
                 measured |= _limited(
@@ -144,7 +150,9 @@ def rows_of(
                 if common["exact"] is False and measured["compared_replies"] < LEAST_COMPARED:
                     few = f"only {measured['compared_replies']} replies were compared, not {LEAST_COMPARED}"
                     measured["warnings"] = (*measured.get("warnings", ()), few)
-            measured["warnings"] = (*measured.get("warnings", ()), *_not_known(memory.lost.get(variant), limits.lost))
+            doubts = dynamo.warnings(memory.compiled.get(variant), measured["recompiles"])
+            lost = _not_known(memory.lost.get(variant), limits.lost)
+            measured["warnings"] = (*measured.get("warnings", ()), *doubts, *lost)
             reasons = [text for text in (reason, invalid) if text]
             rows.append(Row(**{**common, **measured}, status=status, reason="; ".join(reasons) or None))
     return rows
@@ -225,6 +233,17 @@ def _identical(facts: Sequence[VariantFacts], alone: ReplyComparison | None) -> 
         "identical_replies": identical / replies if replies else None,
         "compared_replies": replies,
         "first_difference": float(np.median(differing)) + 1 if differing else None,
+    }
+
+
+def _compiled(facts: Sequence[VariantFacts], found: Compilation | None) -> dict[str, Any]:
+    """What torch.compile compiled, and whether it did so while it was timed."""
+    recompiled = [f.recompiled for f in facts if f.recompiled is not None]
+    return {
+        "graphs": found and found.graphs,
+        "graph_breaks": found and found.breaks,
+        "recompiles": sum(recompiled) if recompiled else None,
+        "outside_compiled": found and found.outside,
     }
 
 

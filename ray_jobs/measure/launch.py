@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, variant_named
 from ray_jobs import machine
-from ray_jobs.measure import busy, gpu, orders
+from ray_jobs.measure import busy, dynamo, gpu, orders
+from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.program import (
     Program,
     label_fault,
@@ -104,6 +106,9 @@ def _measured(
     sentinels.append(_sentinels(workload))
     for i, fault in answers.broken.items():
         facts[variants[i]] = replace(facts[variants[i]], failed=fault)
+    for i, looked_at in answers.recompiled.items():
+        if facts[variants[i]].kind == dynamo.KIND:
+            facts[variants[i]] = replace(facts[variants[i]], recompiled=looked_at)
     _require_baseline(answers.replies, variants, facts)
     _check_all(variants, answers.replies, subject, (calls, rounds), facts)
     gradients = isinstance(model, Factory) and model.gradients
@@ -145,6 +150,7 @@ class Alone:
 
     peak_mb: float
     tokens: NDArray[np.int64] | None = None  # (N, S): its replies to the first prompts of the pool
+    compiled: Compilation | None = None  # where Dynamo takes its program apart
 
 
 def measure_alone(
@@ -156,6 +162,8 @@ def measure_alone(
     compare_s: float = math.inf,
 ) -> Alone:
     """Measures the peak memory in MB of preparing and calling one variant in this process; then collects its replies.
+
+    Before that, it finds out what Dynamo compiled of it.
 
     On the CPU it is the resident set, including Python and PyTorch; on CUDA what the allocator held while it answered
     (the context and the libraries, 300 to 500 MB, are not in it; what preparing took and gave back isn't either).
@@ -176,7 +184,7 @@ def _alone(
     gpu.require_float32()
     busy.enter([variant])
     busy.at(0)
-    subject = subject_of(model, pool, workload)
+    subject, counts = subject_of(model, pool, workload), dynamo.Counted()
     reply = subject.fresh()(variant_named(variant))
     if workload.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -187,9 +195,12 @@ def _alone(
     else:
         status = Path("/proc/self/status").read_text()
         peak_mb = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    compiled = None
+    if variant_named(variant).kind == dynamo.KIND:
+        compiled = counts.found(partial(reply, *subject.questions.next()))
     batches = Prompts(pool, workload).first(compared) if compared else []
     tokens = list(_answers(reply, batches, subject.questions.lengths, compare_s))
-    return Alone(peak_mb, np.concatenate(tokens) if tokens else None)
+    return Alone(peak_mb, np.concatenate(tokens) if tokens else None, compiled)
 
 
 def _answers(

@@ -12,6 +12,7 @@ from chatbot.safe_text import safe
 from chatbot.variants import BASELINE
 from ray_jobs import statistics
 from ray_jobs.measure import interference
+from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.interference import Interference
 from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.roofline import Limit, Speeds
@@ -69,6 +70,7 @@ class VariantFacts:
     tokens: int = 0  # in all compared replies; 0 in runs from before they were counted
     differing: tuple[int, ...] = ()  # the first step that differs, of each reply that is not identical
     scattered: bool = False  # a GRU's weights on the GPU are not in one buffer
+    recompiled: int | None = None  # functions that Dynamo looked at anew in its turns; None: it has none to look at
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Memory:
     peak_mb: dict[str, float] = field(default_factory=dict)
     compared: dict[str, ReplyComparison] = field(default_factory=dict)  # of the approximate variants
     lost: dict[str, str] = field(default_factory=dict)  # why a variant's process told nothing
+    compiled: dict[str, Compilation] = field(default_factory=dict)  # of the variants that Dynamo takes apart
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ the others emptied, and a few timed ones. A variant never gets the same prompt t
 """
 
 import gc
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chatbot.variants import Reply, Workload
-from ray_jobs.measure import busy, orders
+from ray_jobs.measure import busy, dynamo, orders
 from ray_jobs.measure.answers import copied, equal
 from ray_jobs.measure.interference import Interference, per_round
 from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Samples, one_line
@@ -205,6 +206,7 @@ class Answers:
     replies: dict[int, list[Any]]  # the timed ones, in order
     broken: dict[int, str] = field(default_factory=dict)  # why a variant that raised is left out
     readings: list[Counters] = field(default_factory=list)  # before the first round, and after each
+    recompiled: Counter[int] = field(default_factory=Counter)  # functions that Dynamo looked at in a variant's turns
 
     @property
     def interference(self) -> Interference:
@@ -238,6 +240,7 @@ def run_rounds(
                 if reply is None or i in answers.broken:
                     continue
                 busy.at(i)
+                looked_at = dynamo.looked_at()
                 try:
                     for call, (batch, lengths) in enumerate(batches):
                         tokens, reading = timer.call(reply, batch, lengths)
@@ -247,6 +250,7 @@ def run_rounds(
                 except Exception as error:
                     answers.broken[i] = f"could not answer: {one_line(error)}"
                     del answers.replies[i]
+                answers.recompiled[i] += dynamo.looked_at() - looked_at
             busy.at(None)
             gc.collect(0)
             answers.readings.append(watch.read())

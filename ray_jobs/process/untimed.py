@@ -141,7 +141,8 @@ def memory(trial: Trial, names: list[str], alone: AskAlone, allowance: Allowance
             lost[name] = _too_long(Part.MEMORY, allowance, trial)
         else:
             lost[name] = outcome.reason
-    yield Memory({name: found.peak_mb for name, found in told.items()}, _compared(told), lost)
+    compiled = {name: found.compiled for name, found in told.items() if found.compiled is not None}
+    yield Memory({name: found.peak_mb for name, found in told.items()}, _compared(told), lost, compiled)
 
 
 def _comparing(trial: Trial) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 from chatbot.variants import DEVICES, OWN_NAME, VARIANTS, Workload
 from ray_jobs import provenance
 from ray_jobs.matrix.rows import COLUMNS, Status
+from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.roofline import Limit, Speeds
@@ -26,7 +27,7 @@ from ray_jobs.statistics import Verdict
 
 GONE = "***"
 CUT = "not kept in a compacted run"
-RECORDS: tuple[Any, ...] = (Workload, VariantFacts, LaunchResult, Launch, Limit, Speeds, ReplyComparison)
+RECORDS: tuple[Any, ...] = (Workload, VariantFacts, LaunchResult, Launch, Limit, Speeds, ReplyComparison, Compilation)
 KEYS = {
     *COLUMNS, *Spec.model_fields,
     *(one.name for kind in RECORDS for one in fields(kind)),
@@ -37,7 +38,8 @@ KEYS = {
     "cpu", "cpu_model", "quota_cpus", "cores", "compiler", "affinity", "memory_gb", "niceness",
     "deterministic", "torch", "numpy",
     # of a trial
-    "workload", "lost_launches", "limits", "compared", "not_known", "memory", "moments", "attempts", "attempt", "index",
+    "workload", "lost_launches", "limits", "compared", "compiled", "not_known", "memory", "moments", "attempts",
+    "attempt", "index",
     "started_unix_s", "at_s", "begun", "launch began", "launch", "launch lost", "worker lost", "ended",
     "speeds", "read", "gflops", "float32", "bfloat16", "float16",
 }  # fmt: skip
@@ -57,7 +59,7 @@ FORMS = {
     for name in names
 }
 NAMES = ("variant", "variants", "baseline", "built", "cases")
-SENTENCES = ("reason", "warnings", "bound_why", "failed", "invalid", "skipped", "not_known")
+SENTENCES = ("reason", "warnings", "bound_why", "failed", "invalid", "skipped", "not_known", "why")
 HARDWARE = ("hardware", "device_name", "cpu", "cpu_model", "compiler")
 # Words of reasons and warnings that no text of this program holds as they are shown: parts of them are filled in, or
 # they are from runs of earlier versions.
