@@ -13,7 +13,8 @@ from pathlib import Path
 
 CACHE = "LATENCY_MATRIX_CACHE"  # the environment variable that names the folder, in place of the user's cache
 
-KEPT = ("engine-*.so", "aoti/*.pt2", "inductor-*")  # within it: libraries, packages, and Inductor's trees
+# Within it: libraries, kernels, packages, and Inductor's trees.
+KEPT = ("engine-*.so", "persistent-*.cubin", "aoti/*.pt2", "inductor-*")
 UNUSED_S = 30 * 86400.0
 
 

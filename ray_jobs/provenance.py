@@ -22,7 +22,7 @@ from ray_jobs import machine
 
 PACKAGES = (
     *("torch", "ray", "pyarrow", "numpy", "scipy", "wandb", "chitchat-dataset"),
-    *("onnxruntime", "onnx", "onnxscript", "openvino", "triton"),
+    *("onnxruntime", "onnx", "onnxscript", "openvino", "triton", "nvidia-cuda-nvrtc"),
 )
 # What a variant is run by, beside these, by what its table entry says it needs.
 ALWAYS = ("torch", "numpy")
@@ -31,6 +31,7 @@ NEEDED = {
     "latency-matrix[openvino]": ("openvino", "onnx"),
     "a C++ compiler": ("compiler",),
     "triton": ("triton",),
+    "NVRTC": ("nvidia-cuda-nvrtc",),
 }
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (".py", ".h", ".cpp", ".cu")  # what a launch may compute with; the C++ engine is compiled from its own

@@ -12,7 +12,7 @@ import scipy.stats
 from launches import ALL, made_launch, made_trial, stolen
 from numpy.typing import ArrayLike
 
-from chatbot.variants import BASELINE, CONTROL, VARIANTS
+from chatbot.variants import BASELINE, CONTROL, UNTRIED, VARIANTS
 from ray_jobs.matrix.rows import COLUMNS, Row, Status, rows_of
 from ray_jobs.measure.interference import ABSENT, COUNTERS, Interference
 from ray_jobs.measure.replies import ReplyComparison
@@ -603,6 +603,14 @@ def test_a_trial_that_failed_at_once_says_why() -> None:
 
 def test_a_trial_without_launches_or_reason_says_so() -> None:
     assert {row.reason for row in rows_of(TRIAL, NOWHERE, Status.FAILED, None)} == {"no launch was completed"}
+
+
+@pytest.mark.parametrize("facts", [VariantFacts(skipped="no CUDA device"), VariantFacts()])
+def test_a_row_of_what_was_never_run_on_its_device_says_so_whatever_became_of_it(facts: VariantFacts) -> None:
+    names = (BASELINE, CONTROL, "persistent")
+    launch = made_launch(dict.fromkeys(names, 5.0), facts={**dict.fromkeys(names, VariantFacts()), "persistent": facts})
+    rows = rows_of(made_trial(variants=names), NOWHERE, Status.DONE, None, [launch])
+    assert [UNTRIED in row.warnings for row in rows] == [False, False, True]
 
 
 def test_a_skipped_trial_says_why_and_shows_nothing() -> None:

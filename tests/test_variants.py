@@ -33,12 +33,14 @@ from chatbot.variants import (
     UnavailableError,
     Variant,
     Workload,
+    eager,
     prepared,
     prepared_module,
     variant_named,
 )
 from chatbot.variants.masked import Greedy, MaskedEncoder
 from chatbot.vocabulary import EOS, FIRST_WORD, PAD
+from ray_jobs.cli import variants as listed
 from ray_jobs.measure.program import label_fault, program_of
 
 pytestmark = pytest.mark.usefixtures("emulated_bf16")
@@ -274,7 +276,7 @@ def test_an_entry_is_found_by_its_own_name_and_is_complete(name: str) -> None:
     assert variant.name == name
     assert len(variant.summary.splitlines()) == 1
     assert set(variant.devices) <= set(DEVICES)
-    assert variant.any_shape == (variant.kind not in ("inductor", "aoti", "cuda-graph"))
+    assert variant.any_shape == (variant.kind not in ("inductor", "aoti", "cuda-graph", "persistent"))
 
 
 def test_the_control_is_the_baselines_program() -> None:
@@ -382,3 +384,28 @@ def test_the_exported_file_answers_alike_where_this_package_is_absent(
     assert read["tokens"] == tokens.tolist()
     torch.testing.assert_close(torch.tensor(read["probabilities"]), probabilities, rtol=1e-5, atol=1e-6)
     assert tuple(read["words"]) == toy.vocabulary.words
+
+
+def test_the_list_tells_what_was_never_run_on_its_device(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listed, "available", lambda variant: "yes")
+    listed.variants()
+    lines = capsys.readouterr().out.splitlines()
+    told = dict(zip((line.split()[0] for line in lines[::2]), lines[1::2], strict=True))
+    untried = {name for name, line in told.items() if "never run on a device" in line}
+    assert untried == {"cuda-graph", "triton-graph", "persistent", "compile-cudagraph"}
+
+
+def test_what_needs_a_gpu_is_tried_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on a CPU, where all that it could say is that it runs on a GPU."""
+    devices: list[str] = []
+
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        devices.append(workload.device)
+        return eager.prepare(chatbot, workload)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Chatbot, "to", lambda bot, device: bot)
+    assert listed.available(replace(VARIANTS["cuda-graph"], prepare=prepare)) == listed.HERE
+    assert devices == ["cuda"]

@@ -14,6 +14,7 @@ from chatbot.variants.base import (
     DEVICES,
     MODELS,
     OWN_MODEL,
+    UNTRIED,
     Compiled,
     Imported,
     Prepare,
@@ -33,7 +34,7 @@ CONTROL = "eager-again"
 OWN_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # package.module:NAME
 
 INT8 = "float32+qint8"  # embeddings and biases stay in fp32
-COMPILER, TRITON = "a C++ compiler", "triton"
+COMPILER, TRITON, NVRTC = "a C++ compiler", "triton", "NVRTC"
 
 
 def _at(place: str) -> Imported:
@@ -234,11 +235,12 @@ _TABLE = (
         kind="cuda-graph",
         devices=("cuda",),
         any_shape=False,
+        untried=True,
         prepare_module=_at("cuda_graph:prepare_module"),
     ),
     Variant(
         "triton-graph",
-        "three kinds of Triton kernels, captured as one CUDA graph; never run on a GPU yet",
+        "three kinds of Triton kernels, captured as one CUDA graph",
         _at("triton_graph:prepare"),
         exact=True,
         kind="cuda-graph",
@@ -248,6 +250,21 @@ _TABLE = (
         ready=REQUIRE_COMPILER,
         needs=(COMPILER, TRITON),
         prepare_s=2.0,
+        untried=True,
+    ),
+    Variant(
+        "persistent",
+        "the whole search as one CUDA kernel, its weights kept in the shared memory of all multiprocessors",
+        _at("persistent:prepare"),
+        exact=True,
+        kind="persistent",
+        devices=("cuda",),
+        stops_at_eos=True,
+        any_shape=False,
+        cached=True,
+        needs=(NVRTC,),
+        prepare_s=1.0,
+        untried=True,
     ),
     Variant(
         "compile-cudagraph",
@@ -261,6 +278,7 @@ _TABLE = (
         ready=REQUIRE_COMPILER,
         needs=(COMPILER, TRITON),
         prepare_s=15.0,  # Dynamo's tracing of every step, which no cache keeps; not measured on a GPU yet
+        untried=True,
         prepare_module=_at("cuda_graph:prepare_module_compiled"),
     ),
 )
@@ -299,6 +317,7 @@ __all__ = [
     "DEVICES",
     "MODELS",
     "OWN_MODEL",
+    "UNTRIED",
     "VARIANTS",
     "Compiled",
     "Prepare",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEVICES = ("cpu", "cuda")
 MODELS = "small, tutorial, or the path of a checkpoint"  # what --model takes
 OWN_MODEL = "package.module:factory"
+UNTRIED = "never run on a device by its makers"
 
 
 class UnavailableError(Exception):
@@ -87,6 +88,7 @@ class Variant:
     prepare_s: float = 0.0  # about how long preparing takes, beyond a script's, once its artefacts are kept: for plans
     ready: Callable[[str], None] | None = None  # raises UnavailableError where a device lacks what it compiles with
     needs: tuple[str, ...] = ()  # beside PyTorch, in words
+    untried: bool = False  # no committed run has it on its device: said wherever it is listed
     prepare_module: PrepareModule | None = None  # the same of any module; None: it needs the chatbot's structure
 
 

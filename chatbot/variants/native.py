@@ -1,6 +1,7 @@
 """Our own kernels: the whole reply is one call of C++ compiled for this CPU (``chatbot/native``)."""
 
 import hashlib
+from typing import Protocol
 
 from torch import Tensor
 
@@ -10,19 +11,33 @@ from chatbot.native.engine import BYTES, Engine
 from chatbot.variants.base import Compiled, Reply, UnavailableError, Workload
 
 
+class Packed(Protocol):
+    """An engine over weights of its own."""
+
+    @property
+    def dtypes(self) -> frozenset[str]: ...
+    @property
+    def tensors(self) -> tuple[Tensor, ...]: ...
+
+
+def compiled_of(kind: str, engine: Packed, identity: str) -> Compiled:
+    """What an engine executes, read from its weights; ``identity`` is that of its code."""
+    made = " ".join([identity, *sorted(engine.dtypes)])
+    return Compiled(
+        kind=kind,
+        devices=frozenset(tensor.device.type for tensor in engine.tensors),
+        dtypes=engine.dtypes,
+        identity=hashlib.sha256(made.encode()).hexdigest()[:16],
+        weights=frozenset(tensor.data_ptr() for tensor in engine.tensors),
+    )
+
+
 class NativeReply:
     """An engine, and what it executes."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        made = " ".join([engine.identity, *sorted(engine.dtypes)])
-        self.compiled = Compiled(
-            kind="native",
-            devices=frozenset(tensor.device.type for tensor in engine.tensors),
-            dtypes=engine.dtypes,
-            identity=hashlib.sha256(made.encode()).hexdigest()[:16],
-            weights=frozenset(tensor.data_ptr() for tensor in engine.tensors),
-        )
+        self.compiled = compiled_of("native", engine, engine.identity)
 
     def __call__(self, prompts: Tensor, lengths: Tensor) -> Tensor:
         """(B, T) tokens and (B,) lengths -> tokens (B, S)."""

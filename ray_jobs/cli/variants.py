@@ -1,6 +1,8 @@
 """``latency-matrix variants``: the table of names, what each needs, and whether it can run here."""
 
-from chatbot.variants import VARIANTS, UnavailableError, Variant, Workload, prepared
+from dataclasses import replace
+
+from chatbot.variants import UNTRIED, VARIANTS, UnavailableError, Variant, Workload, prepared
 
 SIZE = Workload(prompt_tokens=4, reply_tokens=2, model="tiny")
 HERE = "yes"
@@ -25,7 +27,7 @@ def available(variant: Variant) -> str:
             variant.ready(device)
         else:
             with torch.inference_mode():
-                prepared(variant, Chatbot.random(PRESETS["tiny"]).to(device), SIZE)
+                prepared(variant, Chatbot.random(PRESETS["tiny"]).to(device), replace(SIZE, device=device))
     except UnavailableError as error:
         return str(error)
     except Exception as error:
@@ -40,4 +42,5 @@ def variants() -> None:
         promise = "the baseline's replies" if variant.exact else "nearly the baseline's replies"
         needs = f"; needs {', '.join(variant.needs)}" if variant.needs else ""
         print(f"{variant.name:{width}}{available(variant)}")
-        print(f"{'':{width}}{variant.summary}; {promise}; {', '.join(variant.devices)}{needs}")
+        untried = f"; {UNTRIED}" if variant.untried else ""
+        print(f"{'':{width}}{variant.summary}; {promise}; {', '.join(variant.devices)}{needs}{untried}")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
+from chatbot.variants import BASELINE, CONTROL, UNTRIED, Workload, variant_named
 from ray_jobs import statistics
 from ray_jobs.matrix.row_warnings import drift_of, gpus_of, imprecision, interference_of, sentinel_ms, warnings_of
 from ray_jobs.measure import dynamo, interference, roofline
@@ -152,7 +152,7 @@ def rows_of(
                     measured["warnings"] = (*measured.get("warnings", ()), few)
             doubts = dynamo.warnings(memory.compiled.get(variant), measured["recompiles"])
             lost = _not_known(memory.lost.get(variant), limits.lost)
-            measured["warnings"] = (*measured.get("warnings", ()), *doubts, *lost)
+            measured["warnings"] = (*common["warnings"], *measured.get("warnings", ()), *doubts, *lost)
             reasons = [text for text in (reason, invalid) if text]
             rows.append(Row(**{**common, **measured}, status=status, reason="; ".join(reasons) or None))
     return rows
@@ -168,6 +168,7 @@ def _common(trial: Trial, place: Place, variant: str) -> dict[str, Any]:
         "variant": variant,
         "baseline": BASELINE,
         "exact": variant_named(variant).exact,
+        "warnings": (UNTRIED,) if variant_named(variant).untried else (),
     }
 
 

@@ -54,7 +54,9 @@ FORMS = {
         r"\d+(\.\d+[\w.]*)?(\+(cpu|cu\d+))?": ("python", "packages", "torch", "numpy"),
         r"[0-9a-f]{1,64}\+?": ("git_commit", "source_hash", "identity"),
         rf"[0-9a-f]{{12,64}}|{'|'.join(VARIANTS)}": ("program",),
-        r"(eager|torchscript|inductor|aoti?|onnxruntime|openvino|native|cuda-graph|export)[a-z-]*": ("kind",),
+        r"(eager|torchscript|inductor|aoti?|onnxruntime|openvino|native|cuda-graph|persistent|export)[a-z-]*": (
+            "kind",
+        ),
     }.items()
     for name in names
 }

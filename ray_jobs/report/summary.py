@@ -52,7 +52,8 @@ def _told_of(run: RunView) -> list[str]:
 
 def _doubts(run: RunView, trials: Sequence[Sequence[Row]]) -> list[str]:
     """Reasons to doubt the figures: warnings, except for the precision, which the facts report."""
-    doubts = [[one for row in rows for one in row.warnings if one != _imprecision(row, run)] for rows in trials]
+    figures = [[row for row in rows if row.status != Status.SKIPPED] for rows in trials]
+    doubts = [[one for row in rows for one in row.warnings if one != _imprecision(row, run)] for rows in figures]
     if len(trials) == 1:
         return [f"But {one}." for one in list(dict.fromkeys(doubts[0]))[:MOST_REASONS]]
     troubled = sum(map(bool, doubts))

@@ -27,6 +27,7 @@ CONFIG = Config(hidden=64, vocabulary=200)
 WORKLOAD = Workload(device="cuda", batch=4, prompt_tokens=6, reply_tokens=7)
 ON_CUDA = [name for name, variant in VARIANTS.items() if "cuda" in variant.devices]
 GRAPHS = ["cuda-graph", "triton-graph", "compile-cudagraph"]
+ONE_SHAPE = [*GRAPHS, "persistent"]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_a_grus_weights_are_in_one_buffer(name: str, bot: Chatbot) -> None:
     assert not scattered(reply_of(name, bot))
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", ONE_SHAPE)
 def test_a_replayed_answer_is_not_overwritten_by_the_next(name: str, bot: Chatbot) -> None:
     reply = reply_of(name, bot)
     first = reply(*ragged(1))
@@ -97,14 +98,14 @@ def test_a_replayed_answer_is_not_overwritten_by_the_next(name: str, bot: Chatbo
     assert torch.equal(first, kept)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", ONE_SHAPE)
 def test_a_graph_takes_no_other_shape_than_it_was_captured_for(name: str, bot: Chatbot) -> None:
     reply = reply_of(name, bot)
     with pytest.raises(ValueError, match="compiled for 4 prompts of 6 tokens"):
         reply(torch.full((1, 6), EOS, device="cuda"), torch.tensor([6]))
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", ONE_SHAPE)
 def test_a_graph_allocates_nothing_but_its_answer_once_it_is_captured(name: str, bot: Chatbot) -> None:
     reply, batch = reply_of(name, bot), ragged()
     for _ in range(3):
@@ -222,3 +223,52 @@ def test_what_stops_at_the_end_is_skipped_where_a_graph_can_not(bot: Chatbot) ->
     stopping = Workload(device="cuda", batch=4, prompt_tokens=6, reply_tokens=7, stop_at_eos=True)
     with pytest.raises(UnavailableError, match="can't stop"):
         prepared(VARIANTS["cuda-graph"], bot, stopping)
+
+
+@pytest.mark.parametrize("attention", ["dot", "general"])
+@pytest.mark.parametrize("batch", [1, 2, 33])
+def test_the_persistent_kernel_gives_eagers_replies_to_batches_of_any_size(batch: int, attention: str) -> None:
+    """Many in a row on all multiprocessors: a barrier that lets one through too early answers wrong, or hangs."""
+    gpu.require_float32()
+    sizes = Config(hidden=100, vocabulary=500, attention=attention)
+    own, workload = (
+        Chatbot.random(sizes).to("cuda"),
+        Workload(device="cuda", batch=batch, prompt_tokens=6, reply_tokens=7),
+    )
+    with torch.inference_mode():
+        try:
+            reply = prepared(VARIANTS["persistent"], own, workload)
+        except UnavailableError as error:
+            pytest.skip(str(error))
+        for seed in range(20):
+            draw = torch.Generator().manual_seed(seed)
+            prompts = torch.randint(FIRST_WORD, sizes.vocabulary, (batch, 6), generator=draw)
+            prompts[:, -1] = EOS
+            expected = own.search()(prompts.to("cuda"), torch.full((batch,), 6), 7)[0]
+            assert torch.equal(reply(prompts.to("cuda"), torch.full((batch,), 6)), expected)
+
+
+def test_the_persistent_kernel_keeps_the_tutorials_weights_where_they_find_room() -> None:
+    gpu.require_float32()
+    own = Chatbot.random(Config()).to("cuda")
+    workload = Workload(device="cuda")
+    prompts = torch.randint(FIRST_WORD, 7836, (1, 8), generator=torch.Generator().manual_seed(0)).to("cuda")
+    with torch.inference_mode():
+        try:
+            reply = prepared(VARIANTS["persistent"], own, workload)
+        except UnavailableError as error:
+            pytest.skip(str(error))
+        expected = own.search()(prompts, torch.tensor([8]), 10)[0]
+        assert torch.equal(reply(prompts, torch.tensor([8])), expected)
+
+
+def test_the_persistent_kernel_ends_a_call_when_every_reply_has(bot: Chatbot) -> None:
+    workload = Workload(device="cuda", batch=4, prompt_tokens=6, reply_tokens=7, stop_at_eos=True)
+    own = Chatbot.random(CONFIG).to("cuda")
+    with torch.inference_mode():
+        own.decoder.out.bias[EOS] = 1000.0
+        try:
+            reply = prepared(VARIANTS["persistent"], own, workload)
+        except UnavailableError as error:
+            pytest.skip(str(error))
+        assert reply(*ragged()).tolist() == [[EOS] + [PAD] * 6] * 4
