@@ -4,6 +4,8 @@ BIN := .venv/bin
 # Telemetry is off unless you say otherwise.
 export RAY_USAGE_STATS_ENABLED ?= 0
 export WANDB_ERROR_REPORTING ?= false
+# Else every process of a test run compiles this project's sources, and pytest its tests, once more.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 
 .PHONY: matrix plan seed audit sweep trace chat train cpp quick test test-all test-cluster test-installed cluster-table test-s3 test-gpu test-packages check lock clean
 
@@ -36,14 +38,14 @@ train: .venv/installed           ## train the shipped chatbot again, into checkp
 	mkdir -p checkpoints && $(BIN)/python -m chatbot train --out checkpoints/small.pt --size small --min-count 10 --learning-rate 0.000468256 --dropout 0.3 --decoder-learning-ratio 1 --batch 128 --clip 1 --teacher-forcing 1 --iterations 2700 --validate-every 100 --patience 5 --seed 1349961490 --split-seed 0 --half $(ARGS)
 
 quick: check                     ## linters and every test that starts no process, with few examples and small simulations
-	TEST_PROFILE=quick $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not process and not slow and not gpu and not alone' $(ARGS)
+	TEST_PROFILE=quick $(PYTEST) -q -n 2 --dist worksteal -m 'not process and not slow and not gpu and not alone' $(ARGS)
 
 test: check                      ## linters and tests: two at a time, then those that need the machine to themselves
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not alone' --durations=25 $(ARGS) || [ $$? -eq 5 ]
-	$(BIN)/python -m pytest -m 'not slow and not gpu and alone' --durations=25 $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -n 2 --dist loadfile -m 'not slow and not gpu and not alone' --durations=25 $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -m 'not slow and not gpu and alone' --durations=25 $(ARGS) || [ $$? -eq 5 ]
 
 test-all: check                  ## the slow tests too, and every example of Hypothesis
-	TEST_PROFILE=full $(BIN)/python -m pytest -m 'not gpu' --durations=25 $(ARGS)
+	TEST_PROFILE=full $(PYTEST) -m 'not gpu' --durations=25 $(ARGS)
 
 test-installed: .venv/installed  ## what a user installs: the wheel, in another environment, run from outside this folder
 	scripts/test-installed
@@ -52,14 +54,14 @@ test-packages:                   ## Chromium and iproute2, which some tests need
 	scripts/install-test-packages
 
 test-cluster: .venv/installed    ## every fault of a cluster, on real Ray processes (twenty minutes; needs root and iproute2)
-	$(BIN)/python -m pytest -m 'not gpu' tests/cluster $(ARGS)
+	$(PYTEST) -m 'not gpu' tests/cluster $(ARGS)
 
 cluster-table: .venv/installed   ## those faults once more, into the table of docs/cluster.md
 	PYTHONPATH=tests/cluster $(BIN)/python -m breakage --page docs/cluster.md $(ARGS)
 
 test-s3: .venv/installed         ## results in an object store: fetches moto's S3 server first (85 MB)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[s3]'
-	$(BIN)/python -m pytest -m 'not gpu' tests/test_s3.py $(ARGS)
+	$(PYTEST) -m 'not gpu' tests/test_s3.py $(ARGS)
 
 test-gpu:                        ## the tests of a GPU, with whatever PyTorch is installed; beside it: pip install pytest pytest-timeout hypothesis numpy
 	$(PYTHON) -m pytest -m gpu -p no:cacheprovider tests/gpu $(ARGS)

@@ -23,7 +23,10 @@ from chatbot.vocabulary import Vocabulary
 torch.set_num_threads(1)
 profiles.load()
 
-LONGEST = ("test_sweep.py", "test_wandb_sink.py", "test_simulated.py", "test_cpp.py")
+LONGEST = (
+    *("test_sweep.py", "test_trial.py", "test_trace_cli.py", "test_cluster_faults.py", "test_matrix_failures.py"),
+    *("test_launch.py", "test_wandb_sink.py", "test_simulated.py", "test_cpp.py"),
+)
 TOY_WORDS = (("i", "we", "they"), ("", "really "), ("like", "want", "see"), ("cats", "dogs", "tea", "rain"))
 
 
@@ -41,6 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
     elif allowed := config.getoption("allowed_skips"):
         config.pluginmanager.register(SkipList(allowed))
     config.addinivalue_line("filterwarnings", r"ignore::torch.jit.TracerWarning:torch\.(?!jit)")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A run of what runs alone imports only the files that hold some of it: the others cost it half a minute."""
+    alone = "and alone" in config.option.markexpr and collection_path.name.startswith("test_")
+    return True if alone and "mark.alone" not in collection_path.read_text() else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

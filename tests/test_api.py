@@ -96,7 +96,7 @@ def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.alone
+@pytest.mark.process
 @pytest.mark.usefixtures("ray_folder")
 def test_a_notebook_measures_under_its_own_ray_outside_of_the_main_thread(tmp_path: Path) -> None:
     home = tmp_path / "home"

@@ -1,23 +1,16 @@
 """The audit through its command line, on a real local Ray."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
-from commands import Done, run, start
+from commands import Done, run
 from scipy.stats import binomtest
 
 from ray_jobs.audit.detection import FAULTS
-from ray_jobs.cli.app import main
 from ray_jobs.statistics import speedup
 
 pytestmark = pytest.mark.alone
@@ -132,57 +125,3 @@ def test_the_page_is_made_again_from_the_tables(identical: Done, home: Path) -> 
     assert done.code == 0, done.err
     assert (folder / "summary.md").read_text() == page
     assert json.loads((folder / "audit.json").read_text()) == written
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("effect", "--percent", "3"), "percent is 3; choose from: 1, 2, 5"),
-        (("aa", "--load", "much"), "unknown load 'much'; choose from: none, beside, both"),
-        (("aa", "--model", "nowhere.pt"), "nowhere.pt"),
-        (("aa", "--budget", "-1"), "budget is -1.0"),
-        (("summary", "nowhere"), "no comparisons of an audit in nowhere"),
-        (("--out", "elsewhere", "aa"), "give --out behind aa"),
-    ],
-)
-def test_a_mistake_is_one_line_and_leaves_nothing(
-    tmp_path: Path,
-    arguments: tuple[str, ...],
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """In this process: half a dozen imports of Ray would take most of a minute."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["ray_jobs", "audit", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    err = capsys.readouterr().err
-    assert exit_.value.code == 2
-    assert said in err
-    assert len(err.strip().splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_interrupted_audit_keeps_what_it_found_and_leaves_no_process(home: Path) -> None:
-    many = ("audit", "aa", "--comparisons", "99", "--load", "beside", "--no-peers", *QUICK, "--run-id", "stopped")
-    process = start(home, *many)
-    family: list[psutil.Process] = []
-    try:
-        assert process.stderr is not None
-        while "1 of 99" not in process.stderr.readline():
-            assert process.poll() is None
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert any("ray_jobs.audit.load" in " ".join(child.cmdline()) for child in family if child.is_running())
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=20)
-    finally:
-        everyone: list[subprocess.Popen[str] | psutil.Process] = [process, *family]
-        for left in everyone:
-            with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                left.kill()
-    assert alive == []
-    assert process.returncode == 130
-    assert pq.read_table(home / "results/stopped/comparisons.parquet").num_rows >= 1

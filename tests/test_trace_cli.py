@@ -20,7 +20,7 @@ from chatbot.variants import VARIANTS, Workload
 from ray_jobs.cluster.times import Kind
 from ray_jobs.process.profile.profiler import REPLIES
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.process
 
 Rows = list[dict[str, Any]]
 VARIANTS_TRACED = ("eager", "torchscript")

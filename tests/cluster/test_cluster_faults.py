@@ -12,7 +12,7 @@ QUICK = ("a worker is killed",)  # the others under make test-cluster: all take 
 WITHOUT = can_partition()
 
 pytestmark = [
-    pytest.mark.alone,
+    pytest.mark.process,
     pytest.mark.skipif(WITHOUT is not None, reason=f"no hosts of its own: {WITHOUT}"),
 ]
 

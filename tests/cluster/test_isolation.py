@@ -16,7 +16,7 @@ TRIALS = {"cuda0-b1", "cuda1-b1"}
 LAUNCHES = 10
 
 pytestmark = [
-    pytest.mark.alone,
+    pytest.mark.process,
     pytest.mark.skipif(len(CORES) < 2, reason="two stations need two cores"),
 ]
 
