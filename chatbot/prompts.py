@@ -22,7 +22,7 @@ def prompt_pool(corpus: Corpus, vocabulary: Vocabulary, tokens: int, count: int,
     """
     if tokens < 2:
         raise UsageError(f"prompt_tokens is {tokens}; at least 2, a word and EOS")
-    known = [words for words in map(words_of, corpus.messages) if words != [""] and vocabulary.knows(" ".join(words))]
+    known = [words_of(message) for message in corpus.messages if message and vocabulary.knows(message)]
     random.Random(seed).shuffle(whole := sorted({tuple(words) for words in known if len(words) == tokens - 1}))
     chosen = dict.fromkeys(whole[:count])
     for prompt in _joined(known, tokens - 1):

@@ -38,7 +38,7 @@ class Vocabulary:
 
     def knows(self, sentence: str) -> bool:
         """Tells whether every word of a normalised sentence is known."""
-        return all(word in self._index for word in words_of(sentence))
+        return all(map(self._index.__contains__, words_of(sentence)))
 
     def split_known(self, sentence: str) -> tuple[list[str], list[str]]:
         """(known words, unknown words) of a normalised sentence, each in order."""
