@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from chatbot.arguments import hide_keys
 from chatbot.errors import UsageError, first_line
 from chatbot.safe_text import safe
 
@@ -75,7 +76,8 @@ def _ours(file: str) -> bool:
 
 
 def prepare() -> None:
-    """Takes ``--debug`` from the arguments, wherever it stands, and lets both streams take any character."""
+    """Hides keys in the arguments, takes ``--debug`` from them, and lets both streams take any character."""
+    hide_keys()
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         os.environ[DEBUG] = "1"

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,3 +190,30 @@ def test_a_secret_of_the_environment_is_not_repeated(invoke: Invoke, monkeypatch
         code, said = invoke(*words)
         assert code == 2
         assert SECRET not in said
+
+
+SHOWN = """
+import sys
+from pathlib import Path
+from chatbot import console
+console.prepare()
+print(Path("/proc/self/cmdline").read_text(), sys.argv, sep="\\n")
+"""
+
+
+@pytest.mark.process
+def test_other_users_of_the_machine_see_no_key_among_the_arguments() -> None:
+    words = ["matrix", "--out", ROOT, "--batch=1,2", f"--resume={RUN}", "h\u00e9", "s3://a:b@c"]
+    done = subprocess.run([sys.executable, "-c", SHOWN, *words], capture_output=True, text=True, timeout=60, check=True)
+    listed, _, kept = done.stdout.rstrip("\n").rpartition("\n")
+    hidden = [word.rstrip() for word in listed.split("\0")[-7:-1]]
+    assert hidden == [
+        "--out",
+        "s3://***@bucket/results",
+        *words[3:4],
+        "--resume=s3://***@bucket/results/run?region=x&secret_key=***",
+        "h\u00e9",
+        "s3://***@c",
+    ]
+    assert SECRET not in listed
+    assert kept == str(["-c", *words])
