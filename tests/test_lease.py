@@ -19,6 +19,7 @@ from locks import holder_of
 from profiles import examples
 
 from chatbot.errors import UsageError
+from ray_jobs.measure.result import one_line
 from ray_jobs.process import lease
 from ray_jobs.process.lease import Lease, LeaseError, describe, locks_for, take_within
 
@@ -436,6 +437,7 @@ def refusal(*names: str) -> str:
     assert isinstance(refused.value, UsageError)
     (line,) = str(refused.value).splitlines()
     assert line.endswith("; let LATENCY_MATRIX_LOCKS name a folder that all users may write")
+    assert one_line(refused.value) == line, "a row's reason is the sentence, without the name of a class"
     return line
 
 

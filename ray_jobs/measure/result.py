@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chatbot.errors import UsageError
 from chatbot.safe_text import safe
 from chatbot.variants import BASELINE
 from ray_jobs import statistics
@@ -139,6 +140,8 @@ class Limits:
 
 
 def one_line(error: BaseException) -> str:
-    """The kind and first line of an error, without keys or escapes."""
+    """The kind and first line of an error, without keys or escapes; of a mistake of the user's the line says enough."""
     text = str(error).strip().splitlines()
+    if text and isinstance(error, UsageError):
+        return safe(text[0])
     return safe(f"{type(error).__name__}: {text[0]}") if text else type(error).__name__
