@@ -1,7 +1,9 @@
 """Checkpoints of ours and of the tutorial: whole, damaged and hostile ones."""
 
 import io
+import os
 import pickle
+import stat
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -339,6 +341,25 @@ def test_a_failing_save_leaves_the_old_file_and_nothing_else(
         save(trained, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_save_and_its_name_are_on_the_disk_when_it_is_done(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that a power cut leaves an empty file in the place of hours of training."""
+    steps: list[str] = []
+
+    def sync(descriptor: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+    def replace(made: Path, path: Path, move: Callable[..., None] = os.replace) -> None:
+        steps.append("name")
+        move(made, path)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    save(trained, tmp_path / "bot.pt")
+    assert steps == ["file", "name", "folder"]
 
 
 def test_the_tutorial_preset_opens_with_as_many_words_as_its_weights_and_is_not_trained() -> None:

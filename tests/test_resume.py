@@ -38,6 +38,7 @@ from ray_jobs.process.trial import Committed, Failure, launches
 from ray_jobs.process.untimed import Alive
 from ray_jobs.report.compact import compact
 from ray_jobs.report.terminal import Reporter
+from ray_jobs.results.filesystem import StoreError
 from ray_jobs.results.samples import to_table
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec, read_spec
@@ -732,3 +733,18 @@ def test_other_sources_are_refused_before_anything_is_written(
 def test_a_run_that_is_still_being_written_is_refused(copied: Path) -> None:
     with RunDirectory.existing(str(copied)).reopened():
         assert " is being written: " in refusal(lambda: resume(copied, Cluster()))
+
+
+def test_of_a_disk_that_fills_up_the_first_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch that can't be written is followed by a run.json that can't, which says nothing of the launch."""
+
+    def full(run_id: str, name: str, *_: object) -> None:
+        raise StoreError(f"{name} can't be written: No space left on device")
+
+    def add(directory: RunDirectory, *_: object) -> None:
+        monkeypatch.setattr(RunDirectory, "write_json", full)
+        full(directory.shown, "samples/1.parquet")
+
+    monkeypatch.setattr(RunDirectory, "add_launch", add)
+    with pytest.raises(StoreError, match=r"^samples/1\.parquet can't be written"):
+        start(tmp_path, Cluster([station()]))
