@@ -3,9 +3,10 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import ray
 
 from chatbot.errors import UsageError
 from ray_jobs.cluster import connection
-from ray_jobs.cluster.connection import connected
+from ray_jobs.cluster.connection import TOO_SLOW, connected
 from ray_jobs.cluster.job import host_and_port, ray_address
 from ray_jobs.cluster.session_folder import KEEP_S, KEPT, SessionFolder, session_folder
 from ray_jobs.cluster.signals import Terminated, terminable
@@ -192,6 +193,29 @@ def test_a_local_run_has_a_private_folder_and_token_and_leaves_nothing(started: 
         assert len(started["token"]) == 64
     assert list(tmp_path.iterdir()) == []
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+
+
+@pytest.mark.process
+def test_a_ray_that_starts_too_slowly_is_started_once_more_without_what_is_left_of_it(
+    started: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[subprocess.Popen[bytes]] = []
+
+    def init(start: Callable[..., None] = ray.init, **options: Any) -> None:
+        if not parts:
+            sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+            parts.extend(subprocess.Popen(words) for words in (sleep, [*sleep, f"--log={options['_temp_dir']}/logs"]))
+            raise Exception(f"The current node {TOO_SLOW}. This could happen because ...")
+        start(**options)
+
+    monkeypatch.setattr(ray, "init", init)
+    with connected("local"):
+        assert started["_temp_dir"]
+        other, part = parts
+        assert part.wait(10) == -signal.SIGKILL
+        assert other.poll() is None, "it is none of that Ray's"
+        other.kill()
+        other.wait()
 
 
 def test_workers_of_a_local_ray_search_where_the_driver_does_and_in_its_folder_last(

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.autoscaler import sdk as autoscaler
@@ -28,6 +29,7 @@ POLL_S = 1.0
 SOURCES = Path(__file__).resolve().parents[2]
 REQUESTED: dict[str, float] = {}  # of the autoscaler, by this process
 TOKEN, TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"  # what Ray reads its token from
+TOO_SLOW = "timed out during startup"  # in Ray's error
 VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # twice in a mismatch: the cluster's, then ours
 EXPECTED = (UsageError, StoreError)  # Ray's logs tell nothing more of these
 
@@ -67,7 +69,7 @@ def _joined(address: str, **options: Any) -> Iterator[None]:
     if (place := host_and_port(address)) is not None:
         _reach(address, place)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
+        _init(address, options)
     except Exception as error:  # a plain Exception, OSError, TimeoutError and more
         with suppress(Exception):
             ray.shutdown()
@@ -81,6 +83,28 @@ def _joined(address: str, **options: Any) -> Iterator[None]:
         ray.shutdown()
         raise
     ray.shutdown()
+
+
+def _init(address: str, options: Mapping[str, Any]) -> None:
+    """Starts or joins Ray; a start that was too slow for Ray's fixed limits is tried once more, with warm caches."""
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
+    except Exception as error:
+        if address != "local" or TOO_SLOW not in str(error):
+            raise
+        _end_parts_below(options["_temp_dir"])
+        print("Ray did not start in its time; trying once more", file=sys.stderr)
+        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
+
+
+def _end_parts_below(folder: str) -> None:
+    """Ends the processes of a Ray that did not start, which would otherwise live as long as this one."""
+    with suppress(Exception):
+        ray.shutdown()
+    for part in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(folder in word for word in part.cmdline()):
+                part.kill()
 
 
 def _refusal(address: str, error: Exception) -> str:
