@@ -21,7 +21,7 @@ from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure import contract, custom_model
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
-from ray_jobs.measure.trial import Factory, Place
+from ray_jobs.measure.trial import Factory, Place, untimed_s
 from ray_jobs.process.server import LaunchServer, Request
 from ray_jobs.report.text import sizes
 from ray_jobs.spec import read_spec, spec_of
@@ -220,7 +220,9 @@ def test_the_plan_says_that_the_budget_decides(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
-    assert "cpu, batch 1, threads 1: about 33 s a station" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cpu, batch 1, threads 1: about 33 s a station" in said
+    assert f"up to {untimed_s(33):.0f} s more a trial for each variant's memory, and for limits" in said
 
 
 @pytest.mark.process

@@ -73,6 +73,7 @@ def plan_lines(spec: Spec, root: str) -> Iterator[str]:
             why = "a model of your own: the budget decides, unless the least number of launches takes longer"
             yield f"{sizes}: about {spec.budget:.0f} s a station ({why})"
         yield f"up to {compiling_s(spec.budget):.0f} s more a trial to try each variant on it once, and to compile"
+        yield f"up to {untimed_s(spec.budget):.0f} s more a trial for each variant's memory, and for limits"
         yield f"{trials}; nothing was run"
         return
     config = checkpoint.open_model(spec.model).chatbot.config
