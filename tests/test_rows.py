@@ -304,7 +304,7 @@ def test_what_was_not_measured_has_no_limit(status: str) -> None:
 def test_columns_are_the_rows_fields_the_newest_last() -> None:
     assert tuple(field.name for field in fields(Row)) == COLUMNS
     newest = ("stop_at_eos", "tokens_per_reply", "per_token_ms", "compared_replies", "first_difference", "cores")
-    assert COLUMNS[-10:] == (*newest, "graphs", "graph_breaks", "recompiles", "outside_compiled")
+    assert COLUMNS[-11:] == (*newest, "graphs", "graph_breaks", "recompiles", "outside_compiled", "first_token_ms")
 
 
 # Warnings

@@ -4,7 +4,7 @@ Loads no PyTorch: naming variants and planning runs must not wait for it.
 """
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,14 @@ UNTRIED = "never run on a device by its makers"
 
 class UnavailableError(Exception):
     """A variant can't run here, through no fault of its own; the message says what is missing and what would help."""
+
+
+class NothingToDoError(UnavailableError):
+    """A variant leaves this module as another one would; ``instead`` is what that is, for one part among several."""
+
+    def __init__(self, message: str, instead: Callable[..., Any]) -> None:
+        super().__init__(message)
+        self.instead = instead
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,29 @@ def is_own(model: str) -> bool:
 Reply = Callable[["Tensor", "Tensor"], "Tensor"]  # (prompts (B, T), lengths (B,)) -> tokens (B, S)
 Prepare = Callable[["Chatbot", Workload], Reply]
 PrepareModule = Callable[["nn.Module", tuple["Tensor", ...], Workload], Callable[..., Any]]
+
+
+class Example(tuple["Tensor", ...]):
+    """The inputs of one call of a module that is given ``others`` too, of the same kinds in other shapes."""
+
+    others: tuple[tuple["Tensor", ...], ...] = ()
+
+    @classmethod
+    def of(cls, calls: Sequence[tuple["Tensor", ...]]) -> "Example":
+        """The largest call as the example: tools take a length of 0 or 1 for one that never changes."""
+        largest = max(calls, key=lambda call: sum(one.numel() for one in call))
+        made = cls(largest)
+        made.others = tuple(call for call in calls if call is not largest)
+        return made
+
+
+def varying(inputs: tuple["Tensor", ...]) -> tuple[tuple[int, ...], ...]:
+    """The dimensions of each input that are not of one length in all calls; none where there is one call."""
+    others = inputs.others if isinstance(inputs, Example) else ()
+    return tuple(
+        tuple(dim for dim in range(one.dim()) if any(other[i].size(dim) != one.size(dim) for other in others))
+        for i, one in enumerate(inputs)
+    )
 
 
 @dataclass(frozen=True)
@@ -136,15 +167,20 @@ def prepared_module(variant: Variant, module: "nn.Module", inputs: tuple["Tensor
     Raises:
         UnavailableError: it can't run here, or not this module; the message says why.
     """
-    if variant.prepare_module is None:
-        raise UnavailableError("it needs the chatbot's structure")
-    _require_device(variant, workload)
-    call = variant.prepare_module(module, inputs, workload)
+    call = module_preparer(variant, workload)(module, inputs, workload)
 
     def answer(inputs: Any, _: "Tensor") -> Any:  # the same around every variant
         return call(*inputs)
 
     return answer
+
+
+def module_preparer(variant: Variant, workload: Workload) -> PrepareModule:
+    """What prepares a module that is not the chatbot. Raises UnavailableError where the variant takes none."""
+    if variant.prepare_module is None:
+        raise UnavailableError("it needs the chatbot's structure")
+    _require_device(variant, workload)
+    return variant.prepare_module
 
 
 def _require_device(variant: Variant, workload: Workload) -> None:

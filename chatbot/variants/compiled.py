@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
-from chatbot.variants.base import Reply, Workload, converting
+from chatbot.variants.base import Example, Reply, Workload, converting, varying
 from chatbot.variants.inductor import compiling, example, require_compiler, stepping
 from chatbot.variants.masked import MaskedEncoder, Step
 
@@ -41,10 +41,15 @@ class Whole(nn.Module):
 
 
 def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> Callable[..., Any]:
-    """Compiles any module for these shapes before it returns."""
+    """Compiles any module for these shapes before it returns; lengths that vary are left open, where Dynamo can."""
     require_compiler(workload.device)
-    compiled = torch.compile(Whole(module).eval(), dynamic=False)
+    others = inputs.others if isinstance(inputs, Example) else ()
+    compiled = torch.compile(Whole(module).eval(), dynamic=None if others else False)
+    for one, dims in zip(inputs, varying(inputs), strict=True):
+        for dim in dims:
+            torch._dynamo.maybe_mark_dynamic(one, dim)
     with compiling(workload), torch.no_grad(), converting("torch.compile"):
-        for _ in range(CALLS):
-            compiled(*inputs)
+        for call in (inputs, *others):
+            for _ in range(CALLS):
+                compiled(*call)
     return compiled

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from chatbot.variants.base import UnavailableError, converting
+from chatbot.variants.base import UnavailableError, converting, varying
 
 PLAIN = (bool, int, float, str, type(None))  # leaves of an answer that a program keeps as they were when it was made
 
@@ -60,6 +60,8 @@ class Flat(nn.Module):
 def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgram, Form]:
     """The program of a module for inputs of these shapes, which answers flatly, and the form of its answer.
 
+    Of an ``Example`` with others the dimensions that vary are left open.
+
     The module's tensors are replaced: those made in inference mode can't be exported.
 
     Raises:
@@ -69,7 +71,10 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedPro
         _leave_inference_mode(module)
         given = tuple(one.clone() for one in inputs)
         form = Form(module(*given))
-        return torch.export.export(Flat(module).eval(), given), form
+        if not all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(given, inputs, strict=True)):
+            raise UnavailableError("it changes its inputs in place, which no exported graph does")
+        free = tuple(dict.fromkeys(dims, Dim.AUTO) for dims in varying(inputs))
+        return torch.export.export(Flat(module).eval(), given, dynamic_shapes=(free,) if any(free) else None), form
 
 
 def _leave_inference_mode(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from chatbot.model import Chatbot, Encoder
-from chatbot.variants.base import Reply, UnavailableError, Workload, converting
+from chatbot.variants.base import NothingToDoError, Reply, UnavailableError, Workload, converting
 from chatbot.variants.quantized_layers import with_quantised_layers
 from chatbot.variants.search import replying, search_of
 from chatbot.variants.torchscript import scripted, traced
@@ -78,7 +78,7 @@ def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Work
     """Any module with its linear and recurrent layers quantised. Raises UnavailableError if it has none."""
     found: nn.Module = _quantised(module, {nn.GRU, nn.LSTM, nn.Linear})
     if not any("quantized" in type(part).__module__ for part in found.modules()):
-        raise UnavailableError("this model has no linear or recurrent layer within to quantise")
+        raise NothingToDoError("this model has no linear or recurrent layer within to quantise", found)
     with converting("dynamic quantisation"):  # some layers look at weights that are packed now
         found(*inputs)
     return found.eval()
@@ -86,4 +86,7 @@ def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Work
 
 def prepare_module_script(module: nn.Module, inputs: tuple[Tensor, ...], workload: Workload) -> nn.Module:
     """A trace of what ``prepare_module`` makes."""
-    return traced(prepare_module(module, inputs, workload), inputs)
+    try:
+        return traced(prepare_module(module, inputs, workload), inputs)
+    except NothingToDoError as error:
+        raise NothingToDoError(str(error), traced(module, inputs)) from None

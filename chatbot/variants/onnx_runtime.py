@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
-from chatbot.variants.base import Reply, UnavailableError, Workload
+from chatbot.variants.base import Reply, UnavailableError, Workload, varying
 from chatbot.variants.exported import Form, require
 from chatbot.variants.search import filled
 
@@ -85,15 +85,19 @@ def _numpy(dtype: torch.dtype) -> np.dtype[Any]:
 
 
 class Answering:
-    """A session of any module's graph: it reads inputs where they lie, and writes each answer to tensors of its own."""
+    """A session of any module's graph: it reads inputs where they lie, and writes each answer to tensors of its own.
 
-    def __init__(self, model: bytes, form: Form, workload: Workload) -> None:
+    ``open_lengths``: the lengths of an answer may follow from those of the inputs; the runtime makes its tensors then.
+    """
+
+    def __init__(self, model: bytes, form: Form, workload: Workload, open_lengths: bool = False) -> None:
         self.session = session_of(model, workload)
         self.binding: Any = self.session.io_binding()
         self._form = form
         self._inputs = [(one.name, _numpy(TYPES[one.type])) for one in self.session.get_inputs()]
         self._outputs = [(one.name, TYPES[one.type], tuple(one.shape)) for one in self.session.get_outputs()]
-        if any(not isinstance(size, int) for _, _, shape in self._outputs for size in shape):
+        self._open = any(not isinstance(size, int) for _, _, shape in self._outputs for size in shape)
+        if self._open and not open_lengths:
             raise UnavailableError("the shape of the model's answer depends on its inputs' values")
         self._types = {dtype: _numpy(dtype) for _, dtype, _ in self._outputs}
 
@@ -101,6 +105,11 @@ class Answering:
         binding, given = self.binding, [one.contiguous() for one in inputs]
         for (name, kind), tensor in zip(self._inputs, given, strict=True):
             binding.bind_input(name, "cpu", 0, kind, tuple(tensor.shape), tensor.data_ptr())
+        if self._open:
+            for name, _, _ in self._outputs:
+                binding.bind_output(name, "cpu")
+            self.session.run_with_iobinding(binding)
+            return self._form([torch.from_numpy(one) for one in binding.copy_outputs_to_cpu()])
         tensors = [torch.empty(shape, dtype=dtype) for _, dtype, shape in self._outputs]
         for (name, dtype, shape), tensor in zip(self._outputs, tensors, strict=True):
             binding.bind_output(name, "cpu", 0, self._types[dtype], shape, tensor.data_ptr())
@@ -114,7 +123,7 @@ def _prepare_module(
     require("onnx", "onnxruntime", "onnx", "onnxscript")
     from chatbot.variants.onnx_export import graph_of
 
-    return Answering(*graph_of(module, inputs, int8), workload)
+    return Answering(*graph_of(module, inputs, int8), workload, any(varying(inputs)))
 
 
 prepare_module, prepare_module_int8 = partial(_prepare_module, False), partial(_prepare_module, True)

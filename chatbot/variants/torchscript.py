@@ -7,12 +7,14 @@ Source: https://pytorch.org/tutorials/beginner/deploy_seq2seq_hybrid_frontend_tu
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from chatbot.model import Chatbot
-from chatbot.variants.base import Reply, UnavailableError, Workload, converting
+from chatbot.variants.base import Example, NothingToDoError, Reply, Workload, converting
 from chatbot.variants.search import replying, search_of
 from chatbot.vocabulary import EOS, PAD, SOS
 
@@ -59,9 +61,26 @@ def _trace(network: nn.Module, inputs: tuple[Tensor, ...], strict: bool = True) 
 
 
 def traced(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.jit.ScriptModule:
-    """A trace with these example inputs. Raises UnavailableError if the module can't be traced."""
+    """A trace with these example inputs.
+
+    Raises:
+        UnavailableError: the module can't be traced, or its trace holds for the example's shapes alone.
+    """
     with converting("torch.jit.trace"):
-        return _trace(module, inputs, strict=False)
+        script = _trace(module, inputs, strict=False)
+        for other in inputs.others if isinstance(inputs, Example) else ():
+            _require_same(script(*_copied(other)), module(*_copied(other)))
+    return script
+
+
+def _require_same(answers: Any, expected: Any) -> None:
+    for one, other in zip(tree_leaves(answers), tree_leaves(expected), strict=True):
+        if isinstance(other, Tensor):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _copied(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    return [one.clone() for one in inputs]
 
 
 def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
@@ -104,5 +123,6 @@ def prepare_module_optimized(module: nn.Module, inputs: tuple[Tensor, ...], work
     frozen = torch.jit.freeze(script, optimize_numerics=False)
     optimized = torch.jit.optimize_for_inference(script)
     if str(optimized.inlined_graph) == str(frozen.inlined_graph):
-        raise UnavailableError("it finds nothing to rewrite in this model: it would be torchscript-frozen again")
+        nothing = "it finds nothing to rewrite in this model: it would be torchscript-frozen again"
+        raise NothingToDoError(nothing, frozen)
     return optimized

@@ -41,7 +41,7 @@ def inputs_of(spec: Spec) -> Inputs:
 def _of_own(spec: Spec) -> Inputs:
     """Asks the model what it must be, so that its quirks cost no launches. Raises UsageError."""
     found = _examined(spec)
-    model = Factory(spec.model, found.weights, found.code, found.gradients, found.warnings, found.cases)
+    model = Factory(spec.model, found.weights, found.code, found.gradients, found.warnings, found.cases, found.parts)
     return Inputs(model, {length: np.zeros((0, length), dtype=np.int64) for length in spec.prompt_tokens})
 
 
@@ -76,12 +76,17 @@ def with_cases(spec: Spec, inputs: Inputs) -> Spec:
     return spec.model_copy(update={"cases": named}) if named else spec
 
 
+def parts_of(inputs: Inputs) -> tuple[str, ...]:
+    """The parts of an own model that variants convert; none of a model that they take whole."""
+    return inputs.model.parts if isinstance(inputs.model, Factory) else ()
+
+
 def identity_of(inputs: Inputs, spec: Spec) -> dict[str, str]:
     """Hashes of what a launch depends on: samples with other hashes can't be combined with it."""
     prompts = b"".join(str(length).encode() + pool.tobytes() for length, pool in sorted(inputs.prompts.items()))
     match inputs.model:
         case Factory(name, weights):
-            model = f"{name} {weights}".encode()
+            model = " ".join([name, weights, *parts_of(inputs)]).encode()
         case CheckpointBytes(content):
             model = content
         case Preset(name) | Checkpoint(name):

@@ -19,7 +19,7 @@ from ray_jobs.cluster.connection import connected, wait_for_resources
 from ray_jobs.cluster.events import Event, TrialEnded
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
-from ray_jobs.driver.inputs import identity_of, inputs_of, with_cases
+from ray_jobs.driver.inputs import identity_of, inputs_of, parts_of, with_cases
 from ray_jobs.driver.resume import Earlier
 from ray_jobs.driver.trials import TrialState, place_trials
 from ray_jobs.matrix.hardware import HardwareClass, classes_of
@@ -62,6 +62,7 @@ class Run:
     trials: dict[str, TrialState] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     resumed: list[str] = field(default_factory=list)
+    parts: tuple[str, ...] = ()  # of an own model, that variants convert
     write_after: float = 0.0  # on the clock of time.monotonic()
 
     @property
@@ -105,7 +106,7 @@ def run(
     inputs = inputs_of(spec)
     spec = with_cases(spec, inputs)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    this = Run(run_id, spec, directory, sink, identity_of(inputs, spec), now)
+    this = Run(run_id, spec, directory, sink, identity_of(inputs, spec), now, parts=parts_of(inputs))
     if earlier is not None:
         earlier.check(this.identity)
         this.started = earlier.run["started"]
@@ -192,6 +193,7 @@ def run_record(this: Run) -> dict[str, Any]:
         "command": provenance.command_line(),
         "spec": this.spec.model_dump(),
         "identity": dict(this.identity),
+        **({"parts": list(this.parts)} if this.parts else {}),
         "plan": [vars(workload) for workload in this.spec.plan()],
         "environment": this.environment,
         "trials": {trial_id: trial.record() for trial_id, trial in this.trials.items()},

@@ -89,7 +89,7 @@ class Row:
     moved_mb: float | None = None  # MB that a call must read, on which limit_ms rests
     stop_at_eos: bool = False  # a call ends when each of its replies has
     tokens_per_reply: float | None = None  # written: up to and including EOS where the workload stops there
-    per_token_ms: float | None = None  # mean latency of a call over the mean tokens of a reply
+    per_token_ms: float | None = None  # mean latency of a call over the mean tokens of a reply; see first_token_ms
     compared_replies: int | None = None  # that identical_replies is a share of
     first_difference: float | None = None  # of replies that are not identical the median first differing step, from 1
     cores: str | None = None  # that launches were pinned to, and what was left empty for them
@@ -97,6 +97,7 @@ class Row:
     graph_breaks: int | None = None  # places where it went back to Python
     recompiles: int | None = None  # functions that it looked at anew within the rounds of all launches
     outside_compiled: float | None = None  # share of the host's time of a profiled call, outside of compiled graphs
+    first_token_ms: float | None = None  # of a model with parts; per_token_ms is then of each token after the first
 
     @property
     def interval(self) -> Interval | None:
@@ -202,11 +203,21 @@ def _measured(
         "tokens_per_reply": per_reply,
         "per_token_ms": float(pooled.mean()) / per_reply if per_reply and len(pooled) else None,
         "prepare_s": float(np.median(prepared)) if prepared else None,
+        **_tokens(facts),
         "invalid": invalid,
         "warmup_calls": float(np.median(warm)) if warm else None,
         **_machine(launches),
         **_compared(trial, variant, launches, facts, invalid),
     }
+
+
+def _tokens(facts: Sequence[VariantFacts]) -> dict[str, float]:
+    """The medians over launches of when tokens came; empty where the model has no parts."""
+    first = [f.first_token_ms for f in facts if f.first_token_ms is not None]
+    further = [f.further_token_ms for f in facts if f.further_token_ms is not None]
+    if not (first and further):
+        return {}
+    return {"first_token_ms": float(np.median(first)), "per_token_ms": float(np.median(further))}
 
 
 def _not_known(memory: str | None, limits: str | None) -> list[str]:

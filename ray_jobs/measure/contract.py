@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from chatbot.errors import UsageError, first_line
 from chatbot.variants import Workload
+from chatbot.variants.parts import loop_of
 from ray_jobs import provenance
 from ray_jobs.measure import busy, custom_model
 from ray_jobs.measure.answers import PLAIN, comparable, copied, equal, leaves
@@ -50,6 +51,7 @@ class Findings:
     gradients: bool = False  # it computes some
     warnings: tuple[str, ...] = ()
     cases: tuple[str, ...] = ()  # that were asked, of a factory that returns several
+    parts: tuple[str, ...] = ()  # that variants convert, of all cases
 
 
 @dataclass(frozen=True)
@@ -97,17 +99,20 @@ def _examined(name: str, workloads: Sequence[Workload], timeout_s: float) -> Fin
     if took_s > SLOW_SHARE * timeout_s:
         warnings.append(f"the factory takes {took_s:.0f} s of the {timeout_s:.0f} s that each launch may take")
     weights: dict[str, str] = {}  # by case
+    parts: list[str] = []
     for workload in _workloads(list(cases), workloads):
         busy.on(Step.INPUTS)
         model, case = custom_model.case_of(workload.model, cases), workload.model.partition("#")[2]
         ready = custom_model.ready(model, workload)
         weights.setdefault(case, _hash(hashes(model.module)))
         _require_inputs(ready, workload)
+        parts += model.parts
         busy.on(Step.CALL)
         warnings += [f"{case}: {one}" if case else one for one in _Asked(ready, workload).findings()]
     busy.at(None)
     asked, code = tuple(filter(None, weights)), provenance.own_code(name)
-    return Findings(_hash(weights), code, warnings=tuple(dict.fromkeys(warnings)), cases=asked)
+    told, named = (tuple(dict.fromkeys(each)) for each in (warnings, parts))
+    return Findings(_hash(weights), code, warnings=told, cases=asked, parts=named)
 
 
 def _workloads(cases: Sequence[str], workloads: Sequence[Workload]) -> list[Workload]:
@@ -154,6 +159,7 @@ class _Asked:
     def findings(self) -> Iterator[str]:
         """Warnings. Raises UsageError."""
         first = self._answer(0)
+        self._require_parts()
         yield from self._of_answer(first)
         before, held = hashes(self.model.module), []
         for index in (1, 2):
@@ -163,6 +169,18 @@ class _Asked:
         self._require_no_state(before, [*held, _held(self.model.module)])
         if not CLOSE(again, first):
             raise UsageError(self._why_other(first))
+
+    def _require_parts(self) -> None:
+        """Raises UsageError for a part that a call of the model does not reach."""
+        if not self.model.parts:
+            return
+        loop, called = loop_of(self.model.module, self.model.parts), set[str]()
+        with loop.watched(lambda name, *_: called.add(name), lambda *_: None):
+            self._answer(0)
+        for name in self.model.parts:
+            if name not in called:
+                how = f"self.{name}(...)" if name.isidentifier() else "its forward"
+                self._refuse(f"does not call its part {name!r} in a call: call it as {how}, or name another")
 
     def _answer(self, index: int, model: OwnModel | None = None) -> Any:
         """The answer to a call, as ``same`` sees it; each draws other random numbers."""

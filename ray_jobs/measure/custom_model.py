@@ -4,6 +4,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class OwnModel:
     ``inputs(i, workload)`` are the i-th call's arguments: a tuple of tensors on the CPU, or a dict of them by the names
     of ``forward``'s arguments; of one shape for one workload, ``workload.batch`` of whatever a batch is made of. They
     are the same for the same ``i``; what torch draws at random is, as its generator is seeded with ``i`` before.
+    ``parts`` names submodules (``"encoder"``, ``"model.decoder"``) that variants convert while what calls them stays
+    Python, in the order in which a call reaches them first: each call of the last one yields a token.
     ``same(answer, baselines)`` says whether an answer is what the baseline answered to the same inputs. Answers are
     tensors, or tuples, lists, dicts and dataclasses of them; what it is given has been brought to the CPU, and floating
     numbers to 32 bits at least.
@@ -35,6 +38,7 @@ class OwnModel:
     module: nn.Module
     inputs: Callable[[int, Workload], tuple[Tensor, ...] | Mapping[str, Tensor]]
     same: Callable[[Any, Any], bool] = CLOSE
+    parts: tuple[str, ...] = ()
 
 
 class Keywords(nn.Module):
@@ -47,6 +51,10 @@ class Keywords(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """The module's answer."""
         return self.module(**dict(zip(self.names, inputs, strict=True)))
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Parts have the names that they have in the module."""
+        return self.module.get_submodule(target)
 
 
 def load(name: str) -> OwnModel:
@@ -105,8 +113,25 @@ def _checked(name: str, found: object) -> OwnModel:
     floats = {str(one.dtype).removeprefix("torch.") for one in found.module.parameters() if one.is_floating_point()}
     if floats - {"float32"}:
         raise UsageError(f"model {name!r} has weights in {', '.join(sorted(floats))}: give float32, bf16 is a variant")
+    _require_parts(name, found)
     found.module.eval()
     return found
+
+
+def _require_parts(name: str, found: OwnModel) -> None:
+    """Raises UsageError where a part is not there, or lies within another."""
+    if not isinstance(found.parts, (tuple, list)) or not all(isinstance(part, str) for part in found.parts):
+        raise UsageError(f"model {name!r} holds {found.parts!r} as its parts, not a tuple of names of submodules")
+    there = {path: part for path, part in found.module.named_modules(remove_duplicate=False) if path}
+    inside: dict[int, str] = {}
+    for part in found.parts:
+        if part not in there:
+            near = get_close_matches(part, there, 5, 0.0) if there else ["it has none"]
+            raise UsageError(f"model {name!r} has no part {part!r}; submodules are: {', '.join(near)}")
+        for one in there[part].modules():
+            if (other := inside.setdefault(id(one), part)) != part or found.parts.count(part) > 1:
+                both = f"{other!r} and {part!r}"
+                raise UsageError(f"model {name!r} names parts that are not apart, {both}: name one of them")
 
 
 def ready(model: OwnModel, workload: Workload) -> OwnModel:

@@ -35,6 +35,7 @@ from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, one_line
 from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, Questions, run_rounds, size, warm_up
 from ray_jobs.measure.subject import Subject, subject_of
 from ray_jobs.measure.timing import floor_ns, timer_for
+from ray_jobs.measure.tokens import token_times
 from ray_jobs.measure.trial import Factory, ModelSource, mode_of
 from ray_jobs.measure.watch import sentinel_ns, watch_for
 
@@ -92,10 +93,9 @@ def _measured(
     floor = floor_ns(timer)
     warm = warm_up(replies, variants, prompts, timer, log)
     for name, found in warm.items():
-        facts[name] = replace(
-            facts[name], failed=found.failed, warmup_calls=found.calls, settled=found.calls is not None
-        )
-    replies = {name: reply for name, reply in replies.items() if facts[name].failed is None}
+        told = replace(facts[name], failed=found.failed, skipped=found.skipped)
+        facts[name] = replace(told, warmup_calls=found.calls, settled=found.calls is not None)
+    replies = {name: reply for name, reply in replies.items() if not (warm[name].failed or warm[name].skipped)}
     _require_baseline([variants.index(name) for name in replies], variants, facts)
     prompts.start_rounds()
     rounds, calls = _sizes(launch, {name: warm[name].typical_ns for name in replies}, prompts)
@@ -109,10 +109,13 @@ def _measured(
     for i, looked_at in answers.recompiled.items():
         if facts[variants[i]].kind == dynamo.KIND:
             facts[variants[i]] = replace(facts[variants[i]], recompiled=looked_at)
+    for i, reason in answers.skipped.items():
+        facts[variants[i]] = replace(facts[variants[i]], skipped=reason)
     _require_baseline(answers.replies, variants, facts)
     _check_all(variants, answers.replies, subject, (calls, rounds), facts)
     gradients = isinstance(model, Factory) and model.gradients
     _probe_all({variants[i]: replies[variants[i]] for i in answers.replies}, prompts.last(), workload, facts, gradients)
+    _tell_tokens({variants[i]: replies[variants[i]] for i in answers.replies}, prompts.last(), workload, facts)
     return LaunchResult(
         launch,
         tuple(variants),
@@ -288,6 +291,17 @@ def _probe_all(
         kind, own = facts[name].kind, workload.own_model
         fault = facts[name].invalid or probe_fault(reply, *asked, kind, text=own, gradients=gradients)
         facts[name] = replace(facts[name], invalid=fault)
+    busy.at(None)
+
+
+def _tell_tokens(replies: Mapping[str, Reply], asked: tuple[Any, Tensor], workload: Workload, facts: Facts) -> None:
+    """When each variant's tokens come, in calls of their own."""
+    for name, reply in replies.items():
+        if facts[name].invalid is None:
+            busy.on(name)
+            times = token_times(reply, asked, workload.device)
+            if times is not None:
+                facts[name] = replace(facts[name], first_token_ms=times.first_ms, further_token_ms=times.further_ms)
     busy.at(None)
 
 

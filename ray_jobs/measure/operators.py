@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from chatbot.variants.parts import Loop
 from ray_jobs.measure.roofline import Phase, Precision, Read
 
 Given = Mapping[str, Any]  # an operator's arguments by their names in its schema
@@ -101,18 +102,74 @@ class Counted:
     flops: int  # a multiplication and an addition are two
     unknown: str | None = None  # the first operator with a matrix of which these are not known
 
+    def size(self, precision: Precision) -> int:
+        """Bytes, but for scales of int8, since some engines have one for a whole matrix; 1 at least."""
+        return max(1, self.matrices * precision.weight + self.vectors * precision.other + self.others)
+
+    def phase(self, precision: Precision, working_set: int) -> Phase:
+        """All of it as one phase, out of memory of so many bytes."""
+        size = self.size(precision)
+        return Phase(1, (Read(size, max(size, working_set)),), self.flops)
+
     def phases(self, precision: Precision) -> tuple[Phase, ...]:
-        """The call as one phase; scales of int8 are left out, since some engines have one for a whole matrix."""
-        size = max(1, self.matrices * precision.weight + self.vectors * precision.other + self.others)
-        return (Phase(1, (Read(size, size),), self.flops),)
+        """The call as one phase."""
+        return (self.phase(precision, 1),)
+
+
+@dataclass(frozen=True)
+class CountedLoop:
+    """What a call of a model with parts reads and forms: each byte once a call of a part, and once around them."""
+
+    whole: Counted  # each byte once in all
+    around: Counted
+    calls: tuple[tuple[str, Counted], ...]  # of the parts, in order
+
+    @property
+    def unknown(self) -> str | None:
+        """The first operator with a matrix of which these are not known."""
+        return self.whole.unknown
+
+    def phases(self, precision: Precision) -> tuple[Phase, ...]:
+        """A phase for each call of a part, and one for what is around them.
+
+        What a part reads again may lie in a cache as large as the largest call since; what is read first in a call was
+        last read in the one before, and everything since.
+        """
+        everything = self.whole.size(precision)
+        sizes = [counted.size(precision) for _, counted in self.calls]
+        found, last = [self.around.phase(precision, everything)], dict[str, int]()
+        for i, (name, counted) in enumerate(self.calls):
+            since = max(sizes[last[name] + 1 : i + 1]) if name in last else everything
+            found.append(counted.phase(precision, since))
+            last[name] = i
+        return tuple(found)
 
 
 def counted(call: Callable[[], object], inputs: object) -> Counted:
     """Counts one call; ``inputs`` are the tensors that it is given, in any structure."""
     with _no_fast_path(), _Counting(inputs) as counting:
         call()
-    found: Counted = counting.result()
+    found: Counted = counting.whole.counted()
     return found
+
+
+def counted_loop(loop: Loop, call: Callable[[], object], inputs: object) -> CountedLoop:
+    """Counts one call of a model with parts, which are called within it."""
+    calls: list[tuple[str, _Tally]] = []
+    with _no_fast_path(), _Counting(inputs) as counting:
+        around = counting.within = _Tally()
+
+        def enter(name: str, *_: object) -> None:
+            counting.within = _Tally()
+            calls.append((name, counting.within))
+
+        def leave(*_: object) -> None:
+            counting.within = around
+
+        with loop.watched(enter, leave):
+            call()
+    told = tuple((name, tally.counted()) for name, tally in calls)
+    return CountedLoop(counting.whole.counted(), around.counted(), told)
 
 
 @contextmanager
@@ -144,14 +201,37 @@ class _Storage:
         return max(total, self.strewn)
 
 
+@dataclass
+class _Tally:
+    """What is read and formed within a call, or within a part of it."""
+
+    storages: dict[int, _Storage] = field(default_factory=dict)
+    flops: int = 0
+    unknown: str | None = None
+
+    def counted(self) -> Counted:
+        """The sums."""
+        sizes = {"matrices": 0, "vectors": 0, "others": 0}
+        for storage in self.storages.values():
+            dtype = storage.first.dtype
+            if dtype.is_floating_point and dtype.itemsize >= 4:
+                sizes["matrices" if storage.matrix else "vectors"] += storage.read() // dtype.itemsize
+            else:
+                sizes["others"] += storage.read()
+        return Counted(**sizes, flops=self.flops, unknown=self.unknown)
+
+
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, inputs: object) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._inputs = {_place(one) for one in _tensors(inputs)}
         self._made: set[int] = set()  # storages
-        self._storages: dict[int, _Storage] = {}
-        self._flops = 0
-        self._unknown: str | None = None
+        self.whole = _Tally()
+        self.within = self.whole  # another one while only a part of the call is counted there too
+
+    @property
+    def _tallies(self) -> tuple[_Tally, ...]:
+        return (self.whole,) if self.within is self.whole else (self.whole, self.within)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -166,7 +246,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return result
         tensors = _tensors(given)
         if not known and any(one.dim() >= 2 for one in tensors):
-            self._unknown = self._unknown or str(func)
+            self.whole.unknown = self.whole.unknown or str(func)
         result = func(*args, **(kwargs or {}))
         places = {_place(one) for one in tensors}
         made = [one for one in _tensors(result) if _place(one) not in places]
@@ -179,7 +259,9 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name.endswith("_like") or name.startswith("new_"):  # of it they take the shape alone
             return
         if products := name in PRODUCTS:
-            self._flops += PRODUCTS[name](given, result)
+            flops = PRODUCTS[name](given, result)
+            for tally in self._tallies:
+                tally.flops += flops
         taken = self._gathered(func, name, given)
         for one in _tensors(given):
             if one is not taken:
@@ -205,7 +287,11 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         place = _place(one)
         if place in self._made or one.layout != torch.strided:
             return
-        storage = self._storages.setdefault(place, _Storage(one))
+        for tally in self._tallies:
+            self._read_in(tally.storages.setdefault(place, _Storage(one)), one, size, matrix, whole)
+
+    def _read_in(self, storage: _Storage, one: Tensor, size: int, matrix: bool, whole: bool) -> None:
+        place = _place(one)
         storage.matrix |= matrix and place not in self._inputs
         if whole and _dense(one):
             start = int(one.storage_offset()) * one.element_size()
@@ -214,16 +300,6 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             lengths = (n for n, stride in zip(one.shape, one.stride(), strict=True) if stride)
             distinct = reduce(operator.mul, lengths, one.element_size())
             storage.strewn = max(storage.strewn, min(size, distinct))
-
-    def result(self) -> Counted:
-        sizes = {"matrices": 0, "vectors": 0, "others": 0}
-        for storage in self._storages.values():
-            dtype = storage.first.dtype
-            if dtype.is_floating_point and dtype.itemsize >= 4:
-                sizes["matrices" if storage.matrix else "vectors"] += storage.read() // dtype.itemsize
-            else:
-                sizes["others"] += storage.read()
-        return Counted(**sizes, flops=self._flops, unknown=self._unknown)
 
 
 def _given(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Given:

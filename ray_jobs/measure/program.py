@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from chatbot.variants import Compiled, Reply, Workload, variant_named
 from chatbot.variants.engines import engine_of
+from chatbot.variants.parts import loop_behind
 
 TEXT_MODULES = ("chatbot.vocabulary", "chatbot.corpus", "unicodedata")
 RUNTIMES = ("torch", "onnxruntime", "openvino")  # which may name their inputs
@@ -236,6 +237,10 @@ def _programs(value: object, seen: set[int]) -> Iterator[nn.Module | Compiled]:
     if id(value) in seen or isinstance(value, (type, types.ModuleType, Tensor, str, bytes)):
         return
     seen.add(id(value))
+    if (loop := loop_behind(value)) is not None:  # what a label speaks of are the parts, not the Python around them
+        for program in loop.programs:
+            yield from _programs(program, seen)
+        return
     if isinstance(own := getattr(value, "compiled", None), Compiled):
         yield own
         return

@@ -72,6 +72,8 @@ class VariantFacts:
     differing: tuple[int, ...] = ()  # the first step that differs, of each reply that is not identical
     scattered: bool = False  # a GRU's weights on the GPU are not in one buffer
     recompiled: int | None = None  # functions that Dynamo looked at anew in its turns; None: it has none to look at
+    first_token_ms: float | None = None  # of a model with parts: see ``tokens.TokenTimes``
+    further_token_ms: float | None = None
 
 
 @dataclass(frozen=True)

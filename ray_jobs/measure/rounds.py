@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chatbot.variants import Reply, Workload
+from chatbot.variants import Reply, UnavailableError, Workload
 from ray_jobs.measure import busy, dynamo, orders
 from ray_jobs.measure.answers import copied, equal
 from ray_jobs.measure.interference import Interference, per_round
@@ -147,6 +147,7 @@ class WarmUp:
     typical_ns: float  # the median of the last calls
     calls: int | None = None  # slow ones before it was settled; None: it was not
     failed: str | None = None
+    skipped: str | None = None  # it can't answer this call, as it says itself
 
 
 def settled(walls: Sequence[float]) -> bool:
@@ -190,6 +191,9 @@ def warm_up(
                 walls.append(reading.wall_ns)
                 if not equal(own, batch):
                     raise ValueError("it changes its inputs, which the other variants read after it")
+        except UnavailableError as error:
+            found[name] = WarmUp(0.0, skipped=str(error))
+            continue
         except Exception as error:
             found[name] = WarmUp(0.0, failed=f"could not answer: {one_line(error)}")
             continue
@@ -205,6 +209,7 @@ class Answers:
 
     replies: dict[int, list[Any]]  # the timed ones, in order
     broken: dict[int, str] = field(default_factory=dict)  # why a variant that raised is left out
+    skipped: dict[int, str] = field(default_factory=dict)  # and one that said that it can't answer a call
     readings: list[Counters] = field(default_factory=list)  # before the first round, and after each
     recompiled: Counter[int] = field(default_factory=Counter)  # functions that Dynamo looked at in a variant's turns
 
@@ -237,7 +242,7 @@ def run_rounds(
             batches = [prompts.next() for _ in range(1 + calls)]
             for position, i in enumerate(order):
                 reply = replies[i]
-                if reply is None or i in answers.broken:
+                if reply is None or i not in answers.replies:
                     continue
                 busy.at(i)
                 looked_at = dynamo.looked_at()
@@ -247,6 +252,9 @@ def run_rounds(
                         if call:
                             answers.replies[i].append(copied(tokens))
                         log.add((i, TIMED if call else REFRESH, number, position, call), reading)
+                except UnavailableError as error:
+                    answers.skipped[i] = str(error)
+                    del answers.replies[i]
                 except Exception as error:
                     answers.broken[i] = f"could not answer: {one_line(error)}"
                     del answers.replies[i]

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from chatbot.model import Chatbot
 from chatbot.variants import VARIANTS, Reply, Variant, Workload, load, prepared, prepared_module, variant_named
 from chatbot.variants.base import converting
+from chatbot.variants.parts import Call, loop_of, prepared_parts, recorded
 from ray_jobs.measure import custom_model, replies
-from ray_jobs.measure.answers import comparable, copied
+from ray_jobs.measure.answers import comparable
 from ray_jobs.measure.replies import LEAST_IDENTICAL, ReplyCheck
 from ray_jobs.measure.result import one_line
 from ray_jobs.measure.rounds import MOST_WARMUP_CALLS, Prompts, Questions
@@ -23,6 +24,7 @@ from ray_jobs.measure.trial import ChatbotSource, Factory, ModelSource
 load()  # in the server, before it forks: no variant's preparing is charged with its imports
 
 OF_A_LAUNCH = 100_000  # calls at most: each launch asks others
+RECORDED = (0, 1, 2)  # calls whose inputs show in which forms and sizes parts are called
 
 
 class Subject(Protocol):
@@ -96,15 +98,25 @@ class OwnSubject:
     def fresh(self) -> Callable[[Variant], Reply]:
         module = self._another().to(self.workload.device)
         example = custom_model.inputs_of(self.model, 0, self.workload)
-        return lambda variant: self._asked_once(variant, module, example)
+        if not self.model.parts:
+            return lambda variant: self._asked_once(variant, prepared_module, module, example)
+        loop, donor = (loop_of(one, self.model.parts) for one in (module, self._another().to(self.workload.device)))
+        return lambda variant: self._asked_once(variant, prepared_parts, loop, donor, self.calls)
 
-    def _asked_once(self, variant: Variant, module: nn.Module, example: Any) -> Reply:
+    @cached_property
+    def calls(self) -> dict[str, list[Call]]:
+        """The calls of each part in the baseline's calls of ``RECORDED`` inputs."""
+        loop = loop_of(self._another().to(self.workload.device), self.model.parts)
+        return recorded(loop, [custom_model.inputs_of(self.model, index, self.workload) for index in RECORDED])
+
+    def _asked_once(self, variant: Variant, prepare: Callable[..., Reply], *given: Any) -> Reply:
         """The prepared variant. One of the table that can't prepare or answer this model is unavailable, not broken."""
         if variant not in VARIANTS.values():
-            return prepared_module(variant, module, example, self.workload)
+            return prepare(variant, *given, self.workload)
         with converting(variant.name):
-            reply = prepared_module(variant, module, example, self.workload)
-            reply(copied(example), self.questions.lengths)
+            reply = prepare(variant, *given, self.workload)
+            asked: Any = custom_model.inputs_of(self.model, 0, self.workload)
+            reply(asked, self.questions.lengths)
         return reply
 
     def _another(self) -> nn.Module:

@@ -112,6 +112,7 @@ class Factory:
     gradients: bool = False  # the model computes some: see ``mode_of``
     warnings: tuple[str, ...] = ()  # about every row
     cases: tuple[str, ...] = ()  # that it has and were asked for
+    parts: tuple[str, ...] = ()  # that variants convert, of all cases
 
     def load(self, workload: Workload) -> OwnModel:
         """The model of a workload, made anew. Raises UsageError."""

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from chatbot.variants import BASELINE, CONTROL, variant_named
+from chatbot.variants.parts import loop_behind
 from ray_jobs.measure import roofline
 from ray_jobs.measure.launch import Alone, measure_alone
-from ray_jobs.measure.operators import Counted, counted
+from ray_jobs.measure.operators import Counted, CountedLoop, counted, counted_loop
 from ray_jobs.measure.replies import LEAST_COMPARED, ReplyComparison, compare_replies
 from ray_jobs.measure.result import Limits, Memory, VariantFacts
 from ray_jobs.measure.speeds import measure_speeds
@@ -182,13 +183,14 @@ def run_limits(trial: Trial, inputs: Inputs) -> Limits:
     return Limits(speeds, roofline.limits_of(inputs.model.load().config, trial.workload, trial.variants, speeds))
 
 
-def _counted(trial: Trial, inputs: Inputs) -> Counted:
+def _counted(trial: Trial, inputs: Inputs) -> Counted | CountedLoop:
     """What the baseline reads and multiplies in a call of an own model."""
     with mode_of(inputs.model):
         subject = subject_of(inputs.model, inputs.pool(trial.workload), trial.workload)
         reply = subject.fresh()(variant_named(BASELINE))
         asked = subject.questions.next()
-        return counted(partial(reply, *asked), asked)
+        call, loop = partial(reply, *asked), loop_behind(reply)
+        return counted(call, asked) if loop is None else counted_loop(loop, call, asked)
 
 
 def limits(ask: Callable[[float], Any], allowance: Allowance) -> Iterator[Alive | Limits]:

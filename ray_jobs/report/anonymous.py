@@ -33,7 +33,7 @@ KEYS = {
     *(one.name for kind in RECORDS for one in fields(kind)),
     # run.json
     "schema_version", "started", "resumed", "seconds", "command", "spec", "identity", "plan", "environment", "trials",
-    "code", "prompts", "driver", "python", "packages", "git_commit", "source_hash",
+    "code", "prompts", "driver", "parts", "python", "packages", "git_commit", "source_hash",
     # of a station, and of the process of a launch
     "cpu", "cpu_model", "quota_cpus", "cores", "compiler", "affinity", "memory_gb", "niceness",
     "deterministic", "torch", "numpy",
@@ -60,7 +60,7 @@ FORMS = {
     }.items()
     for name in names
 }
-NAMES = ("variant", "variants", "baseline", "built", "cases")
+NAMES = ("variant", "variants", "baseline", "built", "cases", "parts")
 SENTENCES = ("reason", "warnings", "bound_why", "failed", "invalid", "skipped", "not_known", "why")
 HARDWARE = ("hardware", "device_name", "cpu", "cpu_model", "compiler")
 # Words of reasons and warnings that no text of this program holds as they are shown: parts of them are filled in, or
@@ -229,13 +229,13 @@ class Anonymous:
         return any(name in word.lower() for name in self.private)
 
 
-def own_names(spec: Mapping[str, Any]) -> frozenset[str]:
-    """The variants and the model of a spec that are code of the user's own."""
+def own_names(spec: Mapping[str, Any], parts: Iterable[str] = ()) -> frozenset[str]:
+    """The variants and the model of a spec that are code of the user's own, and the ``parts`` of that model."""
     model, cases = str(spec.get("model")), list(map(str, spec.get("cases") or ()))
     own = {
         name for name in (*map(str, spec.get("variants") or ()), model) if OWN_NAME.fullmatch(name.partition("#")[0])
     }
-    return frozenset(own.union(cases, (f"{model}#{case}" for case in cases)))
+    return frozenset(own.union(cases, parts, (f"{model}#{case}" for case in cases)))
 
 
 def users_in(values: Iterable[Any]) -> frozenset[str]:

@@ -28,7 +28,7 @@ def compact(source: RunDirectory, target: RunDirectory) -> None:
     contents = [_launch(table) for launches in tables.values() for table in launches]
     names = names_of(run.run, rows, tables)
     private = users_in([run.run, rows, contents]) | {host.lower() for host in names.hosts}
-    clean = Anonymous(names, own_names(run.run.get("spec") or {}), private)
+    clean = Anonymous(names, own_names(run.run.get("spec") or {}, run.run.get("parts") or ()), private)
     with target.created():
         kept = {names.trials[trial]: [_kept(one, clean) for one in launches] for trial, launches in tables.items()}
         target.add_launches(kept, COMPACT_FILE)

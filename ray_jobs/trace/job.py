@@ -16,7 +16,7 @@ from ray_jobs.cluster.events import Event, Job, TrialEnded, WorkerLost
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver import run as matrix
-from ray_jobs.driver.inputs import identity_of, inputs_of, with_cases
+from ray_jobs.driver.inputs import identity_of, inputs_of, parts_of, with_cases
 from ray_jobs.driver.resume import TRACES, Earlier
 from ray_jobs.driver.run import Where
 from ray_jobs.driver.trials import TrialState, place_trials
@@ -89,7 +89,8 @@ def trace_run(tracing: Tracing, where: Where) -> None:
             tracing.trials = _of_the_run(tracing.trials, tracing.earlier)
         directory.make_folder(FOLDER)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        this = matrix.Run(tracing.run_id, spec, directory, WandbSink("off", directory), identity, started)
+        sink, parts = WandbSink("off", directory), parts_of(inputs)
+        this = matrix.Run(tracing.run_id, spec, directory, sink, identity, started, parts=parts)
         this.trials, this.environment = tracing.trials, matrix.environment(tracing.trials)
         jobs = [_tracing(trial.job) for trial in tracing.trials.values() if trial.job is not None]
         with closing(measure(jobs, inputs)) as heard:

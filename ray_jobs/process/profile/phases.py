@@ -1,5 +1,6 @@
 """The phases of a reply, named from outside: hooks on the networks while a trace is made, nothing in the timed code."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -10,8 +11,10 @@ from torch import nn
 from torch.nn.modules import module as every_module
 from torch.profiler import record_function
 
+from chatbot.variants.parts import Loop
+
 REPLY, ENCODE, STEP = "reply", "encode", "decode step"  # the steps are numbered from 1
-CALL = "call"  # the only phase of a model that is not the chatbot
+CALL = "call"  # of a model that is not the chatbot, beside its named parts
 ENCODER, DECODER = "Encoder", "Decoder"  # how the names of the networks' classes end
 
 
@@ -79,3 +82,34 @@ def named(found: tuple[nn.Module, nn.Module] | None, whole: str = REPLY) -> Iter
             hooks.enter_context(module.register_forward_pre_hook(partial(enter, title)))
             hooks.enter_context(module.register_forward_hook(leave))
         yield reply
+
+
+@contextmanager
+def named_parts(loop: Loop, call: Callable[[], object]) -> Iterator[Callable[[], Any]]:
+    """Gives the phase of each call, as ``named`` does; within the block each call of a part has a phase of its name.
+
+    They are numbered from 1 in each call of the model where ``call``, which makes one, shows that there are several.
+    """
+    seen: Counter[str] = Counter()
+    with loop.watched(lambda name, *_: seen.update([name]), lambda *_: None):
+        call()
+    several = {name for name, times in seen.items() if times > 1 or name in (CALL, REPLY, ENCODE)}
+    open_phases: list[record_function] = []
+
+    def enter(name: str, *_: object) -> None:
+        seen[name] += 1
+        phase = record_function(f"{name} {seen[name]}" if name in several else name)
+        phase.__enter__()  # type: ignore[no-untyped-call]
+        open_phases.append(phase)
+
+    def leave(*_: object) -> None:
+        open_phases.pop().__exit__(None, None, None)
+
+    @contextmanager
+    def one() -> Iterator[None]:
+        seen.clear()
+        with record_function(CALL):
+            yield
+
+    with loop.watched(enter, leave):
+        yield one

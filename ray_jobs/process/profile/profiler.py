@@ -4,7 +4,8 @@ import gzip
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,12 +19,13 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from chatbot.variants import Reply, Workload, prepared, variant_named
+from chatbot.variants.parts import loop_behind
 from ray_jobs.measure.gpu import require_float32
 from ray_jobs.measure.rounds import WARMUP_CALLS
 from ray_jobs.measure.subject import subject_of
 from ray_jobs.measure.timing import timer_for
 from ray_jobs.measure.trial import Factory, ModelSource, mode_of
-from ray_jobs.process.profile.phases import CALL, REPLY, named, networks
+from ray_jobs.process.profile.phases import CALL, REPLY, named, named_parts, networks
 from ray_jobs.process.profile.shares import Shares, kind_of, shares_of
 
 REPLIES = 5  # in a trace
@@ -77,13 +79,12 @@ def trace_variant(workload: Workload, variant: str, source: ModelSource, pool: N
         for _ in range(WARMUP_CALLS):
             timer.call(reply, *next(batches))
         readings = [timer.call(reply, *next(batches))[1] for _ in range(REPLIES)]
-        own = workload.own_model
-        found = None if own else networks(lambda: reply(*next(batches)), workload.reply_tokens)
+        phases = _phases(reply, lambda: reply(*next(batches)), workload)
         with profile(activities=_activities(workload)):  # the first one prepares the profiler itself
             _answer(reply, *next(batches), workload)
         recording = profile(activities=_activities(workload), record_shapes=True, profile_memory=True)
         asked = [next(batches) for _ in range(REPLIES)]  # made here: the operators that make them are not the model's
-        with recording as profiler, named(found, CALL if own else REPLY) as phase:
+        with phases as phase, recording as profiler:
             for batch in asked:
                 with phase():
                     _answer(reply, *batch, workload)
@@ -108,6 +109,16 @@ def _subject(
         subject = subject_of(source, pool, workload)
         return subject.fresh()(variant_named(variant)), iter(subject.questions.next, None)
     return prepared(variant_named(variant), source.load().to(workload.device), workload), _batches(pool, workload)
+
+
+def _phases(
+    reply: Reply, call: Callable[[], object], workload: Workload
+) -> AbstractContextManager[Callable[[], AbstractContextManager[None]]]:
+    """What names the phases of a call: the chatbot's networks, or the parts that an own model names."""
+    if not workload.own_model:
+        return named(networks(call, workload.reply_tokens), REPLY)
+    loop = loop_behind(reply)
+    return named(None, CALL) if loop is None else named_parts(loop, call)
 
 
 def _answer(reply: Reply, prompts: Any, lengths: Tensor, workload: Workload) -> None:
