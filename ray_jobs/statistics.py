@@ -11,7 +11,6 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 CONFIDENCE = 0.95
 # Launches stop when the interval is narrow, which it is more often where the scatter happens to come out small. To hold
@@ -211,6 +210,8 @@ def trend(turns: Sequence[Floats], variant: int, baseline: int) -> Interval | No
 
 def quantile(degrees: float, confidence: float) -> float:
     """How many standard errors a two-sided Student-t interval reaches."""
+    from scipy import special  # here and below: a launch computes no interval, and need not wait for SciPy
+
     return float(special.stdtrit(degrees, (1 + confidence) / 2))
 
 
@@ -243,6 +244,8 @@ def median_interval(values: Sequence[float]) -> Interval | None:
     The narrowest symmetric pair that covers the median with at least 95%; None where even the extremes do not
     (fewer than six values). Source: Conover, Practical Nonparametric Statistics, section 3.2.
     """
+    from scipy import special
+
     ordered = sorted(values)
     n = len(ordered)
     rank = 0
@@ -265,6 +268,8 @@ def percentile(values: NDArray[np.number], share: float) -> float | None:
 
 def most_by_chance(count: int, rate: float) -> int:
     """The number of events that so many chances at this rate exceed once in 20 times, or more seldom."""
+    from scipy import special
+
     return next(k for k in range(count + 1) if special.bdtr(k, count, rate) >= CONFIDENCE - 1e-12)
 
 
