@@ -251,6 +251,7 @@ def test_close_of_logits_wants_the_same_choice_or_a_tie() -> None:
     ("name", "timeout", "said"),
     [
         ("crashes", 60.0, "ends the process that it is made and asked in: it was killed by SIGSEGV in the factory"),
+        ("fills", 60.0, "ends the process that it is made and asked in: it was killed by SIGKILL"),
         ("loops", 0.5, "was not made and asked within 0.5 s, a launch's time, in which it was busy with the factory"),
         ("spoils", 60.0, "changes its inputs in place"),
         ("plain", 60.0, None),

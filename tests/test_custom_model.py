@@ -13,7 +13,7 @@ import torch
 from launches import made_trial
 
 from chatbot.errors import UsageError
-from chatbot.variants import BASELINE, CONTROL, VARIANTS, Workload
+from chatbot.variants import BASELINE, CONTROL, INT8, VARIANTS, Workload
 from ray_jobs import provenance
 from ray_jobs.cli.app import main
 from ray_jobs.driver.trials import trial_id
@@ -21,7 +21,9 @@ from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure import contract, custom_model
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
-from ray_jobs.measure.trial import Factory, Place, untimed_s
+from ray_jobs.measure.roofline import Speeds
+from ray_jobs.measure.trial import Factory, Inputs, Place, untimed_s
+from ray_jobs.process import untimed
 from ray_jobs.process.server import LaunchServer, Request
 from ray_jobs.report.text import sizes
 from ray_jobs.spec import read_spec, spec_of
@@ -152,6 +154,18 @@ def test_rows_tell_nothing_of_prompts_and_replies() -> None:
     assert sizes(Workload(batch=2, model="own_models:pair")) == sizes(found[0])  # the title of a trace
     assert found[0].trial_id == "cpu-b2-t1@none"
     assert found[0].identical_replies == 1.0
+
+
+def test_every_variant_of_a_model_has_a_limit_in_the_precision_that_it_declares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(untimed, "measure_speeds", lambda _: Speeds(((1 << 28, 20.0),), {"float32": 100.0}))
+    trial = made_trial(workload=Workload(batch=2, model=EXAMPLE), variants=tuple(OF_ANY))
+    found = untimed.run_limits(trial, Inputs(Factory(EXAMPLE), {8: NO_POOL}))
+    assert (found.lost, set(found.of)) == (None, set(OF_ANY))
+    moved = {VARIANTS[name].dtype: limit.moved_mb for name, limit in found.of.items()}
+    assert max(moved[INT8], moved["bfloat16"]) < moved["float32"]
+    assert len(moved) == len({*moved.values()}) == 3
 
 
 @pytest.mark.parametrize(

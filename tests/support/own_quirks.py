@@ -179,6 +179,12 @@ def crashes() -> OwnModel:
     return plain()
 
 
+def fills() -> OwnModel:
+    """Ends as the kernel ends a process that has filled the memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return plain()
+
+
 def loops() -> OwnModel:
     time.sleep(600)
     return plain()
