@@ -63,7 +63,7 @@ def test_each_variant_is_tried_alone_and_one_that_ends_its_process_is_skipped() 
         asked.append(name)
         return Loss(LossKind.DIED, "it was killed by SIGSEGV") if name == "torchscript" else Alone(100.0)
 
-    names = (BASELINE, CONTROL, "torchscript", "compile", "bf16")
+    names = (BASELINE, CONTROL, "torchscript", "compile", "native", "cuda-graph", "bf16")
     trial = made_trial(workload=Workload(model="quirks:spectrum"), variants=names)
     found: dict[str, VariantFacts] = {}
 

@@ -63,8 +63,10 @@ class Allowance:
 
 
 def present(trial: Trial) -> list[str]:
-    """The variants that run on its device at all."""
-    return [name for name in trial.variants if trial.workload.device in variant_named(name).devices]
+    """The variants that run on its device and take its model at all."""
+    entries = {name: variant_named(name) for name in trial.variants}
+    taking = {name for name, one in entries.items() if one.prepare_module or not trial.workload.own_model}
+    return [name for name, one in entries.items() if trial.workload.device in one.devices and name in taking]
 
 
 def compiled(
