@@ -7,7 +7,7 @@ export WANDB_ERROR_REPORTING ?= false
 # Else every process of a test run compiles this project's sources, and pytest its tests, once more.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 
-.PHONY: matrix plan seed audit sweep trace chat train cpp quick test test-all test-cluster test-installed cluster-table test-s3 test-gpu test-packages check lock clean
+.PHONY: matrix plan seed models-cpu audit sweep trace chat train cpp quick test test-all test-cluster test-installed cluster-table test-s3 test-gpu test-packages check lock clean
 
 matrix: .venv/installed          ## measure the shipped chatbot on this machine and print the latency matrix
 	$(BIN)/python -m ray_jobs matrix $(ARGS)
@@ -49,6 +49,9 @@ test-all: check                  ## the slow tests too, and every example of Hyp
 
 test-installed: .venv/installed  ## what a user installs: the wheel, in another environment, run from outside this folder
 	scripts/test-installed
+
+models-cpu: .venv/installed      ## the five models of examples/models in every variant, into results/models-cpu; pip install first: latency-matrix[onnx,openvino] transformers
+	scripts/measure-models
 
 test-packages:                   ## Chromium and iproute2, which some tests need and are skipped without (apt-get, as root)
 	scripts/install-test-packages
