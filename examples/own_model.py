@@ -3,7 +3,7 @@
 from torch import Tensor, allclose, nn, rand
 
 from chatbot.variants import Workload
-from ray_jobs.own import OwnModel
+from ray_jobs import OwnModel
 
 
 def inputs(i: int, workload: Workload) -> tuple[Tensor]:

@@ -15,7 +15,7 @@ from chatbot.variants import VARIANTS, Reply, Variant, Workload, load, prepared,
 from chatbot.variants.base import converting
 from chatbot.variants.parts import Call, loop_of, prepared_parts, recorded
 from ray_jobs.measure import custom_model, replies
-from ray_jobs.measure.answers import comparable
+from ray_jobs.measure.answers import comparable, in_form
 from ray_jobs.measure.replies import LEAST_IDENTICAL, ReplyCheck
 from ray_jobs.measure.result import one_line
 from ray_jobs.measure.rounds import MOST_WARMUP_CALLS, Prompts, Questions
@@ -131,7 +131,8 @@ class OwnSubject:
         exact, found = variant_named(name).exact, 0
         for call, (answer, expected) in enumerate(zip(answers, baselines, strict=True)):
             try:
-                same = bool(self.model.same(comparable(answer), comparable(expected)))
+                wanted = comparable(expected)
+                same = bool(self.model.same(in_form(comparable(answer), wanted), wanted))
             except Exception as error:
                 return ReplyCheck(0, 0, f"its answer can't be compared with the baseline's: {one_line(error)}")
             if exact and not same:
