@@ -3,12 +3,14 @@
 import ast
 import contextlib
 import copy
+import json
 import re
 import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cudnn
@@ -44,7 +46,7 @@ from ray_jobs.measure.result import Launch
 from ray_jobs.measure.timing import CudaTimer, Reading, floor_ns
 from ray_jobs.measure.trial import Preset
 from ray_jobs.process.profile import profiler
-from ray_jobs.process.profile.shares import kind_of
+from ray_jobs.process.profile.shares import ON_DEVICE, kind_of, shares_of
 
 WORKLOAD = Workload(prompt_tokens=4, reply_tokens=3, model="tiny")
 TINY = Preset("tiny")
@@ -229,31 +231,68 @@ def test_a_compiled_search_that_replays_no_graph_is_not_called_one(skips: int, m
     counters["inductor"]["cudagraph_skips"] = before
 
 
-def event(ident: int, name: str, start: int, end: int, **more: Any) -> Any:
-    return FunctionEvent(ident, name, 1, start, end, use_device="cuda", stack=[], **more)  # type: ignore[no-untyped-call]
+TRACE = json.loads(Path("tests/data/cuda-trace.json").read_text())["traceEvents"]  # made by hand, as it says itself
 
 
 def recorded() -> Any:
-    """One reply on a GPU as ``torch.profiler`` keeps it: a phase, an operator, its launch, its kernel, and copies."""
-    phase = event(1, "reply", 0, 100, is_user_annotation=True)
-    product, launched = event(2, "aten::mm", 10, 40), event(3, "cudaLaunchKernel", 20, 30)
-    on_device: dict[str, Any] = {"device_type": DeviceType.CUDA}
-    kernel = event(4, "void at::native::gemm<float>(int)", 30, 80, **on_device)
-    shown = event(5, "reply", 30, 80, is_user_annotation=True, **on_device)
-    product.append_kernel(kernel.name, 0, 50)
-    phase.append_kernel(shown.name, 0, 50)
-    events: Any = EventList([phase, product, launched, kernel, shown], use_device="cuda")  # type: ignore[no-untyped-call]
+    """That trace as ``torch.profiler`` keeps it: all of its events, kernels in the operators that launched them."""
+    spans = [one for one in TRACE if one["ph"] == "X"]
+    made = {number: event(number, one) for number, one in enumerate(spans)}
+    by_operator = {one["args"]["External id"]: made[n] for n, one in enumerate(spans) if one["cat"] in CPU_CATEGORIES}
+    for number, one in enumerate(spans):
+        if one["cat"] in ON_DEVICE or one["cat"] == "gpu_user_annotation":
+            by_operator[one["args"]["External id"]].append_kernel(one["name"], 0, made[number].time_range.elapsed_us())
+    events: Any = EventList(made.values(), use_device="cuda")  # type: ignore[no-untyped-call]
     events._build_tree()
     return events.key_averages()
 
 
+CPU_CATEGORIES = ("cpu_op", "user_annotation")
+
+
+def named(*categories: str) -> set[str]:
+    return {one["name"] for one in TRACE if one.get("cat") in categories}
+
+
+def event(ident: int, span: dict[str, Any]) -> Any:
+    on_device = span["cat"] in ON_DEVICE or span["cat"] == "gpu_user_annotation"
+    return FunctionEvent(  # type: ignore[no-untyped-call]
+        ident,
+        span["name"],
+        1,
+        span["ts"],
+        span["ts"] + span["dur"],
+        use_device="cuda",
+        stack=[],
+        is_user_annotation=span["cat"].endswith("user_annotation"),
+        device_type=DeviceType.CUDA if on_device else DeviceType.CPU,
+    )
+
+
 def test_a_kernel_is_no_operator_and_its_time_counts_once() -> None:
     operators = {one.operator: one for one in profiler._operators(recorded(), "cuda")}
-    assert set(operators) == {"reply", "aten::mm", "cudaLaunchKernel"}
-    assert sum(one.self_device_us or 0.0 for one in operators.values()) == 50
-    assert operators["aten::mm"].self_device_us == 50
-    assert operators["cudaLaunchKernel"].kind == "dispatch"
-    assert profiler._kernels(recorded()) == (profiler.Kernel("void at::native::gemm<float>(int)", 1, 50.0),)
+    assert {name: one.self_device_us for name, one in operators.items() if one.self_device_us} == {
+        "aten::addmm": 34,
+        "aten::tanh": 10,
+        "aten::copy_": 5,
+    }
+    assert set(operators) == {
+        one["name"] for one in TRACE if one.get("cat") in (*CPU_CATEGORIES, "cuda_runtime", "cuda_driver")
+    }
+    kernels = profiler._kernels(recorded())
+    assert sum(one.device_us for one in kernels) == 49
+    assert {(one.kernel, one.calls) for one in kernels} == {
+        (one["name"], 1) for one in TRACE if one.get("cat") in ON_DEVICE
+    }
+    assert {operators[name].kind for name in ("cudaLaunchKernel", "cuLaunchKernelEx", "aten::linear")} == {"dispatch"}
+
+
+def test_what_the_device_does_is_the_kernels_of_a_trace_and_its_copies_of_phases_are_not() -> None:
+    found = shares_of(TRACE, "cuda")
+    assert found.reply_ms == 0.2
+    assert found.kernel_ms == pytest.approx(0.049)
+    assert found.kernel_ms + found.dispatch_ms + found.interpreter_ms == pytest.approx(found.reply_ms)
+    assert (found.encode_ms, found.decode_ms) == (0.06, 0.06)
 
 
 @pytest.mark.parametrize("name", ["cudaLaunchKernel", "cuLaunchKernelEx", "cudaMemcpyAsync"])
@@ -280,3 +319,46 @@ def test_compiled_variants_read_weights_that_are_aligned_and_share_those_that_ar
 
 def test_the_alignment_is_inductors() -> None:
     assert masked.ALIGNMENT == inductor_utils.ALIGNMENT
+
+
+def asked_for(reply: Reply, saw: list[str]) -> Any:
+    """Stands in for what a launch is about: prepares this callable, and asks it something."""
+
+    def prepared(variant: object) -> Reply:
+        saw.append("prepare")
+        return reply
+
+    questions = SimpleNamespace(next=lambda: example(WORKLOAD), lengths=torch.tensor([4]))
+    return SimpleNamespace(fresh=lambda: prepared, questions=questions)
+
+
+def test_on_a_gpu_peak_memory_is_that_of_answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What preparing took and gave back, a second copy of the weights say, is not in it."""
+    saw: list[str] = []
+
+    def reply(prompts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        saw.append("call")
+        return prompts
+
+    monkeypatch.setattr(measure, "subject_of", lambda *_: asked_for(reply, saw))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: saw.append("reset"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5_000_000)
+    on_cuda = replace(WORKLOAD, device="cuda")
+    assert measure.measure_alone(on_cuda, BASELINE, TINY, prompts(20)).peak_mb == 5.0
+    assert saw[:3] == ["prepare", "reset", "call"]
+    assert saw.count("reset") == 1
+
+
+def test_preparing_on_a_gpu_lasts_until_the_gpu_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    saw: list[str] = []
+    reply = eager.prepare(tiny(), WORKLOAD)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: saw.append("synchronize"))
+
+    def clock() -> float:
+        saw.append("clock")
+        return float(len(saw))
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: saw.append("synchronize"))
+    monkeypatch.setattr("time.perf_counter", clock)
+    measure._prepare_all([BASELINE], asked_for(reply, saw), replace(WORKLOAD, device="cuda"), {})
+    assert saw == ["clock", "prepare", "synchronize", "clock"]
