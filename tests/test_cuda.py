@@ -28,6 +28,7 @@ from chatbot.model import Chatbot
 from chatbot.variants import (
     BASELINE,
     CONTROL,
+    VARIANTS,
     Prepare,
     Reply,
     UnavailableError,
@@ -37,11 +38,12 @@ from chatbot.variants import (
     eager,
     export_aoti,
     masked,
+    prepared,
     torchscript,
 )
 from chatbot.variants.inductor import example
 from ray_jobs.measure import launch as measure
-from ray_jobs.measure.program import scattered
+from ray_jobs.measure.program import label_fault, program_of, same_program_faults, scattered
 from ray_jobs.measure.result import Launch
 from ray_jobs.measure.timing import CudaTimer, Reading, floor_ns
 from ray_jobs.measure.trial import Preset
@@ -114,6 +116,40 @@ def test_grus_and_products_compute_in_the_same_float32(alone: bool) -> None:
         run()
     assert torch.backends.cudnn.rnn.fp32_precision != "tf32"  # type: ignore[attr-defined]
     assert measure.machine_facts()["tf32"] is False
+
+
+@pytest.mark.usefixtures("_as_torch_is")
+def test_only_the_calls_of_tf32_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if one fails: the variants of a launch share the switches."""
+    torch.backends.cudnn.allow_tf32 = False
+    saw: list[tuple[bool, bool]] = []
+
+    def look(*_: object) -> None:
+        saw.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    bot, on_cuda = tiny(), replace(WORKLOAD, device="cuda")
+    reply = prepared(VARIANTS["tf32"], bot, on_cuda)
+    bot.decoder.register_forward_hook(look)
+    asked = prompts(3)[:1]
+    tokens = reply(torch.from_numpy(asked), torch.tensor([4]))
+    look()
+    with pytest.raises(IndexError):
+        reply(torch.full((1, 4), 10**6), torch.tensor([4]))
+    look()
+    assert saw == [(True, True)] * 3 + [(False, False)] * 2
+    assert torch.equal(tokens, eager.prepare(bot, WORKLOAD)(torch.from_numpy(asked), torch.tensor([4])))
+
+
+def test_tf32_is_another_program_than_eager_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cuda = replace(WORKLOAD, device="cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(UnavailableError, match=r"TF32 needs compute capability 8\.0; this GPU has 7\.5"):
+        prepared(VARIANTS["tf32"], tiny(), on_cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    programs = {"tf32": prepared(VARIANTS["tf32"], tiny(), on_cuda), BASELINE: eager.prepare(tiny(), WORKLOAD)}
+    assert same_program_faults({name: program_of(reply) for name, reply in programs.items()}) == {}
+    assert label_fault("tf32", program_of(programs["tf32"]), WORKLOAD) is None
 
 
 @pytest.mark.usefixtures("_as_torch_is")

@@ -394,7 +394,7 @@ def test_the_list_tells_what_was_never_run_on_its_device(
     lines = capsys.readouterr().out.splitlines()
     told = dict(zip((line.split()[0] for line in lines[::2]), lines[1::2], strict=True))
     untried = {name for name, line in told.items() if "never run on a device" in line}
-    assert untried == {"cuda-graph", "triton-graph", "persistent", "compile-cudagraph"}
+    assert untried == {"tf32", "cuda-graph", "triton-graph", "persistent", "compile-cudagraph"}
 
 
 def test_what_needs_a_gpu_is_tried_on_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,17 @@ _TABLE = (
         prepare_module=_at("bf16:prepare_module"),
     ),
     Variant(
+        "tf32",
+        "the Python modules, products with inputs rounded to TF32 for tensor cores",
+        _at("tf32:prepare"),
+        exact=False,
+        kind="eager",
+        devices=("cuda",),
+        stops_at_eos=True,
+        untried=True,
+        prepare_module=_at("tf32:prepare_module"),
+    ),
+    Variant(
         "int8",
         "GRUs and linear layers quantised dynamically to int8",
         _at("int8:prepare"),
