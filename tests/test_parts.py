@@ -1,6 +1,7 @@
 """Models of which variants convert the named parts, while the loop around them stays Python."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from ray_jobs.process.profile.profiler import trace_variant
 from ray_jobs.report.anonymous import own_names
 from ray_jobs.spec import read_spec
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NO_POOL = np.zeros((0, 8), dtype=np.int64)
 QUICK = ("torchscript", "torchscript-frozen", "torchscript-optimized", "int8", "int8-torchscript")
 EXACT = QUICK[:3]
@@ -219,3 +221,30 @@ def test_parts_stand_in_the_run_and_are_of_the_models_identity() -> None:
     other = replace(inputs, model=replace(inputs.model, parts=("decoder",)))
     assert identity_of(inputs, named)["model"] != identity_of(other, named)["model"]
     assert {"encoder", "decoder"} <= own_names(named.model_dump(), parts_of(inputs))
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing reads every attribute, those that transformers is about to drop too
+@pytest.mark.parametrize("name", ["torchscript", "torchscript-frozen", "int8"])
+def test_generate_of_hugging_face(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from models import generating
+
+    for key, small in {"n_embd": 32, "n_layer": 2, "vocab_size": 200}.items():
+        monkeypatch.setitem(generating.GPT2, key, small)
+    model, workload = "models.generating:gpt2", Workload(batch=2, model="models.generating:gpt2")
+    found = contract.examine(model, [workload], 600.0)
+    assert found.parts == ("model.transformer", "model.lm_head")
+    with torch.inference_mode():
+        own = subject(model)
+        reply, asked = own.fresh()(variant_named(name)), own.questions.next()
+        loop, times, baseline = (
+            loop_behind(reply),
+            token_times(reply, asked, "cpu"),
+            own.fresh()(variant_named(BASELINE)),
+        )
+        assert loop is not None
+        assert (len(loop.programs), times is not None) == (2, True)  # one for all lengths
+        if variant_named(name).exact:
+            assert torch.equal(reply(*asked), baseline(*asked))
+    assert len(own.calls["model.transformer"]) == generating.WRITTEN
