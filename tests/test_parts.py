@@ -248,3 +248,12 @@ def test_generate_of_hugging_face(name: str, monkeypatch: pytest.MonkeyPatch) ->
         if variant_named(name).exact:
             assert torch.equal(reply(*asked), baseline(*asked))
     assert len(own.calls["model.transformer"]) == generating.WRITTEN
+
+
+def test_an_engine_in_8_bits_takes_a_part_without_products_as_it_is() -> None:
+    pytest.importorskip("onnxscript")
+    with torch.inference_mode():
+        reply = subject("own_loops:greedy").fresh()(variant_named("onnx-int8"))
+    found = program_of(reply)
+    assert found.kind == "onnxruntime"
+    assert found.dtypes == {"float32", "qint8"}

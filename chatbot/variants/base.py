@@ -26,10 +26,14 @@ class UnavailableError(Exception):
     """A variant can't run here, through no fault of its own; the message says what is missing and what would help."""
 
 
-class NothingToDoError(UnavailableError):
-    """A variant leaves this module as another one would; ``instead`` is what that is, for one part among several."""
+class NoProductError(UnavailableError):
+    """A graph has no product whose weights could be quantised."""
 
-    def __init__(self, message: str, instead: Callable[..., Any]) -> None:
+
+class NothingToDoError(UnavailableError):
+    """A variant leaves this module as another one would; ``instead`` makes what that is, for one part among several."""
+
+    def __init__(self, message: str, instead: Callable[[], Callable[..., Any]]) -> None:
         super().__init__(message)
         self.instead = instead
 

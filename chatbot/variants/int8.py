@@ -78,7 +78,7 @@ def prepare_module(module: nn.Module, inputs: tuple[Tensor, ...], workload: Work
     """Any module with its linear and recurrent layers quantised. Raises UnavailableError if it has none."""
     found: nn.Module = _quantised(module, {nn.GRU, nn.LSTM, nn.Linear})
     if not any("quantized" in type(part).__module__ for part in found.modules()):
-        raise NothingToDoError("this model has no linear or recurrent layer within to quantise", found)
+        raise NothingToDoError("this model has no linear or recurrent layer within to quantise", lambda: found)
     with converting("dynamic quantisation"):  # some layers look at weights that are packed now
         found(*inputs)
     return found.eval()
@@ -89,4 +89,4 @@ def prepare_module_script(module: nn.Module, inputs: tuple[Tensor, ...], workloa
     try:
         return traced(prepare_module(module, inputs, workload), inputs)
     except NothingToDoError as error:
-        raise NothingToDoError(str(error), traced(module, inputs)) from None
+        raise NothingToDoError(str(error), lambda: traced(module, inputs)) from None

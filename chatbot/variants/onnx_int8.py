@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 from onnx import NodeProto, helper
 
-from chatbot.variants.base import UnavailableError
+from chatbot.variants.base import NoProductError
 
 QUANTISED = ("MatMul", "Gemm")  # the operators whose constant weights are quantised
 DOMAIN = "com.microsoft"
@@ -23,14 +23,14 @@ def quantise(plain: Path, made: Path) -> None:
     """Writes the graph of ``plain`` with symmetric weights of 7 bits: see ``onnx_graph.LARGEST_WEIGHT``.
 
     Raises:
-        UnavailableError: it has no product with constant weights.
+        NoProductError: it has no product with constant weights.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(plain, made, list(QUANTISED), per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
     model = onnx.load(str(made))
     if onnx.TensorProto.INT8 not in {weight.data_type for weight in model.graph.initializer if weight.dims}:
-        raise UnavailableError("this model has no product with constant weights to quantise")
+        raise NoProductError("this model has no product with constant weights to quantise")
     fuse(model)
     made.write_bytes(model.SerializeToString())
 

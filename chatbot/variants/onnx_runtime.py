@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
-from chatbot.variants.base import Reply, UnavailableError, Workload, varying
+from chatbot.variants.base import NoProductError, NothingToDoError, Reply, UnavailableError, Workload, varying
 from chatbot.variants.exported import Form, require
 from chatbot.variants.search import filled
 
@@ -123,7 +123,10 @@ def _prepare_module(
     require("onnx", "onnxruntime", "onnx", "onnxscript")
     from chatbot.variants.onnx_export import graph_of
 
-    return Answering(*graph_of(module, inputs, int8), workload, any(varying(inputs)))
+    try:
+        return Answering(*graph_of(module, inputs, int8), workload, any(varying(inputs)))
+    except NoProductError as error:
+        raise NothingToDoError(str(error), partial(prepare_module, module, inputs, workload)) from None
 
 
 prepare_module, prepare_module_int8 = partial(_prepare_module, False), partial(_prepare_module, True)

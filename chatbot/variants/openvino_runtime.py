@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
-from chatbot.variants.base import Reply, UnavailableError, Workload
+from chatbot.variants.base import NoProductError, NothingToDoError, Reply, UnavailableError, Workload
 from chatbot.variants.engines import OPENVINO_TYPES, engine_of
 from chatbot.variants.exported import Form, require
 from chatbot.variants.search import filled
@@ -106,7 +106,10 @@ def _prepare_module(
         require("onnx", "onnxruntime")
     from chatbot.variants.onnx_export import graph_of
 
-    found = Answering(*graph_of(module, inputs, int8), workload)
+    try:
+        found = Answering(*graph_of(module, inputs, int8), workload)
+    except NoProductError as error:
+        raise NothingToDoError(str(error), partial(prepare_module, module, inputs, workload)) from None
     _require_precision(int8, found.compiled_model)
     return found
 

@@ -343,7 +343,7 @@ class _Part:
         try:
             return _Program(self._prepare(module.eval(), example, self._workload), form), None
         except NothingToDoError as error:
-            return _Program(error.instead, form), str(error)
+            return _Program(error.instead(), form), str(error)
 
     def standing(self, part: nn.Module) -> nn.Module:
         """What is put in the place of the loop's own part."""

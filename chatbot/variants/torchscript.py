@@ -124,5 +124,5 @@ def prepare_module_optimized(module: nn.Module, inputs: tuple[Tensor, ...], work
     optimized = torch.jit.optimize_for_inference(script)
     if str(optimized.inlined_graph) == str(frozen.inlined_graph):
         nothing = "it finds nothing to rewrite in this model: it would be torchscript-frozen again"
-        raise NothingToDoError(nothing, frozen)
+        raise NothingToDoError(nothing, lambda: frozen)
     return optimized
