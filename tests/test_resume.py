@@ -52,6 +52,7 @@ FIRST, SECOND, LAST = TRIALS[0], TRIALS[1], TRIALS[-1]
 LEAST = 4
 LAUNCHES = 6  # of each trial: what 14 s at 2 s each have room for, in whole blocks
 PEAK = {"eager": 300.0, "eager-again": 301.0}
+PREPARING = {"eager": 200.0}
 LIMITS = Limits(
     Speeds(((1 << 20, 90.5), (1 << 28, 20.25)), {"float32": 100.0, "int8": 440.0}),
     {"eager": Limit(ms=4.0, memory_ms=4.0, compute_ms=2.0, moved_mb=400.0, gflop=0.2, int8_share=0.25)},
@@ -120,7 +121,7 @@ class Cluster:
                 return
             if len(self.ran) == self.cut_after:
                 raise Cut
-        yield Event(name, Memory(PEAK))
+        yield Event(name, Memory(PEAK, prepare_mb=PREPARING))
         yield Event(name, LIMITS)
         yield Event(name, TrialEnded(None))
 
@@ -307,6 +308,7 @@ def test_a_finished_run_is_gone_on_with_without_measuring(copied: Path, whole: P
         r["seconds"] for r in told(whole)["trials"].values()
     ]
     assert [r["peak_memory_mb"] for r in told(copied)["trials"].values()] == [PEAK] * 4
+    assert {row["prepare_memory_mb"] for row in rows(copied) if row["variant"] == "eager"} == {200.0}
     for place in (whole, copied):
         records = told(place)["trials"].values()
         assert all(r["limits"] == {name: asdict(limit) for name, limit in LIMITS.of.items()} for r in records)

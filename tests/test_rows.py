@@ -236,9 +236,10 @@ def test_prepare_s_is_the_launches_median() -> None:
 
 
 def test_peak_memory_is_of_the_variant_or_unknown() -> None:
-    memory = Memory({ODD: 300.5}, lost={CONTROL: "it was killed"})
+    memory = Memory({ODD: 300.5}, lost={CONTROL: "it was killed"}, prepare_mb={ODD: 400.5})
     made = rows_of(TRIAL, NOWHERE, Status.DONE, None, launches(noise=0.001), memory)
     assert [row.peak_memory_mb for row in made] == [300.5 if row.variant == ODD else None for row in made]
+    assert [row.prepare_memory_mb for row in made] == [400.5 if row.variant == ODD else None for row in made]
     assert {row.variant: row.warnings for row in made} == {
         BASELINE: (),
         CONTROL: ("its peak memory is not known: it was killed",),
@@ -304,7 +305,8 @@ def test_what_was_not_measured_has_no_limit(status: str) -> None:
 def test_columns_are_the_rows_fields_the_newest_last() -> None:
     assert tuple(field.name for field in fields(Row)) == COLUMNS
     newest = ("stop_at_eos", "tokens_per_reply", "per_token_ms", "compared_replies", "first_difference", "cores")
-    assert COLUMNS[-11:] == (*newest, "graphs", "graph_breaks", "recompiles", "outside_compiled", "first_token_ms")
+    compiled = ("graphs", "graph_breaks", "recompiles", "outside_compiled")
+    assert COLUMNS[-12:] == (*newest, *compiled, "first_token_ms", "prepare_memory_mb")
 
 
 # Warnings

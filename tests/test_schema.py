@@ -139,7 +139,8 @@ def test_what_is_no_version_is_told(version: object) -> None:
         schema.current({"schema_version": version}, "here")
 
 
-KEYED = ("trials", "peak_memory_mb", "limits", "compared", "at_s", "gflops", "memory")  # by names, not fields
+MEMORY = ("peak_memory_mb", "prepare_memory_mb", "memory")
+KEYED = ("trials", *MEMORY, "limits", "compared", "at_s", "gflops")  # by names, not fields
 
 
 def with_more(value: Any, key: str = "") -> Any:

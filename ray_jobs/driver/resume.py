@@ -160,5 +160,6 @@ def _found(record: Mapping[str, Any]) -> tuple[Memory, Limits]:
     speeds = Speeds.of(record["speeds"]) if record.get("speeds") else None
     lost = record.get("not_known", {})
     compiled = {name: schema.known(Compilation, found) for name, found in record.get("compiled", {}).items()}
-    memory = Memory(dict(record["peak_memory_mb"]), compared, dict(lost.get("memory", {})), compiled)
+    preparing = dict(record.get("prepare_memory_mb", {}))
+    memory = Memory(dict(record["peak_memory_mb"]), compared, dict(lost.get("memory", {})), compiled, preparing)
     return memory, Limits(speeds, limits, lost.get("limits"))

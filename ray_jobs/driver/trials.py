@@ -122,6 +122,7 @@ class TrialState:
             "launches": self.launches_kept or len(self.committed),
             "lost_launches": self.lost,
             "peak_memory_mb": self.memory.peak_mb,
+            "prepare_memory_mb": self.memory.prepare_mb,
             "limits": {name: asdict(limit) for name, limit in self.limits.of.items()},
             "speeds": None if self.limits.speeds is None else asdict(self.limits.speeds),
             "compared": {name: asdict(found) for name, found in self.memory.compared.items()},

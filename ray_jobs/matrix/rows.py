@@ -98,6 +98,7 @@ class Row:
     recompiles: int | None = None  # functions that it looked at anew within the rounds of all launches
     outside_compiled: float | None = None  # share of the host's time of a profiled call, outside of compiled graphs
     first_token_ms: float | None = None  # of a model with parts; per_token_ms is then of each token after the first
+    prepare_memory_mb: float | None = None  # the peak of preparing alone
 
     @property
     def interval(self) -> Interval | None:
@@ -138,6 +139,7 @@ def rows_of(
         else:
             measured = _measured(trial, variant, launches, facts)
             measured["peak_memory_mb"] = memory.peak_mb.get(variant)
+            measured["prepare_memory_mb"] = memory.prepare_mb.get(variant)
             measured |= _identical(facts, memory.compared.get(variant))
             measured |= _compiled(facts, memory.compiled.get(variant))
             invalid = measured.pop("invalid")

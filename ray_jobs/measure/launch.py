@@ -154,6 +154,7 @@ class Alone:
     peak_mb: float
     tokens: NDArray[np.int64] | None = None  # (N, S): its replies to the first prompts of the pool
     compiled: Compilation | None = None  # where Dynamo takes its program apart
+    prepare_mb: float | None = None  # the peak of preparing alone
 
 
 def measure_alone(
@@ -169,7 +170,8 @@ def measure_alone(
     Before that, it finds out what Dynamo compiled of it.
 
     On the CPU it is the resident set, including Python and PyTorch; on CUDA what the allocator held while it answered
-    (the context and the libraries, 300 to 500 MB, are not in it; what preparing took and gave back isn't either).
+    (the context and the libraries, 300 to 500 MB, are not in it; what preparing took and gave back isn't either, but in
+    ``prepare_mb``, which no source of the weights is part of: that is on the CPU).
     ``compared`` is the number of prompts to answer, in whole batches, as far as the pool and ``compare_s`` seconds go.
     """
     with mode_of(model):
@@ -188,22 +190,29 @@ def _alone(
     busy.enter([variant])
     busy.at(0)
     subject, counts = subject_of(model, pool, workload), dynamo.Counted()
+    if workload.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     reply = subject.fresh()(variant_named(variant))
+    prepare_mb = _peak_mb(workload.device)
     if workload.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(WARMUP_CALLS):
         reply(*subject.questions.next())
-    if workload.device == "cuda":
-        peak_mb = torch.cuda.max_memory_allocated() / 1e6
-    else:
-        status = Path("/proc/self/status").read_text()
-        peak_mb = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    peak_mb = _peak_mb(workload.device)
     compiled = None
     if variant_named(variant).kind == dynamo.KIND:
         compiled = counts.found(partial(reply, *subject.questions.next()))
     batches = Prompts(pool, workload).first(compared) if compared else []
     tokens = list(_answers(reply, batches, subject.questions.lengths, compare_s))
-    return Alone(peak_mb, np.concatenate(tokens) if tokens else None, compiled)
+    return Alone(peak_mb, np.concatenate(tokens) if tokens else None, compiled, prepare_mb)
+
+
+def _peak_mb(device: str) -> float:
+    """The most that was held: on CUDA by the allocator, since that was reset; else by this process, ever."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 def _answers(

@@ -130,6 +130,7 @@ class Memory:
     compared: dict[str, ReplyComparison] = field(default_factory=dict)  # of the approximate variants
     lost: dict[str, str] = field(default_factory=dict)  # why a variant's process told nothing
     compiled: dict[str, Compilation] = field(default_factory=dict)  # of the variants that Dynamo takes apart
+    prepare_mb: dict[str, float] = field(default_factory=dict)  # the peak of preparing
 
 
 @dataclass(frozen=True)

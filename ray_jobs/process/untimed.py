@@ -145,7 +145,8 @@ def memory(trial: Trial, names: list[str], alone: AskAlone, allowance: Allowance
         else:
             lost[name] = outcome.reason
     compiled = {name: found.compiled for name, found in told.items() if found.compiled is not None}
-    yield Memory({name: found.peak_mb for name, found in told.items()}, _compared(told), lost, compiled)
+    preparing = {name: found.prepare_mb for name, found in told.items() if found.prepare_mb is not None}
+    yield Memory({name: found.peak_mb for name, found in told.items()}, _compared(told), lost, compiled, preparing)
 
 
 def _comparing(trial: Trial) -> tuple[str, ...]:
