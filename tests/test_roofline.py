@@ -408,6 +408,7 @@ def test_less_than_the_limit_is_doubted() -> None:
     assert warning(None) is None
     assert warning(BEYOND) is None
     assert "theoretical limit (120%)" in (warning(1.2) or "")
+    assert "keeps weights where they are computed with" in (warning(1.2) or "")
 
 
 # What was recorded

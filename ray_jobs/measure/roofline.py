@@ -313,5 +313,6 @@ def warning(of_limit: float | None) -> str | None:
         return None
     return (
         f"faster than its theoretical limit ({of_limit:.0%}): the station's speed was measured too low while something "
-        "else was using the machine, or it computes less than the model says; measure again on a quiet machine"
+        "else was using the machine, or it computes less than the model says, or it keeps weights where they are "
+        "computed with, which the limit reads from a cache anew; measure again on a quiet machine"
     )
