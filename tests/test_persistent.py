@@ -405,6 +405,20 @@ def test_without_nvrtc_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
         nvrtc.version()
 
 
+@pytest.mark.parametrize(("own", "order"), [("12.8", ["12", "13"]), ("13.0", ["13", "12"]), (None, ["13", "12"])])
+def test_of_several_nvrtcs_that_of_pytorchs_cuda_is_taken(
+    own: str | None, order: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package, release in (("cuda_nvrtc", "12"), ("cu13", "13")):
+        (tmp_path / "nvidia" / package / "lib").mkdir(parents=True)
+        (tmp_path / "nvidia" / package / "lib" / f"libnvrtc.so.{release}").touch()
+        (tmp_path / "nvidia" / package / "lib" / f"libnvrtc-builtins.so.{release}.0").touch()
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(nvrtc, "find_spec", lambda name: spec)
+    monkeypatch.setattr(torch.version, "cuda", own)
+    assert [Path(one).suffix for one in nvrtc._installed()] == [f".{release}" for release in order]
+
+
 def has_nvrtc() -> bool:
     try:
         nvrtc.library()

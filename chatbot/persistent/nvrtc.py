@@ -11,6 +11,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 MISSING = "no NVRTC (libnvrtc.so): pip install nvidia-cuda-nvrtc, or PyTorch for CUDA, which brings it"
 
@@ -82,11 +84,11 @@ def _check(code: int, about: str) -> None:
 
 
 def _installed() -> Iterator[str]:
-    """The libraries of NVIDIA's packages, of PyTorch's release of CUDA first."""
-    spec = find_spec("nvidia")
-    for folder in [] if spec is None else spec.submodule_search_locations or []:
-        for path in sorted(Path(folder).glob("*/lib/libnvrtc.so.[0-9]*"), reverse=True):
-            yield str(path)
+    """The libraries of NVIDIA's packages, that of PyTorch's release of CUDA first, then the newest."""
+    spec, own = find_spec("nvidia"), (torch.version.cuda or "").split(".")[0]
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    paths = [path for folder in folders for path in Path(folder).glob("*/lib/libnvrtc.so.[0-9]*")]
+    return iter(map(str, sorted(paths, key=lambda path: (path.suffix == f".{own}", path.suffix), reverse=True)))
 
 
 def _declared(functions: ctypes.CDLL) -> ctypes.CDLL:
