@@ -73,8 +73,8 @@ def test_each_variant_is_tried_alone_and_one_that_ends_its_process_is_skipped() 
     said = list(tried())
     reason = "preparing it for this model ended its process: it was killed by SIGSEGV"
     assert found == {"torchscript": VariantFacts(skipped=reason)}
-    assert asked == ["torchscript", "compile", "bf16"]
-    parts = [(Part.TRYING, "torchscript"), (Part.COMPILING, "compile"), (Part.TRYING, "bf16")]
+    assert asked == ["torchscript", "bf16", "compile"]  # who compiles last, as it may use up the time
+    parts = [(Part.TRYING, "torchscript"), (Part.TRYING, "bf16"), (Part.COMPILING, "compile")]
     assert said == [Alive(*one) for one in parts]
 
 

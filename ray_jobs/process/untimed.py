@@ -79,7 +79,7 @@ def compiled(
     """
     allowance = Allowance(compiling_s(trial.budget_s), clock)
     left_out = {}
-    for name in present(trial):
+    for name in sorted(present(trial), key=lambda name: variant_named(name).cached):  # who compiles may use up the time
         part = Part.COMPILING if variant_named(name).cached else Part.TRYING
         if part == Part.COMPILING or (trial.workload.own_model and name not in (BASELINE, CONTROL)):
             yield Alive(part, name)
