@@ -15,6 +15,7 @@ from launches import tiny
 from test_fused import ragged
 from torch import Tensor
 
+from chatbot.checkpoint import open_model
 from chatbot.config import Config
 from chatbot.model import Chatbot
 from chatbot.variants import VARIANTS, UnavailableError, Workload, prepared, triton_graph
@@ -45,6 +46,21 @@ def test_its_kernels_give_eagers_replies_to_ragged_prompts(
 ) -> None:
     triton_stub.install(monkeypatch)
     replies, expected = both(Chatbot.random(config), SHORT, rows, words)
+    assert replies.tolist() == expected.tolist()
+
+
+@pytest.mark.slow  # half a minute
+def test_its_replies_to_500_prompts_are_eagers(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton_stub.install(monkeypatch)
+    many = Workload(batch=500, prompt_tokens=8, reply_tokens=10)
+    replies, expected = both(Chatbot.random(Config(hidden=32, vocabulary=200)), many, 32, 256)
+    assert replies.tolist() == expected.tolist()
+
+
+def test_its_replies_of_the_shipped_weights_are_eagers(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton_stub.install(monkeypatch)
+    few = Workload(batch=5, prompt_tokens=8, reply_tokens=10)
+    replies, expected = both(open_model("small").chatbot, few, 64, 1024)
     assert replies.tolist() == expected.tolist()
 
 
