@@ -13,7 +13,8 @@ from own_loops import STEPS, WIDTH, WORDS
 from torch import nn
 
 from chatbot.variants import BASELINE, CONTROL, UnavailableError, Workload, parts, variant_named
-from chatbot.variants.parts import Direct, loop_behind, loop_of, recorded
+from chatbot.variants.converted_parts import Direct
+from chatbot.variants.parts import loop_behind, loop_of, recorded
 from ray_jobs.driver.inputs import identity_of, inputs_of, parts_of
 from ray_jobs.matrix.rows import Status, rows_of
 from ray_jobs.measure import contract, custom_model

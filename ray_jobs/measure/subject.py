@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from chatbot.model import Chatbot
 from chatbot.variants import VARIANTS, Reply, Variant, Workload, load, prepared, prepared_module, variant_named
 from chatbot.variants.base import converting
-from chatbot.variants.parts import Call, loop_of, prepared_parts, recorded
+from chatbot.variants.converted_parts import prepared_parts
+from chatbot.variants.parts import Call, loop_of, recorded
 from ray_jobs.measure import custom_model, replies
 from ray_jobs.measure.answers import comparable, in_form
 from ray_jobs.measure.replies import LEAST_IDENTICAL, ReplyCheck
