@@ -134,7 +134,7 @@ def test_a_graph_that_is_not_replayed_is_found_by_what_is_called() -> None:
 def test_sessions_stay_on_the_threads_that_they_are_given() -> None:
     pytest.importorskip("onnxruntime")
     reply = prepared_as("onnx")
-    assert isinstance(reply, onnx_runtime.Bound)
+    assert isinstance(reply, onnx_runtime.BoundSession)
     options = reply.session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
 

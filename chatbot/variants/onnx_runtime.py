@@ -41,7 +41,7 @@ def session_of(model: bytes, workload: Workload) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-class Bound:
+class BoundSession:
     """A session of the chatbot's search."""
 
     def __init__(self, model: bytes, workload: Workload) -> None:
@@ -74,7 +74,7 @@ def _prepare(int8: bool, chatbot: Chatbot, workload: Workload) -> Reply:
     except ImportError as error:
         raise UnavailableError(f"{error.name} is not installed: {HELP}") from None
     model = greedy_graph(chatbot, int8=int8, stop_at_eos=workload.stop_at_eos)
-    return Bound(model.SerializeToString(), workload)
+    return BoundSession(model.SerializeToString(), workload)
 
 
 prepare, prepare_int8 = partial(_prepare, False), partial(_prepare, True)
