@@ -12,6 +12,7 @@ from pathlib import Path
 import profiles
 import pytest
 import torch
+from commands import Arguments
 from skips import SkipList
 
 from chatbot import corpus, training
@@ -117,6 +118,13 @@ def toy_checkpoint(toy_tsv: Path, toy_pairs: list[corpus.Pair], tmp_path_factory
 def toy(toy_checkpoint: Path) -> Trained:
     """The tiny chatbot itself. Read only."""
     return load(toy_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def asking_toy(toy_checkpoint: Path, toy_tsv: Path) -> Arguments:
+    """What a command measures: the tiny chatbot, with prompts of its corpus, in a budget too short for any launch."""
+    inputs = ("--model", toy_checkpoint, "--corpus", toy_tsv)
+    return (*inputs, "--prompt-tokens", "5", "--reply-tokens", "3", "--budget", "1")
 
 
 @pytest.fixture(scope="session")

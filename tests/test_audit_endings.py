@@ -1,16 +1,13 @@
 """Audits that are refused or interrupted, through their command line."""
 
-import signal
-import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from commands import start
+from commands import interrupting, start
 
 from ray_jobs.cli.app import main
 
@@ -47,36 +44,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 @pytest.mark.process
 def test_an_interrupted_audit_keeps_what_it_found_and_leaves_no_process(tmp_path: Path) -> None:
-    many = (
-        "audit",
-        "aa",
-        "--comparisons",
-        "99",
-        "--load",
-        "beside",
-        "--no-peers",
-        "--budget",
-        "1",
-        "--run-id",
-        "stopped",
-    )
-    process = start(tmp_path, *many)
-    family: list[psutil.Process] = []
-    try:
+    asked = "--comparisons 99 --load beside --no-peers --budget 1 --run-id stopped"
+    process = start(tmp_path, "audit", "aa", *asked.split())
+    with interrupting(process) as interrupt:
         assert process.stderr is not None
         while "1 of 99" not in process.stderr.readline():
             assert process.poll() is None
         family = psutil.Process(process.pid).children(recursive=True)
         assert any("ray_jobs.audit.load" in " ".join(child.cmdline()) for child in family if child.is_running())
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=20)
-    finally:
-        everyone: list[subprocess.Popen[str] | psutil.Process] = [process, *family]
-        for left in everyone:
-            with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                left.kill()
-    assert alive == []
-    assert process.returncode == 130
+        time.sleep(1)  # into the next comparison
+        interrupt()
     assert pq.read_table(tmp_path / "results/stopped/comparisons.parquet").num_rows >= 1

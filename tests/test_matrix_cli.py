@@ -7,14 +7,13 @@ from typing import Any
 import commands
 import pyarrow.parquet as pq
 import pytest
-from commands import Done
+from commands import Arguments, Done
 
 from ray_jobs.matrix.rows import COLUMNS
 from ray_jobs.results.schema import VERSION
 
 pytestmark = pytest.mark.alone
 
-Arguments = tuple[str | Path, ...]
 LEAST = 12  # launches: whole blocks of three variants, at least ten
 
 
@@ -32,27 +31,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def toy(toy_checkpoint: Path, toy_tsv: Path) -> Arguments:
-    """The toy model and prompts of its corpus; a budget that the least launches exceed."""
-    return (
-        "--model",
-        toy_checkpoint,
-        "--corpus",
-        toy_tsv,
-        "--prompt-tokens",
-        "5",
-        "--reply-tokens",
-        "3",
-        "--budget",
-        "1",
-    )
-
-
-@pytest.fixture(scope="module")
-def done(home: Path, toy: Arguments) -> Done:
+def done(home: Path, asking_toy: Arguments) -> Done:
     """One run that all tests below look at: a CPU row, a GPU row and a row with more threads than cores."""
     if_no_gpu = ("--device", "all", "--threads", "1,999")
-    return run(home, *toy, *if_no_gpu, "--run-id", "first", "--json")
+    return run(home, *asking_toy, *if_no_gpu, "--run-id", "first", "--json")
 
 
 @pytest.fixture(scope="module")
@@ -143,20 +125,22 @@ def test_an_offline_run_of_wandb_lies_in_the_run_directory(folder: Path, done: D
     assert "wandb sync" in done.out
 
 
-def test_an_existing_run_is_refused_and_left_alone(home: Path, folder: Path, toy: Arguments) -> None:
+def test_an_existing_run_is_refused_and_left_alone(home: Path, folder: Path, asking_toy: Arguments) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    again = run(home, *toy, "--run-id", "first")
+    again = run(home, *asking_toy, "--run-id", "first")
     assert again.code == 2
     assert again.err.count("\n") == 1
     assert "'first' exists already" in again.err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_plan_runs_nothing_and_follows_the_latest_run_like_it(home: Path, folder: Path, toy: Arguments) -> None:
+def test_a_plan_runs_nothing_and_follows_the_latest_run_like_it(
+    home: Path, folder: Path, asking_toy: Arguments
+) -> None:
     entries = sorted((home / "results").iterdir())
-    planned = run(home, *toy, "--plan")
+    planned = run(home, *asking_toy, "--plan")
     assert planned.code == 0
     assert "(run first)" in planned.out
-    other = run(home, *toy, "--plan", "--batch", "7")
+    other = run(home, *asking_toy, "--plan", "--batch", "7")
     assert "(estimated from the bytes read)" in other.out
     assert sorted((home / "results").iterdir()) == entries

@@ -1,21 +1,15 @@
 """Runs of the matrix that fail, are refused or are interrupted, through its command line."""
 
 import json
-import signal
-import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
-from commands import environment, run, start
+from commands import Arguments, environment, interrupting, run, start
 
 from ray_jobs.cli.app import main
-
-Arguments = tuple[str | Path, ...]
 
 
 @pytest.fixture(scope="module")
@@ -23,26 +17,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("failures")
 
 
-@pytest.fixture(scope="module")
-def toy(toy_checkpoint: Path, toy_tsv: Path) -> Arguments:
-    """The toy model and prompts of its corpus; a budget that the least launches exceed."""
-    return (
-        "--model",
-        toy_checkpoint,
-        "--corpus",
-        toy_tsv,
-        "--prompt-tokens",
-        "5",
-        "--reply-tokens",
-        "3",
-        "--budget",
-        "1",
-    )
-
-
 @pytest.mark.process
-def test_a_trial_that_fails_is_a_row_with_its_reason_and_exit_code_one(home: Path, toy: Arguments) -> None:
-    done = run(home, "matrix", *toy, "--batch", "1000", "--run-id", "failing", "--wandb", "off", "--json")
+def test_a_trial_that_fails_is_a_row_with_its_reason_and_exit_code_one(home: Path, asking_toy: Arguments) -> None:
+    done = run(home, "matrix", *asking_toy, "--batch", "1000", "--run-id", "failing", "--wandb", "off", "--json")
     assert done.code == 1
     assert done.json["failed"] == 1
     rows = json.loads((home / "results/failing/matrix.json").read_text())
@@ -93,26 +70,14 @@ def wait_for_launches(samples: Path, count: int) -> None:
 
 
 @pytest.mark.process
-def test_an_interrupted_run_leaves_its_launches_and_no_process(home: Path, toy: Arguments) -> None:
+def test_an_interrupted_run_leaves_its_launches_and_no_process(home: Path, asking_toy: Arguments) -> None:
     temporary = Path(environment(home)["TMPDIR"])
     before = set(temporary.iterdir())
-    process = start(home, "matrix", *toy, "--budget", "600", "--precision", "0.0001", "--run-id", "stopped")
+    process = start(home, "matrix", *asking_toy, "--budget", "600", "--precision", "0.0001", "--run-id", "stopped")
     samples = home / "results/stopped/samples"
-    family: list[psutil.Process] = []
-    try:
+    with interrupting(process) as interrupt:
         wait_for_launches(samples, 2)
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=20)
-    finally:
-        everyone: list[subprocess.Popen[str] | psutil.Process] = [process, *family]
-        for left in everyone:
-            with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                left.kill()
-    assert alive == []
-    assert process.returncode == 130
-    assert "interrupted" in err.splitlines()[-1]
+        assert "interrupted" in interrupt().splitlines()[-1]
     assert set(temporary.iterdir()) <= before
     for path in samples.glob("*.parquet"):
         assert pq.read_table(path).num_rows

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import traces
-from commands import Done
+from commands import Arguments, Done
 from torch.profiler import profile
 from traces import NODE, slices
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.process
 
 Rows = list[dict[str, Any]]
 VARIANTS_TRACED = ("eager", "torchscript")
-STEPS = 3
+STEPS = 3  # of a reply
 PHASES = ["encode", *(f"decode step {step}" for step in range(1, STEPS + 1))]
 needs_node = pytest.mark.skipif(NODE is None, reason="Perfetto's trace processor needs node to run in")
 
@@ -35,11 +35,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(home: Path, toy_checkpoint: Path, toy_tsv: Path) -> Path:
+def run(home: Path, asking_toy: Arguments) -> Path:
     """A finished run of the matrix."""
-    sizes = ("--prompt-tokens", "5", "--reply-tokens", str(STEPS), "--budget", "1", "--run-id", "run")
-    inputs = ("--model", toy_checkpoint, "--corpus", toy_tsv, "--wandb", "off")
-    done = commands.run(home, "matrix", *inputs, *sizes)
+    done = commands.run(home, "matrix", *asking_toy, "--wandb", "off", "--run-id", "run")
     assert done.code == 0, done.err
     return home / "results" / "run"
 

@@ -5,9 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+Arguments = tuple[str | Path, ...]
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -36,6 +42,37 @@ def start(home: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
 def _interruptible() -> None:
     """A shell's background jobs, this test run among them, ignore SIGINT, and so would what they start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def interrupting(process: "subprocess.Popen[str]") -> Iterator[Callable[[], str]]:
+    """Gives what interrupts a command and returns its errors: it and all that it started must be gone soon after.
+
+    Whatever happens within the block, none of them is left behind it.
+    """
+    family: list[psutil.Process] = []
+
+    def gather() -> None:
+        with suppress(psutil.NoSuchProcess):
+            family.extend(psutil.Process(process.pid).children(recursive=True))
+
+    def interrupt() -> str:
+        gather()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert alive == []
+        assert process.returncode == 130
+        return errors
+
+    try:
+        yield interrupt
+    finally:
+        gather()
+        everyone: list[subprocess.Popen[str] | psutil.Process] = [process, *family]
+        for left in everyone:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                left.kill()
 
 
 @dataclass(frozen=True)
