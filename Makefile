@@ -41,7 +41,7 @@ quick: check                     ## linters and every test that starts no proces
 	TEST_PROFILE=quick $(PYTEST) -q -n 2 --dist worksteal -m 'not process and not slow and not gpu and not alone' $(ARGS)
 
 test: check                      ## linters and tests: two at a time, then those that need the machine to themselves
-	$(PYTEST) -n 2 --dist loadfile -m 'not slow and not gpu and not alone' --durations=25 $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not alone' --durations=25 $(ARGS) || [ $$? -eq 5 ]
 	$(PYTEST) -m 'not slow and not gpu and alone' --durations=25 $(ARGS) || [ $$? -eq 5 ]
 
 test-all: check                  ## the slow tests too, and every example of Hypothesis
@@ -50,7 +50,7 @@ test-all: check                  ## the slow tests too, and every example of Hyp
 test-installed: .venv/installed  ## what a user installs: the wheel, in another environment, run from outside this folder
 	scripts/test-installed
 
-models-cpu: .venv/installed      ## the five models of examples/models in every variant, into results/models-cpu; pip install first: latency-matrix[onnx,openvino] transformers
+models-cpu: .venv/installed      ## the five models of examples/models in every variant, into results/models-cpu; first: .venv/bin/pip install onnxscript openvino transformers
 	scripts/measure-models
 
 test-packages:                   ## Chromium and iproute2, which some tests need and are skipped without (apt-get, as root)
