@@ -7,10 +7,10 @@ Without its cache of keys and values: no conversion sees the object that it is. 
 from torch import Tensor, nn, ones_like, randint
 
 from chatbot.variants import Workload
+from models.hugging_face import GPT2
 from ray_jobs import OwnModel
 
 PROMPT, WRITTEN = 16, 8
-GPT2 = {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 50_257, "use_cache": False}
 
 
 class Writing(nn.Module):
