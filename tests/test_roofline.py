@@ -304,6 +304,31 @@ def test_a_precision_that_is_none_of_ours_has_no_limit() -> None:
     assert limit_of(SMALL, ASKED, "float8", FLAT) is None
 
 
+def test_products_in_tf32_have_the_limit_of_tensor_cores_and_none_where_these_were_not_measured() -> None:
+    """On an H100 they are formed 8 times as fast as those of float32, whose weights they have."""
+    many = replace(ASKED, batch=64, device="cuda")
+    cores = replace(FLAT, gflops={"float32": 1.0, "tf32": 8.0})
+    found = limits_of(SMALL, many, ("eager", "tf32"), cores)
+    assert found["tf32"].compute_ms == pytest.approx(found["eager"].compute_ms / 8)
+    assert found["tf32"].memory_ms == found["eager"].memory_ms
+    assert found["tf32"].ms < found["eager"].ms
+    assert "tf32" not in limits_of(SMALL, many, ("eager", "tf32"), FLAT)
+
+
+def test_the_rate_of_tf32_is_measured_with_its_switches_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def rate(dtype: torch.dtype, device: str) -> float:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return 2.0 if seen[-1] else 1.0
+
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(measured_speeds, "_product_rate", rate)
+    assert measured_speeds._product_rates("cuda")["tf32"] == 2.0
+    assert seen.count(True) == 1
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_replies_that_may_stop_early_have_no_limit() -> None:
     assert limit_of(SMALL, replace(ASKED, stop_at_eos=True), "float32", FLAT) is None
 

@@ -135,6 +135,7 @@ _TABLE = (
         _at("tf32:prepare"),
         exact=False,
         kind="eager",
+        product="tf32",
         devices=("cuda",),
         stops_at_eos=True,
         untried=True,

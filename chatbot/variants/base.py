@@ -115,6 +115,7 @@ class Variant:
     exact: bool  # promises the baseline's replies, but for ties within the arithmetic's noise; else nearly the same
     kind: str  # what the timed program must turn out to be: "eager", "torchscript", or the kind of a ``Compiled``
     dtype: str = "float32"  # and what it must compute in, all of several with "+" between
+    product: str | None = None  # the type it multiplies in, where that is not told by its weights'
     devices: tuple[str, ...] = DEVICES
     control_of: str | None = None  # entered to measure the tool's own error: the same program as that variant
     stops_at_eos: bool = False  # it can end a call when every reply has ended

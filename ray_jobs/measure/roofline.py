@@ -219,13 +219,16 @@ def limit_of(config: Config, workload: Workload, dtype: str, speeds: Speeds) -> 
     return None if workload.stop_at_eos else limit(partial(phases_of, config, workload), dtype, speeds)
 
 
-def limit(phases_in: PhasesIn, dtype: str, speeds: Speeds) -> Limit | None:
-    """The limit of a program with weights of this type; None for an unknown type."""
+def limit(phases_in: PhasesIn, dtype: str, speeds: Speeds, product: str | None = None) -> Limit | None:
+    """The limit of a program with weights of this type; None for an unknown type.
+
+    ``product`` is the type it multiplies in, where the weights' does not tell; None too where its rate is not known.
+    """
     precision = _precision(dtype)
-    if precision is None:
+    if precision is None or (product is not None and product not in speeds.gflops):
         return None
     phases = phases_in(precision)
-    peak = speeds.peak(precision.product)
+    peak = speeds.peak(product or precision.product)
     memory = [1e3 * max(map(speeds.seconds, phase.reads)) for phase in phases]  # ms
     compute = [1e-6 * phase.flops / peak for phase in phases]
     times = [phase.times for phase in phases]
@@ -248,7 +251,8 @@ def limits_of(config: Config, workload: Workload, variants: Iterable[str], speed
 def limits(phases_in: PhasesIn, variants: Iterable[str], speeds: Speeds) -> dict[str, Limit]:
     """The limits of the variants whose program is known to do what ``phases_in`` counts, in a known precision."""
     entries = [variant_named(name) for name in variants]
-    known = {entry.name: limit(phases_in, entry.dtype, speeds) for entry in entries if entry.kind != UNKNOWN}
+    programs = [entry for entry in entries if entry.kind != UNKNOWN]
+    known = {entry.name: limit(phases_in, entry.dtype, speeds, entry.product) for entry in programs}
     return {name: found for name, found in known.items() if found is not None}
 
 

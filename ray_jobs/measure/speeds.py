@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from chatbot.compiler import cpu_flags
+from chatbot.variants.tf32 import rounding
 from ray_jobs.measure.roofline import Speeds
 
 SIZES = tuple(round(2 ** (16 + half / 2)) for half in range(25))  # 64 KiB to 256 MiB
@@ -82,6 +83,9 @@ def _reader(memory: Tensor, size: int, device: str) -> tuple[Stopwatch, int]:
 def _product_rates(device: str) -> dict[str, float]:
     """GFLOP/s by type. That of int8 on a CPU is a bound: PyTorch's own product may be a hundred times slower."""
     rates = {name: _product_rate(dtype, device) for name, dtype in PRODUCTS.items()}
+    if device == "cuda":
+        with rounding():
+            rates["tf32"] = _product_rate(torch.float32, device)
     if device == "cpu":
         rates["int8"] = max(rates.get("int8", 0.0), int8_products(cpu_flags()) * rates["float32"])
     return {name: rate for name, rate in rates.items() if rate}
@@ -101,7 +105,7 @@ def _product_rate(dtype: torch.dtype, device: str) -> float:
             break
         try:
             seconds = _best(_stopwatch(_product(width, dtype, device), device, GRAPH_PRODUCTS), PRODUCT_S)
-        except (RuntimeError, NotImplementedError):
+        except RuntimeError:
             break
         rate = max(rate, flops / seconds / 1e9)
     return rate

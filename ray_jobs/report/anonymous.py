@@ -41,7 +41,7 @@ KEYS = {
     "workload", "lost_launches", "limits", "compared", "compiled", "not_known", "memory", "moments", "attempts",
     "attempt", "index",
     "started_unix_s", "at_s", "begun", "launch began", "launch", "launch lost", "worker lost", "ended",
-    "speeds", "read", "gflops", "float32", "bfloat16", "float16",
+    "speeds", "read", "gflops", "float32", "bfloat16", "float16", "tf32",
 }  # fmt: skip
 SETS = {
     "status": Status, "verdict": Verdict, "device": (*DEVICES, "all"), "bound": ("memory", "compute", "overhead"),
