@@ -322,11 +322,10 @@ def test_the_rate_of_tf32_is_measured_with_its_switches_on(monkeypatch: pytest.M
         seen.append(torch.backends.cuda.matmul.allow_tf32)
         return 2.0 if seen[-1] else 1.0
 
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(measured_speeds, "_product_rate", rate)
+    before = torch.backends.cuda.matmul.allow_tf32
     assert measured_speeds._product_rates("cuda")["tf32"] == 2.0
-    assert seen.count(True) == 1
-    assert not torch.backends.cuda.matmul.allow_tf32
+    assert (before, seen.count(True), torch.backends.cuda.matmul.allow_tf32) == (False, 1, False)
 
 
 def test_replies_that_may_stop_early_have_no_limit() -> None:
