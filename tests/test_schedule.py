@@ -451,6 +451,15 @@ def test_a_node_out_of_reach_ends_everything_on_it_and_nothing_else(plan: Plan, 
     assert set(world.cancelled) <= set(mine)
 
 
+def test_a_node_out_of_reach_is_noticed_where_one_trial_ends_and_the_next_begins() -> None:
+    """Every look at the nodes falls on the end of a trial; found by the test above."""
+    quick = Life(begins=0.0, launches=())
+    lives = {"a": [replace(quick, after=0.5)], "b": [replace(quick, after=0.75)], "c": [replace(quick, after=1.0)]}
+    told = run([job(name, station("n")) for name in lives], World(lives, cut={"n": 1000.0}))
+    assert endings(told) == {"a": None, "b": None, "c": "n can't be reached"}
+    assert ended(told, "n can't be reached") == [1001.25]
+
+
 # Silence, on a clock
 
 

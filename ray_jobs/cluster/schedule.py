@@ -91,14 +91,15 @@ class Schedule:
             while True:
                 while free:
                     yield from self._start(free.popleft())
+                if self._clock() - looked >= POLL_S:  # now: between two of its trials nobody watches a node
+                    looked = self._clock()
+                    yield from self._look(free)
+                    continue
                 if not self._running:
                     return
                 for handle in self._backend.ready(list(self._running), POLL_S):
                     if handle in self._running:
                         yield from self._hear(handle, free)
-                if self._clock() - looked >= POLL_S:
-                    looked = self._clock()
-                    yield from self._look(free)
         finally:
             for handle in self._running:
                 self._backend.cancel(handle)
