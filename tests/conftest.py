@@ -12,7 +12,6 @@ from pathlib import Path
 import profiles
 import pytest
 import torch
-from commands import Arguments
 from skips import SkipList
 
 from chatbot import corpus, training
@@ -121,7 +120,7 @@ def toy(toy_checkpoint: Path) -> Trained:
 
 
 @pytest.fixture(scope="session")
-def asking_toy(toy_checkpoint: Path, toy_tsv: Path) -> Arguments:
+def asking_toy(toy_checkpoint: Path, toy_tsv: Path) -> tuple[str | Path, ...]:
     """What a command measures: the tiny chatbot, with prompts of its corpus, in a budget too short for any launch."""
     inputs = ("--model", toy_checkpoint, "--corpus", toy_tsv)
     return (*inputs, "--prompt-tokens", "5", "--reply-tokens", "3", "--budget", "1")

@@ -159,7 +159,9 @@ def test_rows_tell_nothing_of_prompts_and_replies() -> None:
 def test_every_variant_of_a_model_has_a_limit_in_the_precision_that_it_declares(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(untimed, "measure_speeds", lambda _: Speeds(((1 << 28, 20.0),), {"float32": 100.0}))
+    monkeypatch.setattr(
+        untimed, "measure_speeds", lambda _: Speeds(((1 << 28, 20.0),), {"float32": 100.0, "tf32": 800.0})
+    )
     trial = made_trial(workload=Workload(batch=2, model=EXAMPLE), variants=tuple(OF_ANY))
     found = untimed.run_limits(trial, Inputs(Factory(EXAMPLE), {8: NO_POOL}))
     assert (found.lost, set(found.of)) == (None, set(OF_ANY))
