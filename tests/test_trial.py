@@ -365,6 +365,17 @@ def test_nothing_survives_a_caller_that_is_killed(endless: Checkpoint) -> None:
     wait_until(lambda: all(gone(pid) for pid in pids))
 
 
+def test_variants_of_another_device_lengthen_no_block_and_are_told() -> None:
+    trial = replace(TRIAL, variants=(*NAMES, "cuda-graph", "triton-graph"), memory=False)
+    outcomes = [outcome for outcome in run_trial(trial, inputs()) if not isinstance(outcome, Alive)]
+    results = [success(outcome) for outcome in outcomes]
+    assert len(results) == 12, "a block is of the three that can run here"
+    for place in range(3):
+        assert sorted(result.built[place] for result in results) == sorted(NAMES * 4)
+    assert all(result.facts["cuda-graph"].skipped for result in results)
+    assert all(sorted(result.built) == sorted(trial.variants) for result in results)
+
+
 def test_a_trial_runs_whole_blocks_and_then_the_memory_and_limit_of_each_variant() -> None:
     *launches, memory, limits = (outcome for outcome in run_trial(TRIAL, inputs()) if not isinstance(outcome, Alive))
     results = [success(outcome) for outcome in launches]

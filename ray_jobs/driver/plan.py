@@ -112,7 +112,7 @@ def typical(spec: Spec, workload: Workload, reply_s: float) -> Duration:
     variants = len(present)
     calls = min(MOST_CALLS, max(CALLS, int(TURN_NS / 1e9 / reply_s)))
     turn_s = reply_s * sum(OF_EAGER.get(name, 1.0) for name, _ in present)
-    launches = up_to_multiple(LEAST_LAUNCHES, len(spec.variants))
+    launches = up_to_multiple(LEAST_LAUNCHES, variants)
     affordable = int(0.9 * spec.budget / launches / ((1 + calls) * turn_s)) // variants * variants
     rounds = max(variants, min(up_to_multiple(ROUNDS, variants), affordable))
     prepare_s = sum(variant.prepare_s for _, variant in present)

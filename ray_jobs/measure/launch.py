@@ -36,7 +36,7 @@ from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, Questions, run_r
 from ray_jobs.measure.subject import Subject, subject_of
 from ray_jobs.measure.timing import floor_ns, timer_for
 from ray_jobs.measure.tokens import token_times
-from ray_jobs.measure.trial import Factory, ModelSource, mode_of
+from ray_jobs.measure.trial import Factory, ModelSource, mode_of, present
 from ray_jobs.measure.watch import sentinel_ns, watch_for
 
 Facts = dict[str, VariantFacts]
@@ -81,7 +81,7 @@ def _measured(
     busy.enter(variants)
     rng = launch.rng()
     own = pool[rng.permutation(len(pool))]
-    built = [variants[i] for i in orders.building_order(len(variants), launch.index, launch.seed)]
+    built = _built(workload, variants, launch)
     facts: Facts = dict(left_out)
     log = Log()
     card = gpu.own_device() if workload.device == "cuda" else None
@@ -128,6 +128,13 @@ def _measured(
         sentinel_ns=tuple(machine for machine, _ in sentinels),
         machine={"timing_floor_ns": floor, **_gpu_facts(card, [device for _, device in sentinels])},
     )
+
+
+def _built(workload: Workload, variants: Sequence[str], launch: Launch) -> list[str]:
+    """The order of building: balanced over those that can run here, then the others, which are skipped at once."""
+    able = present(workload, variants)
+    order = [able[i] for i in orders.building_order(len(able), launch.index, launch.seed)]
+    return [*order, *(name for name in variants if name not in able)]
 
 
 def _sizes(launch: Launch, typical_ns: Mapping[str, float], prompts: Questions) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """A trial: its workload, what is asked of the comparison, its place, and the inputs of its launches."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from chatbot import checkpoint
 from chatbot.config import PRESETS
 from chatbot.model import Chatbot
-from chatbot.variants import Workload
+from chatbot.variants import Workload, variant_named
 from ray_jobs.measure import custom_model
 from ray_jobs.measure.custom_model import OwnModel
 
@@ -28,6 +28,13 @@ def compiling_s(budget_s: float) -> float:
 def untimed_s(budget_s: float) -> float:
     """Seconds for everything that follows the launches (memory, comparing, limits): half the budget."""
     return max(LEAST_UNTIMED_S, budget_s / 2)
+
+
+def present(workload: Workload, variants: Sequence[str]) -> list[str]:
+    """The variants that run on its device and take its model at all: those that orders are balanced over."""
+    entries = {name: variant_named(name) for name in variants}
+    taking = {name for name, one in entries.items() if one.prepare_module or not workload.own_model}
+    return [name for name, one in entries.items() if workload.device in one.devices and name in taking]
 
 
 @dataclass(frozen=True)

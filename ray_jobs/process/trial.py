@@ -16,7 +16,7 @@ from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
 from ray_jobs.measure.gpu import pci_address
 from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, VariantFacts
-from ray_jobs.measure.trial import Factory, Inputs, Trial
+from ray_jobs.measure.trial import Factory, Inputs, Trial, present
 from ray_jobs.process import lease, untimed
 from ray_jobs.process.cores import CoreChoice, choose_cores, near, topology
 from ray_jobs.process.lease import Lease
@@ -134,10 +134,11 @@ def run_trial(
             where = {"chosen": chosen.text, "doubts": list(chosen.warnings)}
             return replace(outcome, machine={**outcome.machine, **where})
 
-        yield from launches(trial, run, clock, committed)
+        able = present(trial.workload, trial.variants)
+        yield from launches(trial, run, clock, committed, len(able))
         allowance = untimed.allowance_of(trial, clock)
         if trial.memory:
-            names = [name for name in untimed.present(trial) if name not in crashes.left_out]
+            names = [name for name in able if name not in crashes.left_out]
             yield from untimed.memory(trial, names, alone, allowance)
             yield from untimed.limits(partial(ask, partial(untimed.run_limits, trial, inputs)), allowance)
 
@@ -207,11 +208,12 @@ def launches(
     run: Callable[[Launch], LaunchResult | Failure],
     clock: Callable[[], float],
     committed: Sequence[Committed] = (),
+    block: int | None = None,
 ) -> Iterator[LaunchResult | Failure]:
     """The stopping rule, whatever runs a launch and whatever tells the time (``clock``, in seconds).
 
-    Launches come in whole blocks of as many as there are variants, at least ``LEAST_LAUNCHES``; then until every
-    interval is as narrow as asked, or another block would outlast the budget. What the intervals say plays no part.
+    Launches come in whole blocks of ``block`` (as many as there are variants), at least ``LEAST_LAUNCHES``; then until
+    every interval is as narrow as asked, or another block would outlast the budget. What intervals say plays no part.
     Those that earlier attempts committed stand where they stood, with the time that they had taken.
 
     Raises:
@@ -219,7 +221,7 @@ def launches(
     """
     start = clock() - max((earlier.elapsed_s for earlier in committed), default=0.0)
     earlier_launches = {earlier.index: earlier for earlier in committed}
-    block = len(trial.variants)
+    block = block or len(trial.variants)
     least = orders.up_to_multiple(LEAST_LAUNCHES, block)
     launch = _first(trial, least, committed)
     ran: list[Committed] = []

@@ -20,7 +20,7 @@ from ray_jobs.measure.replies import LEAST_COMPARED, ReplyComparison, compare_re
 from ray_jobs.measure.result import Limits, Memory, VariantFacts
 from ray_jobs.measure.speeds import measure_speeds
 from ray_jobs.measure.subject import subject_of
-from ray_jobs.measure.trial import Factory, Inputs, Trial, compiling_s, mode_of, untimed_s
+from ray_jobs.measure.trial import Factory, Inputs, Trial, compiling_s, mode_of, present, untimed_s
 from ray_jobs.process.server import Loss, LossKind
 
 BUILDS = 8  # processes that a variant may take to compile, where each finds what the one before left
@@ -62,13 +62,6 @@ class Allowance:
         return max(0.0, self._end - self.clock())
 
 
-def present(trial: Trial) -> list[str]:
-    """The variants that run on its device and take its model at all."""
-    entries = {name: variant_named(name) for name in trial.variants}
-    taking = {name for name, one in entries.items() if one.prepare_module or not trial.workload.own_model}
-    return [name for name, one in entries.items() if trial.workload.device in one.devices and name in taking]
-
-
 def compiled(
     trial: Trial, alone: AskAlone, clock: Callable[[], float]
 ) -> Generator[Alive, None, Mapping[str, VariantFacts]]:
@@ -79,7 +72,9 @@ def compiled(
     """
     allowance = Allowance(compiling_s(trial.budget_s), clock)
     left_out = {}
-    for name in sorted(present(trial), key=lambda name: variant_named(name).cached):  # who compiles may use up the time
+    for name in sorted(
+        present(trial.workload, trial.variants), key=lambda name: variant_named(name).cached
+    ):  # who compiles may use up the time
         part = Part.COMPILING if variant_named(name).cached else Part.TRYING
         if part == Part.COMPILING or (trial.workload.own_model and name not in (BASELINE, CONTROL)):
             yield Alive(part, name)
