@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,28 @@ def test_a_near_exact_variant_tells_its_share_and_is_another_model_below_half() 
     assert lenient.identical >= lenient.replies / 2
     none = f"only 0 of its {exacting.replies} answers are the baseline's"
     assert (exacting.invalid, exacting.identical) == (none, 0)
+
+
+LARGE = """
+import resource, sys
+from ray_jobs.measure import launch as measure
+from test_custom_model import BASELINE, CONTROL, Factory, Launch, NO_POOL, Workload
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+workload, sizes = Workload(batch=2, model="own_models:wide"), Launch(0, 1, rounds=40, calls=2)
+facts = measure.measure(workload, (BASELINE, CONTROL), Factory(workload.model), NO_POOL, sizes).facts
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, facts[CONTROL].replies, facts[CONTROL].identical)
+"""
+
+
+def test_large_answers_are_not_kept_longer_than_their_round() -> None:
+    places = (ROOT, ROOT / "tests", ROOT / "tests/support")
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, places))}
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE], env={**os.environ, **paths}, capture_output=True, text=True, check=True
+    )
+    before, after, compared, same = (int(word) for word in done.stdout.split())
+    assert (compared, same) == (80, 80)
+    assert after - before < 400, "MB, where all answers take 1,280 and those of a round 32"
 
 
 def test_a_baseline_that_is_not_the_same_as_itself_is_invalid() -> None:

@@ -4,6 +4,7 @@ import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from ray_jobs.measure.rounds import (
     Log,
     Prompts,
     WarmUp,
+    calls_held,
     run_rounds,
     settled,
     slow_calls,
@@ -282,6 +284,25 @@ def test_replies_are_of_the_timed_calls_in_order() -> None:
     answers = run_rounds([[0], [0]], 2, [echo], pool, CpuTimer(), Log(), Noting())
     expected = [(batch + 1).tolist() for batch in pool.asked(calls=2, rounds=2)]
     assert [tokens.tolist() for tokens in answers.replies[0]] == expected
+
+
+def test_answers_are_judged_after_each_round_and_forgotten_where_that_was_enough() -> None:
+    seen: list[dict[int, int]] = []
+
+    def judged(given: Mapping[int, list[Any]]) -> bool:
+        seen.append({variant: len(answers) for variant, answers in given.items()})
+        return len(seen) != 2
+
+    answers = run_rounds(
+        [[0, 1]] * 4, 2, [echo, fails_after(3 + 1)], source(), CpuTimer(), Log(), Noting(), judged=judged
+    )
+    assert seen == [{0: 2, 1: 2}, {0: 2}, {0: 4}, {0: 2}], "what was not judged in the second round stays"
+    assert answers.replies == {0: []}
+
+
+@pytest.mark.parametrize(("megabytes", "calls"), [(0, 9), (1, 9), (400, 5), (1500, 1), (9000, 1)])
+def test_large_answers_make_turns_shorter_and_never_empty(megabytes: int, calls: int) -> None:
+    assert calls_held(9, megabytes * 1_000_000) == calls
 
 
 def test_samples_are_of_each_call_of_each_turn_the_first_untimed() -> None:

@@ -31,6 +31,11 @@ def copied(value: Any) -> Any:
     return mapped(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
+def bytes_of(answer: Any) -> int:
+    """The memory that the tensors of an answer take."""
+    return sum(leaf.nbytes for leaf in leaves(answer) if isinstance(leaf, Tensor))
+
+
 def comparable(answer: Any) -> Any:
     """On the CPU, and floating numbers in 32 bits at least: ``same`` need not know what a variant computes in."""
 

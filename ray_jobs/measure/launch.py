@@ -32,7 +32,7 @@ from ray_jobs.measure.program import (
     scattered,
 )
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, one_line
-from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, Questions, run_rounds, size, warm_up
+from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, Questions, WarmUp, calls_held, run_rounds, size, warm_up
 from ray_jobs.measure.subject import Subject, subject_of
 from ray_jobs.measure.timing import floor_ns, timer_for
 from ray_jobs.measure.tokens import token_times
@@ -98,11 +98,15 @@ def _measured(
     replies = {name: reply for name, reply in replies.items() if not (warm[name].failed or warm[name].skipped)}
     _require_baseline([variants.index(name) for name in replies], variants, facts)
     prompts.start_rounds()
-    rounds, calls = _sizes(launch, {name: warm[name].typical_ns for name in replies}, prompts)
+    rounds, calls = _sizes(launch, {name: warm[name] for name in replies}, prompts)
     present = [i for i, name in enumerate(variants) if name in replies]
     turns = [[present[i] for i in row] for row in orders.round_orders(len(present), rounds, rng)]
     ordered = [replies.get(name) for name in variants]
-    answers = run_rounds(turns, calls, ordered, prompts, timer, log, watch_for(card, share))
+
+    def judged(given: Mapping[int, list[Any]]) -> bool:
+        return subject.judged({variants[i]: told for i, told in given.items()})
+
+    answers = run_rounds(turns, calls, ordered, prompts, timer, log, watch_for(card, share), judged)
     sentinels.append(_sentinels(workload))
     for i, fault in answers.broken.items():
         facts[variants[i]] = replace(facts[variants[i]], failed=fault)
@@ -137,11 +141,12 @@ def _built(workload: Workload, variants: Sequence[str], launch: Launch) -> list[
     return [*order, *(name for name in variants if name not in able)]
 
 
-def _sizes(launch: Launch, typical_ns: Mapping[str, float], prompts: Questions) -> tuple[int, int]:
+def _sizes(launch: Launch, warm: Mapping[str, WarmUp], prompts: Questions) -> tuple[int, int]:
     """(rounds, timed calls of a turn), as asked or by the time that is left: rounds of which each order is balanced."""
-    rounds, calls, variants = launch.rounds, launch.calls, len(typical_ns)
+    rounds, calls, variants = launch.rounds, launch.calls, len(warm)
     if rounds is None or calls is None:
-        rounds, calls = size(typical_ns, launch.seconds, variants)
+        rounds, calls = size({name: one.typical_ns for name, one in warm.items()}, launch.seconds, variants)
+    calls = calls_held(calls, sum(one.answer_bytes for one in warm.values()))
     return prompts.most_rounds(orders.up_to_multiple(rounds, variants), calls, variants), calls
 
 

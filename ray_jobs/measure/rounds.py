@@ -6,7 +6,7 @@ the others emptied, and a few timed ones. A variant never gets the same prompt t
 
 import gc
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chatbot.variants import Reply, UnavailableError, Workload
 from ray_jobs.measure import busy, dynamo, orders
-from ray_jobs.measure.answers import copied, equal
+from ray_jobs.measure.answers import bytes_of, copied, equal
 from ray_jobs.measure.interference import Interference, per_round
 from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Samples, one_line
 from ray_jobs.measure.timing import Reading, Timer
@@ -30,6 +30,7 @@ TURN_NS = 5_000_000  # what the timed calls of a fast variant's turn should come
 WARMUP_CALLS = 6  # at least
 MOST_WARMUP_CALLS = 30
 WINDOW = 3  # calls, whose median is compared with that of the window before
+HELD_BYTES = 2e9  # that a round's timed answers may take, until they are compared; one call of a turn always may
 STEADY = 0.05  # a window that is faster by no more than this has settled
 
 
@@ -148,6 +149,12 @@ class WarmUp:
     calls: int | None = None  # slow ones before it was settled; None: it was not
     failed: str | None = None
     skipped: str | None = None  # it can't answer this call, as it says itself
+    answer_bytes: int = field(default=0, compare=False)
+
+
+def calls_held(calls: int, answer_bytes: int) -> int:
+    """Of ``calls`` timed calls of a turn, those whose answers fit: ``answer_bytes`` for one of each variant."""
+    return max(1, min(calls, int(HELD_BYTES / max(1, answer_bytes))))
 
 
 def settled(walls: Sequence[float]) -> bool:
@@ -186,7 +193,7 @@ def warm_up(
                     batches.append(prompts.next())
                 batch, lengths = batches[call]
                 own = copied(batch)
-                _, reading = timer.call(reply, own, lengths)
+                answer, reading = timer.call(reply, own, lengths)
                 log.add((variants.index(name), WARMUP, -1, place, call), reading)
                 walls.append(reading.wall_ns)
                 if not equal(own, batch):
@@ -198,7 +205,7 @@ def warm_up(
             found[name] = WarmUp(0.0, failed=f"could not answer: {one_line(error)}")
             continue
         calls = slow_calls(walls) if settled(walls) else None
-        found[name] = WarmUp(float(np.median(walls[-WINDOW:])), calls)
+        found[name] = WarmUp(float(np.median(walls[-WINDOW:])), calls, answer_bytes=bytes_of(answer))
     busy.at(None)
     return found
 
@@ -207,7 +214,7 @@ def warm_up(
 class Answers:
     """The replies of the rounds, by the variants' indices."""
 
-    replies: dict[int, list[Any]]  # the timed ones, in order
+    replies: dict[int, list[Any]]  # the timed ones that were not judged yet, in order
     broken: dict[int, str] = field(default_factory=dict)  # why a variant that raised is left out
     skipped: dict[int, str] = field(default_factory=dict)  # and one that said that it can't answer a call
     readings: list[Counters] = field(default_factory=list)  # before the first round, and after each
@@ -227,8 +234,12 @@ def run_rounds(
     timer: Timer,
     log: Log,
     watch: Watch,
+    judged: Callable[[Mapping[int, list[Any]]], bool] = lambda answers: False,
 ) -> Answers:
     """Measures the rounds.
+
+    After each, outside of all timing, ``judged`` is given the answers so far by the variants' indices; where it returns
+    True they are forgotten: those of a model of the user's own may be large.
 
     A reply is copied as soon as its time is taken: what is filled in later, or overwritten by the next call, was not
     an answer within that time.
@@ -262,6 +273,9 @@ def run_rounds(
             busy.at(None)
             gc.collect(0)
             answers.readings.append(watch.read())
+            if judged(answers.replies):
+                for kept in answers.replies.values():
+                    kept.clear()
     finally:
         gc.enable()
     return answers

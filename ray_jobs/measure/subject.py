@@ -1,7 +1,9 @@
 """The measured model, the chatbot or a user's own: copies it, asks it, and checks its answers."""
 
 import copy
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -11,7 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
-from chatbot.variants import VARIANTS, Reply, Variant, Workload, load, prepared, prepared_module, variant_named
+from chatbot.variants import (
+    BASELINE,
+    VARIANTS,
+    Reply,
+    Variant,
+    Workload,
+    load,
+    prepared,
+    prepared_module,
+    variant_named,
+)
 from chatbot.variants.base import converting
 from chatbot.variants.converted_parts import prepared_parts
 from chatbot.variants.parts import Call, loop_of, recorded
@@ -36,8 +48,11 @@ class Subject(Protocol):
     def fresh(self) -> Callable[[Variant], Reply]:
         """Copies the weights; what it returns prepares a variant from them, or raises UnavailableError."""
 
+    def judged(self, answers: Mapping[str, list[Any]]) -> bool:
+        """Compares a round's timed answers, by variant, which need not be kept then; False: ``check`` does it."""
+
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
-        """Compares a variant's timed answers with the baseline's; ``shape``: timed calls of a turn, rounds."""
+        """Compares a variant's kept answers with the baseline's; ``shape``: timed calls of a turn, rounds."""
 
 
 class ChatbotSubject:
@@ -52,6 +67,10 @@ class ChatbotSubject:
     def fresh(self) -> Callable[[Variant], Reply]:
         bot = self.chatbot.copy().to(self.workload.device)
         return lambda variant: prepared(variant, bot, self.workload)
+
+    def judged(self, answers: Mapping[str, list[Any]]) -> bool:
+        """False: replies of tokens are small, and their judge must not run between rounds."""
+        return False
 
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
         asked = self.prompts.asked(*shape)
@@ -88,6 +107,15 @@ class OwnQuestions:
         return rounds
 
 
+@dataclass
+class Tally:
+    """How many of a variant's answers were compared with the baseline's, and how many were the same."""
+
+    answers: int = 0
+    same: int = 0
+    fault: str | None = None
+
+
 class OwnSubject:
     """A user's own model; no two launches, identified by their index ``launch``, get the same inputs."""
 
@@ -95,6 +123,7 @@ class OwnSubject:
         self.workload, self._factory = workload, factory
         self.model = custom_model.ready(factory.load(workload), workload)
         self.questions: Questions = OwnQuestions(self.model, workload, launch * OF_A_LAUNCH)
+        self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
 
     def fresh(self) -> Callable[[Variant], Reply]:
         module = self._another().to(self.workload.device)
@@ -127,23 +156,38 @@ class OwnSubject:
         except Exception:
             return custom_model.ready(self._factory.load(self.workload), self.workload).module
 
-    def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
-        """See ``Subject.check``; an exact variant's answers must all be ``same``."""
-        exact, found = variant_named(name).exact, 0
-        for call, (answer, expected) in enumerate(zip(answers, baselines, strict=True)):
+    def judged(self, answers: Mapping[str, list[Any]]) -> bool:
+        """See ``Subject.judged``; an exact variant's answers must all be ``same``."""
+        for name, given in answers.items():
+            if BASELINE in answers and self._tallies[name].fault is None:
+                self._compare(name, given, answers[BASELINE])
+        return True
+
+    def _compare(self, name: str, answers: list[Any], baselines: list[Any]) -> None:
+        tally = self._tallies[name]
+        for answer, expected in zip(answers, baselines, strict=True):
+            tally.answers += 1
             try:
                 wanted = comparable(expected)
                 same = bool(self.model.same(in_form(comparable(answer), wanted), wanted))
             except Exception as error:
-                return ReplyCheck(0, 0, f"its answer can't be compared with the baseline's: {one_line(error)}")
-            if exact and not same:
-                whose = "its own" if answers is baselines else "the baseline's"
+                tally.fault = f"its answer can't be compared with the baseline's: {one_line(error)}"
+                return
+            if variant_named(name).exact and not same:
+                whose = "its own" if name == BASELINE else "the baseline's"
                 promise = f"it promises the baseline's answers but same(answer, {whose}) is False"
-                return ReplyCheck(0, 0, f"{promise} at timed call {call + 1} of a launch")
-            found += same
-        if answers and found / len(answers) < LEAST_IDENTICAL:
-            return ReplyCheck(len(answers), found, f"only {found} of its {len(answers)} answers are the baseline's")
-        return ReplyCheck(len(answers), found, None)
+                tally.fault = f"{promise} at timed call {tally.answers} of a launch"
+                return
+            tally.same += same
+
+    def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
+        """What ``judged`` found, which left nothing to compare."""
+        tally = self._tallies[name]
+        if tally.fault is not None:
+            return ReplyCheck(0, 0, tally.fault)
+        few = tally.answers and tally.same / tally.answers < LEAST_IDENTICAL
+        fault = f"only {tally.same} of its {tally.answers} answers are the baseline's" if few else None
+        return ReplyCheck(tally.answers, tally.same, fault)
 
 
 def subject_of(source: ModelSource, pool: NDArray[np.int64], workload: Workload, launch: int = 0) -> Subject:

@@ -46,6 +46,17 @@ def strict() -> OwnModel:
     return OwnModel(Pair(), pair_inputs, lambda a, b: torch.equal(a["scores"], b["scores"]))
 
 
+class Wide(nn.Module):
+    """Its answer to a row takes 4 MB, as a language model's scores do."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.sum(1, keepdim=True) + torch.arange(1_000_000.0)
+
+
+def wide() -> OwnModel:
+    return OwnModel(Wide(), lambda i, workload: (torch.full((workload.batch, 2), float(i)),))
+
+
 def never() -> OwnModel:
     """Not even the baseline's answer is the same as itself."""
     return OwnModel(Pair(), pair_inputs, lambda a, b: False)
