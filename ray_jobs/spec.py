@@ -83,6 +83,7 @@ Stations = Annotated[str, AfterValidator(_stations)]
 Isolation = Annotated[str, AfterValidator(_isolation)]
 
 LAUNCH_TIMEOUT_S = 60.0  # at least; a launch may take as long as a whole budget
+VARIANT_TIMEOUT_S = 15.0  # for each variant of a launch, whose least number of rounds is that of its variants
 CHOICES = ("all", "one-per-hardware")
 ISOLATIONS = ("node", "device")
 OF_THE_CHATBOT = ("prompt_tokens", "reply_tokens", "stop_at_eos", "corpus")  # no matter to another model
@@ -120,7 +121,7 @@ class Spec(BaseModel):
         default=False, description="End a call when its replies have ended, within --reply-tokens"
     )
     launch_timeout: Seconds | None = Field(
-        default=None, description="Seconds until a launch is ended; by default --budget, at least 60"
+        default=None, description="Seconds until a launch is ended; by default --budget, at least 60 and 15 a variant"
     )
 
     cases: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
@@ -130,7 +131,7 @@ class Spec(BaseModel):
     @property
     def launch_timeout_s(self) -> float:
         """After which a launch is ended."""
-        return self.launch_timeout or max(LAUNCH_TIMEOUT_S, self.budget)
+        return self.launch_timeout or max(LAUNCH_TIMEOUT_S, self.budget, VARIANT_TIMEOUT_S * len(self.variants))
 
     def plan(self) -> list[Workload]:
         """The workloads, in the order of their rows."""

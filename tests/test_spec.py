@@ -180,6 +180,12 @@ def test_a_launch_may_take_as_long_as_is_said_or_else_the_budget_and_at_least_a_
     assert asked(budget=budget, launch_timeout=given_as).launch_timeout_s == expected
 
 
+def test_many_variants_have_more_time_for_a_launch_which_has_as_many_rounds() -> None:
+    everything = asked(variants="all", budget=30)
+    assert everything.launch_timeout_s == 15 * len(VARIANTS)
+    assert asked(variants="all", budget=3600).launch_timeout_s == 3600
+
+
 def test_where_and_how_a_trial_runs_may_stand_in_a_file(tmp_path: Path) -> None:
     text = 'stations = "zone=a"\nisolation = "device"\ncores_per_gpu = 4\nlaunch_timeout = 90\n'
     spec = read_spec(toml(tmp_path, text), {"isolation": "node"})
