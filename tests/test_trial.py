@@ -171,6 +171,12 @@ def test_a_launch_that_hangs_is_ended_at_its_deadline(server: LaunchServer, endl
     assert isinstance(server.run(request()), LaunchResult), "the server goes on"
 
 
+def test_a_launch_that_outlasts_its_time_is_told_with_the_way_out(endless: Checkpoint) -> None:
+    told = run_trial(replace(TRIAL, launch_timeout_s=1.0), inputs(endless))
+    lost = next(outcome for outcome in told if isinstance(outcome, Failure))
+    assert lost.reason.endswith(" (1 s; --launch-timeout gives a launch more)")
+
+
 def test_a_killed_launch_is_named_by_its_signal(server: LaunchServer, endless: Checkpoint) -> None:
     def kill() -> None:
         wait_until(lambda: bool(children(server.pid)))

@@ -130,7 +130,7 @@ def run_trial(
             outcome: LaunchResult | Loss = ask(work)
             if isinstance(outcome, Loss):
                 crashes.add(launch, outcome)
-                return Failure(launch, outcome.reason)
+                return Failure(launch, _way_out(outcome, trial))
             where = {"chosen": chosen.text, "doubts": list(chosen.warnings)}
             return replace(outcome, machine={**outcome.machine, **where})
 
@@ -275,6 +275,12 @@ def _held_against(launch: LaunchResult, earlier: Sequence[Committed]) -> LaunchR
     changed = changed_programs([*(one.programs for one in earlier), _programs(launch)])
     invalid = {name: replace(launch.facts[name], invalid=OTHER_PROGRAM) for name in changed if name in launch.facts}
     return replace(launch, facts={**launch.facts, **invalid}) if invalid else launch
+
+
+def _way_out(loss: Loss, trial: Trial) -> str:
+    if loss.kind != LossKind.LATE:
+        return loss.reason
+    return f"{loss.reason} ({trial.launch_timeout_s:g} s; --launch-timeout gives a launch more)"
 
 
 def _cuda_fault() -> str | None:
