@@ -266,6 +266,24 @@ def percentile(values: NDArray[np.number], share: float) -> float | None:
     return float(np.quantile(values, share))
 
 
+def tail_speedup(launches: Iterable[tuple[NDArray[np.number], NDArray[np.number]]], share: float) -> Interval | None:
+    """How many times faster a program's slow calls are than the baseline's: the ratio of their ``share`` quantiles.
+
+    As ``speedup``: exp of the mean over launches of each one's ln. None where a launch has too few calls for it.
+
+    Args:
+        launches: of each, the baseline's calls and the program's.
+        share: which quantile, 0.9 say.
+    """
+    logs = []
+    for pair in launches:
+        baseline, other = (percentile(walls, share) for walls in pair)
+        if baseline is None or other is None:
+            return None
+        logs.append(math.log(baseline / other))
+    return speedup(logs)
+
+
 def most_by_chance(count: int, rate: float) -> int:
     """The number of events that so many chances at this rate exceed once in 20 times, or more seldom."""
     from scipy import special

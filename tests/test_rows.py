@@ -25,6 +25,7 @@ TRIAL, NOWHERE = made_trial("trial-1", run_id="run-1"), Place()
 ODD = "torchscript"
 EIGHT = Limit(ms=8.0, memory_ms=8.0, compute_ms=2.0, moved_mb=400.0, gflop=0.2, int8_share=0.25)
 LIMIT = ("limit_ms", "of_limit", "bound", "bound_why", "moved_mb")
+TAILS = tuple(f"{name}_speedup{end}" for name in ("p90", "p99") for end in ("", "_low", "_high"))
 FIGURES = (
     *("samples", "launches", "p50_ms", "p50_low_ms", "p50_high_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms"),
     *("speedup", "speedup_low", "speedup_high", "verdict", "identical_replies", "prepare_s", "peak_memory_mb"),
@@ -306,7 +307,25 @@ def test_columns_are_the_rows_fields_the_newest_last() -> None:
     assert tuple(field.name for field in fields(Row)) == COLUMNS
     newest = ("stop_at_eos", "tokens_per_reply", "per_token_ms", "compared_replies", "first_difference", "cores")
     compiled = ("graphs", "graph_breaks", "recompiles", "outside_compiled")
-    assert COLUMNS[-12:] == (*newest, *compiled, "first_token_ms", "prepare_memory_mb")
+    assert COLUMNS[-18:-6] == (*newest, *compiled, "first_token_ms", "prepare_memory_mb")
+    assert COLUMNS[-6:] == TAILS
+
+
+def test_a_row_tells_how_much_faster_the_slow_calls_are() -> None:
+    made = rows(launches(noise=0.01, torchscript=5.0))
+    half = [math.log(2 / (1 + 0.01 * (-1) ** i)) for i in range(10)]
+    reach = scipy.stats.t.ppf((1 + NOMINAL) / 2, 9) * float(np.std(half, ddof=1)) / math.sqrt(10)
+    middle = float(np.mean(half))
+    expected = [math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)]
+    assert values(made[ODD], TAILS[:3]) == pytest.approx(expected)
+    assert values(made[ODD], TAILS[3:]) == [None] * 3, "60 calls of a launch can't bound its p99"
+    assert values(made[BASELINE], TAILS) == [None] * 6
+
+
+def test_an_invalid_row_and_launches_of_few_calls_have_no_ratio_of_tails() -> None:
+    wrong = rows(with_facts(launches(), ODD, invalid="it is another program"))
+    assert values(wrong[ODD], TAILS) == [None] * 6
+    assert values(rows(launches(rounds=9))[ODD], TAILS) == [None] * 6, "27 calls"
 
 
 # Warnings

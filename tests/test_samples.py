@@ -38,7 +38,8 @@ ROW_COLUMNS = (
     "speedup_low speedup_high verdict identical_replies prepare_s peak_memory_mb limit_ms of_limit bound status reason "
     "warnings disturbed_rounds warmup_calls sentinel_ms sentinel_drift hardware p50_scatter bound_why moved_mb "
     "stop_at_eos tokens_per_reply per_token_ms compared_replies first_difference cores "
-    "graphs graph_breaks recompiles outside_compiled first_token_ms prepare_memory_mb"
+    "graphs graph_breaks recompiles outside_compiled first_token_ms prepare_memory_mb "
+    "p90_speedup p90_speedup_low p90_speedup_high p99_speedup p99_speedup_low p99_speedup_high"
 ).split()
 INTEGERS = {
     "compared_replies",

@@ -26,6 +26,7 @@ from ray_jobs.statistics import (
     precise_enough,
     quantile,
     speedup,
+    tail_speedup,
     trend,
     turn_medians,
     verdict,
@@ -390,6 +391,36 @@ def test_percentile_is_never_invented(values: list[int], share: float) -> None:
 
 
 # Turns
+
+
+def test_of_the_slow_calls_a_program_twice_as_fast_has_a_ratio_of_two() -> None:
+    walls = np.arange(1.0, 41.0)
+    found = known(tail_speedup([(walls * k, walls * k / 2) for k in (1, 3, 5)], 0.9))
+    assert (found.low, found.value, found.high) == pytest.approx((2, 2, 2))
+
+
+def test_a_slow_tail_shows_where_the_medians_are_equal() -> None:
+    even, tailed = np.full(40, 5.0), np.array([5.0] * 30 + [20.0] * 10)
+    assert known(tail_speedup([(even, tailed)] * 3, 0.9)).value == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("calls", "share"), [(28, 0.9), (298, 0.99)])
+def test_a_launch_of_too_few_calls_leaves_the_ratio_of_the_tails_unknown(calls: int, share: float) -> None:
+    many = np.arange(1.0, 400.0)
+    assert tail_speedup([(many, many)] * 3, share) is not None
+    assert tail_speedup([(many, many), (many, many[:calls]), (many, many)], share) is None
+    assert tail_speedup([(many, many), (many[:calls], many), (many, many)], share) is None
+
+
+def test_tails_of_identical_programs_are_told_apart_once_in_20_at_most() -> None:
+    """Calls of a launch share its luck, and a tail is heavy: launches are the unit here too."""
+    rng = np.random.default_rng(11)
+    luck = rng.normal(0, 0.05, (800, 10, 2, 1)) + rng.normal(0, 0.1, (800, 10, 1, 1))
+    walls = np.exp(luck + 0.2 * rng.standard_t(3, (800, 10, 2, 60)))
+    found = [known(tail_speedup([(one[0], one[1]) for one in trial], 0.9)) for trial in walls]
+    wrong = sum(i.low > 1 or i.high < 1 for i in found)
+    assert scipy.stats.binomtest(wrong, len(found)).proportion_ci().low <= 0.05
+    assert 0 < wrong < 0.1 * len(found)
 
 
 @st.composite

@@ -99,6 +99,12 @@ class Row:
     outside_compiled: float | None = None  # share of the host's time of a profiled call, outside of compiled graphs
     first_token_ms: float | None = None  # of a model with parts; per_token_ms is then of each token after the first
     prepare_memory_mb: float | None = None  # the peak of preparing alone
+    p90_speedup: float | None = None  # the ratio of the p90 of each launch, the baseline's over the variant's
+    p90_speedup_low: float | None = None
+    p90_speedup_high: float | None = None
+    p99_speedup: float | None = None
+    p99_speedup_low: float | None = None
+    p99_speedup_high: float | None = None
 
     @property
     def interval(self) -> Interval | None:
@@ -307,4 +313,17 @@ def _compared(
         "speedup_high": interval.high,
         "verdict": verdict,
         "warnings": tuple(warnings),
+        **_tails(variant, launches),
     }
+
+
+def _tails(variant: str, launches: Sequence[LaunchResult]) -> dict[str, float]:
+    """How many times faster a variant's slow calls are than the baseline's."""
+    pairs = [(launch.timed_ms(BASELINE), launch.timed_ms(variant)) for launch in launches]
+    found = {name: statistics.tail_speedup(pairs, share) for name, share in (("p90", 0.90), ("p99", 0.99))}
+    told: dict[str, float] = {}
+    for name, interval in found.items():
+        if interval is not None:
+            told |= {f"{name}_speedup": interval.value, f"{name}_speedup_low": interval.low}
+            told[f"{name}_speedup_high"] = interval.high
+    return told

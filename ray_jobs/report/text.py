@@ -92,6 +92,11 @@ def ratio(value: float) -> str:
     return f"{value:.3f}"
 
 
+def tail(row: Row, name: str) -> str:
+    """The ratio of the baseline's p90 or p99 (``name``) to a row's, with its interval."""
+    return between(*(getattr(row, f"{name}_speedup{end}") for end in ("", "_low", "_high")), ratio)
+
+
 def verdict(row: Row, margin: float) -> str:
     """The verdict as a phrase; the status if the row has no verdict."""
     if row.verdict == Verdict.SAME:
