@@ -4,11 +4,15 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from disk import WHOLE, steps_of
 from launches import WORKLOAD, tiny
+from torch.export import ExportedProgram
 
 from chatbot import cache
 from chatbot.cache import CACHE, CacheError, folder
@@ -79,6 +83,14 @@ def test_a_folder_that_others_may_write_is_not_used(
     assert not (tmp_path / "elsewhere" / "aoti").exists()
 
 
+def test_nobody_can_foresee_where_code_is_compiled_instead(tmp_path: Path) -> None:
+    """Who could would put something there before."""
+    open_to_all(tmp_path / "cache")
+    first = folder()
+    cache._temporary.cache_clear()  # as in another process
+    assert folder() != first
+
+
 def test_a_folder_within_it_that_is_a_link_is_refused(tmp_path: Path) -> None:
     folder()
     (tmp_path / "elsewhere").mkdir()
@@ -118,6 +130,18 @@ def test_half_a_package_is_built_once_more(tmp_path: Path, monkeypatch: pytest.M
     (folder("aoti") / "encoder-key.pt2").write_bytes(b"PK half of a package")
     with pytest.raises(BuiltError):
         export_aoti.prepare(tiny(), WORKLOAD)
+
+
+def test_a_package_and_its_name_are_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(program: Any, package_path: str, **_: Any) -> str:
+        Path(package_path).write_bytes(b"a package")
+        return package_path
+
+    monkeypatch.setattr(export_aoti, "compiling", lambda _: nullcontext())
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", compiled)
+    steps, program = steps_of(monkeypatch), cast("ExportedProgram", None)
+    export_aoti._package(folder("aoti") / "encoder-key.pt2", program, WORKLOAD)
+    assert steps == WHOLE
 
 
 def test_inductor_gets_a_compiler_of_two_words_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

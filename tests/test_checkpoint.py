@@ -1,9 +1,7 @@
 """Checkpoints of ours and of the tutorial: whole, damaged and hostile ones."""
 
 import io
-import os
 import pickle
-import stat
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from disk import WHOLE, steps_of
 from tutorial import GreedySearchDecoder, fresh, tutorial_reply
 
 from chatbot import checkpoint
@@ -347,19 +346,9 @@ def test_a_save_and_its_name_are_on_the_disk_when_it_is_done(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without that a power cut leaves an empty file in the place of hours of training."""
-    steps: list[str] = []
-
-    def sync(descriptor: int) -> None:
-        steps.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
-
-    def replace(made: Path, path: Path, move: Callable[..., None] = os.replace) -> None:
-        steps.append("name")
-        move(made, path)
-
-    monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(os, "replace", replace)
+    steps = steps_of(monkeypatch)
     save(trained, tmp_path / "bot.pt")
-    assert steps == ["file", "name", "folder"]
+    assert steps == WHOLE
 
 
 def test_the_tutorial_preset_opens_with_as_many_words_as_its_weights_and_is_not_trained() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from disk import WHOLE, steps_of
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import WORKLOAD, enter, tiny
@@ -410,6 +411,15 @@ def test_what_killed_builds_left_is_removed_after_an_hour(anew: Path, pretended:
     anew.chmod(0o700)
     reason()
     assert [path.name for path in anew.iterdir()] == [f"{build.BUILDING}new"]
+
+
+def test_a_compiled_library_and_its_name_are_on_the_disk(
+    pretended: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended('for made; do :; done; echo "no library" > "$made"')
+    steps = steps_of(monkeypatch)
+    assert reason().startswith("the compiled engine can't be loaded")
+    assert steps == WHOLE
 
 
 @needs_compiler

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from disk import WHOLE, steps_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -427,6 +428,16 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "replace", noting("replace", os.replace))
     run.write("run.json", b"{}")
     assert steps[:2] == ["fsync", "replace"]
+
+
+def test_a_launch_and_its_name_are_on_the_disk_when_it_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody sees a launch that a power cut could take away again, name and all."""
+    run = new_run(tmp_path)
+    steps = steps_of(monkeypatch)
+    run.add_launch("t", to_table("t", made_launch({"eager": 1.0})))
+    assert steps == WHOLE
 
 
 def test_what_a_killed_writer_left_is_no_launch(run: RunDirectory) -> None:
