@@ -10,6 +10,7 @@ import pytest
 from chatbot.variants import Workload
 from ray_jobs.machine import another_machine, cpu_facts, differences, machine_ids, quota_cpus, settings
 from ray_jobs.process.server import LaunchServer
+from ray_jobs.provenance import station_facts
 
 MILAN = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -190,6 +191,15 @@ def test_settings_differ_by_name_and_not_from_runs_that_recorded_none() -> None:
     now = {"settings": {"ATEN_CPU_CAPABILITY": "default", "OMP_WAIT_POLICY": "active"}}
     assert differences(then, now) == [("ATEN_CPU_CAPABILITY", "unset", "default"), ("MKL_CBWR", "AVX2", "unset")]
     assert differences({}, now) == differences(now, {}) == differences(now, now) == []
+
+
+def test_a_stations_facts_tell_its_machine_its_settings_and_its_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++")  # whose version is asked for
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    facts = station_facts()
+    assert facts["settings"]["ATEN_CPU_CAPABILITY"] == "default"
+    assert facts["machine_ids"] == machine_ids()
+    assert (facts["quota_cpus"], facts["cpu_model"]) == (quota_cpus(), cpu_facts()["cpu_model"])
 
 
 # Quotas

@@ -11,8 +11,11 @@ import pytest
 import chatbot
 import ray_jobs
 from chatbot.variants import VARIANTS, variant_named
+from ray_jobs.driver.inputs import identity_of
+from ray_jobs.measure.trial import Inputs, Preset
 from ray_jobs.provenance import (
     NEEDED,
+    PACKAGES,
     SOURCES,
     changed,
     command_line,
@@ -22,6 +25,7 @@ from ray_jobs.provenance import (
     source_hash,
     station_facts,
 )
+from ray_jobs.spec import Spec
 
 FOLDERS = [Path(package.__path__[0]) for package in (chatbot, ray_jobs)]
 
@@ -50,18 +54,34 @@ def test_every_source_that_is_compiled_is_among_those_hashed() -> None:
     assert compiled <= set(SOURCES)
 
 
-def test_a_file_that_an_own_variant_imports_is_part_of_its_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that the own variants of ``ways.fast`` import."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "ways").mkdir()
     for name, text in {"__init__": "", "helper": "SPEED = 1\n", "fast": "from ways import helper\n"}.items():
         (tmp_path / "ways" / f"{name}.py").write_text(text)
+    for name in ("ways", "ways.fast", "ways.helper"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     importlib.import_module("ways.fast")
+    return tmp_path / "ways" / "helper.py"
+
+
+def test_a_file_that_an_own_variant_imports_is_part_of_its_program(helper: Path) -> None:
     before = own_source("ways.fast:NAME")
     assert own_source("ways.fast:OTHER") == before
-    (tmp_path / "ways" / "helper.py").write_text("SPEED = 2\n")
+    helper.write_text("SPEED = 2\n")
     assert own_source("ways.fast:NAME") != before
+
+
+def test_the_sources_of_own_variants_are_part_of_a_runs_identity(helper: Path) -> None:
+    """Else a run would be gone on with in other programs of the same names."""
+    spec = Spec().model_copy(update={"variants": ("eager", "eager-again", "ways.fast:NAME")})
+    inputs = Inputs(Preset("tiny"), {})
+    before = identity_of(inputs, spec)
+    helper.write_text("SPEED = 2\n")
+    after = identity_of(inputs, spec)
+    assert [part for part in before if after[part] != before[part]] == ["variants"]
 
 
 def test_the_programs_of_a_run_are_those_that_its_variants_use() -> None:
@@ -69,6 +89,10 @@ def test_the_programs_of_a_run_are_those_that_its_variants_use() -> None:
     assert {"onnxruntime", "onnx"} < {*programs_of([variant_named("onnx-int8")])}
     assert programs_of([variant_named("native"), variant_named("export-aoti")]) == ("torch", "numpy", "compiler")
     assert all(set(NEEDED) >= {*variant.needs} for variant in VARIANTS.values())
+
+
+def test_the_version_of_every_program_that_a_variant_uses_is_recorded() -> None:
+    assert {name for names in NEEDED.values() for name in names} - {"compiler"} <= set(PACKAGES)
 
 
 def test_only_programs_that_a_run_uses_and_both_tell_differ() -> None:

@@ -481,6 +481,16 @@ def test_what_no_variant_uses_and_what_is_not_told_hinders_nothing(same: Station
     assert cluster.jobs == [SECOND, TRIALS[2], LAST]
 
 
+def test_another_version_of_a_program_that_a_variant_uses_is_not_gone_on_with(tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"variants": (*SPEC.variants, "native")})
+    place = start(tmp_path, Cluster([BOTH[0], telling()], cut_after=LAUNCHES + 5), spec)
+    cluster = Cluster([BOTH[0], telling(compiler="g++ 13.2.0")])
+    resume(place, cluster)
+    assert cluster.jobs == [TRIALS[2]]
+    reason = "its station had compiler g++ 12.2.0 and has g++ 13.2.0; 5 launches of an earlier attempt are kept"
+    assert {row["reason"] for row in rows_of_trial(place, SECOND)} == {reason}
+
+
 def test_a_run_from_before_machines_were_told_goes_on(tmp_path: Path) -> None:
     place = start(tmp_path, Cluster(cut_after=LAUNCHES + 5))
     cluster = Cluster([telling("a"), telling("b")])
