@@ -18,15 +18,17 @@ import torch
 from launches import made_trial
 from numpy.typing import NDArray
 
-from chatbot import cache
+from chatbot import cache, compiler
 from chatbot.variants import BASELINE, CONTROL, Workload
 from chatbot.vocabulary import EOS
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.result import TIMED, WARMUP, Launch, LaunchResult, Limits, Memory, Samples
 from ray_jobs.measure.trial import Checkpoint, Inputs, ModelSource, Preset
+from ray_jobs.process import lease
 from ray_jobs.process import server as launch_server
 from ray_jobs.process import trial as launch
 from ray_jobs.process.cores import choose_cores, topology
+from ray_jobs.process.lease import Lease
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError, dumps
 from ray_jobs.process.trial import (
     ATTEMPTS,
@@ -231,6 +233,26 @@ def test_a_result_that_does_not_arrive_costs_that_launch_only(
     assert outcome.kind == kind
     assert reason in outcome.reason
     assert server.run(replace(request(), work=partial(int, "7"))) == 7, "the server goes on"
+
+
+OPEN = "(lambda os: [os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')])(__import__('os'))"
+
+
+def test_a_launch_holds_none_of_its_trials_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a launch starts would hold them too, for as long as it lives; its server holds them."""
+    monkeypatch.setenv(lease.FOLDER, str(tmp_path / "locks"))
+    with Lease(["core-0"], "me") as held:
+        assert held.take() is None
+        with LaunchServer(WORKLOAD, descriptors=held.descriptors) as holding:
+            opened = holding.run(replace(request(), work=partial(eval, OPEN)))
+            kept = [os.readlink(path) for path in Path(f"/proc/{holding.pid}/fd").iterdir()]
+    assert [name for name in opened if name.endswith(".lock")] == []
+    assert str(tmp_path / "locks" / "core-0.lock") in kept
+
+
+def test_a_launch_leaves_its_compilers_less_time_than_it_has(server: LaunchServer) -> None:
+    """One that is too slow costs its variant then, not the launch."""
+    assert 0 < server.run(replace(request(timeout_s=20.0), work=compiler.patience_s)) < 20
 
 
 def test_a_request_leaves_out_what_its_server_was_given(server: LaunchServer) -> None:

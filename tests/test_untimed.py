@@ -12,7 +12,7 @@ from launches import made_trial
 from numpy.typing import NDArray
 from profiles import examples
 
-from chatbot.variants import BASELINE, CONTROL
+from chatbot.variants import BASELINE, COMPILER, CONTROL, VARIANTS
 from ray_jobs.measure.launch import Alone, _answers
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.result import Limits, Memory, VariantFacts
@@ -87,6 +87,13 @@ def test_a_variant_that_is_not_compiled_in_its_time_is_skipped_with_the_reason()
     _, left_out = compiling(Machine({"compile": 5.0, "export-aoti": 200.0}), budget_s=90)
     why = "the 90 s that a budget of 90 s leaves for compiling were over; give a larger --budget"
     assert left_out == {"export-aoti": VariantFacts(skipped=why)}
+
+
+def test_what_a_compiler_makes_is_made_before_the_launches() -> None:
+    """In a launch a slow one would cost the time of all its variants."""
+    compiled_ones = [one for one in VARIANTS.values() if COMPILER in one.needs]
+    assert compiled_ones
+    assert all(one.cached for one in compiled_ones)
 
 
 def test_what_another_device_runs_is_not_compiled() -> None:
