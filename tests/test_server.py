@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from chatbot.variants import Workload
-from ray_jobs.process.server import LaunchServer, Request, TrialError
+from ray_jobs.measure import busy
+from ray_jobs.process import fork, memory
+from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError, _launched
 
 AGENT = "import threading, time\nthreading.Thread(target=lambda: time.sleep(60), daemon=True, name='agent').start()\n"
 
@@ -46,6 +49,25 @@ def test_a_file_where_one_stands_is_imported_in_no_launch_s_place(
     with LaunchServer(Workload(model="mine:make")) as server:
         place = server.run(Request(where_json_is, CORES, 1, 30.0))
     assert Path(place).parent.name == "json"
+
+
+@pytest.mark.parametrize(
+    ("kills", "how"), [((3, 4), "ran out of memory: the kernel killed it"), ((3, 3), "was killed by SIGKILL")]
+)
+def test_a_launch_that_the_kernel_killed_for_want_of_memory_says_so(
+    kills: tuple[int, int], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> fork.Ended:
+        busy.enter(["eager", "torchscript"])
+        busy.at(1)
+        return fork.Ended(signal=signal.SIGKILL)
+
+    counted = iter(kills)
+    monkeypatch.setattr(memory, "kills", lambda: next(counted))
+    monkeypatch.setattr(fork, "run", killed)
+    loss = pickle.loads(_launched(Request(where_json_is, CORES, 1, 30.0), caller=-1, leases=()))
+    busy.at(None)
+    assert loss == Loss(LossKind.DIED, f"it {how} in torchscript", "torchscript")
 
 
 @pytest.mark.process
