@@ -155,6 +155,26 @@ def test_what_arrives_incomplete_leaves_nothing_and_the_next_try_succeeds(home: 
     assert (tmp_path / "results/r1/run.json").is_file()
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_what_can_not_be_unpacked_leaves_nothing_and_the_next_try_succeeds(
+    error: BaseException, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a run would look like one, and the next try would say that it is there already."""
+    whole = Client(log_of(archive({"r1/run.json": b"{}", "r1/samples/a": b"123"})))
+
+    def half(tar: tarfile.TarFile, path: str, **_: Any) -> None:
+        tar.extract("r1/run.json", path, filter="data")
+        raise error
+
+    with monkeypatch.context() as full:
+        full.setattr(tarfile.TarFile, "extractall", half)
+        with pytest.raises((UsageError, KeyboardInterrupt), match=r"r1 can't be written: No space left on device|^$"):
+            home(whole)
+    assert list((tmp_path / "results").iterdir()) == []
+    home(whole)
+    assert (tmp_path / "results/r1/samples/a").read_bytes() == b"123"
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -188,9 +208,27 @@ def test_every_request_has_a_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [fetch.HTTP_TIMEOUT_S]
 
 
+def packing(largest: int = 1000) -> str:
+    return PACK.format(size=SIZE, begin=BEGIN, end=END, largest=largest, part=".part")
+
+
 def packed(place: Path, largest: int = 1000) -> subprocess.CompletedProcess[str]:
-    program = PACK.format(size=SIZE, begin=BEGIN, end=END, largest=largest, part=".part")
-    return subprocess.run([sys.executable, "-c", program, place], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", packing(largest), str(place)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_head_says_how_large_a_run_is_before_it_packs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(**_: Any) -> None:
+        raise InterruptedError
+
+    (tmp_path / "run.json").write_bytes(b"{}")
+    monkeypatch.setattr(tarfile, "open", stopped)
+    monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path)])
+    with pytest.raises(InterruptedError):
+        exec(packing(), {})
+    assert capsys.readouterr().out == f"{SIZE} 1 2\n"
 
 
 @pytest.mark.process
