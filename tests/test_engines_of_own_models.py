@@ -161,6 +161,21 @@ def test_a_quantised_product_is_one_operator_that_answers_nearly_the_same(tmp_pa
     assert 0 < np.abs(expected - found).max() < 0.05 * np.abs(expected).max()
 
 
+def test_no_two_products_of_a_quantised_graph_leave_16_bits(tmp_path: Path) -> None:
+    """See test_quantised: where a CPU has no VNNI, two of an activation (at most 255) and a weight are added in 16."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from chatbot.variants.onnx_int8 import quantise
+
+    plain, made = tmp_path / "plain.onnx", tmp_path / "made.onnx"
+    plain.write_bytes(two_products(onnx).SerializeToString())
+    quantise(plain, made)
+    held = onnx.load(str(made)).graph.initializer
+    weights = [onnx.numpy_helper.to_array(one) for one in held if one.data_type == onnx.TensorProto.INT8 and one.dims]
+    largest = max(int(np.abs(weight.astype(np.int64)).max()) for weight in weights)
+    assert 60 <= largest <= np.iinfo(np.int16).max // (2 * 255)
+
+
 def two_products(onnx: Any) -> Any:
     """A product, and one with a bias whose weight stands transposed: x (3, 16) -> y (3, 4)."""
     random, helper = np.random.default_rng(0), onnx.helper
