@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import ray
+from launches import made_trial, prompts
 
 from chatbot.errors import UsageError
 from ray_jobs.cluster import connection
@@ -19,7 +20,10 @@ from ray_jobs.cluster.connection import TOO_SLOW, connected
 from ray_jobs.cluster.job import host_and_port, ray_address
 from ray_jobs.cluster.session_folder import KEEP_S, KEPT, SessionFolder, session_folder
 from ray_jobs.cluster.signals import Terminated, terminable
-from ray_jobs.cluster.worker_path import search_as_driver
+from ray_jobs.cluster.tasks import _measure
+from ray_jobs.cluster.worker_path import SEARCHED, search_as_driver
+from ray_jobs.measure.trial import Preset
+from ray_jobs.process.untimed import Alive
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 
@@ -248,6 +252,13 @@ def test_workers_of_a_joined_cluster_search_the_drivers_folders_last(
     monkeypatch.setattr(sys, "path", ["/ray", "/py_modules"])  # of a worker
     search_as_driver()
     assert sys.path == ["/ray", "/py_modules", "/sources", str(tmp_path)]
+
+
+def test_a_worker_searches_as_its_driver_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SEARCHED, "/sources")
+    monkeypatch.setattr(sys, "path", ["/ray"])
+    assert next(_measure(made_trial(), Preset("tiny"), prompts(1), (), (), False)) == Alive()
+    assert sys.path == ["/ray", "/sources"]
 
 
 def test_a_users_token_is_used(started: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ray_jobs.sweep.folder import Record
 from ray_jobs.sweep.sink import SweepSink
 from ray_jobs.sweep.spec import make_spec
 from ray_jobs.sweep.table import TrialStatus, Validation, row_of
+from ray_jobs.wandb_sink.mode import destination
 
 pytestmark = pytest.mark.process
 
@@ -95,6 +96,15 @@ def test_a_resumed_trial_is_told_from_its_start(runs: list[FakeRun], record: Rec
     SweepSink("online", record).started(TRIALS[0])
     assert [step for step, _ in runs[0].told] == [10, 20]
     assert runs[0].asked["resume"] == "allow"
+
+
+def test_where_an_upload_goes_is_said_before_it_begins(
+    runs: list[FakeRun], record: Record, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SweepSink("offline", record)
+    SweepSink("online", record)
+    assert capsys.readouterr().err == f"{destination()}\n"
+    assert runs == []
 
 
 def test_off_opens_nothing(runs: list[FakeRun], record: Record) -> None:

@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
+from ray_jobs.results.store import RunDirectory
 from ray_jobs.wandb_sink.mode import destination, resolve_mode
+from ray_jobs.wandb_sink.sink import WandbSink
 
 
 @pytest.fixture
@@ -68,3 +71,14 @@ def test_one_line_says_where_an_upload_goes(home: Path, monkeypatch: pytest.Monk
     write(home / "wandb/settings", "entity = team", "base_url = https://wandb.example.com")
     monkeypatch.setenv("WANDB_PROJECT", "mine\x1b[2J")
     assert r"project mine\x1b[2J of team at wandb.example.com;" in destination()
+
+
+def test_where_an_upload_goes_is_said_before_it_begins(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    sink = WandbSink("online", RunDirectory(fs._MockFileSystem(), "r1", "store://r1"))
+    monkeypatch.setattr(sink, "_begin", lambda: said.append(capsys.readouterr().err))
+    monkeypatch.setattr(sink, "_listen", lambda *_: None)
+    sink.start()
+    assert said == [f"{destination()}\n"]
