@@ -42,7 +42,7 @@ def told(tmp_path: Path) -> RunDirectory:
     failed = VariantFacts(failed=f"could not be prepared: FileNotFoundError: {PLANTED}")
     launches = [made_launch(dict.fromkeys(ALL, 9.0), index) for index in range(2)]
     facts = {**launches[0].facts, ALL[-1]: failed}
-    machine = {"pid": 7, "home": PLANTED, PLANTED: 1, "torch": PLANTED}
+    machine = {"pid": 7, "home": PLANTED, PLANTED: 1, "torch": PLANTED, "deterministic": PLANTED}
     made = [replace(one, machine=machine, facts=facts) for one in launches]
     placed = trial_at("told", ALL, host=HOST, device_name=f"Intel {ADDRESS} {USER}")
     finished_run(directory, [(placed, made)])

@@ -24,7 +24,7 @@ from ray_jobs.measure import contract, custom_model
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.roofline import Speeds
-from ray_jobs.measure.trial import Factory, Inputs, Place, untimed_s
+from ray_jobs.measure.trial import Factory, Inputs, Place, compiling_s, untimed_s
 from ray_jobs.process import untimed
 from ray_jobs.process.server import LaunchServer, Request
 from ray_jobs.report.text import sizes
@@ -262,6 +262,7 @@ def test_the_plan_says_that_the_budget_decides(
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert "cpu, batch 1, threads 1: about 33 s a station" in said
+    assert f"up to {compiling_s(33):.0f} s more a trial to try each variant on it once, and to compile" in said
     assert f"up to {untimed_s(33):.0f} s more a trial for each variant's memory, and for limits" in said
 
 
