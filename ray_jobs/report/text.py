@@ -94,7 +94,8 @@ def ratio(value: float) -> str:
 
 def tail(row: Row, name: str) -> str:
     """The ratio of the baseline's p90 or p99 (``name``) to a row's, with its interval."""
-    return between(*(getattr(row, f"{name}_speedup{end}") for end in ("", "_low", "_high")), ratio)
+    value, low, high = (getattr(row, f"{name}_speedup{end}") for end in ("", "_low", "_high"))
+    return between(value, low, high, ratio)
 
 
 def verdict(row: Row, margin: float) -> str:
