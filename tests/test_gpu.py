@@ -12,7 +12,7 @@ import torch
 from launches import prompts
 
 from chatbot.variants import BASELINE, CONTROL, Workload
-from ray_jobs.measure import gpu
+from ray_jobs.measure import gpu, steps
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.gpu import device_of, gpu_facts, lock_names, own_device, pci_address
 from ray_jobs.measure.interference import ABSENT
@@ -203,7 +203,7 @@ def test_a_launch_on_a_gpu_records_it_and_runs_its_sentinel_before_and_after(mon
     monkeypatch.setattr(gpu, "own_device", lambda: "not here")
     monkeypatch.setattr(gpu, "gpu_facts", lambda device: {"name": "H100", "not_watched": device})
     workload = Workload(device="cuda", prompt_tokens=4, reply_tokens=3, model="tiny")
-    found = measure._gpu_facts(gpu.own_device(), [measure._sentinels(workload)[1] for _ in range(2)])
+    found = steps.gpu_facts(gpu.own_device(), [steps.sentinels(workload)[1] for _ in range(2)])
     assert found == {"gpu": {"name": "H100", "not_watched": "not here", "sentinel_ns": [2_000_000, 2_200_000]}}
 
 

@@ -7,8 +7,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -19,27 +19,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chatbot.variants import BASELINE, Reply, UnavailableError, Workload, variant_named
+from chatbot.variants import BASELINE, Reply, Workload, variant_named
 from ray_jobs import machine
-from ray_jobs.measure import busy, dynamo, gpu, orders
+from ray_jobs.measure import busy, dynamo, gpu, orders, steps
 from ray_jobs.measure.dynamo import Compilation
-from ray_jobs.measure.program import (
-    Program,
-    label_fault,
-    probe_fault,
-    program_of,
-    same_program_faults,
-    scattered,
-)
-from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts, one_line
-from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, Questions, WarmUp, calls_held, run_rounds, size, warm_up
+from ray_jobs.measure.program import Program
+from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
+from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, Questions, WarmUp, run_rounds, warm_up
 from ray_jobs.measure.subject import Subject, subject_of
 from ray_jobs.measure.timing import floor_ns, timer_for
-from ray_jobs.measure.tokens import token_times
 from ray_jobs.measure.trial import Factory, ModelSource, mode_of, present
-from ray_jobs.measure.watch import sentinel_ns, watch_for
-
-Facts = dict[str, VariantFacts]
+from ray_jobs.measure.watch import watch_for
 
 
 def measure(
@@ -82,10 +72,10 @@ def _measured(
     rng = launch.rng()
     own = pool[rng.permutation(len(pool))]
     built = _built(workload, variants, launch)
-    facts: Facts = dict(left_out)
+    facts: steps.Facts = dict(left_out)
     log = Log()
     card = gpu.own_device() if workload.device == "cuda" else None
-    sentinels = [_sentinels(workload)]
+    sentinels = [steps.sentinels(workload)]
     subject = subject_of(model, own, workload, launch.index)
     prompts = subject.questions
     replies = _prepare_all([name for name in built if name not in left_out], subject, workload, facts)
@@ -93,33 +83,24 @@ def _measured(
     floor = floor_ns(timer)
     warm = warm_up(replies, variants, prompts, timer, log)
     for name, found in warm.items():
-        told = replace(facts[name], failed=found.failed, skipped=found.skipped)
-        facts[name] = replace(told, warmup_calls=found.calls, settled=found.calls is not None)
+        steps.take_warm_up(name, found, facts)
     replies = {name: reply for name, reply in replies.items() if not (warm[name].failed or warm[name].skipped)}
-    _require_baseline([variants.index(name) for name in replies], variants, facts)
+    steps.require_baseline(replies, facts)
     prompts.start_rounds()
     rounds, calls = _sizes(launch, {name: warm[name] for name in replies}, prompts)
     present = [i for i, name in enumerate(variants) if name in replies]
     turns = [[present[i] for i in row] for row in orders.round_orders(len(present), rounds, rng)]
     ordered = [replies.get(name) for name in variants]
-
-    def judged(given: Mapping[int, list[Any]]) -> bool:
-        return subject.judged({variants[i]: told for i, told in given.items()})
-
+    judged = steps.judge_of(subject, variants)
     answers = run_rounds(turns, calls, ordered, prompts, timer, log, watch_for(card, share), judged)
-    sentinels.append(_sentinels(workload))
-    for i, fault in answers.broken.items():
-        facts[variants[i]] = replace(facts[variants[i]], failed=fault)
-    for i, looked_at in answers.recompiled.items():
-        if facts[variants[i]].kind == dynamo.KIND:
-            facts[variants[i]] = replace(facts[variants[i]], recompiled=looked_at)
-    for i, reason in answers.skipped.items():
-        facts[variants[i]] = replace(facts[variants[i]], skipped=reason)
-    _require_baseline(answers.replies, variants, facts)
-    _check_all(variants, answers.replies, subject, (calls, rounds), facts)
-    gradients = isinstance(model, Factory) and model.gradients
-    _probe_all({variants[i]: replies[variants[i]] for i in answers.replies}, prompts.last(), workload, facts, gradients)
-    _tell_tokens({variants[i]: replies[variants[i]] for i in answers.replies}, prompts.last(), workload, facts)
+    sentinels.append(steps.sentinels(workload))
+    steps.take_answers(variants, answers, facts)
+    steps.require_baseline([variants[i] for i in answers.replies], facts)
+    expected = answers.replies[variants.index(BASELINE)]
+    steps.check_all(variants, answers.replies, expected, subject, (calls, rounds), facts)
+    left = {variants[i]: replies[variants[i]] for i in answers.replies}
+    steps.probe_all(left, prompts.last(), workload, facts, isinstance(model, Factory) and model.gradients)
+    steps.tell_tokens(left, prompts.last(), workload, facts)
     return LaunchResult(
         launch,
         tuple(variants),
@@ -130,7 +111,7 @@ def _measured(
         log.samples(),
         interference=answers.interference,
         sentinel_ns=tuple(machine for machine, _ in sentinels),
-        machine={"timing_floor_ns": floor, **_gpu_facts(card, [device for _, device in sentinels])},
+        machine={"timing_floor_ns": floor, **steps.gpu_facts(card, [device for _, device in sentinels])},
     )
 
 
@@ -141,22 +122,18 @@ def _built(workload: Workload, variants: Sequence[str], launch: Launch) -> list[
     return [*order, *(name for name in variants if name not in able)]
 
 
+def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, facts: steps.Facts) -> dict[str, Reply]:
+    """Prepares each variant from its own copy of the weights; notes failures and wrong labels."""
+    programs: dict[str, Program] = {}
+    found = {name: steps.prepare(name, subject, workload, facts, programs) for name in built}
+    steps.examine(programs, workload, facts)
+    return {name: reply for name, reply in found.items() if reply is not None}
+
+
 def _sizes(launch: Launch, warm: Mapping[str, WarmUp], prompts: Questions) -> tuple[int, int]:
     """(rounds, timed calls of a turn), as asked or by the time that is left: rounds of which each order is balanced."""
-    rounds, calls, variants = launch.rounds, launch.calls, len(warm)
-    if rounds is None or calls is None:
-        rounds, calls = size({name: one.typical_ns for name, one in warm.items()}, launch.seconds, variants)
-    calls = calls_held(calls, sum(one.answer_bytes for one in warm.values()))
-    return prompts.most_rounds(orders.up_to_multiple(rounds, variants), calls, variants), calls
-
-
-def _sentinels(workload: Workload) -> tuple[int, int | None]:
-    """The times in ns of fixed computations on the machine and, on CUDA, on its GPU."""
-    return sentinel_ns(), gpu.sentinel_ns() if workload.device == "cuda" else None
-
-
-def _gpu_facts(card: gpu.Device | str | None, sentinels: Sequence[int | None]) -> dict[str, Any]:
-    return {} if card is None else {"gpu": {**gpu.gpu_facts(card), "sentinel_ns": sentinels}}
+    rounds, calls = steps.sizes(launch, warm)
+    return prompts.most_rounds(rounds, calls, len(warm)), calls
 
 
 @dataclass(frozen=True)
@@ -240,90 +217,6 @@ def _answers(
         yield reply(batch, lengths).clone().cpu().numpy()
         if clock() >= end:
             return
-
-
-def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, facts: Facts) -> dict[str, Reply]:
-    """Prepares each variant from its own copy of the weights; notes failures and wrong labels."""
-    replies: dict[str, Reply] = {}
-    programs: dict[str, Program] = {}
-    for name in built:
-        busy.on(name)
-        prepare = subject.fresh()
-        start = time.perf_counter()
-        try:
-            replies[name] = prepare(variant_named(name))
-            if workload.device == "cuda":
-                torch.cuda.synchronize()
-        except UnavailableError as error:
-            facts[name] = VariantFacts(skipped=str(error))
-            continue
-        except Exception as error:
-            facts[name] = VariantFacts(failed=f"could not be prepared: {one_line(error)}")
-            continue
-        prepare_s = time.perf_counter() - start
-        programs[name] = program = program_of(replies[name])
-        apart = workload.device == "cuda" and scattered(replies[name])
-        facts[name] = VariantFacts(prepare_s, program.identity, program.kind, scattered=apart)
-    held = programs[BASELINE].dtypes if workload.own_model and BASELINE in programs else frozenset()
-    for name, program in programs.items():
-        facts[name] = replace(facts[name], invalid=label_fault(name, program, workload, held))
-    for name, fault in same_program_faults(programs).items():
-        facts[name] = replace(facts[name], invalid=fault)
-    return replies
-
-
-def _require_baseline(left: Container[int], variants: Sequence[str], facts: Mapping[str, VariantFacts]) -> None:
-    if variants.index(BASELINE) not in left:
-        raise RuntimeError(f"the baseline {BASELINE} {facts[BASELINE].failed or facts[BASELINE].skipped}")
-
-
-def _check_all(
-    variants: Sequence[str],
-    answers: Mapping[int, list[Any]],
-    subject: Subject,
-    shape: tuple[int, int],
-    facts: Facts,
-) -> None:
-    baseline = answers[variants.index(BASELINE)]
-    for i, replies in answers.items():
-        name = variants[i]
-        check = subject.check(name, replies, baseline, shape)
-        invalid = facts[name].invalid or check.fault
-        facts[name] = replace(
-            facts[name],
-            replies=check.replies,
-            identical=check.identical,
-            tokens=check.tokens,
-            differing=check.differing,
-            invalid=invalid,
-        )
-
-
-def _probe_all(
-    replies: Mapping[str, Reply],
-    asked: tuple[Any, Tensor],
-    workload: Workload,
-    facts: Facts,
-    gradients: bool,
-) -> None:
-    """Calls each variant once more, after all timing, to examine how it works."""
-    for name, reply in replies.items():
-        busy.on(name)
-        kind, own = facts[name].kind, workload.own_model
-        fault = facts[name].invalid or probe_fault(reply, *asked, kind, text=own, gradients=gradients)
-        facts[name] = replace(facts[name], invalid=fault)
-    busy.at(None)
-
-
-def _tell_tokens(replies: Mapping[str, Reply], asked: tuple[Any, Tensor], workload: Workload, facts: Facts) -> None:
-    """When each variant's tokens come, in calls of their own."""
-    for name, reply in replies.items():
-        if facts[name].invalid is None:
-            busy.on(name)
-            times = token_times(reply, asked, workload.device)
-            if times is not None:
-                facts[name] = replace(facts[name], first_token_ms=times.first_ms, further_token_ms=times.further_ms)
-    busy.at(None)
 
 
 def machine_facts() -> dict[str, Any]:

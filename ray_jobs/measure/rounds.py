@@ -174,6 +174,42 @@ def slow_calls(walls: Sequence[float]) -> int:
     return len(walls) - WINDOW + 1
 
 
+class Warming:
+    """Warms variants up one by one, all on the same prompts."""
+
+    def __init__(self, prompts: Questions, timer: Timer, log: Log) -> None:
+        self._prompts, self._timer, self._log = prompts, timer, log
+        self._batches: list[tuple[Any, Tensor]] = []
+
+    def one(self, reply: Reply, index: int, place: int) -> WarmUp:
+        """Calls a variant until it has settled; ``place``: of its building, ``index``: of it in the samples."""
+        busy.at(index)
+        try:
+            walls, answer = self._called(reply, index, place)
+        except UnavailableError as error:
+            return WarmUp(0.0, skipped=str(error))
+        except Exception as error:
+            return WarmUp(0.0, failed=f"could not answer: {one_line(error)}")
+        calls = slow_calls(walls) if settled(walls) else None
+        return WarmUp(float(np.median(walls[-WINDOW:])), calls, answer_bytes=bytes_of(answer))
+
+    def _called(self, reply: Reply, index: int, place: int) -> tuple[list[float], Any]:
+        """The time of each call, and the last answer."""
+        walls: list[float] = []
+        while len(walls) < self._prompts.for_warm_up and not settled(walls):
+            call = len(walls)
+            if call == len(self._batches):
+                self._batches.append(self._prompts.next())
+            batch, lengths = self._batches[call]
+            own = copied(batch)
+            answer, reading = self._timer.call(reply, own, lengths)
+            self._log.add((index, WARMUP, -1, place, call), reading)
+            walls.append(reading.wall_ns)
+            if not equal(own, batch):
+                raise ValueError("it changes its inputs, which the other variants read after it")
+        return walls, answer
+
+
 def warm_up(
     replies: Mapping[str, Reply], variants: Sequence[str], prompts: Questions, timer: Timer, log: Log
 ) -> dict[str, WarmUp]:
@@ -181,31 +217,10 @@ def warm_up(
 
     ``replies`` are in building order, ``variants`` in the order of the samples' indices.
     """
-    batches: list[tuple[Any, Tensor]] = []
-    found: dict[str, WarmUp] = {}
-    for place, (name, reply) in enumerate(replies.items()):
-        busy.on(name)
-        walls: list[float] = []
-        try:
-            while len(walls) < prompts.for_warm_up and not settled(walls):
-                call = len(walls)
-                if call == len(batches):
-                    batches.append(prompts.next())
-                batch, lengths = batches[call]
-                own = copied(batch)
-                answer, reading = timer.call(reply, own, lengths)
-                log.add((variants.index(name), WARMUP, -1, place, call), reading)
-                walls.append(reading.wall_ns)
-                if not equal(own, batch):
-                    raise ValueError("it changes its inputs, which the other variants read after it")
-        except UnavailableError as error:
-            found[name] = WarmUp(0.0, skipped=str(error))
-            continue
-        except Exception as error:
-            found[name] = WarmUp(0.0, failed=f"could not answer: {one_line(error)}")
-            continue
-        calls = slow_calls(walls) if settled(walls) else None
-        found[name] = WarmUp(float(np.median(walls[-WINDOW:])), calls, answer_bytes=bytes_of(answer))
+    warming = Warming(prompts, timer, log)
+    found = {
+        name: warming.one(reply, variants.index(name), place) for place, (name, reply) in enumerate(replies.items())
+    }
     busy.at(None)
     return found
 
@@ -226,6 +241,55 @@ class Answers:
         return per_round(self.readings)
 
 
+class Turns:
+    """The turns of the variants of one process, taken when ``turn`` says so: whose turn it is others decide.
+
+    A reply is copied as soon as its time is taken: what is filled in later, or overwritten by the next call, was not
+    an answer within that time.
+    """
+
+    def __init__(self, calls: int, replies: Sequence[Reply | None], prompts: Questions, timer: Timer, log: Log) -> None:
+        self.answers = Answers({i: [] for i, reply in enumerate(replies) if reply is not None})
+        self._calls, self._replies, self._prompts, self._timer, self._log = calls, replies, prompts, timer, log
+        self._number, self._batches = -1, list[tuple[Any, Tensor]]()
+
+    def begin(self, number: int) -> None:
+        """Draws the prompts of a round, the same for each of its turns."""
+        self._number, self._batches = number, [self._prompts.next() for _ in range(1 + self._calls)]
+
+    def turn(self, i: int, position: int) -> None:
+        """Calls the variant of this index, unless it has broken before."""
+        reply, answers = self._replies[i], self.answers
+        if reply is None or i not in answers.replies:
+            return
+        busy.at(i)
+        looked_at = dynamo.looked_at()
+        try:
+            for call, (batch, lengths) in enumerate(self._batches):
+                tokens, reading = self._timer.call(reply, batch, lengths)
+                if call:
+                    answers.replies[i].append(copied(tokens))
+                self._log.add((i, TIMED if call else REFRESH, self._number, position, call), reading)
+        except UnavailableError as error:
+            answers.skipped[i] = str(error)
+            del answers.replies[i]
+        except Exception as error:
+            answers.broken[i] = f"could not answer: {one_line(error)}"
+            del answers.replies[i]
+        answers.recompiled[i] += dynamo.looked_at() - looked_at
+
+    def rest(self) -> None:
+        """Between two rounds: collects what the turns left behind."""
+        busy.at(None)
+        gc.collect(0)
+
+    def judge(self, judged: Callable[[Mapping[int, list[Any]]], bool]) -> None:
+        """Forgets the answers so far if ``judged`` returns True of them."""
+        if judged(self.answers.replies):
+            for kept in self.answers.replies.values():
+                kept.clear()
+
+
 def run_rounds(
     turns: Sequence[Sequence[int]],
     calls: int,
@@ -236,46 +300,23 @@ def run_rounds(
     watch: Watch,
     judged: Callable[[Mapping[int, list[Any]]], bool] = lambda answers: False,
 ) -> Answers:
-    """Measures the rounds.
+    """Measures the rounds of variants in one process.
 
     After each, outside of all timing, ``judged`` is given the answers so far by the variants' indices; where it returns
     True they are forgotten: those of a model of the user's own may be large.
-
-    A reply is copied as soon as its time is taken: what is filled in later, or overwritten by the next call, was not
-    an answer within that time.
     """
-    answers = Answers({i: [] for i, reply in enumerate(replies) if reply is not None})
+    taken = Turns(calls, replies, prompts, timer, log)
     gc.collect()
     gc.disable()
     try:
-        answers.readings.append(watch.read())
+        taken.answers.readings.append(watch.read())
         for number, order in enumerate(turns):
-            batches = [prompts.next() for _ in range(1 + calls)]
+            taken.begin(number)
             for position, i in enumerate(order):
-                reply = replies[i]
-                if reply is None or i not in answers.replies:
-                    continue
-                busy.at(i)
-                looked_at = dynamo.looked_at()
-                try:
-                    for call, (batch, lengths) in enumerate(batches):
-                        tokens, reading = timer.call(reply, batch, lengths)
-                        if call:
-                            answers.replies[i].append(copied(tokens))
-                        log.add((i, TIMED if call else REFRESH, number, position, call), reading)
-                except UnavailableError as error:
-                    answers.skipped[i] = str(error)
-                    del answers.replies[i]
-                except Exception as error:
-                    answers.broken[i] = f"could not answer: {one_line(error)}"
-                    del answers.replies[i]
-                answers.recompiled[i] += dynamo.looked_at() - looked_at
-            busy.at(None)
-            gc.collect(0)
-            answers.readings.append(watch.read())
-            if judged(answers.replies):
-                for kept in answers.replies.values():
-                    kept.clear()
+                taken.turn(i, position)
+            taken.rest()
+            taken.answers.readings.append(watch.read())
+            taken.judge(judged)
     finally:
         gc.enable()
-    return answers
+    return taken.answers
