@@ -107,10 +107,11 @@ def settings(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of ``SETTINGS`` and ``FAMILIES`` that are set; of paths the file's name, of addresses nothing."""
     left_out = (*THREADS, *FOLDERS, *AFFINITY)
     mine = (name for name in sorted(environment) if name in SETTINGS or name.startswith(FAMILIES))
-    return {name: _shown(environment[name]) for name in mine if name not in left_out}
+    return {name: shown(environment[name]) for name in mine if name not in left_out}
 
 
-def _shown(value: str) -> str:
+def shown(value: str) -> str:
+    """A variable's value as it is recorded: of paths the files' names, of addresses nothing."""
     if "://" in value or "@" in value:
         return "(an address)"
     words = value.replace(":", " ").split() if "/" in value else [value]

@@ -21,6 +21,7 @@ from chatbot.variants import (
     require_name,
     variant_named,
 )
+from ray_jobs.sides import sides_of
 
 
 def _listed(value: Any) -> Any:
@@ -65,6 +66,14 @@ def _isolation(asked: str) -> str:
     return asked
 
 
+def _against(value: Any) -> Any:
+    """One side or several, each with commas of its own; a mistake in one is found here."""
+    asked = [value] if isinstance(value, str) else value
+    if isinstance(asked, (list, tuple)):
+        sides_of([str(one) for one in asked])
+    return asked
+
+
 def _distinct(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(sizes))
 
@@ -81,9 +90,10 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Stations = Annotated[str, AfterValidator(_stations)]
 Isolation = Annotated[str, AfterValidator(_isolation)]
+Against = Annotated[tuple[str, ...], BeforeValidator(_against)]
 
 LAUNCH_TIMEOUT_S = 60.0  # at least; a launch may take as long as a whole budget
-VARIANT_TIMEOUT_S = 15.0  # for each variant of a launch, whose least number of rounds is that of its variants
+VARIANT_TIMEOUT_S = 15.0  # for each variant of a launch and side: its least number of rounds is that of their turns
 CHOICES = ("all", "one-per-hardware")
 ISOLATIONS = ("node", "device")
 OF_THE_CHATBOT = ("prompt_tokens", "reply_tokens", "stop_at_eos", "corpus")  # no matter to another model
@@ -127,11 +137,18 @@ class Spec(BaseModel):
     cases: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
         default=(), description="Cases of your own model, one or several; by default all that it has"
     )
+    against: Against = Field(
+        default=(),
+        description="Environment to compare with this one, several times for several: env=NAME=VALUE, python=PATH, "
+        "or such parts with commas",
+        json_schema_extra={"repeated": True},
+    )
 
     @property
     def launch_timeout_s(self) -> float:
         """After which a launch is ended."""
-        return self.launch_timeout or max(LAUNCH_TIMEOUT_S, self.budget, VARIANT_TIMEOUT_S * len(self.variants))
+        turns = len(self.variants) * max(1, len(sides_of(self.against)))
+        return self.launch_timeout or max(LAUNCH_TIMEOUT_S, self.budget, VARIANT_TIMEOUT_S * turns)
 
     def plan(self) -> list[Workload]:
         """The workloads, in the order of their rows."""

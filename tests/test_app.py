@@ -33,6 +33,8 @@ REFUSED = {
     "--wait-for 'cpu' is not understood": ("matrix", "--wait-for", "cpu"),
     "leave out --batch": ("matrix", "--resume", "nowhere", "--batch", "2"),
     "leave out --in-process": ("matrix", "--resume", "nowhere", "--in-process"),
+    "launches set or remove OMP_NUM_THREADS": ("matrix", "--against", "env=OMP_NUM_THREADS=2"),
+    "each side has its own: leave out --against": ("matrix", "--in-process", "--against", "env=A=1"),
     "--timeline-only needs a run": ("trace", "--timeline-only"),
     "no run at nowhere": ("report", "nowhere"),
     "unknown format 'pdf'": ("report", "nowhere", "--format", "pdf"),

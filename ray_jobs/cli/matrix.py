@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chatbot.errors import UsageError
 from ray_jobs.cli.options import (
     AddressOption,
     JobOut,
@@ -96,6 +97,8 @@ def _rehearse(spec: Spec, root: str, plan: bool) -> None:
         from ray_jobs.driver.plan import plan_lines
 
         lines = plan_lines(spec, root)
+    elif spec.against:
+        raise UsageError("--in-process runs one process, and each side has its own: leave out --against")
     else:
         from ray_jobs.driver.in_process import in_process
 

@@ -52,7 +52,7 @@ def flags_of(model: type[BaseModel], keys: Iterable[str]) -> Callable[[Callable[
         @wraps(command)
         def run(**given: Any) -> None:
             flags = {name: given.pop(name) for name in names}
-            command(flags={name: value for name, value in flags.items() if value is not None}, **given)
+            command(flags={name: value for name, value in flags.items() if value not in (None, [])}, **given)
 
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*made, *own)]
         run.__dict__["__signature__"] = inspect.Signature(parameters)
@@ -71,7 +71,9 @@ def _flag(key: str, field: FieldInfo) -> inspect.Parameter:
     metavar = None
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
-    if get_origin(field.annotation) is tuple:
+    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("repeated"):  # values hold commas
+        kind, metavar, shown = list[str], "SIDE", None
+    elif get_origin(field.annotation) is tuple:
         shown = ",".join(map(str, field.default)) or None
         kind, metavar = str, "NAME[,NAME...]" if kinds[0] is str else "N[,N...]"
     elif NoneType in kinds and shown is not None:

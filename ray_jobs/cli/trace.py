@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from ray_jobs.driver.run import Where
     from ray_jobs.trace.job import Tracing
 
-TIMING = ("stop_at_eos", "precision", "margin", "budget", "isolation", "cores_per_gpu")  # mean nothing to a trace
+TIMING = (
+    "stop_at_eos",
+    "precision",
+    "margin",
+    "budget",
+    "isolation",
+    "cores_per_gpu",
+    "against",
+)  # mean nothing to a trace
 
 
 @flags_of(Spec, [key for key in Spec.model_fields if key not in TIMING])
