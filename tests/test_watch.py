@@ -32,7 +32,7 @@ from ray_jobs.measure.interference import (
     severity,
     unwatched,
 )
-from ray_jobs.measure.watch import REPEATS, TICK_NS, Counters, MachineWatch, sentinel_ns, watch_for
+from ray_jobs.measure.watch import REPEATS, TICK_NS, Counters, MachineWatch, cpu_ns_of, sentinel_ns, watch_for
 
 SECOND = 10**9
 STAT = """cpu  100 10 20 5000 300 3 7 90 0 0
@@ -84,6 +84,28 @@ def read(proc: Path, *, cores: tuple[int, ...] = (1, 2)) -> Counters:
 
 def test_waiting_for_a_core_is_summed_over_the_threads(proc: Path) -> None:
     assert read(proc).run_delay_ns == 30 + 12
+
+
+def test_waiting_for_a_core_counts_the_threads_of_every_side(proc: Path) -> None:
+    write(proc, {f"{os.getpid()}/task/9/schedstat": "1 5 1"})
+    assert MachineWatch((1,), root=proc.parent, sides=(os.getpid(),)).read().run_delay_ns == 30 + 12 + 5
+
+
+def test_the_time_of_another_process_is_told_by_its_own_clock() -> None:
+    before = time.process_time_ns()
+    assert before <= cpu_ns_of(os.getpid()) <= time.process_time_ns()
+
+
+def test_processes_of_ours_are_not_foreign(proc: Path) -> None:
+    """Here this process stands for both."""
+    watch = MachineWatch((1,), root=proc.parent, sides=(os.getpid(),), beside=(os.getpid(),))
+    before = time.process_time_ns()
+    assert 3 * before <= watch.read().cpu_ns <= 3 * time.process_time_ns()
+
+
+def test_the_processes_of_sides_on_the_gpu_are_not_foreign(proc: Path) -> None:
+    watch = MachineWatch((1,), lambda: (1000, 0, 3), proc.parent, sides=(os.getpid(), os.getpid()))
+    assert watch.read().gpu_foreign == 1
 
 
 def test_stolen_time_is_of_the_measured_cores_alone(proc: Path) -> None:

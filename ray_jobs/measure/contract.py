@@ -104,7 +104,7 @@ def _examined(name: str, workloads: Sequence[Workload], timeout_s: float) -> Fin
         busy.on(Step.INPUTS)
         model, case = custom_model.case_of(workload.model, cases), workload.model.partition("#")[2]
         ready = custom_model.ready(model, workload)
-        weights.setdefault(case, _hash(hashes(model.module)))
+        weights.setdefault(case, hash_of(model.module))
         _require_inputs(ready, workload)
         parts += model.parts
         busy.on(Step.CALL)
@@ -263,6 +263,11 @@ def _share_missing(found: Sequence[Any]) -> float:
 def hashes(module: nn.Module) -> dict[str, str]:
     """The hash of each weight and buffer: its shape, precision and values."""
     return {name: _of_tensor(one) for name, one in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def hash_of(module: nn.Module) -> str:
+    """One hash of all weights and buffers."""
+    return _hash(hashes(module))
 
 
 def _of_tensor(tensor: Tensor) -> str:

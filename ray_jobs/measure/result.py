@@ -17,6 +17,7 @@ from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.interference import Interference
 from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.roofline import Limit, Speeds
+from ray_jobs.sides import BASE, label_of
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class LaunchResult:
     interference: Interference | None = None  # a row per round; None: of a run from before it was watched
     sentinel_ns: tuple[int, ...] = ()  # before the first variant was built, and after the last round
     elapsed_s: float | None = None  # of the trial when it came home, the time of earlier attempts included
+    sides: tuple[str, ...] = ()  # whose each of ``variants`` is, which are labels then (``sides.label_of``); none: base
 
     @cached_property
     def kept_rounds(self) -> NDArray[np.bool_]:
@@ -109,10 +111,33 @@ class LaunchResult:
         return turns
 
     def log_speedups(self) -> dict[str, float]:
-        """ln(baseline / variant) of each valid variant but the baseline."""
-        logs = statistics.log_speedups(self.turn_medians, self.variants.index(BASELINE))
-        sound = [not (f.failed or f.invalid or f.skipped) for f in map(self.facts.__getitem__, self.variants)]
-        return {v: float(r) for v, r, ok in zip(self.variants, logs, sound, strict=True) if ok and v != BASELINE}
+        """ln(baseline / variant) of each valid variant but the baseline, which is that of its own side."""
+        found: dict[str, float] = {}
+        for side in dict.fromkeys(self.sides) or (BASE,):
+            mine = [v for v in self.variants if self.side_of(v) == side]
+            baseline, columns = label_of(side, BASELINE), [self.variants.index(v) for v in mine]
+            logs = statistics.log_speedups(self.turn_medians[:, columns], mine.index(baseline))
+            found |= {v: float(r) for v, r in zip(mine, logs, strict=True) if self.sound(v) and v != baseline}
+        return found
+
+    def log_side_speedups(self) -> dict[str, float]:
+        """ln(base / side) of each valid variant of a side but ``base``: that of the same variant there."""
+        found: dict[str, float] = {}
+        for index, label in enumerate(self.variants):
+            same = label.removeprefix(label_of(self.side_of(label), ""))
+            if same != label and self.sound(label) and self.sound(same):
+                turns = self.turn_medians[:, [self.variants.index(same), index]]
+                found[label] = float(statistics.log_speedups(turns, 0)[1])
+        return found
+
+    def side_of(self, label: str) -> str:
+        """The side of one of ``variants``."""
+        return self.sides[self.variants.index(label)] if self.sides else BASE
+
+    def sound(self, label: str) -> bool:
+        """Whether nothing speaks against the figures of one of ``variants``."""
+        facts = self.facts[label]
+        return not (facts.failed or facts.invalid or facts.skipped)
 
     def timed_ms(self, variant: str) -> NDArray[np.float64]:
         """The timed calls of one variant in the kept rounds."""

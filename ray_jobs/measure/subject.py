@@ -27,8 +27,8 @@ from chatbot.variants import (
 from chatbot.variants.base import converting
 from chatbot.variants.converted_parts import prepared_parts
 from chatbot.variants.parts import Call, loop_of, recorded
-from ray_jobs.measure import custom_model, replies
-from ray_jobs.measure.answers import comparable, in_form
+from ray_jobs.measure import contract, custom_model, replies
+from ray_jobs.measure.answers import comparable, in_form, leaves, mapped
 from ray_jobs.measure.replies import LEAST_IDENTICAL, ReplyCheck
 from ray_jobs.measure.result import one_line
 from ray_jobs.measure.rounds import MOST_WARMUP_CALLS, Prompts, Questions
@@ -54,6 +54,15 @@ class Subject(Protocol):
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
         """Compares a variant's kept answers with the baseline's; ``shape``: timed calls of a turn, rounds."""
 
+    def weights(self) -> str:
+        """A hash of the weights."""
+
+    def told(self, baselines: list[Any], reply: Reply) -> list[Tensor]:
+        """What other sides hold their baseline against: of this one's kept answers, or asked of it anew."""
+
+    def expected(self, told: list[Tensor], reply: Reply) -> tuple[list[Any], str | None]:
+        """What ``check`` compares with where another side ``told`` it, and why this side's baseline is another."""
+
 
 class ChatbotSubject:
     """The chatbot, asked prompts of a pool (N, T) one after the other."""
@@ -75,6 +84,18 @@ class ChatbotSubject:
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
         asked = self.prompts.asked(*shape)
         return replies.check_replies(name, answers, baselines, asked, self.judge, self.workload)
+
+    def weights(self) -> str:
+        """Of both networks."""
+        return " ".join(map(contract.hash_of, (self.chatbot.encoder, self.chatbot.decoder)))
+
+    def told(self, baselines: list[Any], reply: Reply) -> list[Tensor]:
+        """Every reply, which each variant of another side is compared with."""
+        return [one.cpu() for one in baselines]
+
+    def expected(self, told: list[Tensor], reply: Reply) -> tuple[list[Any], str | None]:
+        """The replies of the other side; a baseline that gives others is found like any other variant."""
+        return [one.to(self.workload.device) for one in told], None
 
     @cached_property
     def judge(self) -> Chatbot:
@@ -188,6 +209,29 @@ class OwnSubject:
         few = tally.answers and tally.same / tally.answers < LEAST_IDENTICAL
         fault = f"only {tally.same} of its {tally.answers} answers are the baseline's" if few else None
         return ReplyCheck(tally.answers, tally.same, fault)
+
+    def weights(self) -> str:
+        """Of the module."""
+        return contract.hash_of(self.model.module)
+
+    def told(self, baselines: list[Any], reply: Reply) -> list[Tensor]:
+        """The tensors of one answer: those of the rounds may be large, and are forgotten."""
+        return [leaf for leaf in leaves(self._answer(reply)) if isinstance(leaf, Tensor)]
+
+    def expected(self, told: list[Tensor], reply: Reply) -> tuple[list[Any], str | None]:
+        """Nothing, as ``judged`` has compared; and whether this side's answer to the same inputs is the other's."""
+        answer = self._answer(reply)
+        own = [leaf for leaf in leaves(answer) if isinstance(leaf, Tensor)]
+        if [one.shape for one in own] != [one.shape for one in told]:
+            return [], "its answer has another structure than base's"
+        others = iter(told)
+        wanted = mapped(lambda leaf: next(others) if isinstance(leaf, Tensor) else leaf, answer)
+        same = bool(self.model.same(answer, wanted))
+        return [], None if same else "same(answer, base's) is False of its answer to the same inputs"
+
+    def _answer(self, reply: Reply) -> Any:
+        """The answer to the last inputs."""
+        return comparable(reply(*self.questions.last()))
 
 
 def subject_of(source: ModelSource, pool: NDArray[np.int64], workload: Workload, launch: int = 0) -> Subject:

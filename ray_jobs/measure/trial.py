@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from chatbot import checkpoint
 from chatbot.config import PRESETS
 from chatbot.model import Chatbot
-from chatbot.variants import Workload, variant_named
+from chatbot.variants import CONTROL, Workload, variant_named
 from ray_jobs.measure import custom_model
 from ray_jobs.measure.custom_model import OwnModel
+from ray_jobs.sides import BASE, Side, label_of
 
 LEAST_UNTIMED_S = 60.0  # however small the budget is
 
@@ -52,6 +54,25 @@ class Trial:
     launch_timeout_s: float
     wait_s: float = 600.0  # for a station that somebody else holds
     memory: bool = True  # also each variant's peak memory and its limit, in processes of their own
+    sides: tuple[Side, ...] = ()  # that are compared, ``base`` first; none: there is nothing but ``base``
+
+    @property
+    def pairs(self) -> tuple["Pair", ...]:
+        """Every variant of every side; the control is that of ``base``, which has a control of its own."""
+        sides = [side.name for side in self.sides] or [BASE]
+        return tuple(Pair(side, name) for side in sides for name in self.variants if side == BASE or name != CONTROL)
+
+
+class Pair(NamedTuple):
+    """A variant of a side."""
+
+    side: str
+    variant: str
+
+    @property
+    def label(self) -> str:
+        """Its name, unique in its trial."""
+        return label_of(self.side, self.variant)
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class Counters(NamedTuple):
     """Running totals in ns, None where the machine does not tell; the GPU's are states, not totals."""
 
     wall_ns: int
-    cpu_ns: int  # of this process
-    run_delay_ns: int | None = None  # this process's threads were ready to run and waited for a core
+    cpu_ns: int  # of this process, and of the others that are ours
+    run_delay_ns: int | None = None  # the threads of what is measured were ready to run and waited for a core
     steal_ns: int | None = None  # the hypervisor ran something else on the measured cores
     throttled_ns: int | None = None  # this control group had used up its quota
     pressure_ns: int | None = None  # anything on the machine waited for a core; no rule uses it, a reader may
@@ -56,6 +56,8 @@ class MachineWatch:
     gpu: Callable[[], State] | None = None
     root: Path = machine.ROOT
     counted: tuple[int, ...] | None = None  # the station's share of the cores; None: it has the whole machine
+    sides: tuple[int, ...] = ()  # processes that take turns with this one on its cores
+    beside: tuple[int, ...] = ()  # processes of ours on other cores
 
     @property
     def proc(self) -> Path:
@@ -63,23 +65,26 @@ class MachineWatch:
 
     def read(self) -> Counters:
         """Reads all counters in about 100 us; a GPU's driver may take milliseconds, so it is read before the clock."""
-        state = self.gpu() if self.gpu else (None, None, None)
+        clock, throttle, others = self.gpu() if self.gpu else (None, None, None)
         steal, busy = _told(self._cpu_times) or (None, None)
         return Counters(
             wall_ns=time.perf_counter_ns(),
-            cpu_ns=time.process_time_ns(),
+            cpu_ns=time.process_time_ns() + sum(map(cpu_ns_of, (*self.sides, *self.beside))),
             run_delay_ns=_told(self._run_delay),
             steal_ns=steal,
             throttled_ns=self._throttled(),
             pressure_ns=_told(self._pressure),
             busy_ns=busy,
-            **dict(zip(("gpu_clock_mhz", "gpu_throttle", "gpu_foreign"), state, strict=True)),
+            gpu_clock_mhz=clock,
+            gpu_throttle=throttle,
+            gpu_foreign=None if others is None else max(0, others - len(self.sides)),
         )
 
     def _run_delay(self) -> int:
-        """Summed over this process's threads."""
-        tasks = os.listdir(self.proc / "self/task")
-        return sum(int(_read(self.proc / f"self/task/{task}/schedstat").split()[1]) for task in tasks)
+        """Summed over the threads of what is measured."""
+        folders = [self.proc / f"{process}/task" for process in ("self", *self.sides)]
+        tasks = [folder / task for folder in folders for task in os.listdir(folder)]
+        return sum(int(_read(task / "schedstat").split()[1]) for task in tasks)
 
     def _cpu_times(self) -> tuple[int | None, int]:
         """(steal of the measured cores, use of the counted cores)."""
@@ -108,6 +113,11 @@ class MachineWatch:
         return int(_read(self.proc / "pressure/cpu").split(b"total=")[1].split()[0]) * 1000
 
 
+def cpu_ns_of(pid: int) -> int:
+    """The CPU time of all threads of another process, by the clock of clock_getcpuclockid(3). Raises OSError."""
+    return time.clock_gettime_ns(~pid << 3 | 2)
+
+
 def _throttled(group: Path, version: int) -> int:
     """ns, from microseconds in version 2; a group of that version without a quota only says what it used."""
     told = dict(line.split() for line in _read(group / "cpu.stat").splitlines())
@@ -129,13 +139,20 @@ def _read(path: Path) -> bytes:
         return file.read(1 << 16)
 
 
-def watch_for(device: Device | str | None = None, counted: tuple[int, ...] | None = None) -> MachineWatch:
+def watch_for(
+    device: Device | str | None = None,
+    counted: tuple[int, ...] | None = None,
+    sides: tuple[int, ...] = (),
+    beside: tuple[int, ...] = (),
+) -> MachineWatch:
     """The watch of this process as it is pinned now; ``device`` is its GPU, or why NVML does not tell of it.
 
     ``counted`` are the cores whose use matters where others of the machine belong to other trials; None: all of them.
+    ``sides`` and ``beside`` are further processes of ours, as ``MachineWatch`` has them.
     """
     state = device.state if isinstance(device, Device) else None
-    return MachineWatch(tuple(sorted(os.sched_getaffinity(0))), state, counted=counted)
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    return MachineWatch(cores, state, counted=counted, sides=sides, beside=beside)
 
 
 def sentinel_ns(clock: Callable[[], int] = time.perf_counter_ns) -> int:

@@ -11,19 +11,22 @@ import os
 import pickle
 import secrets
 import signal
+import site
 import stat
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 import torch
@@ -33,10 +36,12 @@ import ray_jobs
 from chatbot import cache, compiler
 from chatbot.variants import Workload
 from ray_jobs import machine
-from ray_jobs.measure import busy, custom_model, launch  # noqa: F401 (so that no launch spends its time on importing it)
+from ray_jobs.measure import busy, custom_model
+from ray_jobs.measure import session as _session  # noqa: F401 (so that no launch spends its time on importing it)
 from ray_jobs.measure.result import one_line
 from ray_jobs.process import fork, memory
 from ray_jobs.process.threads import other_threads
+from ray_jobs.sides import Side
 
 START_S = 50.0  # of a server: importing PyTorch, on a machine that is busy; a trial may be silent for ten seconds more
 STARTED = b"started"
@@ -62,6 +67,7 @@ class LossKind(StrEnum):
     RAISED = "raised"  # its work did
     DIED = "died"  # without a whole result
     LATE = "late"  # ended at its deadline
+    RESTLESS = "restless"  # computed while it was another side's turn
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class LaunchServer:
         housekeeping_cores: Sequence[int] = (),
         descriptors: Sequence[int] = (),
         given: object = None,
+        side: Side | None = None,
     ) -> None:
         """Starts it.
 
@@ -94,11 +101,18 @@ class LaunchServer:
             housekeeping_cores: where the server itself stays while a launch measures; none: anywhere.
             descriptors: open files that the server keeps open until it ends; its launches do not.
             given: what it gets once, for its launches to inherit, because requests mention it (prompts, say).
+            side: its interpreter and variables; none: those of this process.
         """
-        places = [str(Path(package.__path__[0]).resolve().parent) for package in (ray_jobs, chatbot)]
         own = custom_model.places_of(workload.model) if workload.own_model else []
+        interpreter = None if side is None else side.python
+        self._code = _linked_packages() if interpreter else None
+        places = [self._code.name] if self._code else [str(_folder(package).parent) for package in (ray_jobs, chatbot)]
         env = {name: value for name, value in os.environ.items() if name not in machine.AFFINITY}
+        env |= dict(side.variables) if side is not None else {}
         env["PYTHONPATH"] = os.pathsep.join([*places, *filter(None, [env.get("PYTHONPATH")])])
+        if interpreter:
+            env.pop("PYTHONHOME", None)
+            env["PYTHONPATH"] = os.pathsep.join(_of_no_python(env["PYTHONPATH"].split(os.pathsep)))
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(workload.threads)
         env["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's would start threads on import, before the fork
         self._mark = env[fork.MARK] = secrets.token_hex(16)
@@ -114,7 +128,13 @@ class LaunchServer:
         self._connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ray_jobs.process.server", *map(str, [theirs.fileno(), *descriptors])],
+                [
+                    interpreter or sys.executable,
+                    "-P",
+                    "-m",
+                    "ray_jobs.process.server",
+                    *map(str, [theirs.fileno(), *descriptors]),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=self._complaints,
                 stderr=self._complaints,
@@ -124,8 +144,9 @@ class LaunchServer:
         if housekeeping_cores:
             os.sched_setaffinity(self._process.pid, housekeeping_cores)
         self._given, self._started = given, False
+        searched = [*own, *(place or os.getcwd() for place in sys.path)]
         with suppress(OSError):  # it died; the first request says so
-            self._connection.send_bytes(pickle.dumps([*own, *(place or os.getcwd() for place in sys.path)]))
+            self._connection.send_bytes(pickle.dumps(_of_no_python(searched) if interpreter else searched))
             self._connection.send_bytes(pickle.dumps(given))
 
     @property
@@ -146,8 +167,12 @@ class LaunchServer:
         if self._process.returncode:  # it could not end what its launch had started
             fork.end_marked(self._mark)
         self._complaints.close()
-        if self._cache is not None:
-            self._cache.cleanup()
+        for folder in filter(None, (self._cache, self._code)):
+            folder.cleanup()
+
+    def fileno(self) -> int:
+        """Of what becomes readable when a request that began has an outcome."""
+        return self._connection.fileno()
 
     def run(self, request: Request) -> Any:
         """The work's value from a fresh process; a ``Loss`` where it died, raised or outlasted its time.
@@ -155,25 +180,59 @@ class LaunchServer:
         Raises:
             TrialError: the server itself died or hangs.
         """
+        self.begin(request)
+        return self.outcome(request.timeout_s)
+
+    def begin(self, request: Request) -> None:
+        """Lets the work begin; ``outcome`` must be asked for before the next request. Raises TrialError."""
         # Bytes, as Connection.send() would move tensors into shared memory.
-        try:
+        with self._alive():
             if not self._started:  # importing PyTorch is not a launch's time
                 if not self._connection.poll(START_S):
                     raise TrialError(f"the launch server hangs: it had not started after {START_S:.0f} s")
                 self._started = self._connection.recv_bytes() == STARTED
             self._connection.send_bytes(dumps(request, self._given))
-            if not self._connection.poll(request.timeout_s + GRACE_S):
+
+    def outcome(self, timeout_s: float) -> Any:
+        """As ``run``, of the request that began ``timeout_s`` before its deadline or later."""
+        with self._alive():
+            if not self._connection.poll(timeout_s + GRACE_S):
                 late_s = f"{GRACE_S:.0f} s after its launch's deadline"
                 raise TrialError(f"the launch server hangs: it had not answered {late_s}")
-            answer = self._connection.recv_bytes()
+            return _value_of(self._connection.recv_bytes())
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Raises TrialError with its last words where it has died."""
+        try:
+            yield
         except (EOFError, OSError):
             raise TrialError(f"the launch server died: {self._last_words()}") from None
-        return _value_of(answer)
 
     def _last_words(self) -> str:
         self._complaints.seek(max(0, self._complaints.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
         lines = self._complaints.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+
+def _folder(package: ModuleType) -> Path:
+    return Path(package.__path__[0]).resolve()
+
+
+def _linked_packages() -> "tempfile.TemporaryDirectory[str]":
+    """A folder with this program's packages alone: beside them may lie a PyTorch for another Python."""
+    made = tempfile.TemporaryDirectory(prefix="latency-matrix-", ignore_cleanup_errors=True)
+    for package in (ray_jobs, chatbot):
+        Path(made.name, package.__name__).symlink_to(_folder(package))
+    return made
+
+
+def _of_no_python(places: Sequence[str]) -> list[str]:
+    """The folders of a path that are not this Python's own, its library or its packages."""
+    paths = sysconfig.get_paths()
+    own = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    own += [*site.getsitepackages(), site.getusersitepackages()]
+    return [place for place in places if not (place.endswith(".zip") or any(map(Path(place).is_relative_to, own)))]
 
 
 class _Pickler(pickle.Pickler):

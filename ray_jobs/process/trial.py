@@ -1,9 +1,11 @@
 """Launches of a trial until precision or budget, each a fresh pinned process."""
 
+import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
@@ -15,18 +17,24 @@ from chatbot.variants import BASELINE, variant_named
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
 from ray_jobs.measure.gpu import pci_address
+from ray_jobs.measure.launch import Alone
 from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, VariantFacts
-from ray_jobs.measure.trial import Factory, Inputs, Trial, present
+from ray_jobs.measure.trial import Factory, Inputs, Pair, Trial
 from ray_jobs.process import lease, untimed
+from ray_jobs.process.conductor import Stage
 from ray_jobs.process.cores import CoreChoice, choose_cores, near, topology
 from ray_jobs.process.lease import Lease
+from ray_jobs.process.player import LostError
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
+from ray_jobs.process.sides import Sides, startable
 from ray_jobs.process.untimed import Alive
+from ray_jobs.sides import AGAIN, BASE, Side, label_of
 from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
 
 ATTEMPTS = 3  # of one launch
 OTHER_PROGRAM = "it was another program than in earlier launches of its trial"
 TELL_EVERY_S = 10.0  # that somebody else still holds the station
+AGAINST = " against base"  # behind the label of a side's variant: its speedup over the same variant of ``base``
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class Committed:
     def of(cls, launch: LaunchResult) -> "Committed":
         """Extracts it from a launch; ``elapsed_s`` is 0 in runs that did not record it."""
         index, elapsed_s, programs = launch.launch.index, launch.elapsed_s or 0.0, _programs(launch)
-        return cls(index, launch.rounds, launch.calls, launch.log_speedups(), elapsed_s, programs)
+        against = {f"{label}{AGAINST}": log for label, log in launch.log_side_speedups().items()}
+        return cls(index, launch.rounds, launch.calls, {**launch.log_speedups(), **against}, elapsed_s, programs)
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Failure:
 
     launch: Launch
     reason: str
+    side: str = BASE  # that was lost
 
 
 @dataclass(frozen=True)
@@ -80,14 +90,19 @@ class Crashes:
         self.left_out = dict(left_out)  # of later launches, and why
         self._seen: set[tuple[int, str]] = set()  # (launch, variant) of a crash
 
-    def add(self, launch: Launch, loss: Loss) -> None:
-        """Takes note of a lost launch; a variant that has crashed in it twice is left out from now on."""
-        if loss.kind != LossKind.DIED or loss.variant in (None, BASELINE):
+    def add(self, launch: Launch, loss: Loss, side: str = BASE, labels: Sequence[str] = ()) -> None:
+        """Takes note of a lost launch; a variant that has crashed in it twice is left out from now on.
+
+        Where no variant of a side is to blame it costs the side, whose ``labels`` are given; ``base`` has none.
+        """
+        blamed = loss.variant if loss.kind in (LossKind.DIED, LossKind.RESTLESS) and loss.variant != BASELINE else None
+        mine = labels if blamed is None else [label_of(side, blamed)]
+        if not mine:
             return
-        assert loss.variant is not None
-        if (launch.index, loss.variant) in self._seen:
-            self.left_out[loss.variant] = untimed.ended(loss)
-        self._seen.add((launch.index, loss.variant))
+        if (launch.index, mine[0]) in self._seen or loss.kind == LossKind.RAISED:
+            died = loss.kind == LossKind.DIED
+            self.left_out |= dict.fromkeys(mine, untimed.ended(loss) if died else VariantFacts(failed=loss.reason))
+        self._seen.add((launch.index, mine[0]))
 
 
 TrialOutcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive
@@ -96,7 +111,17 @@ TrialOutcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive
 class Ask(Protocol):
     """Asks for a value from a fresh pinned process, which has a launch's time at most; a ``Loss`` where it is lost."""
 
-    def __call__(self, work: Callable[[], Any], timeout_s: float = math.inf) -> Any: ...
+    def __call__(self, work: Callable[[], Any], timeout_s: float = math.inf, side: str = BASE) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a trial has while it holds its station."""
+
+    ask: Ask
+    chosen: CoreChoice
+    servers: Mapping[str, LaunchServer]  # of the sides that have an interpreter
+    renew: Callable[[], None]  # raises TrialError where the station is lost
 
 
 T = TypeVar("T")
@@ -119,36 +144,72 @@ def run_trial(
         TrialError: the cores do not suffice, the station stayed busy, or a launch failed ``ATTEMPTS`` times.
     """
 
-    def work(ask: Ask, chosen: CoreChoice) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
-        def alone(name: str, timeout_s: float, compare_s: float) -> Any:
-            return ask(partial(untimed.run_alone, trial, inputs, name, compare_s), timeout_s)
-
-        crashes = Crashes((yield from untimed.compiled(trial, alone, clock)))
+    def work(held: Holding) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
+        stage = Stage(trial, inputs, held.servers, held.chosen.cpus, tuple(held.chosen.others), share.cores)
+        sides = Sides.of(stage, held.ask)
+        told: dict[str, Mapping[str, VariantFacts]] = {}
+        for side in sides.prepared:
+            told[side] = yield from untimed.compiled(trial, partial(_alone, trial, inputs, held, side), clock)
+        crashes = Crashes(sides.left_out(told))
 
         def run(launch: Launch) -> LaunchResult | Failure:
-            work = partial(_launch, trial, inputs, share, launch, chosen.cpus, dict(crashes.left_out))
-            outcome: LaunchResult | Loss = ask(work)
-            if isinstance(outcome, Loss):
-                crashes.add(launch, outcome)
-                return Failure(launch, _way_out(outcome, trial))
-            where = {"chosen": chosen.text, "doubts": list(chosen.warnings)}
+            held.renew()
+            try:
+                outcome = sides.launch(launch, crashes.left_out) if trial.sides else in_one_process(launch)
+            except LostError as error:
+                lost = LostError(error.side, replace(error.loss, reason=_way_out(error.loss, trial)))
+                before = len(crashes.left_out)
+                crashes.add(launch, lost.loss, lost.side, sides.labels(lost.side))
+                gone = lost.side != BASE and len(crashes.left_out) > before
+                return run(launch) if gone else Failure(launch, str(lost), lost.side)  # rows say why a side is gone
+            where = {"chosen": held.chosen.text, "doubts": list(held.chosen.warnings)}
             return replace(outcome, machine={**outcome.machine, **where})
 
-        able = present(trial.workload, trial.variants)
-        yield from launches(trial, run, clock, committed, len(able))
-        allowance = untimed.allowance_of(trial, clock)
-        if trial.memory:
-            names = [name for name in able if name not in crashes.left_out]
-            yield from untimed.memory(trial, names, alone, allowance)
-            yield from untimed.limits(partial(ask, partial(untimed.run_limits, trial, inputs)), allowance)
+        def in_one_process(launch: Launch) -> LaunchResult:
+            work = partial(_launch, trial, inputs, share, launch, held.chosen.cpus, dict(crashes.left_out))
+            outcome: LaunchResult | Loss = held.ask(work)
+            if isinstance(outcome, Loss):
+                raise LostError(BASE, outcome)
+            return outcome
 
-    yield from on_station(trial, inputs, share, work)
+        yield from launches(trial, run, clock, committed, len(sides.able))
+        left = [pair for pair in sides.able if pair.side != AGAIN and pair.label not in crashes.left_out]
+        if trial.memory:
+            yield from _memory_and_limits(trial, inputs, held, left, clock)
+
+    yield from on_station(trial, inputs, share, work, trial.sides)
+
+
+def _alone(
+    trial: Trial, inputs: Inputs, held: Holding, side: str, name: str, timeout_s: float, compare_s: float
+) -> Alone | Loss:
+    """A variant in a process of its own, of its side."""
+    found: Alone | Loss = held.ask(partial(untimed.run_alone, trial, inputs, name, compare_s), timeout_s, side)
+    return found
+
+
+def _memory_and_limits(
+    trial: Trial, inputs: Inputs, held: Holding, left: Sequence[Pair], clock: Callable[[], float]
+) -> Iterator[Alive | Memory | Limits]:
+    """Each variant's peak memory and limit; limits are those of ``base``."""
+    pairs = {pair.label: pair for pair in left}
+    allowance = untimed.allowance_of(trial, clock)
+
+    def alone(label: str, timeout_s: float, compare_s: float) -> Alone | Loss:
+        return _alone(trial, inputs, held, *pairs[label], timeout_s, compare_s)
+
+    yield from untimed.memory(trial, list(pairs), alone, allowance)
+    yield from untimed.limits(partial(held.ask, partial(untimed.run_limits, trial, inputs)), allowance)
 
 
 def on_station(
-    trial: Trial, inputs: Inputs, share: Share, work: Callable[[Ask, CoreChoice], Iterator[T]]
+    trial: Trial,
+    inputs: Inputs,
+    share: Share,
+    work: Callable[[Holding], Iterator[T]],
+    sides: Sequence[Side] = (),
 ) -> Iterator[T | Waiting]:
-    """Does ``work`` while the trial's station is held; it is given what asks for fresh processes, and their cores.
+    """Does ``work`` while the trial's station is held; ``sides`` but ``base`` have launch servers of their own.
 
     The siblings of measured cores are held too, except where a GPU's neighbours may measure on them.
 
@@ -160,19 +221,31 @@ def on_station(
     taken = allowed if share.cores else {*allowed, *chosen.empty}
     with Lease(lease.locks_for(sorted(taken), share.gpus), lease.describe(trial.run_id, trial.id)) as held:
         yield from _take(held, trial.wait_s)
-        with LaunchServer(trial.workload, chosen.others, held.descriptors, given=inputs) as server:
+        start = partial(LaunchServer, trial.workload, chosen.others, held.descriptors, given=inputs)
+        with start() as server, ExitStack() as stack:
+            others = {side.name: stack.enter_context(start(side=side)) for side in startable(sides)}
+            servers = {**others, BASE: server}
 
-            def ask(work: Callable[[], Any], timeout_s: float = math.inf) -> Any:
+            def renew() -> None:
                 if (holder := held.renew()) is not None:
                     raise TrialError(f"a lock was removed while this trial held it, and now {holder}")
+
+            def ask(work: Callable[[], Any], timeout_s: float = math.inf, side: str = BASE) -> Any:
+                renew()
                 timeout_s = min(timeout_s, trial.launch_timeout_s)
-                return server.run(Request(work, chosen.cpus, trial.workload.threads, timeout_s))
+                try:
+                    return servers[side].run(Request(work, chosen.cpus, trial.workload.threads, timeout_s))
+                except TrialError as error:
+                    if side == BASE:
+                        raise
+                    return Loss(LossKind.RAISED, str(error))  # the rest goes on without it
 
             if trial.workload.device == "cuda" and (fault := ask(_cuda_fault)) is not None:
                 raise TrialError(fault.reason if isinstance(fault, Loss) else fault)
             compiles = any(variant_named(name).cached for name in trial.variants)
             own = inputs.model.warnings if isinstance(inputs.model, Factory) else ()
-            yield from work(ask, replace(chosen, warnings=chosen.warnings + server.warnings * compiles + own))
+            told = replace(chosen, warnings=chosen.warnings + server.warnings * compiles + own)
+            yield from work(Holding(ask, told, servers, renew))
 
 
 def beside_gpu(allowed: Sequence[int], threads: int, gpus: Sequence[str]) -> Sequence[int]:
@@ -225,13 +298,15 @@ def launches(
     least = orders.up_to_multiple(LEAST_LAUNCHES, block)
     launch = _first(trial, least, committed)
     ran: list[Committed] = []
+    failed = 0  # times, of the present launch
     while True:
         known = earlier_launches.get(launch.index)
         if known is None:
             outcome = run(launch)
             if isinstance(outcome, Failure):
                 yield outcome
-                if launch.attempt == ATTEMPTS:
+                failed += outcome.side == BASE  # another side that goes on failing is left out
+                if failed == ATTEMPTS:
                     raise TrialError(f"launch {launch.index} failed {ATTEMPTS} times, last: {outcome.reason}")
                 launch = replace(launch, attempt=launch.attempt + 1)
                 continue
@@ -239,7 +314,7 @@ def launches(
             known = Committed.of(outcome)
             yield outcome
         ran.append(known)
-        done = launch.index + 1
+        done, failed = launch.index + 1, 0
         launch = replace(launch, index=done, attempt=1, rounds=known.rounds, calls=known.calls)
         if done < least or done % block:
             continue
@@ -267,7 +342,10 @@ def changed_programs(launches: Iterable[Mapping[str, str]]) -> list[str]:
 
 
 def _programs(launch: LaunchResult) -> dict[str, str]:
-    return {name: one.program for name, one in launch.facts.items() if one.program and not one.invalid}
+    """What each valid variant ran; of a side together with what it runs in."""
+    known = {name: one.program for name, one in launch.facts.items() if one.program and not one.invalid}
+    found = {side: json.dumps(told, sort_keys=True) for side, told in launch.machine.get("environments", {}).items()}
+    return {name: f"{program} {found.get(launch.side_of(name), '')}".strip() for name, program in known.items()}
 
 
 def _held_against(launch: LaunchResult, earlier: Sequence[Committed]) -> LaunchResult:

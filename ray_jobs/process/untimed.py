@@ -116,7 +116,7 @@ def _too_long(part: Part, allowance: Allowance, trial: Trial) -> str:
 
 
 def memory(trial: Trial, names: list[str], alone: AskAlone, allowance: Allowance) -> Iterator[Alive | Memory]:
-    """These variants, each in a process of its own; ends with what was found out.
+    """These variants, by their labels, each in a process of its own; ends with what was found out.
 
     A variant may use all the time that is left, but compare replies in no more than its share of it. The baseline, the
     slowest more often than not, bounds how many replies the others are held against.

@@ -5,10 +5,9 @@ from functools import partial
 
 from chatbot.variants import variant_named
 from ray_jobs.measure.trial import Inputs, Trial
-from ray_jobs.process.cores import CoreChoice
 from ray_jobs.process.profile.profiler import Traced, trace_variant
 from ray_jobs.process.server import Loss
-from ray_jobs.process.trial import WHOLE, Ask, Share, Waiting, on_station
+from ray_jobs.process.trial import WHOLE, Holding, Share, Waiting, on_station
 
 
 def traced_variants(variants: tuple[str, ...], own_model: bool = False) -> tuple[str, ...]:
@@ -30,9 +29,9 @@ def run_traces(trial: Trial, inputs: Inputs, share: Share = WHOLE) -> Iterator[T
 
     source, pool = inputs.model, inputs.pool(trial.workload)
 
-    def work(ask: Ask, _: CoreChoice) -> Iterator[Traced]:
+    def work(held: Holding) -> Iterator[Traced]:
         for name in trial.variants:
-            outcome = ask(partial(trace_variant, trial.workload, name, source, pool, trial.id))
+            outcome = held.ask(partial(trace_variant, trial.workload, name, source, pool, trial.id))
             yield Traced(name, failed=outcome.reason) if isinstance(outcome, Loss) else outcome
 
     yield from on_station(trial, inputs, share, work)

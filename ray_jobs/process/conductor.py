@@ -1,0 +1,218 @@
+"""One launch of several sides: a process for each, all pinned to the same cores, of which one works at any moment.
+
+The conductor runs on cores beside. Orders, rounds and checks are those of a launch in one process, over pairs of a side
+and a variant; what a process does in a turn is the same code (``rounds.Turns``).
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ray_jobs.measure import orders, steps
+from ray_jobs.measure.channel import Arrays
+from ray_jobs.measure.interference import per_round
+from ray_jobs.measure.result import Launch, LaunchResult, Samples, VariantFacts
+from ray_jobs.measure.rounds import WarmUp
+from ray_jobs.measure.trial import Inputs, Pair, Trial
+from ray_jobs.measure.watch import Counters
+from ray_jobs.process.player import LostError, Player, Waits, play
+from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request
+from ray_jobs.sides import BASE
+
+WEIGHTS = "its weights are not those of base: nothing of it can be compared"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the launches of a trial take place."""
+
+    trial: Trial
+    inputs: Inputs
+    servers: Mapping[str, LaunchServer]  # of each side
+    cores: tuple[int, ...]
+    beside: tuple[int, ...]  # cores for everything else; none: anywhere
+    share: tuple[int, ...] | None = None
+
+    def request(self, work: Callable[[], Any]) -> Request:
+        """A request for a process as launches have it."""
+        return Request(work, self.cores, self.trial.workload.threads, self.trial.launch_timeout_s)
+
+
+def conduct(stage: Stage, launch: Launch, able: Sequence[Pair], left_out: Mapping[str, VariantFacts]) -> LaunchResult:
+    """Runs a launch; orders are balanced over those ``able``. ``left_out``: labels of pairs that are not run, and why.
+
+    Raises:
+        LostError: a side was lost, and the launch with it.
+        TrialError: a launch server died or hangs.
+    """
+    performance = _Performance(stage, launch, able, dict(left_out))
+    with _pinned(stage.beside):
+        try:
+            result = performance.run()
+        except Exception:
+            performance.leave()
+            raise
+        performance.leave()
+    return result
+
+
+@contextmanager
+def _pinned(cores: Sequence[int]) -> Iterator[None]:
+    """Keeps this thread on these cores; a worker of Ray's has other tasks after this one."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cores or before)
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@dataclass
+class _Performance:
+    """A launch in progress."""
+
+    stage: Stage
+    launch: Launch
+    able: Sequence[Pair]
+    facts: dict[str, VariantFacts]  # by label
+    cast: dict[str, list[str]] = field(default_factory=dict)  # the variants of each side that take part
+    players: dict[str, Player] = field(default_factory=dict)
+    waits: Waits = field(default_factory=Waits)
+
+    @property
+    def base(self) -> Player:
+        return self.players[BASE]
+
+    def run(self) -> LaunchResult:
+        rng = self.launch.rng()
+        rng.permutation(len(self.stage.inputs.pool(self.stage.trial.workload)))  # the draws of a launch in one process
+        self._enter()
+        self.base.ask("sentinel")
+        built = self._built()
+        going = self._warmed([pair for pair in built if self._ask(pair, "prepare")["able"]])
+        rounds, calls = self._sized(going)
+        readings = self._rounds(going, orders.round_orders(len(going), rounds, rng))
+        self.base.ask("sentinel")
+        self._check()
+        told = {side: player.ask_all("finish") for side, player in self.players.items()}
+        return self._result(built, (rounds, calls), readings, told)
+
+    def leave(self) -> None:
+        """Ends every process."""
+        for player in self.players.values():
+            player.leave()
+
+    def _enter(self) -> None:
+        """Starts the processes, one after the other."""
+        trial, inputs = self.stage.trial, self.stage.inputs
+        for pair in trial.pairs:
+            if pair.label not in self.facts:
+                self.cast.setdefault(pair.side, []).append(pair.variant)
+        for side, variants in self.cast.items():
+            work = partial(play, trial, inputs, variants, self.stage.share, self.launch)
+            self.players[side] = Player(side, self.stage.servers[side], work, self.stage.request, self.waits)
+            if self.players[side].weights != self.base.weights:
+                raise LostError(side, Loss(LossKind.RAISED, WEIGHTS))
+
+    def _built(self) -> list[Pair]:
+        """The pairs in the order of their building: balanced over those able, then the others, skipped at once."""
+        indices = orders.building_order(len(self.able), self.launch.index, self.launch.seed)
+        order = [self.able[i] for i in indices]
+        others = [pair for pair in self.stage.trial.pairs if pair not in self.able]
+        return [pair for pair in (*order, *others) if pair.label not in self.facts]
+
+    def _warmed(self, prepared: Sequence[Pair]) -> dict[Pair, WarmUp]:
+        """What takes turns, in the order of the pairs."""
+        self._all("examine")
+        warm = {pair: WarmUp(**self._ask(pair, "warm", place=place)) for place, pair in enumerate(prepared)}
+        left = [pair for pair in self.stage.trial.pairs if pair in warm]
+        return {pair: warm[pair] for pair in left if not (warm[pair].failed or warm[pair].skipped)}
+
+    def _sized(self, going: Mapping[Pair, WarmUp]) -> tuple[int, int]:
+        rounds, calls = steps.sizes(self.launch, going)
+        told = self._all("held", rounds=rounds, calls=calls, turns=len(going))
+        rounds = min(int(one["rounds"]) for one in told)
+        self._all("begin", rounds=rounds, calls=calls)
+        return rounds, calls
+
+    def _rounds(self, going: Mapping[Pair, WarmUp], turns: orders.Orders) -> list[Counters]:
+        """The counters before the first round, and after each."""
+        pairs, others = list(going), [player.pid for side, player in self.players.items() if side != BASE]
+        self.base.ask("watch", sides=others, beside=[os.getpid()])
+        readings = [self._read()]
+        for number, order in enumerate(turns):
+            self._all("round", number=number)
+            for position, i in enumerate(order):
+                self._ask(pairs[i], "turn", position=position)
+            self._all("rest")
+            readings.append(self._read())
+        return readings
+
+    def _read(self) -> Counters:
+        return Counters(*self.base.ask("read")["counters"])
+
+    def _check(self) -> None:
+        """Checks every side's answers, the others' against those of ``base``."""
+        _, expected = self.base.ask_all("check")
+        for side, player in self.players.items():
+            if side != BASE:
+                player.ask("check", expected)
+
+    def _ask(self, pair: Pair, do: str, **asked: Any) -> dict[str, Any]:
+        return self.players[pair.side].ask(do, variant=pair.variant, **asked)
+
+    def _all(self, do: str, **asked: Any) -> list[dict[str, Any]]:
+        return [player.ask(do, **asked) for player in self.players.values()]
+
+    def _result(
+        self,
+        built: Sequence[Pair],
+        sizes: tuple[int, int],
+        readings: Sequence[Counters],
+        told: Mapping[str, tuple[dict[str, Any], Arrays]],
+    ) -> LaunchResult:
+        pairs = self.stage.trial.pairs
+        for side, (content, _) in told.items():
+            self._require_pinned(side, content["machine"])
+            self.facts |= {Pair(side, name).label: _facts(one) for name, one in content["facts"].items()}
+        waits = {"count": self.waits.count, "seconds": self.waits.seconds, "longest_s": self.waits.longest_s}
+        return LaunchResult(
+            self.launch,
+            tuple(pair.label for pair in pairs),
+            tuple(pair.label for pair in built),
+            *sizes,
+            self.facts,
+            self._samples(told),
+            machine={**told[BASE][0]["machine"], "waits": waits},
+            interference=per_round(readings),
+            sentinel_ns=tuple(told[BASE][0]["sentinel_ns"]),
+            sides=tuple(pair.side for pair in pairs),
+        )
+
+    def _samples(self, told: Mapping[str, tuple[dict[str, Any], Arrays]]) -> Samples:
+        """Those of all sides, in the order of the calls: their clocks are one, CLOCK_MONOTONIC."""
+        pairs, parts = self.stage.trial.pairs, []
+        for side, (content, arrays) in told.items():
+            places = np.array([pairs.index(Pair(side, name)) for name in self.cast[side]], dtype=np.int16)
+            moved = {"variant": places[arrays["variant"]], "start_ns": arrays["start_ns"] + content["origin_ns"]}
+            parts.append({**arrays, **moved})
+        whole = {one.name: np.concatenate([part[one.name] for part in parts]) for one in fields(Samples)}
+        order = np.argsort(whole["start_ns"], kind="stable")
+        whole["start_ns"] -= whole["start_ns"][order[:1]]
+        return Samples(**{name: column[order] for name, column in whole.items()})
+
+    def _require_pinned(self, side: str, machine: Mapping[str, Any]) -> None:
+        """Raises LostError for a side that did not stay where it was put."""
+        cores, threads = machine["cores"], machine["threads"]
+        if tuple(cores) != self.stage.cores or threads != self.stage.trial.workload.threads:
+            reason = f"it ended on cores {cores} with {threads} threads, not as pinned"
+            raise LostError(side, Loss(LossKind.RAISED, reason))
+
+
+def _facts(told: Mapping[str, Any]) -> VariantFacts:
+    return VariantFacts(**{**told, "differing": tuple(told["differing"])})
