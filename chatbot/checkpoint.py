@@ -4,6 +4,7 @@ Our format is one ``torch.save`` of plain values: ``format``, ``config``, ``word
 (state dicts, half precision where asked) and ``notes`` (how it was made).
 """
 
+import io
 import os
 import pickle
 import re
@@ -71,8 +72,19 @@ def save(trained: Trained, path: Path, half: bool = False) -> None:
 
     ``half`` stores the weights in 16 bits; they are read back as 32.
     """
+    save_plain(_content(trained, half), path)
+
+
+def to_bytes(trained: Trained) -> bytes:
+    """The content of the file that ``save`` writes, the same for the same weights."""
+    content = io.BytesIO()
+    torch.save(_content(trained, half=False), content)
+    return content.getvalue()
+
+
+def _content(trained: Trained, half: bool) -> dict[str, Any]:
     chatbot = trained.chatbot
-    content = {
+    return {
         "format": FORMAT,
         "config": asdict(chatbot.config),
         "words": list(trained.vocabulary.words),
@@ -81,7 +93,6 @@ def save(trained: Trained, path: Path, half: bool = False) -> None:
         "decoder": {k: v for k, v in _stored(chatbot.decoder, half).items() if k != "embedding.weight"},
         "notes": trained.notes,
     }
-    save_plain(content, path)
 
 
 def save_plain(content: dict[str, Any], path: Path) -> None:

@@ -40,7 +40,8 @@ ROW_COLUMNS = (
     "warnings disturbed_rounds warmup_calls sentinel_ms sentinel_drift hardware p50_scatter bound_why moved_mb "
     "stop_at_eos tokens_per_reply per_token_ms compared_replies first_difference cores "
     "graphs graph_breaks recompiles outside_compiled first_token_ms prepare_memory_mb "
-    "p90_speedup p90_speedup_low p90_speedup_high p99_speedup p99_speedup_low p99_speedup_high"
+    "p90_speedup p90_speedup_low p90_speedup_high p99_speedup p99_speedup_low p99_speedup_high "
+    "side side_speedup side_speedup_low side_speedup_high side_verdict"
 ).split()
 INTEGERS = {
     "compared_replies",
@@ -50,7 +51,7 @@ INTEGERS = {
 }
 TEXTS = {
     *("run_id", "trial_id", "station", "host", "device", "device_name", "model", "variant", "baseline", "verdict"),
-    *("bound", "bound_why", "status", "reason", "hardware", "cores"),
+    *("bound", "bound_why", "status", "reason", "hardware", "cores", "side", "side_verdict"),
 }
 
 # What is read from a run is made printable, so names that are not do not come back.

@@ -35,13 +35,13 @@ class Cell:
     def asked(self) -> Key:
         """The requested workload and variant, wherever measured. The model's path is not compared: its weights are."""
         row = self.row
-        return row.device, row.batch, row.prompt_tokens, row.reply_tokens, row.threads, row.variant
+        return row.device, row.batch, row.prompt_tokens, row.reply_tokens, row.threads, row.name
 
     @property
     def name(self) -> str:
         row = self.row
         sizes = text.short_sizes(row)
-        return f"{row.variant}, {sizes} on {self.hardware} ({row.station or 'no station'})"
+        return f"{row.name}, {sizes} on {self.hardware} ({row.station or 'no station'})"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def cells_of(run: FinishedRun) -> list[Cell]:
         for variant, log in launch.log_speedups().items():
             logs.setdefault((trial, variant), []).append(log)
     facts = run.run.get("environment", {}).get("stations", {})
-    cells = (_cell(row, logs.get((row.trial_id, row.variant))) for row in run.rows)
+    cells = (_cell(row, logs.get((row.trial_id, row.name))) for row in run.rows)
     return [replace(cell, facts=facts.get(cell.row.station) or {}) for cell in cells]
 
 

@@ -70,7 +70,7 @@ class Page:
                 yield f"{change.verdict}: {change.new.name}: {change.reason}"
             if change.verdict == ChangeVerdict.UNDECIDED:
                 rows = {"BASE": change.base.row, "NEW": change.new.row}
-                yield from (f"{which}: {row.variant}: {said}" for which, row in rows.items() for said in row.warnings)
+                yield from (f"{which}: {row.name}: {said}" for which, row in rows.items() for said in row.warnings)
         yield from _named("not measured in NEW, though asked for", self.comparison.missing)
         missing = {id(cell) for cell in self.comparison.missing}
         yield from _named("only in BASE", [cell for cell in self.comparison.only_base if id(cell) not in missing])
@@ -108,7 +108,7 @@ def _columns(change: Change) -> tuple[str, ...]:
     verdict = change.verdict if change.gates else f"{change.verdict} (the control: no gate)"
     speedups = [text.between(cell.row.speedup, None, None, text.ratio) for cell in (change.base, change.new)]
     found = change.ratio and text.between(change.ratio.value, change.ratio.low, change.ratio.high, text.ratio)
-    return (row.variant, f"{sizes}, {change.new.hardware}", *speedups, found or text.DASH, verdict)
+    return (row.name, f"{sizes}, {change.new.hardware}", *speedups, found or text.DASH, verdict)
 
 
 def _named(what: str, cells: Sequence[Cell]) -> Iterator[str]:

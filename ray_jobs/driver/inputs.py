@@ -18,6 +18,7 @@ from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.rounds import MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS
 from ray_jobs.measure.trial import Checkpoint, CheckpointBytes, Factory, Inputs, Preset
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
+from ray_jobs.sides import sides_of
 from ray_jobs.spec import Spec, import_own
 
 
@@ -28,12 +29,12 @@ def inputs_of(spec: Spec) -> Inputs:
         return _of_own(spec)
     model = checkpoint.open_model(spec.model)
     source = corpus.load(spec.corpus)
-    rounds = up_to_multiple(ROUNDS, len(spec.variants))
+    rounds = up_to_multiple(ROUNDS, len(spec.variants) * max(1, len(sides_of(spec.against))))
     count = max(max(spec.batch) * (MOST_WARMUP_CALLS + rounds * (1 + MOST_CALLS)), LEAST_COMPARED)
     lengths = spec.prompt_tokens
     prompts = {length: prompt_pool(source, model.vocabulary, length, count, spec.seed) for length in lengths}
-    if not model.trained:
-        return Inputs(Preset(model.name), prompts)
+    if not model.trained:  # a side may draw other random numbers
+        return Inputs(CheckpointBytes(checkpoint.to_bytes(model)) if spec.against else Preset(model.name), prompts)
     path = checkpoint.SHIPPED if model.name == "small" else Path(spec.model)
     return Inputs(CheckpointBytes(path.read_bytes()), prompts)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chatbot import checkpoint, corpus
 from chatbot.config import Config
-from chatbot.variants import BASELINE, VARIANTS, Variant, Workload, is_own
+from chatbot.variants import BASELINE, CONTROL, VARIANTS, Variant, Workload, is_own
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
@@ -16,6 +16,7 @@ from ray_jobs.measure.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_C
 from ray_jobs.measure.trial import compiling_s, untimed_s
 from ray_jobs.report.text import counted
 from ray_jobs.results import schema
+from ray_jobs.sides import sides_of
 from ray_jobs.spec import Spec
 from ray_jobs.statistics import LEAST_LAUNCHES
 
@@ -66,7 +67,8 @@ def plan_lines(spec: Spec, root: str) -> Iterator[str]:
 
     Raises UsageError where the model or the corpus can't be used.
     """
-    trials = f"{counted(len(spec.plan()), 'trial')} of {', '.join(spec.variants)} on each station"
+    against = f", each also with {'; '.join(side.name for side in sides_of(spec.against)[1:])}" if spec.against else ""
+    trials = f"{counted(len(spec.plan()), 'trial')} of {', '.join(spec.variants)}{against} on each station"
     if is_own(spec.model):
         for workload in spec.plan():
             sizes = f"{workload.device}, batch {workload.batch}, threads {workload.threads}"
@@ -109,13 +111,15 @@ def typical(spec: Spec, workload: Workload, reply_s: float) -> Duration:
     Within 25% of the committed runs, whose eager latency is known; how fast another machine is can only be guessed.
     """
     present = [(name, variant) for name in spec.variants if workload.device in (variant := _entry(name)).devices]
-    variants = len(present)
+    elsewhere = [one for one in present if one[0] != CONTROL] * len(sides_of(spec.against)[1:])
+    turns = [*present, *elsewhere]
+    variants = len(turns)
     calls = min(MOST_CALLS, max(CALLS, int(TURN_NS / 1e9 / reply_s)))
-    turn_s = reply_s * sum(OF_EAGER.get(name, 1.0) for name, _ in present)
+    turn_s = reply_s * sum(OF_EAGER.get(name, 1.0) for name, _ in turns)
     launches = up_to_multiple(LEAST_LAUNCHES, variants)
     affordable = int(0.9 * spec.budget / launches / ((1 + calls) * turn_s)) // variants * variants
     rounds = max(variants, min(up_to_multiple(ROUNDS, variants), affordable))
-    prepare_s = sum(variant.prepare_s for _, variant in present)
+    prepare_s = sum(variant.prepare_s for _, variant in turns)
     launch_s = LAUNCH_S + prepare_s + (WARMUP_CALLS + rounds * (1 + calls)) * turn_s
     untimed = START_S + _alone_s(spec, workload, reply_s, present)
     least = untimed + launches * launch_s
@@ -153,6 +157,7 @@ def _latest(spec: Spec, workload: Workload, root: str) -> tuple[float, str] | No
         try:
             run = schema.current(json.loads(path.read_text()), str(path.parent))
             same = all(run["spec"][key] == asked[key] for key in ("variants", "precision", "budget"))
+            same = same and run["spec"].get("against", []) == asked["against"]
             done = [trial for trial in run["trials"].values() if trial["status"] == Status.DONE]
             trials = [trial for trial in done if schema.known(Workload, trial["workload"]) == workload]
             like = [trial["seconds"] for trial in trials if trial["seconds"]]

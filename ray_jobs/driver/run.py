@@ -31,6 +31,7 @@ from ray_jobs.results.filesystem import StoreError
 from ray_jobs.results.samples import ROW_SCHEMA, schema_of, to_result
 from ray_jobs.results.schema import VERSION
 from ray_jobs.results.store import RunDirectory
+from ray_jobs.sides import require_interpreters, sides_of
 from ray_jobs.spec import Spec
 from ray_jobs.wandb_sink.sink import WandbSink
 
@@ -100,9 +101,10 @@ def run(
         earlier: the run that this one goes on with.
 
     Raises:
-        UsageError: the model, the corpus, the cluster or the directory can't be used; nothing was written then.
+        UsageError: the model, the corpus, a side, the cluster or the directory can't be used; nothing was written.
         StoreError: a launch could not be kept; the run can be resumed.
     """
+    require_interpreters(sides_of(spec.against))
     inputs = inputs_of(spec)
     spec = with_cases(spec, inputs)
     now = datetime.now(UTC).isoformat(timespec="seconds")

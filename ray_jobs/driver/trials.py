@@ -18,6 +18,7 @@ from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.process.trial import Committed, Failure, Waiting
 from ray_jobs.report.text import counted
 from ray_jobs.results.samples import to_result
+from ray_jobs.sides import sides_of
 from ray_jobs.spec import Spec
 
 
@@ -64,6 +65,7 @@ class TrialState:
     seconds: float | None = None
     rows: list[Row] = field(default_factory=list)  # when it has ended
     launches_kept: int = 0  # then
+    environments: dict[str, Any] = field(default_factory=dict)  # of the sides, then
     moments: Moments = field(default_factory=Moments)  # of all attempts
 
     def __post_init__(self) -> None:
@@ -109,6 +111,7 @@ class TrialState:
         self.status, self.reason, self.seconds = status, reason, seconds
         launches = store.launches(self.trial.id, [one.index for one in self.committed])
         self.rows = rows_of(self.trial, self.place, status, reason, launches, self.memory, self.limits)
+        self.environments = next((dict(one.machine.get("environments") or {}) for one in launches), {})
         # Of ten thousand trials these are most of what the driver would keep in memory.
         self.launches_kept, self.committed, self.station = len(self.committed), [], None
 
@@ -134,6 +137,7 @@ class TrialState:
             "host": self.place.host,
             "device_name": self.place.device_name,
             "hardware": self.place.hardware,
+            **({"environments": self.environments} if self.environments else {}),
         }
 
 
@@ -200,6 +204,7 @@ def trial_of(spec: Spec, run_id: str, workload: Workload, name: str, wait_s: flo
         budget_s=spec.budget,
         launch_timeout_s=spec.launch_timeout_s,
         wait_s=wait_s,
+        sides=sides_of(spec.against),
     )
 
 

@@ -154,6 +154,7 @@ def _held_against(station: str, estimates: Mapping[str, Estimate], confidence: f
 def classes_of(rows: Sequence[Row], margin: float) -> list[HardwareClass]:
     """Every hardware class with every workload and variant that was validly measured on it, in the rows' order."""
     done = [row for row in rows if row.status == Status.DONE and row.verdict not in (None, Verdict.INVALID)]
+    done = [row for row in done if row.of_base]  # what another environment does belongs to its own run
     known = [row for row in done if row.hardware is not None and _latency(row) is not None]
     groups = grouped(known, attrgetter(*CLASS)).values()
     return [_class_of(sorted(group, key=lambda row: row.station or ""), margin) for group in groups]

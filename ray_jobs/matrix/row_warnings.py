@@ -10,6 +10,7 @@ from ray_jobs import statistics
 from ray_jobs.measure import interference
 from ray_jobs.measure.interference import Interference
 from ray_jobs.measure.result import TIMED, LaunchResult, VariantFacts
+from ray_jobs.measure.trial import Pair
 from ray_jobs.statistics import Interval
 
 STARVED = 0.9  # share of the time of single-threaded calls that they had a core, below which a row says so
@@ -63,13 +64,13 @@ def _doubts(launch: LaunchResult) -> Iterator[str]:
 
 
 def warnings_of(
-    variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts], workload: Workload
+    pair: Pair, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts], workload: Workload
 ) -> list[str]:
     """All warnings about one variant of a trial, except for those of its limit, its replies and its precision."""
     warnings = list(dict.fromkeys(doubt for launch in launches for doubt in _doubts(launch)))
     watched = interference_of(launches)
     warnings += filter(None, [interference.complaint(watched), interference.unwatched(watched, workload.device)])
-    warnings += filter(None, [_starved(launches, workload)] if variant == BASELINE else [])
+    warnings += filter(None, [_starved(launches, workload)] if pair.label == BASELINE else [])
     warnings += _drifts(launches)
     restless = sum(not f.settled for f in facts)
     if restless > UNSETTLED * len(facts):
@@ -80,7 +81,7 @@ def warnings_of(
         warnings.append("its GRU's weights are not in one buffer, so cuDNN copies all of them at each call")
     if any(map(_jit_unsupported, launches)) and any("torchscript" in (f.kind or "") for f in facts):
         warnings.append("torch.jit does not support Python 3.14 and later, and may break there: use 3.13 or earlier")
-    warnings += _trends(variant, launches)
+    warnings += _trends(pair, launches)
     return warnings
 
 
@@ -94,11 +95,10 @@ def _drifts(launches: Sequence[LaunchResult]) -> Iterator[str]:
             yield f"the {what} itself became {abs(drift):.0%} {word} meanwhile; speedups hold, latencies are mixed"
 
 
-def _trends(variant: str, launches: Sequence[LaunchResult]) -> Iterator[str]:
-    """The variant became faster or slower, next to the baseline, within its launches."""
-    columns = {
-        launch.variants: (launch.variants.index(variant), launch.variants.index(BASELINE)) for launch in launches
-    }
+def _trends(pair: Pair, launches: Sequence[LaunchResult]) -> Iterator[str]:
+    """The variant became faster or slower, next to the baseline of its side, within its launches."""
+    own, baseline = pair.label, Pair(pair.side, BASELINE).label
+    columns = {launch.variants: (launch.variants.index(own), launch.variants.index(baseline)) for launch in launches}
     if len(columns) != 1:
         return
     trend = statistics.trend([launch.turn_medians for launch in launches], *next(iter(columns.values())))

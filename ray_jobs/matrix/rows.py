@@ -9,12 +9,14 @@ import numpy as np
 
 from chatbot.variants import BASELINE, CONTROL, UNTRIED, Workload, variant_named
 from ray_jobs import statistics
+from ray_jobs.matrix.against import against
 from ray_jobs.matrix.row_warnings import drift_of, gpus_of, imprecision, interference_of, sentinel_ms, warnings_of
 from ray_jobs.measure import dynamo, interference, roofline
 from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.replies import LEAST_COMPARED, ReplyComparison
 from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
-from ray_jobs.measure.trial import Place, Trial
+from ray_jobs.measure.trial import Pair, Place, Trial
+from ray_jobs.sides import BASE, label_of
 from ray_jobs.statistics import Interval, Verdict
 
 NO_MEMORY, NO_LIMITS = Memory(), Limits()
@@ -105,6 +107,21 @@ class Row:
     p99_speedup: float | None = None
     p99_speedup_low: float | None = None
     p99_speedup_high: float | None = None
+    side: str | None = None  # the environment that it ran in; null where none was compared, the same below
+    side_speedup: float | None = None  # of the same variant, base over this side: above 1 is faster than base
+    side_speedup_low: float | None = None
+    side_speedup_high: float | None = None
+    side_verdict: str | None = None  # same, faster, slower, inconclusive or invalid; of base itself null
+
+    @property
+    def name(self) -> str:
+        """The variant with its side, unique in its trial."""
+        return label_of(self.side, self.variant)
+
+    @property
+    def of_base(self) -> bool:
+        """Whether it ran in this program's own environment, as everything does where no side was compared."""
+        return self.side in (None, BASE)
 
     @property
     def interval(self) -> Interval | None:
@@ -112,6 +129,13 @@ class Row:
         if self.speedup is None or self.speedup_low is None or self.speedup_high is None:
             return None
         return Interval(self.speedup, self.speedup_low, self.speedup_high)
+
+    @property
+    def side_interval(self) -> Interval | None:
+        """The speedup over ``base`` with its limits; None of ``base`` itself."""
+        if self.side_speedup is None or self.side_speedup_low is None or self.side_speedup_high is None:
+            return None
+        return Interval(self.side_speedup, self.side_speedup_low, self.side_speedup_high)
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -126,14 +150,14 @@ def rows_of(
     memory: Memory = NO_MEMORY,
     limits: Limits = NO_LIMITS,
 ) -> list[Row]:
-    """The rows of a trial, one for each of its variants.
+    """The rows of a trial, one for each of its variants, of each side.
 
     A failed trial keeps what its committed launches tell; its status and reason say that they are not all.
     """
     rows = []
-    for variant in trial.variants:
-        common = _common(trial, place, variant)
-        facts = [launch.facts[variant] for launch in launches if variant in launch.facts]
+    for pair in trial.pairs:
+        common, label = _common(trial, place, pair), pair.label
+        facts = [launch.facts[label] for launch in launches if label in launch.facts]
         broken = next((f.failed for f in facts if f.failed), None)
         lacking = next((f.skipped for f in facts if f.skipped), None)
         if status != Status.SKIPPED and broken is not None:
@@ -143,15 +167,15 @@ def rows_of(
         elif not facts:
             rows.append(Row(**common, status=status, reason=reason or "no launch was completed"))
         else:
-            measured = _measured(trial, variant, launches, facts)
-            measured["peak_memory_mb"] = memory.peak_mb.get(variant)
-            measured["prepare_memory_mb"] = memory.prepare_mb.get(variant)
-            measured |= _identical(facts, memory.compared.get(variant))
-            measured |= _compiled(facts, memory.compiled.get(variant))
+            measured = _measured(trial, pair, launches, facts)
+            measured["peak_memory_mb"] = memory.peak_mb.get(label)
+            measured["prepare_memory_mb"] = memory.prepare_mb.get(label)
+            measured |= _identical(facts, memory.compared.get(label))
+            measured |= _compiled(facts, memory.compiled.get(label))
             invalid = measured.pop("invalid")
             if invalid is None:  # else it is not known what was measured
                 measured |= _limited(
-                    limits.of.get(variant),
+                    limits.of.get(label),
                     measured,
                     trial.workload,
                     interference.complaint(interference_of(launches)),
@@ -159,15 +183,16 @@ def rows_of(
                 if common["exact"] is False and measured["compared_replies"] < LEAST_COMPARED:
                     few = f"only {measured['compared_replies']} replies were compared, not {LEAST_COMPARED}"
                     measured["warnings"] = (*measured.get("warnings", ()), few)
-            doubts = dynamo.warnings(memory.compiled.get(variant), measured["recompiles"])
-            lost = _not_known(memory.lost.get(variant), limits.lost)
+            doubts = dynamo.warnings(memory.compiled.get(label), measured["recompiles"])
+            lost = _not_known(memory.lost.get(label), limits.lost if pair.side == BASE else None)
             measured["warnings"] = (*common["warnings"], *measured.get("warnings", ()), *doubts, *lost)
             reasons = [text for text in (reason, invalid) if text]
             rows.append(Row(**{**common, **measured}, status=status, reason="; ".join(reasons) or None))
     return rows
 
 
-def _common(trial: Trial, place: Place, variant: str) -> dict[str, Any]:
+def _common(trial: Trial, place: Place, pair: Pair) -> dict[str, Any]:
+    variant = pair.variant
     return {
         "run_id": trial.run_id,
         "trial_id": trial.id,
@@ -178,13 +203,14 @@ def _common(trial: Trial, place: Place, variant: str) -> dict[str, Any]:
         "baseline": BASELINE,
         "exact": variant_named(variant).exact,
         "warnings": (UNTRIED,) if variant_named(variant).untried else (),
+        "side": pair.side if trial.sides else None,
     }
 
 
 def _measured(
-    trial: Trial, variant: str, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]
+    trial: Trial, pair: Pair, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]
 ) -> dict[str, Any]:
-    walls = [launch.timed_ms(variant) for launch in launches]
+    walls = [launch.timed_ms(pair.label) for launch in launches]
     pooled = np.concatenate(walls)
     medians = [float(np.median(w)) for w in walls if len(w)]
     middle = statistics.median_interval(medians)
@@ -192,8 +218,9 @@ def _measured(
     per_reply = sum(f.tokens for f in facts) / replies if replies and all(f.tokens for f in facts) else None
     # Every launch compares replies anew: one that finds a fault is enough.
     invalid = next((f.invalid for f in facts if f.invalid), None)
-    untrue = next((f.invalid for launch in launches if (f := launch.facts[BASELINE]).invalid), None)
-    if untrue is not None and variant != BASELINE:
+    baseline = Pair(pair.side, BASELINE).label
+    untrue = next((f.invalid for launch in launches if (f := launch.facts[baseline]).invalid), None)
+    if untrue is not None and pair.variant != BASELINE:
         invalid = f"there is nothing to compare with: the baseline is invalid, {untrue}"
     prepared = [f.prepare_s for f in facts if f.prepare_s is not None]
     warm = [f.warmup_calls for f in facts if f.warmup_calls is not None]
@@ -215,8 +242,13 @@ def _measured(
         "invalid": invalid,
         "warmup_calls": float(np.median(warm)) if warm else None,
         **_machine(launches),
-        **_compared(trial, variant, launches, facts, invalid),
+        **_with_warnings(_compared(trial, pair, launches, facts, invalid), against(trial, pair, launches, invalid)),
     }
+
+
+def _with_warnings(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The columns of both, and the warnings of either."""
+    return {**one, **other, "warnings": (*one.get("warnings", ()), *other.get("warnings", ()))}
 
 
 def _tokens(facts: Sequence[VariantFacts]) -> dict[str, float]:
@@ -287,7 +319,7 @@ def _machine(launches: Sequence[LaunchResult]) -> dict[str, Any]:
 
 def _compared(
     trial: Trial,
-    variant: str,
+    pair: Pair,
     launches: Sequence[LaunchResult],
     facts: Sequence[VariantFacts],
     invalid: str | None,
@@ -295,17 +327,18 @@ def _compared(
     """Speedup, verdict and warnings."""
     if invalid is not None:
         return {"verdict": Verdict.INVALID}
-    warnings = warnings_of(variant, launches, facts, trial.workload)
-    if variant == BASELINE:
+    warnings = warnings_of(pair, launches, facts, trial.workload)
+    if pair.variant == BASELINE:
         return {"speedup": 1.0, "verdict": Verdict.BASELINE, "warnings": tuple(warnings)}
-    logs = [speedups[variant] for speedups in (launch.log_speedups() for launch in launches) if variant in speedups]
+    label = pair.label
+    logs = [speedups[label] for speedups in (launch.log_speedups() for launch in launches) if label in speedups]
     interval = statistics.speedup(logs)
     verdict = statistics.verdict(interval, trial.margin)
     if interval is None:
         return {"verdict": verdict, "warnings": ("one launch has no interval", *warnings)}
     if interval.half_width > trial.precision:
         warnings.append(imprecision(interval, trial.precision))
-    if variant == CONTROL and verdict in (Verdict.FASTER, Verdict.SLOWER):
+    if pair.variant == CONTROL and verdict in (Verdict.FASTER, Verdict.SLOWER):
         warnings.append("the control differs from the baseline, which is the same program: distrust this trial")
     return {
         "speedup": interval.value,
@@ -313,13 +346,14 @@ def _compared(
         "speedup_high": interval.high,
         "verdict": verdict,
         "warnings": tuple(warnings),
-        **_tails(variant, launches),
+        **_tails(pair, launches),
     }
 
 
-def _tails(variant: str, launches: Sequence[LaunchResult]) -> dict[str, float]:
-    """How many times faster a variant's slow calls are than the baseline's."""
-    pairs = [(launch.timed_ms(BASELINE), launch.timed_ms(variant)) for launch in launches]
+def _tails(pair: Pair, launches: Sequence[LaunchResult]) -> dict[str, float]:
+    """How many times faster a variant's slow calls are than those of the baseline of its side."""
+    baseline = Pair(pair.side, BASELINE).label
+    pairs = [(launch.timed_ms(baseline), launch.timed_ms(pair.label)) for launch in launches]
     found = {name: statistics.tail_speedup(pairs, share) for name, share in (("p90", 0.90), ("p99", 0.99))}
     told: dict[str, float] = {}
     for name, interval in found.items():

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from chatbot.variants import DEVICES, OWN_NAME, VARIANTS, Workload
-from ray_jobs import provenance
+from ray_jobs import provenance, sides
 from ray_jobs.matrix.rows import COLUMNS, Status
 from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.replies import ReplyComparison
@@ -42,6 +42,8 @@ KEYS = {
     "attempt", "index",
     "started_unix_s", "at_s", "begun", "launch began", "launch", "launch lost", "worker lost", "ended",
     "speeds", "read", "gflops", "float32", "bfloat16", "float16", "tf32",
+    # of sides
+    "environments", "cpu_capability", "preloaded", "waits", "count", "longest_s",
 }  # fmt: skip
 SETS = {
     "status": Status, "verdict": Verdict, "device": (*DEVICES, "all"), "bound": ("memory", "compute", "overhead"),
@@ -53,6 +55,7 @@ FORMS = {
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+\d\d:\d\d|Z)": ("started", "resumed"),
         r"\d+(\.\d+[\w.]*)?(\+(cpu|cu\d+))?": ("python", "packages", "torch", "numpy"),
         r"[0-9a-f]{1,64}\+?": ("git_commit", "source_hash", "identity"),
+        r"[\w+. -]+": ("cpu_capability", "preloaded"),
         rf"[0-9a-f]{{12,64}}|{'|'.join(VARIANTS)}": ("program",),
         r"(eager|torchscript|inductor|aoti?|onnxruntime|openvino|native|cuda-graph|persistent|export)[a-z-]*": (
             "kind",
@@ -60,7 +63,7 @@ FORMS = {
     }.items()
     for name in names
 }
-NAMES = ("variant", "variants", "baseline", "built", "cases", "parts")
+NAMES = ("variant", "variants", "baseline", "built", "cases", "parts", "side", "sides")
 SENTENCES = ("reason", "warnings", "bound_why", "failed", "invalid", "skipped", "not_known", "why")
 HARDWARE = ("hardware", "device_name", "cpu", "cpu_model", "compiler")
 # Words of reasons and warnings that no text of this program holds as they are shown: parts of them are filled in, or
@@ -199,6 +202,7 @@ class Anonymous:
         ways |= {"dtype": self._word, "cores": lambda text: sentence(text, self._tells)} | dict.fromkeys(
             HARDWARE, self._hardware
         )
+        ways |= {"against": sides.plain}
         return ways[key](text) if key in ways else None
 
     def _source(self, text: str) -> str:
@@ -230,12 +234,16 @@ class Anonymous:
 
 
 def own_names(spec: Mapping[str, Any], parts: Iterable[str] = ()) -> frozenset[str]:
-    """The variants and the model of a spec that are code of the user's own, and the ``parts`` of that model."""
+    """What a spec names beside this program's own variants and models.
+
+    The variants and the model that are code of the user's own, the ``parts`` of that model, and sides.
+    """
     model, cases = str(spec.get("model")), list(map(str, spec.get("cases") or ()))
-    own = {
-        name for name in (*map(str, spec.get("variants") or ()), model) if OWN_NAME.fullmatch(name.partition("#")[0])
-    }
-    return frozenset(own.union(cases, parts, (f"{model}#{case}" for case in cases)))
+    variants = list(map(str, spec.get("variants") or ()))
+    own = {name for name in (*variants, model) if OWN_NAME.fullmatch(name.partition("#")[0])}
+    compared = [side.name for side in sides.sides_of(list(map(str, spec.get("against") or ())))]
+    labels = [sides.label_of(side, name) for side in compared for name in variants]
+    return frozenset(own.union(cases, parts, (f"{model}#{case}" for case in cases), compared, labels))
 
 
 def users_in(values: Iterable[Any]) -> frozenset[str]:

@@ -101,7 +101,7 @@ def distributions(series: TrialSeries, rows: Sequence[Row]) -> Chart:
         return Chart(())
     edges = [np.quantile(one.calls_ms, CALL_EDGES) for one in shown]
     scale = Scale.over(float(min(low for low, _ in edges)), float(max(high for _, high in edges)))
-    by_name = {row.variant: row for row in rows}
+    by_name = {row.name: row for row in rows}
     lines = tuple(_distribution(one, by_name[one.variant], scale) for one in shown if one.variant in by_name)
     beyond = sum(int((one.calls_ms > scale.high).sum()) for one in shown)
     note = f"The slowest {text.counted(beyond, 'call')} beyond the right edge stand in the last bar." if beyond else ""
@@ -118,8 +118,8 @@ def _distribution(series: VariantSeries, row: Row, scale: Scale) -> Line:
     if row.p50_ms is not None:
         parts.append(upright("p50", scale.at(row.p50_ms)))
     p95 = f", p95 {text.digits(row.p95_ms)}" if row.p95_ms is not None else ""
-    tip = f"{row.variant}: p50 {text.latency(row)} ms{p95} ms, {text.counted(len(series.calls_ms), 'call')}"
-    return Line(row.variant, drawing(Markup().join(parts), "plot"), text.digits(row.p50_ms), tip=tip)
+    tip = f"{row.name}: p50 {text.latency(row)} ms{p95} ms, {text.counted(len(series.calls_ms), 'call')}"
+    return Line(row.name, drawing(Markup().join(parts), "plot"), text.digits(row.p50_ms), tip=tip)
 
 
 def over_time(series: TrialSeries, most_dots: int) -> Chart:

@@ -29,7 +29,8 @@ def break_even(extra_ms: float, gain_ms: float) -> int | None:
 
 
 def starts(rows: Sequence[Row], series: TrialSeries | None) -> list[Start]:
-    """One for each prepared and measured variant of a trial; empty if the baseline is not among them."""
+    """One for each prepared and measured variant of ``base``; empty if the baseline is not among them."""
+    rows = [row for row in rows if row.of_base]
     slow = {one.variant: one.slow_start_ms for one in series.variants} if series else {}
     known = {
         row.variant: row for row in rows if row.prepare_s is not None and row.p50_ms and row.verdict != Verdict.INVALID

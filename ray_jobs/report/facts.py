@@ -104,7 +104,7 @@ def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
 
 def _control_fact(rows: Sequence[Row]) -> Fact:
     """Red if more controls differ than chance explains: among many trials some do, and no trial is to blame."""
-    told = [row for row in rows if row.variant == CONTROL and row.speedup is not None]
+    told = [row for row in rows if row.name == CONTROL and row.speedup is not None]
     question = "The tool's own error"
     if not told:
         return Fact(question, "unknown", "the control was not measured", True)

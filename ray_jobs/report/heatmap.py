@@ -14,6 +14,7 @@ from ray_jobs.statistics import Verdict
 STEPS = (1.1, 1.5, 3.0)  # speedups, or their inverses, at which the colour grows stronger
 CROWDED = 12  # rows above which they are drawn low
 MANY = 7  # variants above which there is no room for all
+SIDE = "against base"
 SIZES = {  # of a workload, in short
     "model": "model {}",
     "batch": "batch {}",
@@ -54,6 +55,11 @@ class Heatmap:
     shared: str  # what all workloads have in common
 
     @property
+    def sides(self) -> bool:
+        """True if some column is of a side."""
+        return any(role == SIDE for _, _, role in self.variants)
+
+    @property
     def crowded(self) -> bool:
         """True if its rows must be low."""
         return len(self.rows) > CROWDED
@@ -67,7 +73,7 @@ class Heatmap:
 def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
     """Runs of the same workload on the same hardware are listed together."""
     rows = [row for run in runs for row in run.rows]
-    names = list(dict.fromkeys(row.variant for row in rows))
+    names = list(dict.fromkeys(row.name for row in rows))
     varying = [name for name in ("hardware", *SIZES) if len({_part(row, name) for row in rows}) > 1]
     parts = [_part(rows[0], name) for name in ("hardware", *SIZES) if name not in varying] if rows else []
     shared = filter(None, parts)
@@ -78,7 +84,8 @@ def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
             line = _row(run, trial, found, names, varying, (label, anchor(number, place)))
             key = tuple(getattr(found[0], name) for name in ("device", "device_name", "station", *SIZES))
             places.setdefault(key, []).append(line)
-    roles = {row.variant: "baseline" for row in rows if row.variant == row.baseline} | {CONTROL: "control"}
+    roles = {row.name: "baseline" for row in rows if row.variant == row.baseline} | {CONTROL: "control"}
+    roles |= {row.name: SIDE for row in rows if not row.of_base}
     lines = tuple(line for group in places.values() for line in group)
     return Heatmap(tuple((name, _narrow(name), roles.get(name, "")) for name in names), lines, ", ".join(shared))
 
@@ -97,7 +104,7 @@ def anchor(run: int, trial: int) -> str:
 def _row(
     run: RunView, trial: str, rows: Sequence[Row], names: Sequence[str], varying: Sequence[str], labels: tuple[str, str]
 ) -> MatrixRow:
-    first, by_name = rows[0], {row.variant: row for row in rows}
+    first, by_name = rows[0], {row.name: text.against_base(row) for row in rows}
     cells = tuple(_cell(by_name[name], run, by_name) if name in by_name else None for name in names)
     told = [part for name in varying if (part := _part(first, name))] or [_part(first, "hardware")]
     head, more = (told[:1], told[1:]) if "hardware" in varying or not varying else (told, [])
@@ -114,7 +121,7 @@ def _part(row: Row, name: str) -> str:
 
 def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Tile:
     kind, word = state(row), text.verdict(row, run.margin)
-    tip = f"{row.variant}: {word}"
+    tip = f"{row.name}: {word}"
     if kind in (Status.FAILED, Status.SKIPPED, Verdict.INVALID):
         return Tile(kind, "", word, "", f"{tip}: {row.reason}")
     unfinished = "" if row.status == Status.DONE else row.status

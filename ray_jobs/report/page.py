@@ -131,7 +131,7 @@ def _run_part(number: int, run: RunView, dots: int) -> RunPart:
 
 def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
     rows, series = run.trials[trial], run.series.get(trial)
-    invalid = {row.variant for row in rows if row.verdict == Verdict.INVALID}
+    invalid = {row.name for row in rows if row.verdict == Verdict.INVALID}
     if series is not None:  # what is not what its label says has no latency
         series = replace(series, variants=tuple(one for one in series.variants if one.variant not in invalid))
     best = run.fastest(trial, exact=True) or run.fastest(trial, exact=False)
@@ -152,7 +152,8 @@ def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
 
 def _groups(runs: Sequence[RunView]) -> list[Group]:
     """A chart of intervals for each workload, all on one scale."""
-    told = [(run, row) for run in runs for row in run.rows if row.speedup is not None and row.variant != row.baseline]
+    every = [(run, text.against_base(row)) for run in runs for row in run.rows]
+    told = [(run, row) for run, row in every if row.speedup is not None and row.name != row.baseline]
     if not told:
         return []
     margin = max(run.margin for run in runs)
@@ -160,7 +161,7 @@ def _groups(runs: Sequence[RunView]) -> list[Group]:
     workloads = grouped(told, lambda one: f"{one[1].device}: {text.sizes(one[1])}")
     groups = []
     for title, found in workloads.items():
-        names = dict.fromkeys(row.variant for _, row in found)
+        names = dict.fromkeys(row.name for _, row in found)
         lines = [line for name in names for line in _station_lines(name, found, len(runs) > 1)]
         sentences = [s for run in runs for one in run.classes for s in one.disagreeing if _same(one, found[0][1])]
         groups.append(Group(title, charts.intervals(lines, margin, scale), tuple(dict.fromkeys(sentences))))
@@ -169,7 +170,7 @@ def _groups(runs: Sequence[RunView]) -> list[Group]:
 
 def _station_lines(variant: str, found: Sequence[tuple[RunView, Row]], several: bool) -> Iterator[Named]:
     """Each station, followed by the mean of each hardware class that has several."""
-    mine = [(run, row) for run, row in found if row.variant == variant]
+    mine = [(run, row) for run, row in found if row.name == variant]
     for number, (run, row) in enumerate(mine):
         place = row.station or row.device_name or row.device
         yield variant if number == 0 else "", f"{run.id}, {place}" if several else place, row

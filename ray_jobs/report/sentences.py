@@ -14,8 +14,8 @@ def state(row: Row) -> str:
 
 
 def compared(rows: Sequence[Row]) -> list[Row]:
-    """The rows that the run is about: neither the baseline nor its control."""
-    return [row for row in rows if row.variant not in (row.baseline, CONTROL)]
+    """The rows that the run is about where it compares variants: neither the baseline nor its control, nor sides."""
+    return [row for row in rows if row.of_base and row.variant not in (row.baseline, CONTROL)]
 
 
 def hardware(row: Row) -> str:
@@ -48,6 +48,18 @@ def _compared(row: Row, margin: float) -> str:
         return f"{row.variant} vs {row.baseline}: undecided, {speedup}"
     times, _, limits = speedup.partition(" ")
     return f"{row.variant} answers {times} as fast as {row.baseline} {limits}".rstrip()
+
+
+def side_sentence(row: Row, margin: float) -> str:
+    """What a side does to a variant."""
+    side, over = f"On {hardware(row)}, {row.variant} with {row.side}", text.speedup(text.against_base(row))
+    if row.status == Status.FAILED or row.side_verdict in (None, Verdict.INVALID):
+        return f"{side} can't be compared: {row.reason or 'no reason is known'}."
+    if row.side_verdict == Verdict.INCONCLUSIVE:
+        return f"{side} against base: undecided, {over}."
+    same = row.side_verdict == Verdict.SAME
+    how = f"as fast as with base, within {margin:.0%}" if same else str(row.side_verdict)
+    return f"{side} is {how}: {over} times as fast as with base; {same_replies(row)}."
 
 
 def same_replies(row: Row) -> str:

@@ -8,8 +8,9 @@ from ray_jobs.matrix.row_warnings import imprecision
 from ray_jobs.matrix.rows import Row, Status, grouped
 from ray_jobs.report import text
 from ray_jobs.report.facts import MOST_REASONS, Fact, facts_of, worst_replies
-from ray_jobs.report.sentences import compared, hardware, sentence, state
+from ray_jobs.report.sentences import compared, hardware, sentence, side_sentence, state
 from ray_jobs.report.view import RunView
+from ray_jobs.sides import AGAIN
 from ray_jobs.statistics import Verdict
 
 MOST_SENTENCES = 6
@@ -38,8 +39,9 @@ def _told_of(run: RunView) -> list[str]:
     """The headline sentence, then the other sentences."""
     known = [(rows, any(row.verdict for row in compared(rows))) for rows in run.trials.values()]
     measured, others = ([rows for rows, told in known if told is kind] for kind in (True, False))
+    sides = [side_sentence(row, run.margin) for rows in run.trials.values() for row in _asked(rows)]
     if not measured:
-        return _nothing(run)
+        return [*sides[:MOST_SENTENCES], *_nothing(run)]
     if len(measured) == 1:
         found = compared(measured[0])
         found.sort(key=lambda row: (row.verdict != Verdict.FASTER, not row.exact, -(row.speedup or 0.0)))
@@ -47,7 +49,17 @@ def _told_of(run: RunView) -> list[str]:
     else:
         told = _summaries([row for rows in measured for row in compared(rows)])
     places = {hardware(rows[0]) for rows in measured}
-    return [*told[:MOST_SENTENCES], *_doubts(run, measured), *(_reason(rows, places) for rows in others[:MOST_REASONS])]
+    return [
+        *sides[:MOST_SENTENCES],
+        *told[:MOST_SENTENCES],
+        *_doubts(run, measured),
+        *(_reason(rows, places) for rows in others[:MOST_REASONS]),
+    ]
+
+
+def _asked(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the sides that were asked for, without the control's."""
+    return [row for row in text.compared_sides(rows) if row.side != AGAIN]
 
 
 def _doubts(run: RunView, trials: Sequence[Sequence[Row]]) -> list[str]:

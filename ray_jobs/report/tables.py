@@ -13,7 +13,7 @@ from ray_jobs.report import text
 from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
 
-RIGHT = (text.P50, text.SPEEDUP, text.REPLIES)
+RIGHT = (text.P50, text.SPEEDUP, text.AGAINST, text.REPLIES)
 SPECIAL = re.compile(r"[\\`*\[\]<>|#~&]|(?<![^\W_])_|_(?![^\W_])")  # within a word GitHub takes _ for itself
 FORMULA = ("=", "+", "-", "@")  # what a formula begins with in a spreadsheet
 MENTION = re.compile(r"(?<!\w)@(?=\w)")  # a backslash does not keep GitHub from telling a team; an empty space does
@@ -47,6 +47,9 @@ def _matrix(rows: Sequence[Row], margin: float) -> Iterator[str]:
     if all(row.status == Status.SKIPPED for row in rows):
         yield f"skipped: {plain(rows[0].reason or '')}"
         return
+    if sides := [text.side_cells(row, margin) for row in text.compared_sides(rows)]:
+        yield from table(list(sides[0]), [list(row.values()) for row in sides], RIGHT)
+        yield ""
     cells = [text.cells(row, margin) for row in rows]
     yield from table(list(cells[0]), [list(row.values()) for row in cells], RIGHT)
     yield ""

@@ -17,7 +17,7 @@ from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Event, Outcome
 from ray_jobs.matrix.hardware import CLASS, HardwareClass
 from ray_jobs.matrix.rows import Row, Status, grouped
-from ray_jobs.process.trial import Committed, Failure, Waiting
+from ray_jobs.process.trial import AGAINST, Committed, Failure, Waiting
 from ray_jobs.process.untimed import Alive, Part
 from ray_jobs.report import text
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval, Verdict, speedup
@@ -30,7 +30,7 @@ STYLES: dict[str, str] = {
     Verdict.INVALID: "bold red",
     Verdict.INCONCLUSIVE: "yellow",
 }
-LEFT = ("variant", "verdict", "hardware class")
+LEFT = ("side", "variant", "verdict", "hardware class")
 OF_LIMIT, SPREAD = "of limit", "spread between stations: p50, speedup"
 STACKED = {  # heads on two lines
     text.REPLIES: "same\nreplies",
@@ -123,7 +123,8 @@ class Reporter:
 
     def _standing(self, committed: Sequence[Committed], elapsed: float) -> str:
         count = len(committed)
-        names = list(committed[-1].log_speedups)
+        every = list(committed[-1].log_speedups)
+        names = [name for name in every if name.endswith(AGAINST)] or every
         logs = [one.log_speedups for one in committed]
         known = {name: speedup([log[name] for log in logs if name in log]) for name in names}
         shown = ", ".join(f"{name} {_speedup_text(i)}" for name, i in known.items() if i is not None)
@@ -157,6 +158,9 @@ def print_matrix(rows: Sequence[Row], margin: float, console: Console | None = N
         if all(row.status == Status.SKIPPED for row in mine):
             console.print(literal(f"  skipped: {mine[0].reason}"), soft_wrap=True)
             continue
+        if sides := text.compared_sides(mine):
+            _show(console, [_side_cells(row, margin) for row in sides])
+            console.print()
         limited = any(row.of_limit is not None for row in mine)
         plain = [_cells(row, margin, any(row.stop_at_eos for row in mine)) for row in mine]
         full = [
@@ -175,6 +179,11 @@ def _cells(row: Row, margin: float, stopping: bool) -> dict[str, str | Text]:
         "verdict": Text(text.verdict(row, margin), style=style),
     }
     return {**cells, "ms per token": text.per_token(row)} if stopping else cells
+
+
+def _side_cells(row: Row, margin: float) -> dict[str, str | Text]:
+    cells = text.side_cells(row, margin)
+    return {**cells, "verdict": Text(cells["verdict"], style=STYLES.get(row.side_verdict or Verdict.INVALID, ""))}
 
 
 def print_classes(classes: Sequence[HardwareClass]) -> None:

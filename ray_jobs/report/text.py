@@ -1,14 +1,17 @@
 """Figures and verdicts as a person reads them: the same in the terminal, in the report and in what they export."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from chatbot.variants import Workload, is_own
 from ray_jobs.matrix.hardware import HardwareClass
 from ray_jobs.matrix.rows import Row
+from ray_jobs.sides import AGAIN
 from ray_jobs.statistics import Verdict
 
 DASH = "-"
 P50, SPEEDUP, REPLIES = "p50 ms (95%)", "speedup (95%)", "same replies"
+AGAINST = "base / side (95%)"
 VERDICTS: dict[str, str] = {
     Verdict.BASELINE: "baseline",
     Verdict.FASTER: "faster",
@@ -20,7 +23,27 @@ VERDICTS: dict[str, str] = {
 def cells(row: Row, margin: float) -> dict[str, str]:
     """A row as every table shows it, by the heads of the columns."""
     figures = {P50: latency(row), SPEEDUP: speedup_cell(row), "verdict": verdict(row, margin), REPLIES: replies(row)}
-    return {"variant": row.variant, **figures}
+    return {"variant": row.name, **figures}
+
+
+def side_cells(row: Row, margin: float) -> dict[str, str]:
+    """A row of a side as tables of the comparison show it, by the heads of the columns."""
+    over = against_base(row)
+    figures = {P50: latency(row), AGAINST: speedup(over), "verdict": verdict(over, margin), REPLIES: replies(row)}
+    return {"side": row.side or DASH, "variant": row.variant, **figures}
+
+
+def against_base(row: Row) -> Row:
+    """A row of a side, its speedup and verdict over ``base`` in the place of those over its own baseline."""
+    if row.of_base:
+        return row
+    over = row.side_speedup, row.side_speedup_low, row.side_speedup_high
+    return replace(row, speedup=over[0], speedup_low=over[1], speedup_high=over[2], verdict=row.side_verdict)
+
+
+def compared_sides(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the sides that are compared with ``base``: the question first, its control last."""
+    return sorted((row for row in rows if not row.of_base), key=lambda row: row.side == AGAIN)
 
 
 def title(row: Row) -> str:
@@ -127,7 +150,7 @@ def of_limit(row: Row) -> str:
 def limit_notes(rows: Sequence[Row], shares: bool = False) -> list[str]:
     """The reason for the baseline's latency; with ``shares``, also the shares of the limit, if no column has them."""
     told = [row for row in rows if row.of_limit is not None]
-    reached = ", ".join(f"{row.variant} {of_limit(row)}" for row in told)
+    reached = ", ".join(f"{row.name} {of_limit(row)}" for row in told)
     why = [f"{row.variant}{' is' if row.bound else ':'} {row.bound_why}" for row in told if row.variant == row.baseline]
     return [*([f"of the limit: {reached}"] if shares and told else []), *why]
 
@@ -140,7 +163,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         if row.discarded_rounds:
             texts.append(f"{counted(row.discarded_rounds, 'round')} discarded: something else was using the machine")
         for text in (*texts, *row.warnings):
-            said.setdefault(text, []).append(row.variant)
+            said.setdefault(text, []).append(row.name)
     return [f"{', '.join(names) if len(names) < len(rows) else 'all'}: {text}" for text, names in said.items()]
 
 

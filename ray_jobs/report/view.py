@@ -66,7 +66,8 @@ class RunView:
 
         The control never competes, nor does an invalid variant.
         """
-        rows = [row for row in self.trials[trial] if row.exact == exact and row.variant not in (row.baseline, CONTROL)]
+        rows = [row for row in self.trials[trial] if row.exact == exact and row.name not in (row.baseline, CONTROL)]
+        rows = [row for row in rows if row.of_base]
         rows = [row for row in rows if row.speedup is not None and row.verdict != Verdict.INVALID]
         faster = {row.variant: row for row in rows if row.verdict == Verdict.FASTER}
         if not faster:

@@ -16,7 +16,10 @@ from ray_jobs.results import REPORT
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
 
-SUMMARY = ("p50_ms", "speedup", "speedup_low", "speedup_high", "verdict")
+SUMMARY = (
+    *("p50_ms", "speedup", "speedup_low", "speedup_high", "verdict"),
+    *("side_speedup", "side_speedup_low", "side_speedup_high", "side_verdict"),
+)
 MOST_DISTRIBUTIONS = 200  # cells; more histograms than that nobody looks at
 BINS = 64
 SHOWN = 0.99  # of the calls: the slowest would flatten all others into one bar
@@ -59,7 +62,7 @@ def run_id(name: str, started: str) -> str:
 
 def summary_of(rows: Iterable[Row]) -> dict[str, Any]:
     """Each cell's figures under a stable name: ``trial/variant/column``."""
-    values = [(f"{row.trial_id}/{row.variant}/{name}", getattr(row, name)) for row in rows for name in SUMMARY]
+    values = [(f"{row.trial_id}/{row.name}/{name}", getattr(row, name)) for row in rows for name in SUMMARY]
     return {key: value for key, value in values if value is not None}
 
 
@@ -75,7 +78,7 @@ def speedups_of(rows: Iterable[Row]) -> list[tuple[str, float]]:
 
 
 def _cell(row: Row) -> str:
-    return f"{row.variant} {row.trial_id}"
+    return f"{row.name} {row.trial_id}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Distribution:
 
 def distributions_of(run: FinishedRun) -> dict[str, Distribution]:
     """The distribution of each measured cell, ``trial/variant``, up to ``MOST_DISTRIBUTIONS`` of them."""
-    measured = [(row.trial_id, row.variant) for row in run.rows if row.status == Status.DONE and row.samples]
+    measured = [(row.trial_id, row.name) for row in run.rows if row.status == Status.DONE and row.samples]
     walls: dict[tuple[str, str], list[NDArray[np.float64]]] = {cell: [] for cell in measured[:MOST_DISTRIBUTIONS]}
     trials = {trial for trial, _ in walls}
     for trial, launch in run.launches() if walls else ():

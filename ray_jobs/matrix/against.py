@@ -1,0 +1,36 @@
+"""What the launches of a trial say of a side: the same variant, ``base`` over this side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray_jobs import statistics
+from ray_jobs.matrix.row_warnings import imprecision
+from ray_jobs.measure.result import LaunchResult
+from ray_jobs.measure.trial import Pair, Trial
+from ray_jobs.sides import AGAIN, BASE
+from ray_jobs.statistics import Verdict
+
+
+def against(trial: Trial, pair: Pair, launches: Sequence[LaunchResult], invalid: str | None) -> dict[str, Any]:
+    """The columns of a side's comparison with ``base``, and its warnings; nothing of ``base`` itself."""
+    if pair.side == BASE:
+        return {}
+    if invalid is not None or not any(launch.sound(pair.variant) for launch in launches):
+        return {"side_verdict": Verdict.INVALID}
+    found = [launch.log_side_speedups() for launch in launches]
+    interval = statistics.speedup([logs[pair.label] for logs in found if pair.label in logs])
+    verdict = statistics.verdict(interval, trial.margin)
+    if interval is None:
+        return {"side_verdict": verdict}
+    warnings = []
+    if interval.half_width > trial.precision:
+        warnings.append(f"against base, {imprecision(interval, trial.precision)}")
+    if pair.side == AGAIN and verdict in (Verdict.FASTER, Verdict.SLOWER):
+        warnings.append("a second process of base differs from the first, which is the same: distrust this trial")
+    return {
+        "side_speedup": interval.value,
+        "side_speedup_low": interval.low,
+        "side_speedup_high": interval.high,
+        "side_verdict": verdict,
+        "warnings": tuple(warnings),
+    }

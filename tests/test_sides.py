@@ -1,0 +1,309 @@
+"""Sides: how they are asked for, what their environments must be, and what launches of them mean."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from launches import made_launch, made_trial
+from typer.testing import CliRunner
+
+from chatbot.errors import UsageError
+from chatbot.variants import BASELINE, CONTROL
+from ray_jobs.cli.options import flags_of
+from ray_jobs.matrix.rows import Row, Status, rows_of
+from ray_jobs.measure.environment import environment, faults, variables_of
+from ray_jobs.measure.result import LaunchResult, VariantFacts
+from ray_jobs.measure.trial import Place
+from ray_jobs.process.trial import Committed
+from ray_jobs.report.tables import markdown
+from ray_jobs.report.terminal import print_matrix
+from ray_jobs.report.view import RunView
+from ray_jobs.results.samples import to_result, to_table
+from ray_jobs.sides import AGAIN, BASE, Side, interpreter_fault, label_of, plain, require_interpreters, sides_of
+from ray_jobs.spec import Spec, read_spec
+from ray_jobs.statistics import Verdict
+
+ASKED = "env=MALLOC_ARENA_MAX=1"
+OTHER = sides_of([ASKED])[-1]
+SCRIPTED = "torchscript"
+
+
+# How a side is asked for
+
+
+def test_without_a_side_there_is_nothing_but_base() -> None:
+    assert sides_of(()) == ()
+    assert [pair.label for pair in made_trial().pairs] == [BASELINE, CONTROL, SCRIPTED]
+
+
+def test_base_and_its_control_come_first_and_sides_are_named_by_what_they_are() -> None:
+    asked = ("env=LD_PRELOAD=/usr/lib/libjemalloc.so.2", "python=/x/venv-2.14/bin/python", "python=/usr/bin/python3.12")
+    names = [side.name for side in sides_of(asked)]
+    assert names == [BASE, AGAIN, "env LD_PRELOAD=libjemalloc.so.2", "python venv-2.14", "python python3.12"]
+
+
+def test_parts_combine_and_any_other_comma_belongs_to_a_value() -> None:
+    (side,) = sides_of(["python=/x/v/bin/python,env=A=1,2,env=B=x,y=z"])[2:]
+    assert side.python == "/x/v/bin/python"
+    assert dict(side.variables) == {"A": "1,2", "B": "x,y=z"}
+
+
+def test_sides_of_one_name_are_numbered() -> None:
+    first, second = sides_of(["python=/one/v/bin/python", "python=/two/v/bin/python"])[2:]
+    assert (first.name, second.name) == ("python v", "python v #2")
+
+
+def test_an_interpreter_is_found_as_a_shell_finds_it_and_links_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somebody")
+    monkeypatch.chdir("/")
+    asked = sides_of(["python=~/v/bin/python", "python=v/bin/python", "python=sh"])[2:]
+    assert [side.python for side in asked[:2]] == ["/somebody/v/bin/python", "/v/bin/python"]
+    assert os.path.basename(str(asked[2].python)) == "sh"
+    assert interpreter_fault(asked[2]) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            ["pip=torch==2.14.1"],
+            "unknown part of --against 'pip=torch==2.14.1'; choose from: env=NAME=VALUE, python=PATH",
+        ),
+        (["env=A=1,rev=main"], "unknown part of --against 'rev=main'; choose from"),
+        (["jemalloc"], "unknown part of --against 'jemalloc'"),
+        ([""], "unknown part of --against ''"),
+        (["env=A"], "'env=A' gives no variable a value: give env=NAME=VALUE"),
+        (["env=A="], "'env=A=' gives no variable a value"),
+        (["env=A=1,env=A=2"], "gives A a second value"),
+        (["env=OMP_NUM_THREADS=4"], "launches set or remove OMP_NUM_THREADS themselves; leave it out"),
+        (["env=OMP_PROC_BIND=true"], "launches set or remove OMP_PROC_BIND"),
+        (["env=CUDA_VISIBLE_DEVICES=1"], "launches set or remove CUDA_VISIBLE_DEVICES"),
+        (["env=PYTHONPATH=/x"], "launches set or remove PYTHONPATH"),
+        (["python="], "names no interpreter: give python=PATH"),
+        (["python=/a,python=/b"], "names two interpreters"),
+        ([ASKED, ASKED], "twice: leave one out, base-again is measured anyway"),
+        (["env=HF_TOKEN=abcdefgh"], "holds a key, which would be recorded"),
+    ],
+)
+def test_what_can_not_be_a_side_is_refused_in_one_line(asked: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_spec(None, {"against": asked})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_interpreter_that_is_not_there_is_refused_but_a_run_that_names_it_can_be_read(tmp_path: Path) -> None:
+    absent = tmp_path / "python"
+    spec = Spec(against=(f"python={absent}",))
+    with pytest.raises(UsageError, match="no interpreter is there; give the path of one"):
+        require_interpreters(sides_of(spec.against))
+    absent.write_text("")
+    with pytest.raises(UsageError, match="no interpreter is there"):
+        require_interpreters(sides_of(spec.against))
+    absent.chmod(0o755)
+    require_interpreters(sides_of(spec.against))
+
+
+def test_a_spec_file_and_a_flag_given_twice_ask_for_the_same(tmp_path: Path) -> None:
+    both = ("env=A=1,2", "env=B=3")
+    (tmp_path / "spec.toml").write_text(f"against = {json.dumps(both)}")
+    assert read_spec(tmp_path / "spec.toml", {}).against == both
+    (tmp_path / "spec.toml").write_text('against = "env=A=1,2"')
+    assert read_spec(tmp_path / "spec.toml", {}).against == both[:1]
+    seen: list[dict[str, Any]] = []
+    command = typer.Typer()
+
+    @command.command()
+    @flags_of(Spec, ["against"])
+    def told(flags: dict[str, Any]) -> None:
+        seen.append(flags)
+
+    assert CliRunner().invoke(command, [word for one in both for word in ("--against", one)]).exit_code == 0
+    assert CliRunner().invoke(command, []).exit_code == 0
+    assert seen == [{"against": list(both)}, {}]
+    assert read_spec(None, seen[0]).against == both
+
+
+def test_a_side_without_folders_keeps_its_name() -> None:
+    asked = "python=/home/me/venv-2.14/bin/python,env=LD_PRELOAD=/home/me/lib.so"
+    assert plain(asked) == "python=venv-2.14,env=LD_PRELOAD=lib.so"
+    assert sides_of([plain(asked)])[-1].name == sides_of([asked])[-1].name
+
+
+# What an environment is
+
+
+def found(**differing: Any) -> dict[str, Any]:
+    return {
+        "interpreter": "python",
+        "torch": "2",
+        "cpu_capability": "AVX2",
+        "preloaded": [],
+        "variables": {},
+        **differing,
+    }
+
+
+def test_two_sides_that_are_one_environment_are_named_and_the_control_is_not() -> None:
+    sides = sides_of(["python=/a/bin/python", "python=/b/bin/python"])
+    told = {side.name: found() for side in sides[:3]} | {sides[3].name: found(torch="3")}
+    assert faults(sides, told) == {
+        "python a": "it is the same environment as base: interpreter, packages and variables are equal"
+    }
+    told["python a"] = found(torch="3")
+    assert list(faults(sides, told)) == ["python b"]
+    assert "the same environment as python a" in faults(sides, told)["python b"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "has", "said"),
+    [
+        (
+            "env=LD_PRELOAD=/x/libodd.so",
+            {"preloaded": []},
+            "LD_PRELOAD names libodd.so, which its process has not loaded",
+        ),
+        ("env=ATEN_CPU_CAPABILITY=avx512", {}, "asks for avx512, and it computes with AVX2"),
+        ("env=A=1", {}, "A has another value in its process"),
+    ],
+)
+def test_a_side_that_lacks_what_was_asked_for_is_named(asked: str, has: Mapping[str, Any], said: str) -> None:
+    sides = sides_of([asked])
+    variables = {} if "another value" in said else dict(sides[-1].variables)
+    told = {BASE: found(torch="3"), AGAIN: found(torch="3"), sides[-1].name: found(variables=variables, **has)}
+    assert said in faults(sides, told)[sides[-1].name]
+
+
+def test_a_process_tells_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    told = environment(variables_of([*sides_of([ASKED]), Side("odd", None, (("NOT_SET_HERE", "1"),))]))
+    assert told["variables"] == {"MALLOC_ARENA_MAX": "1", "NOT_SET_HERE": None}
+    assert told["preloaded"] == []
+    assert told["python"] == sys.version.split()[0]
+    assert json.loads(json.dumps(told)) == told
+    assert not any(str(value).startswith(("/root", "/home")) for value in told.values())
+
+
+def test_a_library_counts_as_preloaded_where_it_is_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapped = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libc.so" in line)
+    monkeypatch.setenv("LD_PRELOAD", f"{mapped}:/nowhere/libodd.so libodder.so")
+    assert environment(())["preloaded"] == [os.path.basename(mapped)]
+
+
+# What launches mean
+
+
+def launch(index: int, facts: Mapping[str, VariantFacts] | None = None, **walls_ms: float) -> LaunchResult:
+    """A launch of base, its control and a side, at 10 ms unless told (``side_torchscript=5``)."""
+    trial = asked_trial()
+    given = {f"{OTHER.name}: {name.removeprefix('side_')}": ms for name, ms in walls_ms.items()}
+    walls = {pair.label: given.get(pair.label, 10.0) for pair in trial.pairs}
+    made = made_launch(walls, index, rounds=4, facts=facts)
+    return replace(made, sides=tuple(pair.side for pair in trial.pairs))
+
+
+def asked_trial() -> Any:
+    return made_trial(sides=sides_of([ASKED]))
+
+
+def rows(made: list[LaunchResult]) -> dict[str, Row]:
+    return {row.name: row for row in rows_of(asked_trial(), Place(), Status.DONE, None, made)}
+
+
+def side(variant: str = BASELINE) -> str:
+    return label_of(OTHER.name, variant)
+
+
+def test_the_control_is_of_base_alone() -> None:
+    labels = [BASELINE, CONTROL, SCRIPTED, "base-again: eager", "base-again: torchscript", side(), side(SCRIPTED)]
+    assert [pair.label for pair in asked_trial().pairs] == labels
+
+
+def test_a_variant_is_compared_with_the_baseline_of_its_side_and_with_itself_in_base() -> None:
+    made = [launch(i, side_eager=20.0, side_torchscript=5.0) for i in range(10)]
+    told = rows(made)
+    row = told[side(SCRIPTED)]
+    assert (row.side, row.variant, row.baseline) == (OTHER.name, SCRIPTED, BASELINE)
+    assert row.speedup == pytest.approx(4.0)
+    assert row.side_speedup == pytest.approx(2.0), "base over side: above 1 is faster than base"
+    assert (row.verdict, row.side_verdict) == (Verdict.FASTER, Verdict.FASTER)
+    assert told[side()].side_speedup == pytest.approx(0.5)
+    assert (told[side()].verdict, told[side()].side_verdict) == (Verdict.BASELINE, Verdict.SLOWER)
+    assert told["base-again: eager"].side_verdict == Verdict.SAME
+    assert told[BASELINE].side == BASE
+    assert told[BASELINE].side_verdict is None
+    assert told[SCRIPTED].side_speedup is None
+
+
+def test_without_sides_a_row_has_none() -> None:
+    made = [made_launch(dict.fromkeys((BASELINE, CONTROL, SCRIPTED), 10.0), i) for i in range(2)]
+    for row in rows_of(made_trial(), Place(), Status.DONE, None, made):
+        assert {row.side, row.side_speedup, row.side_speedup_low, row.side_speedup_high, row.side_verdict} == {None}
+        assert row.name == row.variant
+
+
+def test_a_control_of_the_sides_that_differs_says_that_the_trial_is_not_to_be_trusted() -> None:
+    trial = asked_trial()
+    made = []
+    for i in range(10):
+        walls = {pair.label: 9.0 if pair.side == AGAIN else 10.0 for pair in trial.pairs}
+        made.append(replace(made_launch(walls, i), sides=tuple(pair.side for pair in trial.pairs)))
+    assert any("distrust this trial" in one for one in rows(made)["base-again: eager"].warnings)
+
+
+def test_a_side_that_failed_costs_its_own_rows() -> None:
+    gone = {side(name): VariantFacts(failed="No module named 'torch'") for name in (BASELINE, SCRIPTED)}
+    told = rows([launch(i, gone) for i in range(10)])
+    assert {row.status for name, row in told.items() if name in gone} == {Status.FAILED}
+    assert told[side()].reason == "No module named 'torch'"
+    assert {row.status for name, row in told.items() if name not in gone} == {Status.DONE}
+
+
+def test_an_invalid_variant_of_base_makes_its_comparison_invalid() -> None:
+    told = rows([launch(i, {SCRIPTED: VariantFacts(invalid="other replies")}) for i in range(10)])
+    assert told[side(SCRIPTED)].side_verdict == Verdict.INVALID
+    assert told[side()].side_verdict == Verdict.SAME
+
+
+def test_launches_stop_by_the_precision_of_sides_too() -> None:
+    known = Committed.of(launch(0, side_torchscript=5.0))
+    assert known.log_speedups[f"{side(SCRIPTED)} against base"] == pytest.approx(np.log(2))
+    assert known.log_speedups[side(SCRIPTED)] == pytest.approx(np.log(2))
+    assert len(known.log_speedups) == 2 + 1 + 1 + 4
+
+
+def test_a_side_that_is_another_environment_than_before_is_another_program() -> None:
+    before, after = (
+        replace(launch(i), machine={"environments": {BASE: found(), OTHER.name: found(torch=version)}})
+        for i, version in enumerate("23")
+    )
+    one, other = Committed.of(before).programs, Committed.of(after).programs
+    assert one[side()] != other[side()]
+    assert one[BASELINE] == other[BASELINE]
+
+
+def test_a_file_keeps_whose_each_variant_is() -> None:
+    made = launch(3, side_eager=20.0)
+    kept = to_result(to_table("trial", made))
+    assert (kept.sides, kept.variants) == (made.sides, made.variants)
+    assert kept.log_side_speedups() == pytest.approx(made.log_side_speedups())
+
+
+def test_terminal_and_markdown_show_the_comparison_first(capsys: pytest.CaptureFixture[str]) -> None:
+    found = tuple(rows([launch(i, side_eager=20.0) for i in range(10)]).values())
+    print_matrix(found, 0.02)
+    shown = capsys.readouterr().out
+    assert shown.index("base / side") < shown.index("speedup (95%)")
+    assert shown.index(OTHER.name) < shown.index(AGAIN), "what was asked for stands before its control"
+    told = markdown([RunView("run", {}, found, 0.02, ())])
+    assert told.index("base / side") < told.index("speedup (95%)")
+    assert f"eager with {OTHER.name} is slower: 0.500 (0.500 to 0.500) times as fast as with base" in told.replace(
+        "\\", ""
+    )
