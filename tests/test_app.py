@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +16,23 @@ from ray_jobs.cli.options import flags_of
 from ray_jobs.spec import Spec
 
 HEAVY = {"torch", "ray", "pyarrow", "scipy", "numpy", "wandb"}
+# Each command line of the list on its input is run by a fork, which has loaded the table of commands and nothing else.
 WATCHED = """
-import json, sys
+import json, os, sys
 from ray_jobs.cli.app import main
-sys.argv = ["latency-matrix", *sys.argv[1:]]
-try:
-    main()
-except SystemExit as ended:
-    print(json.dumps([ended.code, sorted({name.split(".")[0] for name in sys.modules})]))
+for number, arguments in enumerate(json.load(sys.stdin)):
+    if os.fork():
+        os.wait()
+        continue
+    said = open(f"{number}.txt", "wb")
+    os.dup2(said.fileno(), 1)
+    os.dup2(said.fileno(), 2)
+    sys.argv = ["latency-matrix", *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        print(json.dumps([ended.code, sorted({name.split(".")[0] for name in sys.modules})]), flush=True)
+    os._exit(0)
 """
 REFUSED = {
     "--budget": ("matrix", "--budget", "x"),
@@ -52,28 +60,38 @@ REFUSED = {
     "make cluster-table": ("audit", "cluster"),
     "Did you mean 'matrix'": ("matrx",),
 }
+HELPS = [("--help",), *((name, "--help") for name in COMMANDS)]
+
+Line = tuple[str, ...]
+Fresh = dict[Line, tuple[int, set[str], str]]
 
 
-def fresh(folder: Path, *arguments: str) -> tuple[int, set[str], str]:
-    """(exit code, packages loaded, what it said) of a command in a process of its own."""
-    command = [sys.executable, "-c", WATCHED, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
-    code, packages = json.loads(done.stdout.splitlines()[-1])
-    return code, set(packages), done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
+    """(exit code, packages loaded, what it said) of each command line in a process of its own."""
+    lines, folder = [*HELPS, *REFUSED.values()], tmp_path_factory.mktemp("fresh")
+    command = [sys.executable, "-c", WATCHED]
+    subprocess.run(command, input=json.dumps(lines), cwd=folder, text=True, timeout=120, check=True)
+    found = {}
+    for number, line in enumerate(lines):
+        said = (folder / f"{number}.txt").read_text()
+        code, packages = json.loads(said.splitlines()[-1])
+        found[line] = code, set(packages), said
+    return found
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("arguments", [(), *((name,) for name in COMMANDS)], ids=" ".join)
-def test_help_loads_nothing_heavy(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    code, packages, said = fresh(tmp_path, *arguments, "--help")
+@pytest.mark.parametrize("line", HELPS, ids=" ".join)
+def test_help_loads_nothing_heavy(line: Line, fresh: Fresh) -> None:
+    code, packages, said = fresh[line]
     assert (code, packages & HEAVY) == (0, set())
     assert "Usage: latency-matrix" in said
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("message", REFUSED)
-def test_a_refusal_loads_nothing_heavy(tmp_path: Path, message: str) -> None:
-    code, packages, said = fresh(tmp_path, *REFUSED[message])
+def test_a_refusal_loads_nothing_heavy(message: str, fresh: Fresh) -> None:
+    code, packages, said = fresh[REFUSED[message]]
     assert (code, packages & HEAVY) == (2, set())
     assert message in said
 
