@@ -236,15 +236,20 @@ def test_chat_at_a_terminal_prompts_answers_and_leaves(farewell: str, toy_checkp
     assert "q leaves" in terminal.seen
 
 
-@pytest.mark.process
-@pytest.mark.parametrize(("own", "seed"), [(("--split-seed", 3), 3), ((), 7)])
+@pytest.mark.parametrize(("own", "seed"), [(("--split-seed", "3"), 3), ((), 7)])
 def test_what_is_held_out_follows_from_its_own_seed_or_else_from_that_of_training(
-    own: tuple[str | int, ...], seed: int, run_chatbot: RunChatbot, toy_tsv: Path, tmp_path: Path
+    own: tuple[str, ...],
+    seed: int,
+    toy_tsv: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    path, places = tmp_path / "bot.pt", ("--corpus", toy_tsv)
-    options = ("--size", "tiny", "--min-count", 1, "--iterations", 1, "--seed", 7, *own)
-    assert run_chatbot("train", "--out", path, *places, *options).returncode == 0
-    result = json.loads(run_chatbot("evaluate", "--model", path, *places, "--json").stdout.splitlines()[-1])
+    path, places = tmp_path / "bot.pt", ("--corpus", str(toy_tsv))
+    options = ("--size", "tiny", "--min-count", "1", "--iterations", "1", "--seed", "7", *own)
+    assert run_here(monkeypatch, "train", "--out", str(path), *places, *options) == 0
+    assert run_here(monkeypatch, "evaluate", "--model", str(path), *places, "--json") == 0
+    result = json.loads(capfd.readouterr().out.splitlines()[-1])
     held_out = split(list(corpus.load(str(toy_tsv)).pairs), 0.05, seed)[1]
     assert {prompt for prompt, _ in result["samples"]} == {pair.prompt for pair in held_out}
     assert load(path).notes["options"]["seed"] == 7
