@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from commands import Done, run
+from commands import Done, run, run_here
 from scipy.stats import binomtest
 
 from ray_jobs.audit.detection import FAULTS
@@ -121,7 +121,7 @@ def test_the_page_is_made_again_from_the_tables(identical: Done, home: Path) -> 
     folder = home / "results/aa"
     page, written = (folder / "summary.md").read_text(), json.loads((folder / "audit.json").read_text())
     (folder / "summary.md").unlink()
-    done = run(home, "audit", "summary", "results/aa")
+    done = run_here(home, "audit", "summary", "results/aa")
     assert done.code == 0, done.err
     assert (folder / "summary.md").read_text() == page
     assert json.loads((folder / "audit.json").read_text()) == written

@@ -12,13 +12,9 @@ from commands import Arguments, Done
 from ray_jobs.matrix.rows import COLUMNS
 from ray_jobs.results.schema import VERSION
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.process
 
 LEAST = 12  # launches: whole blocks of three variants, at least ten
-
-
-def run(home: Path, *arguments: str | Path) -> Done:
-    return commands.run(home, "matrix", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(home: Path, asking_toy: Arguments) -> Done:
     """One run that all tests below look at: a CPU row, a GPU row and a row with more threads than cores."""
     if_no_gpu = ("--device", "all", "--threads", "1,999")
-    return run(home, *asking_toy, *if_no_gpu, "--run-id", "first", "--json")
+    return commands.run(home, "matrix", *asking_toy, *if_no_gpu, "--run-id", "first", "--json")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +123,7 @@ def test_an_offline_run_of_wandb_lies_in_the_run_directory(folder: Path, done: D
 
 def test_an_existing_run_is_refused_and_left_alone(home: Path, folder: Path, asking_toy: Arguments) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    again = run(home, *asking_toy, "--run-id", "first")
+    again = commands.run_here(home, "matrix", *asking_toy, "--run-id", "first")
     assert again.code == 2
     assert again.err.count("\n") == 1
     assert "'first' exists already" in again.err
@@ -138,9 +134,9 @@ def test_a_plan_runs_nothing_and_follows_the_latest_run_like_it(
     home: Path, folder: Path, asking_toy: Arguments
 ) -> None:
     entries = sorted((home / "results").iterdir())
-    planned = run(home, *asking_toy, "--plan")
+    planned = commands.run_here(home, "matrix", *asking_toy, "--plan")
     assert planned.code == 0
     assert "(run first)" in planned.out
-    other = run(home, *asking_toy, "--plan", "--batch", "7")
+    other = commands.run_here(home, "matrix", *asking_toy, "--plan", "--batch", "7")
     assert "(estimated from the bytes read)" in other.out
     assert sorted((home / "results").iterdir()) == entries

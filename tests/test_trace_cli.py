@@ -212,7 +212,7 @@ def test_the_table_names_operators_of_both(done: Done) -> None:
 
 def test_the_timeline_can_be_made_again_alone(home: Path, folder: Path, index: Rows) -> None:
     before = (folder / "timeline.json.gz").read_bytes()
-    again = commands.run(home, "trace", "--run", "run", "--timeline-only")
+    again = commands.run_here(home, "trace", "--run", "run", "--timeline-only")
     assert again.code == 0, again.err
     assert (folder / "timeline.json.gz").read_bytes() == before
     written = json.loads((folder / "index.json").read_text())

@@ -1,4 +1,4 @@
-"""``python -m ray_jobs`` in a process of its own, on a Ray of its own."""
+"""``python -m ray_jobs`` in a process of its own, on a Ray of its own; what starts no Ray also within this process."""
 
 import json
 import os
@@ -6,20 +6,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+
+from ray_jobs.cli import app
 
 Arguments = tuple[str | Path, ...]
+DROPPED = ("WANDB_API_KEY", "WANDB_MODE", "RAY_ADDRESS")
 
 
 def environment(home: Path) -> dict[str, str]:
     """No key and no server of W&B, no other cluster, no telemetry; temporary folders of its own."""
-    dropped = ("WANDB_API_KEY", "WANDB_MODE", "RAY_ADDRESS")
-    kept = {key: value for key, value in os.environ.items() if key not in dropped}
+    kept = {key: value for key, value in os.environ.items() if key not in DROPPED}
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "WANDB_ERROR_REPORTING": "false", "RAY_AUTH_MODE": "disabled"}
     temporary = home.with_name(f"{home.name}-temporary")  # beside it: some tests count what a command leaves
     temporary.mkdir(exist_ok=True)
@@ -93,3 +97,17 @@ def run(home: Path, *arguments: str | Path) -> Done:
     process = start(home, *arguments)
     out, err = process.communicate(timeout=240)
     return Done(process.returncode, out, err)
+
+
+def run_here(home: Path, *arguments: str | Path, main: Callable[[], None] = app.main) -> Done:
+    """The same within this process, which spares the imports of torch and Ray."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name in DROPPED:
+            patch.delenv(name, raising=False)
+        patch.chdir(home)
+        patch.setattr(sys, "argv", ["ray_jobs", *map(str, arguments)])
+        patch.setattr(sys, "excepthook", sys.excepthook)  # Typer replaces it
+        with pytest.raises(SystemExit) as left:
+            main()
+    return Done(int(left.value.code or 0), out.getvalue(), err.getvalue())
