@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -295,8 +295,9 @@ def test_a_launch_runs_without_gradients() -> None:
     assert set(modes) == {(False, True)}
 
 
+# Of each case on its input in a fork of it, as a launch is one of its server's: what was compiled in each part.
 COMPILATIONS = """
-import json, sys, torch
+import json, os, sys, torch
 import numpy as np
 from torch._dynamo.utils import counters  # not public; the only place that counts what Dynamo compiled
 from chatbot.variants import Workload
@@ -304,7 +305,7 @@ from ray_jobs.measure import launch as measure
 from ray_jobs.measure.result import Launch
 from ray_jobs.measure.trial import Checkpoint, Factory, Preset
 torch.set_num_threads(1)
-kind, name, pool, variants, stop = json.loads(sys.stdin.read())
+pool = np.array(json.loads(sys.stdin.readline()))
 counts = {}
 def counting(name):
     work = getattr(measure, name)
@@ -317,38 +318,72 @@ def counting(name):
     setattr(measure, name, counted)
 for part in ("_prepare_all", "warm_up", "run_rounds"):
     counting(part)
-workload = Workload(prompt_tokens=4, reply_tokens=5, stop_at_eos=stop, model=name)
-launch = Launch(index=1, seed=7, rounds=len(variants), calls=3)
-found = measure.measure(workload, variants, {"preset": Preset, "factory": Factory}[kind](name), np.array(pool), launch)
-print(json.dumps([counts, {name: facts.failed or facts.skipped for name, facts in found.facts.items()}]))
+for number, (kind, name, variants, stop) in enumerate(json.loads(sys.stdin.readline())):
+    if os.fork():
+        if os.wait()[1]:
+            sys.exit(1)
+        continue
+    workload = Workload(prompt_tokens=4, reply_tokens=5, stop_at_eos=stop, model=name)
+    launch = Launch(index=1, seed=7, rounds=len(variants), calls=3)
+    source = {"preset": Preset, "factory": Factory}[kind](name)
+    found = measure.measure(workload, variants, source, pool, launch)
+    reasons = {name: facts.failed or facts.skipped for name, facts in found.facts.items()}
+    with open(f"{number}.json", "w") as file:
+        json.dump([counts, reasons], file)
+    sys.exit(0)
 """
+COMPILE = (BASELINE, CONTROL, "compile")
+COMPILING = {
+    "chatbot": ("preset", "tiny", COMPILE, False),
+    "chatbot that stops": ("preset", "tiny", COMPILE, True),
+    "own model": ("factory", "own_models:kept", COMPILE, False),
+}
+AHEAD_OF_TIME_TOO = ("preset", "tiny", (*COMPILE, "export-aoti"), False)  # two minutes
+
+Compiling = tuple[str, str, tuple[str, ...], bool]  # what gives the weights, its name, variants, stop_at_eos
+Counts = tuple[dict[str, int], dict[str, str | None]]  # of each part; why a variant was not measured
+
+
+def compilations(folder: Path, cases: Sequence[Compiling]) -> list[Counts]:
+    """What was compiled for each case, in a process of its own."""
+    given = f"{json.dumps(prompts(80).tolist())}\n{json.dumps(cases)}\n"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", COMPILATIONS]
+    done = subprocess.run(
+        command, input=given, env=env, cwd=folder, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{number}.json").read_text()) for number in range(len(cases))]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counts]:
+    """All cases of a process that has imported PyTorch and its compiler once."""
+    found = compilations(tmp_path_factory.mktemp("compiled"), list(COMPILING.values()))
+    return dict(zip(COMPILING, found, strict=True))
+
+
+def compiled_no_more(found: Counts, variants: tuple[str, ...]) -> None:
+    counts, reasons = found
+    if reasons["compile"] is not None:
+        pytest.skip(reasons["compile"])
+    assert {reasons[name] for name in variants} == {None}
+    assert counts["_prepare_all"] > 0
+    assert (counts["warm_up"], counts["run_rounds"]) == (0, 0)
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(
-    ("weights", "compiled", "stop"),
-    [
-        (("preset", "tiny"), ("compile",), False),
-        pytest.param(("preset", "tiny"), ("compile", "export-aoti"), False, marks=pytest.mark.slow),  # two minutes
-        (("preset", "tiny"), ("compile",), True),
-        (("factory", "own_models:kept"), ("compile",), False),
-    ],
-    ids=["chatbot", "chatbot ahead of time too", "chatbot that stops", "own model"],
-)
-def test_nothing_is_compiled_once_the_variants_are_prepared(
-    weights: tuple[str, str], compiled: tuple[str, ...], stop: bool
-) -> None:
-    given = json.dumps([*weights, prompts(80).tolist(), (BASELINE, CONTROL, *compiled), stop])
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", COMPILATIONS]
-    done = subprocess.run(command, input=given, env=env, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
-    counts, reasons = json.loads(done.stdout.splitlines()[-1])
-    if reasons["compile"] is not None:
-        pytest.skip(reasons["compile"])
-    assert {reasons[name] for name in (BASELINE, CONTROL, *compiled)} == {None}
-    assert counts["_prepare_all"] > 0
-    assert (counts["warm_up"], counts["run_rounds"]) == (0, 0)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", COMPILING)
+def test_nothing_is_compiled_once_the_variants_are_prepared(case: str, compiled: dict[str, Counts]) -> None:
+    compiled_no_more(compiled[case], COMPILE)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_nothing_is_compiled_then_ahead_of_time_either(tmp_path: Path) -> None:
+    (found,) = compilations(tmp_path, [AHEAD_OF_TIME_TOO])
+    compiled_no_more(found, AHEAD_OF_TIME_TOO[2])
 
 
 def test_each_variant_has_a_copy_of_the_weights_of_its_own() -> None:
