@@ -24,10 +24,13 @@ def marked(fault: Fault) -> object:
 
 @pytest.fixture(scope="module")
 def bench(toy_checkpoint: Path, toy_tsv: Path) -> Iterator[Bench]:
-    """Two stations that measure the toy model."""
+    """Two stations that measure the toy model, and leave nothing behind."""
     toy = ("--model", toy_checkpoint, "--corpus", toy_tsv, "--prompt-tokens", "5", "--reply-tokens", "3")
     with Testbed(hosts=True) as bed:
         yield Bench(bed, tuple(map(str, toy)))
+        assert bed.pids("head", "gcs_server")
+    assert bed.pids() == []
+    assert not bed.folder.exists()
 
 
 @pytest.mark.parametrize("fault", [marked(fault) for fault in FAULTS])
@@ -40,11 +43,3 @@ def test_it_is_said_and_nothing_is_lost(fault: Fault, bench: Bench) -> None:
 
 def test_the_quick_ones_exist() -> None:
     assert set(QUICK) <= {fault.name for fault in FAULTS}
-
-
-def test_a_test_bed_leaves_nothing_behind() -> None:
-    with Testbed(hosts=True) as bed:
-        bed.start_head()
-        assert bed.pids("head", "gcs_server")
-    assert bed.pids() == []
-    assert not bed.folder.exists()

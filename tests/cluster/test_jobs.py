@@ -22,7 +22,7 @@ def bench(toy_checkpoint: Path, toy_tsv: Path) -> Iterator[Bench]:
     toy = ("--model", toy_checkpoint, "--corpus", toy_tsv, "--prompt-tokens", "5", "--reply-tokens", "3")
     with Testbed(hosts=True) as bed:
         bench = Bench(bed, tuple(map(str, toy)))
-        bench.begin()
+        bench.begin(jobs=True)
         yield bench
 
 

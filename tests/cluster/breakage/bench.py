@@ -34,6 +34,7 @@ class Fault:
     name: str
     inject: Callable[["Bench"], Injected]
     hosts: bool = False  # needs network namespaces
+    jobs: bool = False  # needs the dashboard, where ray job submits
 
 
 @dataclass
@@ -43,12 +44,14 @@ class Bench:
     bed: Testbed
     model: tuple[str, ...] = ("--model", "small")
     _runs: int = 0
+    _dashboard: bool = False
 
-    def begin(self) -> None:
-        """Head and nodes, where they do not run."""
-        if not self.bed.pids("head", "gcs_server"):
+    def begin(self, jobs: bool = False) -> None:
+        """Head and nodes, where they do not run; ``jobs``: a head that takes them."""
+        if not self.bed.pids("head", "gcs_server") or jobs > self._dashboard:
             self.bed.end(self.bed.pids())
-            self.bed.start_head(dashboard=True)
+            self.bed.start_head(dashboard=jobs)
+            self._dashboard = jobs
         for number, zone in enumerate("ab"):
             self.node(f"node-{number + 1}", zone)
 

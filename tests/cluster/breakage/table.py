@@ -36,14 +36,14 @@ FAULTS = (
         "10",
     ),
     Fault("a variant that loops for ever", hanging_variant),
-    signalled("a worker is killed", lambda b: b.worker_of("node-2"), signal.SIGKILL, "worker 1 lost"),
+    signalled("a worker is killed", lambda b: b.worker_of("node-2"), signal.SIGKILL, "worker 1 lost", "--budget", "2"),
     Fault("a raylet is killed", node_gone),
     Fault("the network of a node is cut", partition, hosts=True),
     driver("the driver is killed", signal.SIGKILL, "no such words", -9),
     driver("Ctrl-C", signal.SIGINT, "interrupted", 130),
     driver("SIGTERM", signal.SIGTERM, "terminated", 143),
     Fault("the head is killed", head_gone),
-    Fault("ray job stop", jobs.stopped),
+    Fault("ray job stop", jobs.stopped, jobs=True),
     Fault("the station is busy with another run of this cluster", busy),
     Fault("the station is busy with a run of another cluster", busy_elsewhere),
     Fault("two drivers on one run", two_drivers),
@@ -58,7 +58,7 @@ FAULTS = (
 def inject(bench: Bench, fault: Fault) -> Seen:
     """Makes the cluster whole, injects one fault, and says what came of it."""
     try:
-        bench.begin()
+        bench.begin(fault.jobs)
         shows, seconds, lost = fault.inject(bench)
     except (TestbedError, OSError, subprocess.SubprocessError) as error:
         return Seen(fault.name, str(error), None, "not seen")
