@@ -100,7 +100,10 @@ def null_trial(
 
 @contextmanager
 def cluster(raylets: int, **resources: Any) -> Iterator[None]:
-    """Raylets of one host and this process as their driver; ``resources``: of each, as ``Cluster.add_node`` says it."""
+    """Raylets of one host and this process as their driver; ``resources``: of each, as ``Cluster.add_node`` says it.
+
+    A single one is the cluster's head; several stand beside a head without CPUs.
+    """
     import ray
     from ray.cluster_utils import Cluster
 
@@ -109,10 +112,12 @@ def cluster(raylets: int, **resources: Any) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         os.environ["RAY_TMPDIR"] = folder
         os.environ[lease.FOLDER] = f"{folder}/locks"
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        node = {"num_cpus": 1, **resources}
+        nodes = [node] if raylets == 1 else [{"num_cpus": 0}, *[node] * raylets]
+        made = Cluster()
         try:
-            for _ in range(raylets):
-                made.add_node(**{"num_cpus": 1, **resources})
+            for one in nodes:  # the first is the head
+                made.add_node(**one, include_dashboard=False)
             ray.init(
                 address=made.address,
                 log_to_driver=False,
