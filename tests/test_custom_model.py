@@ -115,6 +115,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, facts[CONTROL]
 """
 
 
+@pytest.mark.process
 def test_large_answers_are_not_kept_longer_than_their_round() -> None:
     places = (ROOT, ROOT / "tests", ROOT / "tests/support")
     paths = {"PYTHONPATH": os.pathsep.join(map(str, places))}
@@ -279,7 +280,7 @@ def test_a_launch_finds_the_factory_wherever_its_server_runs(tmp_path: Path, mon
 @pytest.mark.process
 def test_the_example_is_measured_from_the_folder_that_holds_it(tmp_path: Path) -> None:
     (tmp_path / "own_model.py").write_text((ROOT / "examples/own_model.py").read_text())
-    asked = ("--model", EXAMPLE, "--variants", "torchscript,int8,native", "--budget", "3")
+    asked = ("--model", EXAMPLE, "--variants", "torchscript,int8,native", "--budget", "1")
     done = commands.run(tmp_path, "matrix", *asked, "--run-id", "own", "--wandb", "off", "--json")
     assert done.code == 0, done.err
     run = tmp_path / "results/own"
