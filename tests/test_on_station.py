@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def found(work: Callable[[Ask, CoreChoice], Iterator[Any]]) -> list[Any]:
-    return list(on_station(made_trial(), Inputs(Preset("tiny"), {}), WHOLE, work))
+    return list(on_station(made_trial(), Inputs(Preset("tiny"), {}), WHOLE, lambda held: work(held.ask, held.chosen)))
 
 
 def test_the_siblings_of_measured_cores_are_held_too() -> None:
