@@ -199,6 +199,7 @@ def test_a_task_has_the_same_fields_on_both_sides() -> None:
 # Shared memory
 
 
+@pytest.mark.process
 def test_the_tutorials_weights_find_room_in_an_h100_and_take_56_barriers() -> None:
     """16 steps of the encoder, and 10 times two cells, attention with the layer behind it, and choice."""
     whole, fewer = (plan(Config(vocabulary=words), 1, 8, H100) for words in (7836, 6103))
