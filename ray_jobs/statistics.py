@@ -50,6 +50,10 @@ class Interval:
         """A ratio, where this is its natural logarithm."""
         return Interval(math.exp(self.value), math.exp(self.low), math.exp(self.high))
 
+    def columns(self, name: str) -> dict[str, float]:
+        """The three columns of a row that hold it: ``name``, ``name_low``, ``name_high``."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -26,15 +26,8 @@ if TYPE_CHECKING:
     from ray_jobs.driver.run import Where
     from ray_jobs.trace.job import Tracing
 
-TIMING = (
-    "stop_at_eos",
-    "precision",
-    "margin",
-    "budget",
-    "isolation",
-    "cores_per_gpu",
-    "against",
-)  # mean nothing to a trace
+# These mean nothing to a trace.
+TIMING = ("stop_at_eos", "precision", "margin", "budget", "isolation", "cores_per_gpu", "against")
 
 
 @flags_of(Spec, [key for key in Spec.model_fields if key not in TIMING])

@@ -27,10 +27,4 @@ def against(trial: Trial, pair: Pair, launches: Sequence[LaunchResult], invalid:
         warnings.append(f"against base, {imprecision(interval, trial.precision)}")
     if pair.side == AGAIN and verdict in (Verdict.FASTER, Verdict.SLOWER):
         warnings.append("a second process of base differs from the first, which is the same: distrust this trial")
-    return {
-        "side_speedup": interval.value,
-        "side_speedup_low": interval.low,
-        "side_speedup_high": interval.high,
-        "side_verdict": verdict,
-        "warnings": tuple(warnings),
-    }
+    return {**interval.columns("side_speedup"), "side_verdict": verdict, "warnings": tuple(warnings)}

@@ -130,13 +130,6 @@ class Row:
             return None
         return Interval(self.speedup, self.speedup_low, self.speedup_high)
 
-    @property
-    def side_interval(self) -> Interval | None:
-        """The speedup over ``base`` with its limits; None of ``base`` itself."""
-        if self.side_speedup is None or self.side_speedup_low is None or self.side_speedup_high is None:
-            return None
-        return Interval(self.side_speedup, self.side_speedup_low, self.side_speedup_high)
-
 
 COLUMNS = tuple(f.name for f in fields(Row))
 
@@ -340,24 +333,16 @@ def _compared(
         warnings.append(imprecision(interval, trial.precision))
     if pair.variant == CONTROL and verdict in (Verdict.FASTER, Verdict.SLOWER):
         warnings.append("the control differs from the baseline, which is the same program: distrust this trial")
-    return {
-        "speedup": interval.value,
-        "speedup_low": interval.low,
-        "speedup_high": interval.high,
-        "verdict": verdict,
-        "warnings": tuple(warnings),
-        **_tails(pair, launches),
-    }
+    told = {"verdict": verdict, "warnings": tuple(warnings)}
+    return {**interval.columns("speedup"), **told, **_tails(pair, launches)}
 
 
 def _tails(pair: Pair, launches: Sequence[LaunchResult]) -> dict[str, float]:
     """How many times faster a variant's slow calls are than those of the baseline of its side."""
     baseline = Pair(pair.side, BASELINE).label
     pairs = [(launch.timed_ms(baseline), launch.timed_ms(pair.label)) for launch in launches]
-    found = {name: statistics.tail_speedup(pairs, share) for name, share in (("p90", 0.90), ("p99", 0.99))}
     told: dict[str, float] = {}
-    for name, interval in found.items():
-        if interval is not None:
-            told |= {f"{name}_speedup": interval.value, f"{name}_speedup_low": interval.low}
-            told[f"{name}_speedup_high"] = interval.high
+    for name, share in (("p90", 0.90), ("p99", 0.99)):
+        interval = statistics.tail_speedup(pairs, share)
+        told |= {} if interval is None else interval.columns(f"{name}_speedup")
     return told

@@ -72,9 +72,8 @@ def compiled(
     """
     allowance = Allowance(compiling_s(trial.budget_s), clock)
     left_out = {}
-    for name in sorted(
-        present(trial.workload, trial.variants), key=lambda name: variant_named(name).cached
-    ):  # who compiles may use up the time
+    able = present(trial.workload, trial.variants)
+    for name in sorted(able, key=lambda name: variant_named(name).cached):  # who compiles may use up the time
         part = Part.COMPILING if variant_named(name).cached else Part.TRYING
         if part == Part.COMPILING or (trial.workload.own_model and name not in (BASELINE, CONTROL)):
             yield Alive(part, name)
