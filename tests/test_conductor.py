@@ -4,9 +4,11 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from chatbot.vocabulary import Vocabulary
 from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure.result import TIMED, WARMUP, LaunchResult
 from ray_jobs.measure.trial import CheckpointBytes, Factory, Inputs, Place, Trial
-from ray_jobs.process.player import awake
+from ray_jobs.process.player import Player, awake
 from ray_jobs.process.trial import Failure, TrialOutcome, run_trial
 from ray_jobs.process.untimed import Alive
 from ray_jobs.sides import AGAIN, BASE, sides_of
@@ -32,6 +34,7 @@ CAPABILITY = "env ATEN_CPU_CAPABILITY=default"
 ODD = "side_quirks:ODD"
 
 Told = tuple[Trial, list[TrialOutcome]]
+Asked = tuple[int, str, str]  # (pid of a launch server, its side, what its process was asked to do)
 
 
 def toy() -> Inputs:
@@ -71,13 +74,27 @@ def wrapper(place: Path, name: str, *options: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Told:
+def asked() -> list[Asked]:
+    """What the processes of ``sound`` were asked, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory, asked: list[Asked]) -> Told:
     """A trial of a side that computes otherwise, one that is base itself, and one without PyTorch."""
+    whole = Player.ask_all
+
+    def noted(player: Player, do: str, *given: Any, **more: Any) -> Any:
+        asked.append((player._server.pid, player.side, do))
+        return whole(player, do, *given, **more)
+
     place = tmp_path_factory.mktemp("interpreters")
-    asked = ["env=ATEN_CPU_CAPABILITY=default"]
-    asked += [f"python={wrapper(place, 'same')}", f"python={wrapper(place, 'bare', '-S')}"]
-    trial = asked_trial(asked)
-    return trial, outcomes(trial, toy())
+    sides = ["env=ATEN_CPU_CAPABILITY=default"]
+    sides += [f"python={wrapper(place, 'same')}", f"python={wrapper(place, 'bare', '-S')}"]
+    trial = asked_trial(sides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Player, "ask_all", noted)
+        return trial, outcomes(trial, toy())
 
 
 def launches(sound: Told) -> list[LaunchResult]:
@@ -100,6 +117,28 @@ def test_exactly_one_process_works_at_any_moment(sound: Told) -> None:
         starts, walls = launch.samples.start_ns, launch.samples.wall_ns
         assert (starts[1:] >= starts[:-1] + walls[:-1]).all()
         assert launch.machine["waits"]["count"] > launch.rounds * len(launch.variants)
+
+
+def test_each_launch_starts_every_side_anew(sound: Told, asked: list[Asked]) -> None:
+    """The forks of one server share its addresses: a trial's launches would all have the same luck with them."""
+    pids = {side: {pid for pid, mine, _ in asked if mine == side} for side in (BASE, AGAIN, CAPABILITY)}
+    assert {side: len(found) for side, found in pids.items()} == dict.fromkeys(pids, len(launches(sound)))
+    assert len(set.union(*pids.values())) == 3 * len(launches(sound))
+
+
+def test_every_side_does_the_same_equally_often(sound: Told, asked: list[Asked]) -> None:
+    """But the turns of the control, which base alone has: what one process did more than another would show in it."""
+    done = {side: Counter(do for _, mine, do in asked if mine == side) for side in (BASE, AGAIN, CAPABILITY)}
+    for do in done[BASE].keys() - {"prepare", "warm", "turn"}:
+        assert done[BASE][do] == done[AGAIN][do] == done[CAPABILITY][do], do
+    assert done[BASE]["turn"] == 2 * done[AGAIN]["turn"] == 2 * done[CAPABILITY]["turn"]
+    first = Counter(mine for before, (_, mine, do) in zip([None, *asked], asked, strict=False) if begins(before, do))
+    assert min(first.values()) > 0.15 * first.total()
+
+
+def begins(before: Asked | None, do: str) -> bool:
+    """Whether a round begins here."""
+    return do == "round" and before is not None and before[2] != "round"
 
 
 def test_turns_and_building_are_balanced_over_sides_and_variants(sound: Told) -> None:
@@ -208,7 +247,8 @@ def test_nothing_of_any_side_survives_a_caller_that_is_killed() -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     caller = subprocess.Popen([sys.executable, "-c", CALLER], env=env)
     try:
-        wait_until(lambda: len(children(caller.pid)) == 3 and all(map(children, children(caller.pid))))
+        # Of each side a server for the whole trial, and one with a child for this launch.
+        wait_until(lambda: sum(bool(children(server)) for server in children(caller.pid)) == 3)
         pids = [*children(caller.pid), *(pid for server in children(caller.pid) for pid in children(server))]
     finally:
         caller.kill()

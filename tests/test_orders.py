@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.measure.orders import Orders, building_order, random_pair, round_orders, up_to_multiple, williams_square
+from ray_jobs.measure.orders import (
+    Orders,
+    building_order,
+    leaving_order,
+    random_pair,
+    round_orders,
+    up_to_multiple,
+    williams_square,
+)
 
 SIZES = st.integers(1, 12)
 SEEDS = st.integers(0, 2**32)
@@ -103,6 +111,22 @@ def test_a_lost_launch_is_built_again_in_the_same_order(n: int, launch: int, see
     order = building_order(n, launch, seed)
     assert order == building_order(n, launch, seed)
     assert all(type(i) is int for i in order)
+
+
+@given(SIZES, st.integers(0, 60), SEEDS)
+def test_every_process_of_a_launch_leaves_once(n: int, launch: int, seed: int) -> None:
+    assert sorted(leaving_order(n, launch, seed)) == list(range(n))
+
+
+@pytest.mark.parametrize("built_first", [0, 1])
+def test_who_leaves_last_does_not_follow_from_who_was_built_first(built_first: int) -> None:
+    """Nor from who will be: else one process would get its own page frames back in every launch."""
+    launches = [(seed, launch) for seed in range(200) for launch in range(10)]
+    for later in (0, 1):
+        mine = [(s, i) for s, i in launches if building_order(2, i + later, s)[0] == built_first]
+        share = np.mean([leaving_order(2, i, s)[-1] == built_first for s, i in mine])
+        assert len(mine) > 900
+        assert abs(share - 0.5) < 0.08  # five standard deviations
 
 
 @given(SIZES, st.integers(1, 4), SEEDS)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Orders = NDArray[np.int64]
-BUILDING = 1  # keeps the draws of building orders apart from those of a launch
+BUILDING, LEAVING = 1, 2  # keep these draws apart from those of a launch, and from each other
 
 
 def williams_square(n: int) -> Orders:
@@ -39,6 +39,17 @@ def building_order(n: int, launch: int, seed: int) -> tuple[int, ...]:
     """The order in which a launch builds the variants; in each block of n launches each takes each place once."""
     pair, row = divmod(launch, 2 * n)
     return tuple(int(i) for i in random_pair(n, np.random.default_rng([seed, pair, BUILDING]))[row])
+
+
+def leaving_order(n: int, launch: int, seed: int) -> tuple[int, ...]:
+    """The order in which a launch ends its n processes, drawn apart from that of building.
+
+    The kernel gives the page frames that were given back last to whoever asks next, and some frames are faster than
+    others for as long as they are held. Processes that ended in the order in which they had begun would hand their own
+    frames on to themselves where the next launch begins in the reverse order: all of a trial's launches would have one
+    luck, and its interval would not know of it.
+    """
+    return tuple(int(i) for i in np.random.default_rng([seed, launch, LEAVING]).permutation(n))
 
 
 def up_to_multiple(count: int, n: int) -> int:

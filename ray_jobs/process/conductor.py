@@ -2,11 +2,14 @@
 
 The conductor runs on cores beside. Orders, rounds and checks are those of a launch in one process, over pairs of a side
 and a variant; what a process does in a turn is the same code (``rounds.Turns``).
+
+Every process does the same things equally often, and is first in them equally often: even 8 MB that one of them alone
+has allocated and given back shows in its later calls, by a percent.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -20,7 +23,7 @@ from ray_jobs.measure.result import Launch, LaunchResult, Samples, VariantFacts
 from ray_jobs.measure.rounds import WarmUp
 from ray_jobs.measure.trial import Inputs, Pair, Trial
 from ray_jobs.measure.watch import Counters
-from ray_jobs.process.player import LostError, Player, Waits, play
+from ray_jobs.process.player import LostError, Player, Waits, play, served
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request
 from ray_jobs.sides import BASE
 
@@ -33,7 +36,7 @@ class Stage:
 
     trial: Trial
     inputs: Inputs
-    servers: Mapping[str, LaunchServer]  # of each side
+    start: Callable[[str], LaunchServer]  # of a side
     cores: tuple[int, ...]
     beside: tuple[int, ...]  # cores for everything else; none: anywhere
     share: tuple[int, ...] | None = None
@@ -51,7 +54,7 @@ def conduct(stage: Stage, launch: Launch, able: Sequence[Pair], left_out: Mappin
         TrialError: a launch server died or hangs.
     """
     performance = _Performance(stage, launch, able, dict(left_out))
-    with _pinned(stage.beside):
+    with _pinned(stage.beside), performance.servers:
         try:
             result = performance.run()
         except Exception:
@@ -83,6 +86,7 @@ class _Performance:
     cast: dict[str, list[str]] = field(default_factory=dict)  # the variants of each side that take part
     players: dict[str, Player] = field(default_factory=dict)
     waits: Waits = field(default_factory=Waits)
+    servers: ExitStack = field(default_factory=ExitStack)
 
     @property
     def base(self) -> Player:
@@ -91,33 +95,49 @@ class _Performance:
     def run(self) -> LaunchResult:
         rng = self.launch.rng()
         rng.permutation(len(self.stage.inputs.pool(self.stage.trial.workload)))  # the draws of a launch in one process
-        self._enter()
-        self.base.ask("sentinel")
         built = self._built()
+        self._enter(built)
+        self._all("sentinel")
         going = self._warmed([pair for pair in built if self._ask(pair, "prepare")["able"]])
         rounds, calls = self._sized(going)
         readings = self._rounds(going, orders.round_orders(len(going), rounds, rng))
-        self.base.ask("sentinel")
+        self._all("sentinel")
         self._check()
         told = {side: player.ask_all("finish") for side, player in self.players.items()}
         return self._result(built, (rounds, calls), readings, told)
 
     def leave(self) -> None:
-        """Ends every process."""
-        for player in self.players.values():
-            player.leave()
+        """Ends every process, one after the other."""
+        players = [self.players[name] for name in sorted(self.players)]
+        for i in orders.leaving_order(len(players), self.launch.index, self.launch.seed):
+            players[i].leave()
 
-    def _enter(self) -> None:
-        """Starts the processes, one after the other."""
+    def _enter(self, built: Sequence[Pair]) -> None:
+        """Starts the processes, one after the other, in the order of what is built in them first."""
         trial, inputs = self.stage.trial, self.stage.inputs
         for pair in trial.pairs:
             if pair.label not in self.facts:
                 self.cast.setdefault(pair.side, []).append(pair.variant)
-        for side, variants in self.cast.items():
-            work = partial(play, trial, inputs, variants, self.stage.share, self.launch)
-            self.players[side] = Player(side, self.stage.servers[side], work, self.stage.request, self.waits)
-            if self.players[side].weights != self.base.weights:
+        servers = self._started(_sides_in(built))
+        for side, server in servers.items():
+            work = partial(play, trial, inputs, self.cast[side], self.stage.share, self.launch)
+            self.players[side] = Player(side, server, work, self.stage.request, self.waits)
+        for side, player in self.players.items():
+            if player.weights != self.base.weights:
                 raise LostError(side, Loss(LossKind.RAISED, WEIGHTS))
+
+    def _started(self, sides: Sequence[str]) -> dict[str, LaunchServer]:
+        """Launch servers of this launch alone, which start at the same time, on any core: nothing is measured yet.
+
+        The forks of one server share its addresses and its hashes of words, by which one process can be slower than
+        its equal by a tenth: as long as it lasts, which must not be the whole trial.
+        """
+        servers = {side: self.servers.enter_context(self.stage.start(side)) for side in sides}
+        for side, server in servers.items():
+            with served(side):
+                server.wait()
+            server.stay_on(self.stage.beside)
+        return servers
 
     def _built(self) -> list[Pair]:
         """The pairs in the order of their building: balanced over those able, then the others, skipped at once."""
@@ -142,19 +162,24 @@ class _Performance:
 
     def _rounds(self, going: Mapping[Pair, WarmUp], turns: orders.Orders) -> list[Counters]:
         """The counters before the first round, and after each."""
-        pairs, others = list(going), [player.pid for side, player in self.players.items() if side != BASE]
-        self.base.ask("watch", sides=others, beside=[os.getpid()])
-        readings = [self._read()]
+        pairs = list(going)
+        for player in self.players.values():
+            others = [other.pid for other in self.players.values() if other is not player]
+            player.ask("watch", sides=others, beside=[os.getpid()])
+        readings = [self._read(list(self.players))]
         for number, order in enumerate(turns):
-            self._all("round", number=number)
+            sides = _sides_in([pairs[i] for i in order])
+            self._all("round", sides, number=number)
             for position, i in enumerate(order):
                 self._ask(pairs[i], "turn", position=position)
-            self._all("rest")
-            readings.append(self._read())
+            self._all("rest", sides)
+            readings.append(self._read(sides))
         return readings
 
-    def _read(self) -> Counters:
-        return Counters(*self.base.ask("read")["counters"])
+    def _read(self, sides: Sequence[str]) -> Counters:
+        """The counters as ``base`` reads them; every side does."""
+        told = dict(zip(sides, self._all("read", sides), strict=True))
+        return Counters(*told[BASE]["counters"])
 
     def _check(self) -> None:
         """Checks every side's answers, the others' against those of ``base``."""
@@ -166,8 +191,9 @@ class _Performance:
     def _ask(self, pair: Pair, do: str, **asked: Any) -> dict[str, Any]:
         return self.players[pair.side].ask(do, variant=pair.variant, **asked)
 
-    def _all(self, do: str, **asked: Any) -> list[dict[str, Any]]:
-        return [player.ask(do, **asked) for player in self.players.values()]
+    def _all(self, do: str, sides: Sequence[str] = (), **asked: Any) -> list[dict[str, Any]]:
+        """Asks every side, or these, in their order."""
+        return [self.players[side].ask(do, **asked) for side in sides or self.players]
 
     def _result(
         self,
@@ -212,6 +238,11 @@ class _Performance:
         if tuple(cores) != self.stage.cores or threads != self.stage.trial.workload.threads:
             reason = f"it ended on cores {cores} with {threads} threads, not as pinned"
             raise LostError(side, Loss(LossKind.RAISED, reason))
+
+
+def _sides_in(pairs: Sequence[Pair]) -> list[str]:
+    """The sides in the order of their first pair."""
+    return list(dict.fromkeys(pair.side for pair in pairs))
 
 
 def _facts(told: Mapping[str, Any]) -> VariantFacts:

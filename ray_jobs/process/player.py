@@ -45,6 +45,17 @@ def play(
         Session(trial.workload, variants, inputs.model, pool, launch, share).serve(channel)
 
 
+@contextmanager
+def served(side: str) -> Iterator[None]:
+    """A side whose server is gone is lost; without that of ``base`` the trial is."""
+    try:
+        yield
+    except TrialError as error:
+        if side == BASE:
+            raise
+        raise LostError(side, Loss(LossKind.RAISED, str(error))) from None
+
+
 @dataclass
 class Waits:
     """How long the conductor waited for the threads of those who had ended their work."""
@@ -126,14 +137,12 @@ class Player:
 
     @contextmanager
     def _served(self) -> Iterator[None]:
-        """A side whose server is gone is lost; without that of ``base`` the trial is."""
         try:
-            yield
-        except TrialError as error:
-            if self.side == BASE:
-                raise
+            with served(self.side):
+                yield
+        except LostError:
             self._over = True
-            raise LostError(self.side, Loss(LossKind.RAISED, str(error))) from None
+            raise
 
     def leave(self) -> None:
         """Hangs up and waits for the process to end."""

@@ -44,7 +44,7 @@ from ray_jobs.process.threads import other_threads
 from ray_jobs.sides import Side
 
 START_S = 50.0  # of a server: importing PyTorch, on a machine that is busy; a trial may be silent for ten seconds more
-STARTED = b"started"
+READY, STARTED = b"ready", b"started"  # for what it is given; for launches
 LEAVE_S = 5.0  # for a server to end by itself
 GRACE_S = 10.0  # between a launch's deadline and giving up on its server
 COMPLAINTS_BYTES = 1_000_000  # that a server and its launches may have printed before a launch
@@ -141,13 +141,10 @@ class LaunchServer:
                 env=env,
                 pass_fds=[theirs.fileno(), *descriptors],
             )
-        if housekeeping_cores:
-            os.sched_setaffinity(self._process.pid, housekeeping_cores)
+        self.stay_on(housekeeping_cores)
         self._given, self._started = given, False
         searched = [*own, *(place or os.getcwd() for place in sys.path)]
-        with suppress(OSError):  # it died; the first request says so
-            self._connection.send_bytes(pickle.dumps(_of_no_python(searched) if interpreter else searched))
-            self._connection.send_bytes(pickle.dumps(given))
+        self._searched = _of_no_python(searched) if interpreter else searched
 
     @property
     def pid(self) -> int:
@@ -185,13 +182,31 @@ class LaunchServer:
 
     def begin(self, request: Request) -> None:
         """Lets the work begin; ``outcome`` must be asked for before the next request. Raises TrialError."""
+        self.wait()
         # Bytes, as Connection.send() would move tensors into shared memory.
         with self._alive():
-            if not self._started:  # importing PyTorch is not a launch's time
-                if not self._connection.poll(START_S):
-                    raise TrialError(f"the launch server hangs: it had not started after {START_S:.0f} s")
-                self._started = self._connection.recv_bytes() == STARTED
             self._connection.send_bytes(dumps(request, self._given))
+
+    def wait(self) -> None:
+        """Waits until it has started: importing PyTorch is not a launch's time. Raises TrialError."""
+        with self._alive():
+            if not self._started:
+                self._told()
+                for given in (self._searched, self._given):
+                    self._connection.send_bytes(pickle.dumps(given))
+                self._told()
+                self._started = True
+
+    def _told(self) -> None:
+        """Waits for its next word."""
+        if not self._connection.poll(START_S):
+            raise TrialError(f"the launch server hangs: it had not started after {START_S:.0f} s")
+        self._connection.recv_bytes()
+
+    def stay_on(self, cores: Sequence[int]) -> None:
+        """Moves it to these cores; none: it may be anywhere."""
+        if cores:
+            os.sched_setaffinity(self._process.pid, cores)
 
     def outcome(self, timeout_s: float) -> Any:
         """As ``run``, of the request that began ``timeout_s`` before its deadline or later."""
@@ -286,6 +301,7 @@ def serve(caller: Connection, leases: Sequence[int] = ()) -> None:
     ``leases`` are descriptors that stay open here, and in nothing that is started from here.
     """
     with suppress(EOFError, ConnectionError):
+        caller.send_bytes(READY)
         # Where the caller finds modules of the user's own: searched last, as a json.py may lie beside them.
         sys.path += [place for place in pickle.loads(caller.recv_bytes()) if place not in sys.path]
         given = pickle.loads(caller.recv_bytes())

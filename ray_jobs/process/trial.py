@@ -120,7 +120,7 @@ class Holding:
 
     ask: Ask
     chosen: CoreChoice
-    servers: Mapping[str, LaunchServer]  # of the sides that have an interpreter
+    start: Callable[[str], LaunchServer]  # one more launch server, of a side that has an interpreter
     renew: Callable[[], None]  # raises TrialError where the station is lost
 
 
@@ -145,7 +145,7 @@ def run_trial(
     """
 
     def work(held: Holding) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
-        stage = Stage(trial, inputs, held.servers, held.chosen.cpus, tuple(held.chosen.others), share.cores)
+        stage = Stage(trial, inputs, held.start, held.chosen.cpus, tuple(held.chosen.others), share.cores)
         sides = Sides.of(stage, held.ask)
         told: dict[str, Mapping[str, VariantFacts]] = {}
         for side in sides.prepared:
@@ -225,6 +225,10 @@ def on_station(
         with start() as server, ExitStack() as stack:
             others = {side.name: stack.enter_context(start(side=side)) for side in startable(sides)}
             servers = {**others, BASE: server}
+            named = {side.name: side for side in sides if side.name != BASE}
+
+            def another(side: str) -> LaunchServer:
+                return LaunchServer(trial.workload, descriptors=held.descriptors, given=inputs, side=named.get(side))
 
             def renew() -> None:
                 if (holder := held.renew()) is not None:
@@ -245,7 +249,7 @@ def on_station(
             compiles = any(variant_named(name).cached for name in trial.variants)
             own = inputs.model.warnings if isinstance(inputs.model, Factory) else ()
             told = replace(chosen, warnings=chosen.warnings + server.warnings * compiles + own)
-            yield from work(Holding(ask, told, servers, renew))
+            yield from work(Holding(ask, told, another, renew))
 
 
 def beside_gpu(allowed: Sequence[int], threads: int, gpus: Sequence[str]) -> Sequence[int]:
