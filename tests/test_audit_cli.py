@@ -24,6 +24,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("audit")
 
 
+def test_the_same_environment_is_compared_with_itself(home: Path) -> None:
+    done = run(home, "audit", "aa", "--sides", "--comparisons", "1", *QUICK, "--run-id", "sides", "--json")
+    assert done.code == 3, done.err
+    (row,) = pq.read_table(home / "results/sides/comparisons.parquet").to_pylist()
+    launches = pq.read_table(home / "results/sides/launches.parquet").to_pylist()
+    again = speedup([launch["log_speedup"] for launch in launches])
+    assert again is not None
+    assert [row["speedup"], row["speedup_low"], row["speedup_high"]] == pytest.approx(
+        [again.value, again.low, again.high]
+    )
+    assert {launch["built_first"] for launch in launches} == {"eager", "base-again: eager"}
+    assert (row["part"], row["truth"], row["torch_benchmark"]) == ("aa-sides", 1, None)
+    page = (home / "results/sides/summary.md").read_text()
+    assert "The same environment twice, quiet" in page
+    assert "alternative" not in page
+
+
 @pytest.fixture(scope="module")
 def identical(home: Path) -> Done:
     """A comparison of identical programs, quiet and beside a load: too few to tell."""

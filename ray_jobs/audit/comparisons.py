@@ -17,8 +17,10 @@ from ray_jobs.audit.station import AuditStation, Measured
 from ray_jobs.measure.result import TIMED, LaunchResult
 from ray_jobs.measure.trial import Factory
 from ray_jobs.process.server import LaunchServer
+from ray_jobs.sides import label_of
 
-FROM_ROW = ("status", "reason", "speedup", "speedup_low", "speedup_high", "verdict", "warnings", "sentinel_ms")
+FROM_ROW = ("status", "reason", "warnings", "sentinel_ms")
+FOUND = ("speedup", "speedup_low", "speedup_high", "verdict")  # of a side with ``side_`` before it
 
 
 def run_plan(station: AuditStation, plan: Plan) -> Iterator[tuple[Comparison, Measured]]:
@@ -33,7 +35,7 @@ def run_plan(station: AuditStation, plan: Plan) -> Iterator[tuple[Comparison, Me
             stack.enter_context(background_load(spec.seed, sorted(os.sched_getaffinity(0))))
         for number in range(plan.comparisons):
             seed = spec.seed * MOST + number
-            state = station.run(f"{plan.name}-{number:04d}", (plan.variant,), seed)
+            state = station.run(f"{plan.name}-{number:04d}", (plan.variant,), seed, sides=plan.sides)
             source = station.inputs.model
             assert not isinstance(source, Factory)
             inputs = (workload, source, station.inputs.pool(workload), seed)
@@ -43,8 +45,9 @@ def run_plan(station: AuditStation, plan: Plan) -> Iterator[tuple[Comparison, Me
 
 
 def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alternatives.PeerResult]) -> Comparison:
-    rows = {row.variant: row for row in state.rows}
-    row, baseline = rows[plan.variant], rows[BASELINE]
+    rows = {row.name: row for row in state.rows}
+    row, baseline = rows[compared(plan)], rows[BASELINE]
+    kind = "side_" if plan.sides else ""
     launches = state.launches
     peered: dict[str, Any] = {name: result.speedup for name, result in asked.items()}
     peered |= {f"{name}_s": result.seconds for name, result in asked.items()}
@@ -54,6 +57,7 @@ def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alter
         variant=plan.variant,
         truth=1 / (1 + plan.percent / 100),
         **{name: getattr(row, name) for name in FROM_ROW},
+        **{name: getattr(row, kind + name) for name in FOUND},
         discarded_rounds=row.discarded_rounds or 0,
         disturbed_rounds=row.disturbed_rounds or 0,
         launches=len(launches),
@@ -64,6 +68,16 @@ def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alter
         seconds=state.seconds or 0.0,
         **peered,
     )
+
+
+def compared(plan: Plan) -> str:
+    """The label of what is compared."""
+    return label_of(plan.sides[-1].name if plan.sides else None, plan.variant)
+
+
+def _log_speedup(plan: Plan, launch: LaunchResult) -> float | None:
+    found = launch.log_side_speedups() if plan.sides else launch.log_speedups()
+    return found.get(compared(plan))
 
 
 def timed_s(launches: Sequence[LaunchResult]) -> float:
@@ -97,7 +111,7 @@ def launch_rows(plan: Plan, states: Sequence[Measured]) -> list[dict[str, Any]]:
             rounds=launch.rounds,
             calls=launch.calls,
             kept_rounds=int(launch.kept_rounds.sum()),
-            log_speedup=launch.log_speedups().get(plan.variant),
+            log_speedup=_log_speedup(plan, launch),
             sentinel_ns=float(np.mean(launch.sentinel_ns)) if launch.sentinel_ns else None,
         )
         for number, state in enumerate(states)

@@ -21,6 +21,7 @@ from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, Prepare, Reply, Variant, Workload, eager, torchscript
 from chatbot.variants.search import replying
 from chatbot.vocabulary import EOS, PAD
+from ray_jobs.audit.plan import SPIN
 
 ASYNCHRONOUS_S = 0.02  # how long after its return the asynchronous stand-in fills in its answer
 CALLS_BEFORE_DEATH = 10  # beyond the least warm-up, before the last of the fewest rounds
@@ -45,7 +46,7 @@ def _around(change: Callable[[Reply, Tensor, Tensor], Tensor]) -> Prepare:
     return prepare
 
 
-def _delayed(percent: float) -> Variant:
+def _delay(percent: float) -> Prepare:
     """Each call lasts ``percent`` longer than the eager call within it: the true speedup is 1 / (1 + percent)."""
 
     def delay(inner: Reply, prompts: Tensor, lengths: Tensor) -> Tensor:
@@ -58,9 +59,19 @@ def _delayed(percent: float) -> Variant:
             pass
         return tokens
 
-    return _planted(_around(delay), f"eager, {percent:g}% slower")
+    return _around(delay)
 
 
+def _delayed(percent: float) -> Variant:
+    return _planted(_delay(percent), f"eager, {percent:g}% slower")
+
+
+def _spun(chatbot: Chatbot, workload: Workload) -> Reply:
+    """As slow as the environment of its side says."""
+    return _delay(float(os.environ.get(SPIN, "0")))(chatbot, workload)
+
+
+SPUN = _planted(_spun, f"eager, slower by the percentage in {SPIN}", control_of=None)
 DELAYED_1, DELAYED_2, DELAYED_5 = _delayed(1), _delayed(2), _delayed(5)
 
 

@@ -52,19 +52,25 @@ def _identical(part: Section) -> str:
         _rate_row("this tool, its intervals", part, "intervals_missing_1", "missing"),
         *(_rate_row(f"{' '.join(ONE_BY_ONE[name])}, one by one", peer) for name, peer in peers.items()),
     ]
-    spec, of = part["spec"], part["comparisons"]
+    of = part["comparisons"]
     worst = ", ".join(f"{ONE_BY_ONE[name][0]} {peer['worst_error']:.1%}" for name, peer in peers.items())
     return _section(
-        f"Identical programs{load}",
+        f"{'The same environment twice' if 'sides' in part['part'] else 'Identical programs'}{load}",
         f"{_trials(part)} Promise (the rate's interval reaches below {CLAIMED:.0%} and ends under {MOST_FALSE:.0%}): "
         f"**{part['promise']}**.",
         table(("", "called different", "rate (95%)", "seconds each"), rows),
-        f"An interval calls two programs different where it excludes 1 (5% claimed); an alternative, where its two "
-        f"figures differ by more than {spec['margin']:.0%}, as {part['beyond_margin']} of this tool's speedups do. "
+        f"An interval calls the two different where it excludes 1 (5% claimed); {_beyond(part, bool(peers))} "
         f"Verdicts: same {part['same']}, undecided {part['inconclusive']}, different {part['false_verdicts']} of {of}. "
         f"Median half-width {_number(part['median_half_width'], '.2%')}; {_machine(part)}."
         + (f"\nLargest difference the alternatives reported between identical programs: {worst}." if worst else ""),
     )
+
+
+def _beyond(part: Section, peers: bool) -> str:
+    margin, count = f"{part['spec']['margin']:.0%}", part["beyond_margin"]
+    if peers:
+        return f"an alternative, where its figures differ by more than {margin}, as {count} of this tool's speedups do."
+    return f"{count} of the speedups lie more than {margin} from 1."
 
 
 def _section(title: str, said: str, lines: Sequence[str], more: str = "") -> str:
@@ -84,9 +90,15 @@ def _share(part: Section, count: int, name: str, form: str) -> str:
 def _trials(part: Section) -> str:
     spec = part["spec"]
     return (
-        f"Model {spec['model']}, precision {spec['precision']:.0%}, budget {spec['budget']:g} s "
+        f"Model {spec['model']}{_threads(spec)}, precision {spec['precision']:.0%}, budget {spec['budget']:g} s "
         f"(at least ten launches, whatever it is)."
     )
+
+
+def _threads(spec: Mapping[str, Any]) -> str:
+    """Where there are several."""
+    (threads,) = spec.get("threads", (1,))
+    return f", {threads} threads" if threads > 1 else ""
 
 
 def _machine(part: Section) -> str:
@@ -109,7 +121,9 @@ def _effect(part: Section) -> str:
     )
     head = ("found", "share (95%)", "called slower", "bias (95%)", "median half-width", "seconds each", "longest")
     return _section(
-        f"A slowdown of {part['percent']}%" + (", next to a background load" if "load" in part["part"] else ""),
+        f"A slowdown of {part['percent']}%"
+        + (" of one side" if "sides" in part["part"] else "")
+        + (", next to a background load" if "load" in part["part"] else ""),
         f"{_trials(part)} Promise ({asked}): **{part['promise']}**.",
         table(head, [row]),
         f"Found: the whole interval lies below 1. The verdict says slower where it also reaches beyond the margin of "

@@ -19,6 +19,7 @@ from ray_jobs.measure.result import LaunchResult
 from ray_jobs.measure.trial import Inputs
 from ray_jobs.process.cores import choose_cores, topology
 from ray_jobs.provenance import driver_facts
+from ray_jobs.sides import Side
 from ray_jobs.spec import Spec
 
 BUSY_WAIT_S = 600.0  # for a station that somebody else holds
@@ -61,10 +62,12 @@ class AuditStation:
         seed: int,
         memory: bool = False,
         watch: Callable[[Event], None] | None = None,
+        sides: Sequence[Side] = (),
     ) -> Measured:
         """Runs one trial from beginning to end; ``watch`` gets each event as it happens."""
         names = tuple(dict.fromkeys([BASELINE, *variants]))
         trial = replace(self.template.trial, id=trial_id, variants=names, seed=seed, memory=memory)
+        trial = replace(trial, sides=tuple(sides))
         state = Measured(trial, self.template.place, self.template.station)
         assert state.job is not None
         kept = Kept()

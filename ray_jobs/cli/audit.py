@@ -23,6 +23,8 @@ Model = Annotated[str, typer.Option(help=f"{MODELS}.")]
 Budget = Annotated[float, typer.Option(help="Maximum seconds per trial.")]
 PrecisionOption = Annotated[float, typer.Option(help="Half-width of the interval to reach: 0.01 is 1%.")]
 Margin = Annotated[float, typer.Option(help="Speedups within this margin of 1 are called the same.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of a launch.")]
+Sides = Annotated[bool, typer.Option("--sides", help="Compare two sides of a trial, each a process of its own.")]
 Seed = Annotated[int, typer.Option(help="Seed for prompts, orders and the load's timetable.")]
 
 
@@ -53,6 +55,8 @@ def aa(
     precision: PrecisionOption = 0.01,
     margin: Margin = 0.02,
     seed: Seed = 0,
+    threads: Threads = 1,
+    sides: Sides = False,
     peers: Annotated[bool, typer.Option(help="Also time with the tools that a user would reach for.")] = True,
     out: Out = "results",
     run_id: RunId = None,
@@ -61,17 +65,17 @@ def aa(
     """Compare identical programs: how often are they called different?
 
     Exits 0 where the rate's 95% interval reaches below 5% and ends under 10%, 1 where it lies above 5%, 3 where there
-    were too few comparisons to tell.
+    were too few comparisons to tell. With --sides the same environment is compared with itself, as base-again is.
     """
     if load not in LOADS:
         raise one_of("load", load, LOADS)
-    spec = audit_spec(model, budget, precision, margin, seed)
+    spec = audit_spec(model, budget, precision, margin, seed, threads)
     found = {}
     from ray_jobs.audit import parts, rates
 
     with parts.begun("aa", spec, out, run_id) as (audit, here):
         for beside_load in [False] * (load != "beside") + [True] * (load != "none"):
-            plan = Plan(comparisons, beside_load=beside_load, with_peers=peers)
+            plan = Plan(comparisons, beside_load=beside_load, with_peers=peers and not sides, of_sides=sides)
             found[plan.name] = parts.aa(audit, here, plan)
     promise = parts.worst_promise(found)
     if as_json:
@@ -90,6 +94,8 @@ def effect(
     precision: PrecisionOption = 0.01,
     margin: Margin = 0.02,
     seed: Seed = 0,
+    threads: Threads = 1,
+    sides: Sides = False,
     out: Out = "results",
     run_id: RunId = None,
     as_json: Json = False,
@@ -97,17 +103,18 @@ def effect(
     """Slow one of two identical programs down by a known share: how often is it found, and is the figure right?
 
     Exits 0 where a slowdown of 2% or more is found 9 times in 10 without bias, 1 where it is not, 3 where there were
-    too few comparisons to tell.
+    too few comparisons to tell. With --sides one program is slowed down in one of two sides.
     """
     if percent not in DELAYED:
         raise UsageError(f"percent is {percent}; choose from: {', '.join(map(str, DELAYED))}")
     if load not in LOADS[:2]:
         raise one_of("load", load, LOADS[:2])
-    spec = audit_spec(model, budget, precision, margin, seed)
+    spec = audit_spec(model, budget, precision, margin, seed, threads)
     from ray_jobs.audit import parts, rates
 
     with parts.begun("effect", spec, out, run_id) as (audit, here):
-        found = parts.effect(audit, here, Plan(comparisons, percent, beside_load=load == "beside"))
+        plan = Plan(comparisons, percent, beside_load=load == "beside", of_sides=sides)
+        found = parts.effect(audit, here, plan)
     if as_json:
         typer.echo(json.dumps(found))
     raise typer.Exit(rates.EXIT[found["promise"]])
