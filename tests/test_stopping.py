@@ -20,9 +20,10 @@ from chatbot.variants import BASELINE
 from ray_jobs.measure import orders
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.rounds import Log
-from ray_jobs.measure.trial import Trial
+from ray_jobs.measure.trial import SIDE_S, Trial
 from ray_jobs.process.server import TrialError
 from ray_jobs.process.trial import ATTEMPTS, Committed, Failure, launches
+from ray_jobs.sides import AGAIN, BASE, Side
 from ray_jobs.statistics import CONFIDENCE, LEAST_LAUNCHES, NOMINAL, Floats, speedup
 
 PRECISION = 0.01
@@ -227,9 +228,12 @@ class Bench:
         self.ends.append(self.now - 1000.0)
         return told(launch, launch.rng().normal(0, self.scatter, 4)[: self.variants - 1])
 
-    def trial(self, variants: int, budget_s: float, precision: float = PRECISION) -> list[LaunchResult | Failure]:
+    def trial(
+        self, variants: int, budget_s: float, precision: float = PRECISION, sides: tuple[Side, ...] = ()
+    ) -> list[LaunchResult | Failure]:
         self.variants = variants
-        return list(launches(trial(variants, budget_s, precision), self.run, lambda: self.now))
+        asked = replace(trial(variants, budget_s, precision), sides=sides)
+        return list(launches(asked, self.run, lambda: self.now))
 
 
 @examples(50)
@@ -273,6 +277,13 @@ def test_the_first_launch_finds_the_size_that_all_others_have() -> None:
     assert (first.rounds, first.calls) == (None, None)
     assert first.seconds == pytest.approx(0.9 * 40 / LEAST_LAUNCHES)
     assert {(launch.rounds, launch.calls) for launch in others} == {(7, 5)}
+
+
+@pytest.mark.parametrize(("budget_s", "seconds"), [(120, 0.9 * 12 - 2 * SIDE_S), (3, 0.1 * 0.3)])
+def test_sides_that_are_started_anew_in_each_launch_take_from_its_rounds(budget_s: float, seconds: float) -> None:
+    bench = Bench(lambda number: 1)
+    bench.trial(2, budget_s=budget_s, sides=(Side(BASE), Side(AGAIN)))
+    assert bench.asked[0].seconds == pytest.approx(seconds)
 
 
 # Lost launches

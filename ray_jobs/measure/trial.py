@@ -20,6 +20,7 @@ from ray_jobs.measure.custom_model import OwnModel
 from ray_jobs.sides import BASE, Side, label_of
 
 LEAST_UNTIMED_S = 60.0  # however small the budget is
+SIDE_S = 1.5  # of each side in a launch: to start its interpreter and import PyTorch, on two cores
 
 
 def compiling_s(budget_s: float) -> float:
