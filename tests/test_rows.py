@@ -308,8 +308,8 @@ def test_columns_are_the_rows_fields_the_newest_last() -> None:
     newest = ("stop_at_eos", "tokens_per_reply", "per_token_ms", "compared_replies", "first_difference", "cores")
     compiled = ("graphs", "graph_breaks", "recompiles", "outside_compiled")
     sides = ("side", "side_speedup", "side_speedup_low", "side_speedup_high", "side_verdict")
-    assert COLUMNS[-23:-11] == (*newest, *compiled, "first_token_ms", "prepare_memory_mb")
-    assert COLUMNS[-11:] == (*TAILS, *sides)
+    assert COLUMNS[-29:-17] == (*newest, *compiled, "first_token_ms", "prepare_memory_mb")
+    assert COLUMNS[-17:] == (*TAILS, *sides, *(f"side_{name}" for name in TAILS))
 
 
 def test_a_row_tells_how_much_faster_the_slow_calls_are() -> None:

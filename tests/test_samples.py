@@ -41,7 +41,9 @@ ROW_COLUMNS = (
     "stop_at_eos tokens_per_reply per_token_ms compared_replies first_difference cores "
     "graphs graph_breaks recompiles outside_compiled first_token_ms prepare_memory_mb "
     "p90_speedup p90_speedup_low p90_speedup_high p99_speedup p99_speedup_low p99_speedup_high "
-    "side side_speedup side_speedup_low side_speedup_high side_verdict"
+    "side side_speedup side_speedup_low side_speedup_high side_verdict "
+    "side_p90_speedup side_p90_speedup_low side_p90_speedup_high "
+    "side_p99_speedup side_p99_speedup_low side_p99_speedup_high"
 ).split()
 INTEGERS = {
     "compared_replies",

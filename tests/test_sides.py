@@ -307,3 +307,39 @@ def test_terminal_and_markdown_show_the_comparison_first(capsys: pytest.CaptureF
     assert f"eager with {OTHER.name} is slower: 0.500 (0.500 to 0.500) times as fast as with base" in told.replace(
         "\\", ""
     )
+
+
+# The tail
+
+
+TAILS = tuple(f"side_{name}_speedup{end}" for name in ("p90", "p99") for end in ("", "_low", "_high"))
+
+
+def doubled(index: int, rounds: int) -> LaunchResult:
+    """A launch of any latencies, of which each call of the side took exactly twice as long as that of base."""
+    trial, random = asked_trial(), np.random.default_rng(index)
+    own = {variant: random.integers(1, 10**6, (rounds, 3)) / 1e4 for variant in (BASELINE, CONTROL, SCRIPTED)}
+    walls = {pair.label: own[pair.variant] * (2 if pair.side == OTHER.name else 1) for pair in trial.pairs}
+    return replace(made_launch(walls, index, rounds), sides=tuple(pair.side for pair in trial.pairs))
+
+
+@pytest.mark.parametrize(("rounds", "known"), [(9, 0), (10, 3), (100, 6)])
+def test_the_tail_of_a_side_that_takes_twice_as_long_is_half(rounds: int, known: int) -> None:
+    told = rows([doubled(i, rounds) for i in range(10)])
+    expected = [0.5] * known + [None] * (6 - known)
+    for variant in (BASELINE, SCRIPTED):
+        found = [getattr(told[side(variant)], name) for name in TAILS]
+        assert found == [value and pytest.approx(value, rel=1e-12) for value in expected], f"{3 * rounds} calls"
+    again = [getattr(told[label_of(AGAIN, SCRIPTED)], name) for name in TAILS]
+    assert again == [value and pytest.approx(1.0, rel=1e-12) for value in expected]
+    assert {getattr(told[SCRIPTED], name) for name in TAILS} == {None}
+    assert (told[SCRIPTED].p90_speedup is None) == (known == 0)
+
+
+def test_a_launch_in_which_base_lost_a_variant_has_no_part_in_its_tail() -> None:
+    made = [doubled(i, 10) for i in range(10)]
+    made[9] = replace(made[9], facts={**made[9].facts, SCRIPTED: VariantFacts(failed="it crashed")})
+    made[9].samples.wall_ns[:] = 1
+    row = rows(made)[side(SCRIPTED)]
+    assert row.side_p90_speedup == pytest.approx(0.5)
+    assert row.side_speedup == pytest.approx(0.5)

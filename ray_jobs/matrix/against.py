@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray_jobs import statistics
-from ray_jobs.matrix.row_warnings import imprecision
+from ray_jobs.matrix.row_warnings import against_imprecision
+from ray_jobs.matrix.tails import tails
 from ray_jobs.measure.result import LaunchResult
 from ray_jobs.measure.trial import Pair, Trial
 from ray_jobs.sides import AGAIN, BASE
@@ -17,14 +18,17 @@ def against(trial: Trial, pair: Pair, launches: Sequence[LaunchResult], invalid:
         return {}
     if invalid is not None or not any(launch.sound(pair.variant) for launch in launches):
         return {"side_verdict": Verdict.INVALID}
-    found = [launch.log_side_speedups() for launch in launches]
-    interval = statistics.speedup([logs[pair.label] for logs in found if pair.label in logs])
+    found = [(launch, launch.log_side_speedups()) for launch in launches]
+    both = [(launch, logs[pair.label]) for launch, logs in found if pair.label in logs]
+    interval = statistics.speedup([log for _, log in both])
     verdict = statistics.verdict(interval, trial.margin)
     if interval is None:
         return {"side_verdict": verdict}
     warnings = []
     if interval.half_width > trial.precision:
-        warnings.append(f"against base, {imprecision(interval, trial.precision)}")
+        warnings.append(against_imprecision(interval, trial.precision))
     if pair.side == AGAIN and verdict in (Verdict.FASTER, Verdict.SLOWER):
         warnings.append("a second process of base differs from the first, which is the same: distrust this trial")
-    return {**interval.columns("side_speedup"), "side_verdict": verdict, "warnings": tuple(warnings)}
+    told = {"side_verdict": verdict, "warnings": tuple(warnings)}
+    slow = tails(pair.variant, pair.label, [launch for launch, _ in both], "side_")
+    return {**interval.columns("side_speedup"), **told, **slow}

@@ -117,3 +117,8 @@ def _jit_unsupported(launch: LaunchResult) -> bool:
 def imprecision(interval: Interval, asked: float) -> str:
     """The warning of an interval that is wider than asked."""
     return f"precision not reached: ±{interval.half_width:.1%} where ±{asked:.1%} was asked; give a larger --budget"
+
+
+def against_imprecision(interval: Interval, asked: float) -> str:
+    """The same of a side's interval over ``base``."""
+    return f"against base, {imprecision(interval, asked)}"

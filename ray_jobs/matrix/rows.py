@@ -11,12 +11,13 @@ from chatbot.variants import BASELINE, CONTROL, UNTRIED, Workload, variant_named
 from ray_jobs import statistics
 from ray_jobs.matrix.against import against
 from ray_jobs.matrix.row_warnings import drift_of, gpus_of, imprecision, interference_of, sentinel_ms, warnings_of
+from ray_jobs.matrix.tails import tails
 from ray_jobs.measure import dynamo, interference, roofline
 from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.replies import LEAST_COMPARED, ReplyComparison
 from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.trial import Pair, Place, Trial
-from ray_jobs.sides import BASE, label_of
+from ray_jobs.sides import AGAIN, BASE, label_of
 from ray_jobs.statistics import Interval, Verdict
 
 NO_MEMORY, NO_LIMITS = Memory(), Limits()
@@ -112,6 +113,12 @@ class Row:
     side_speedup_low: float | None = None
     side_speedup_high: float | None = None
     side_verdict: str | None = None  # same, faster, slower, inconclusive or invalid; of base itself null
+    side_p90_speedup: float | None = None  # the ratio of the p90 of each launch, of base over this side
+    side_p90_speedup_low: float | None = None
+    side_p90_speedup_high: float | None = None
+    side_p99_speedup: float | None = None
+    side_p99_speedup_low: float | None = None
+    side_p99_speedup_high: float | None = None
 
     @property
     def name(self) -> str:
@@ -132,6 +139,16 @@ class Row:
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
+
+
+def compared_sides(rows: Iterable[Row]) -> list[Row]:
+    """The rows of the sides that are compared with ``base``: the question first, its control last."""
+    return sorted((row for row in rows if not row.of_base), key=lambda row: row.side == AGAIN)
+
+
+def asked_sides(rows: Iterable[Row]) -> list[Row]:
+    """The same without the control."""
+    return [row for row in compared_sides(rows) if row.side != AGAIN]
 
 
 def rows_of(
@@ -334,15 +351,4 @@ def _compared(
     if pair.variant == CONTROL and verdict in (Verdict.FASTER, Verdict.SLOWER):
         warnings.append("the control differs from the baseline, which is the same program: distrust this trial")
     told = {"verdict": verdict, "warnings": tuple(warnings)}
-    return {**interval.columns("speedup"), **told, **_tails(pair, launches)}
-
-
-def _tails(pair: Pair, launches: Sequence[LaunchResult]) -> dict[str, float]:
-    """How many times faster a variant's slow calls are than those of the baseline of its side."""
-    baseline = Pair(pair.side, BASELINE).label
-    pairs = [(launch.timed_ms(baseline), launch.timed_ms(pair.label)) for launch in launches]
-    told: dict[str, float] = {}
-    for name, share in (("p90", 0.90), ("p99", 0.99)):
-        interval = statistics.tail_speedup(pairs, share)
-        told |= {} if interval is None else interval.columns(f"{name}_speedup")
-    return told
+    return {**interval.columns("speedup"), **told, **tails(Pair(pair.side, BASELINE).label, label, launches)}
