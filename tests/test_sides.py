@@ -1,5 +1,7 @@
 """Sides: how they are asked for, what their environments must be, and what launches of them mean."""
 
+import csv
+import io
 import json
 import os
 import sys
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 import typer
 from launches import made_launch, made_trial
+from reports import LONG_SIDE, NO_TORCH, sided_view
+from rich.console import Console
 from typer.testing import CliRunner
 
 from chatbot.errors import UsageError
@@ -22,13 +26,20 @@ from ray_jobs.measure.environment import environment, faults, variables_of
 from ray_jobs.measure.result import LaunchResult, VariantFacts
 from ray_jobs.measure.trial import Place
 from ray_jobs.process.trial import Committed
-from ray_jobs.report.tables import markdown
+from ray_jobs.report import text
+from ray_jobs.report.anonymous import Anonymous
+from ray_jobs.report.environments import environments_of
+from ray_jobs.report.heatmap import heatmap_of
+from ray_jobs.report.page import page
+from ray_jobs.report.summary import summarize
+from ray_jobs.report.tables import as_csv, markdown
 from ray_jobs.report.terminal import print_matrix
 from ray_jobs.report.view import RunView
 from ray_jobs.results.samples import to_result, to_table
 from ray_jobs.sides import AGAIN, BASE, Side, interpreter_fault, label_of, plain, require_interpreters, sides_of
 from ray_jobs.spec import Spec, read_spec
 from ray_jobs.statistics import Verdict
+from ray_jobs.wandb_sink.content import AGAINST_BASE, against_base, summary_of
 
 ASKED = "env=MALLOC_ARENA_MAX=1"
 OTHER = sides_of([ASKED])[-1]
@@ -309,7 +320,7 @@ def test_terminal_and_markdown_show_the_comparison_first(capsys: pytest.CaptureF
     )
 
 
-# The tail
+# The tail, and every view
 
 
 TAILS = tuple(f"side_{name}_speedup{end}" for name in ("p90", "p99") for end in ("", "_low", "_high"))
@@ -343,3 +354,84 @@ def test_a_launch_in_which_base_lost_a_variant_has_no_part_in_its_tail() -> None
     row = rows(made)[side(SCRIPTED)]
     assert row.side_p90_speedup == pytest.approx(0.5)
     assert row.side_speedup == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_a_terminal_of_80_columns_has_room_for_both_tables_however_long_a_side_is_called(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    print_matrix(sided_view().rows, 0.02, console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert sum(line.startswith("variant ") for line in lines) == 2, "two tables, no row of which became lines"
+    assert lines.count(LONG_SIDE) == 2
+    first, second = (lines.index(title) for title in (text.AGAINST_TITLE, text.ALONE_TITLE))
+    headings = (OTHER.name, LONG_SIDE, text.side_title(AGAIN), BASE)
+    places = [lines.index(heading) for heading in headings]
+    assert first < places[0] < places[1] < places[2] < second < places[3], "the question, its control, then base"
+    slower = next(line for line in lines[places[0] : places[1]] if SCRIPTED in line)
+    assert "0.543 (" in slower
+    assert (slower.count("(") == 3) == (width > 100), "the ratio of p90 where there is room for it"
+    assert f"  {LONG_SIDE}: failed: {NO_TORCH}" in lines, "once for all of the side's variants"
+
+
+def test_the_headline_is_what_was_decided_and_a_side_that_failed_is_one_sentence() -> None:
+    told = summarize([sided_view()])
+    assert told.headline.startswith(f"On cpu a CPU, torchscript with {OTHER.name} is slower: 0.543 (")
+    assert told.sentences[:2] == (
+        f"On cpu a CPU, eager with {OTHER.name} is as fast as with base, within 2%: "
+        "1.000 (1.000 to 1.000) times as fast as with base; all replies the same.",
+        f"On cpu a CPU, {LONG_SIDE} can't be compared: {NO_TORCH}.",
+    )
+    assert not any("precision not reached" in sentence for sentence in told.sentences)
+    facts = {fact.question: (fact.answer, fact.alarming) for fact in told.facts}
+    assert list(facts)[:2] == ["Against base", "Base in another process"], "the comparison and its control come first"
+    assert facts["Against base"][0] == "1 the same, 1 slower"
+    assert facts["Base in another process"] == ("1.000 (1.000 to 1.000)", False)
+    assert facts["Failed, skipped, invalid"][0] == "1 side failed"
+
+
+def test_more_comparisons_than_sentences_are_counted_side_by_side() -> None:
+    view = sided_view()
+    trials = [replace(row, trial_id=f"{row.trial_id}{n}") for n in range(4) for row in view.rows]
+    told = summarize([replace(view, rows=tuple(trials))])
+    assert told.headline == (
+        f"{OTHER.name} is the same as base in 4 of 8 comparisons, slower in 4 (0.543x); all replies the same."
+    )
+
+
+def test_the_page_shows_the_comparison_first_its_tail_and_what_the_sides_are() -> None:
+    view = sided_view()
+    shown = page([view])
+    heat = heatmap_of([view])
+    assert [line.head for line in heat.rows] == [OTHER.name, LONG_SIDE, AGAIN, BASE]
+    assert [name for name, *_ in heat.variants] == [BASELINE, CONTROL, SCRIPTED], "a side is no column"
+    assert heat.rows[0].cells[2] is not None
+    assert heat.rows[0].cells[2].big == "0.543x"
+    assert shown.index(text.AGAINST_TITLE) < shown.index("What the sides are") < shown.index(text.ALONE_TITLE)
+    assert shown.index("Sides over base, cpu") < shown.index("Base over its baseline, cpu")
+    slow, _ = shown[shown.index("The slow calls") :].split("Speedup of p90")
+    assert slow.count("Base / side of p90") == 1
+    assert slow.count("0.543 (0.511 to 0.578)") == 1
+    assert slow.count("1.000 (1.000 to 1.000)") == 3, "eager too has one, which has none over itself"
+    assert NO_TORCH in shown.replace("&#39;", "'")
+    first, again, other = environments_of(view, view.rows)
+    assert (first.side, other.side) == (BASE, text.side_title(AGAIN))
+    assert [fact for fact, differs in again.facts if differs] == ["MALLOC_ARENA_MAX=1"]
+    assert [fact for fact, _ in first.facts] == ["3.12.1", "2.13.0", "-", "AVX2", "-", "-"]
+
+
+def test_every_other_form_has_the_failed_side_with_its_reason_after_the_comparison() -> None:
+    view = sided_view()
+    told = markdown([view]).replace("\\", "")
+    assert told.index("| side |") < told.index(f"| {LONG_SIDE} | torchscript | - |")
+    assert f"- {LONG_SIDE}: failed: {NO_TORCH}" in told
+    assert f"| {text.side_title(AGAIN)} | eager | 1.000" in told
+    written = list(csv.DictReader(io.StringIO(as_csv([view]))))
+    assert {one["reason"] for one in written if one["side"] == LONG_SIDE} == {NO_TORCH}
+    sent = [dict(zip(AGAINST_BASE, row, strict=True)) for row in against_base(view.rows)]
+    assert list(dict.fromkeys(one["side"] for one in sent)) == [OTHER.name, LONG_SIDE, AGAIN]
+    assert {one["reason"] for one in sent if one["side"] == LONG_SIDE} == {NO_TORCH}
+    assert f"{view.rows[0].trial_id}/{side()}/side_speedup" in summary_of(view.rows)
+
+
+def test_a_compacted_run_keeps_the_verdicts_on_sides() -> None:
+    assert Anonymous().value({"side_verdict": "faster"}) == {"side_verdict": "faster"}

@@ -46,7 +46,8 @@ KEYS = {
     "environments", "cpu_capability", "preloaded", "waits", "count", "longest_s",
 }  # fmt: skip
 SETS = {
-    "status": Status, "verdict": Verdict, "device": (*DEVICES, "all"), "bound": ("memory", "compute", "overhead"),
+    "status": Status, "verdict": Verdict, "side_verdict": Verdict,
+    "device": (*DEVICES, "all"), "bound": ("memory", "compute", "overhead"),
     "stations": CHOICES, "isolation": ISOLATIONS,
 }  # fmt: skip
 FORMS = {

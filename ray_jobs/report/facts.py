@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from chatbot.variants import CONTROL
-from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.matrix.rows import Row, Status, asked_sides
 from ray_jobs.report import text
 from ray_jobs.report.sentences import compared, same_replies
 from ray_jobs.report.view import Fastest, RunView
+from ray_jobs.sides import AGAIN, BASE
 from ray_jobs.statistics import CONFIDENCE, Verdict, most_by_chance
 
 MOST_REASONS = 3
@@ -32,7 +33,23 @@ def facts_of(runs: Sequence[RunView]) -> tuple[Fact, ...]:
     trials = [found for run in runs for found in run.trials.values()]
     approximate = _first_of("Fastest approximate one", runs, exact=False)
     known = [_fastest_fact(runs), *([approximate] if approximate else [])]
-    return (*known, _sure_fact(rows, runs), _control_fact(rows), _trouble_fact(rows, trials))
+    return (*_side_facts(rows), *known, _sure_fact(rows, runs), _control_fact(rows), _trouble_fact(rows, trials))
+
+
+def _side_facts(rows: Sequence[Row]) -> list[Fact]:
+    """How the sides compare with ``base``, and how its control does; empty where no side was compared."""
+    asked = [text.against_base(row) for row in asked_sides(rows)]
+    if not asked:
+        return []
+    told = [row for row in asked if row.speedup is not None]
+    counts = Counter(text.VERDICTS.get(row.verdict or "", "the same") for row in told)
+    answer = ", ".join(f"{count:,} {word}" for word, count in counts.items()) or "nothing to compare"
+    more = f"of {text.counted(len(told), 'comparison')} of a side with base"
+    if len(told) == 1:
+        answer, more = text.speedup(told[0]), f"{told[0].variant} with {told[0].side}: {', '.join(counts)}"
+    # One of a trial, as what sets two processes apart does so for all of their variants.
+    again = [text.against_base(row) for row in rows if row.side == AGAIN and row.variant == row.baseline]
+    return [Fact("Against base", answer, more), _same_fact("Base in another process", again, "base against itself")]
 
 
 def _fastest_fact(runs: Sequence[RunView]) -> Fact:
@@ -88,7 +105,8 @@ def named_rivals(best: Fastest) -> str:
 
 
 def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
-    told = [row for row in compared(rows) if row.interval is not None]
+    sides = [text.against_base(row) for row in asked_sides(rows)]
+    told = [row for row in sides or compared(rows) if row.interval is not None]
     if not told:
         return Fact("How sure", "nothing to be sure of", "no speedup has an interval")
     widths = [row.interval.half_width for row in told if row.interval is not None]
@@ -103,18 +121,22 @@ def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
 
 
 def _control_fact(rows: Sequence[Row]) -> Fact:
+    controls = [row for row in rows if row.name == CONTROL]
+    return _same_fact("The tool's own error", controls, "the baseline against itself")
+
+
+def _same_fact(question: str, rows: Sequence[Row], what: str) -> Fact:
     """Red if more controls differ than chance explains: among many trials some do, and no trial is to blame."""
-    told = [row for row in rows if row.name == CONTROL and row.speedup is not None]
-    question = "The tool's own error"
+    told = [row for row in rows if row.speedup is not None]
     if not told:
         return Fact(question, "unknown", "the control was not measured", True)
     wrong = sum(row.verdict in (Verdict.FASTER, Verdict.SLOWER) for row in told)
     most = most_by_chance(len(told), 1 - CONFIDENCE)
     if len(told) == 1:
         call = "distrust this trial" if wrong else text.VERDICTS.get(told[0].verdict or "", "the same")
-        return Fact(question, text.speedup(told[0]), f"the baseline against itself: {call}", wrong > most)
+        return Fact(question, text.speedup(told[0]), f"{what}: {call}", wrong > most)
     worst = math.expm1(max(abs(math.log(row.speedup or 1.0)) for row in told))
-    more = f"the baseline against itself, {len(told)} times; chance explains up to {most}; at most {worst:.1%} off"
+    more = f"{what}, {len(told)} times; chance explains up to {most}; at most {worst:.1%} off"
     return Fact(question, f"{wrong} of {len(told)} called different", more, wrong > most)
 
 
@@ -123,8 +145,11 @@ def _trouble_fact(rows: Sequence[Row], trials: Sequence[Sequence[Row]]) -> Fact:
     skipped = [sum(row.status == Status.SKIPPED for row in found) for found in trials]
     whole = sum(count == len(found) for count, found in zip(skipped, trials, strict=True))
     absent = sum(count for count, found in zip(skipped, trials, strict=True) if count < len(found))
+    failed = [{row.side for row in found if row.status == Status.FAILED} for found in trials]
+    sides = sum(len(found) for found in failed if not found & {None, BASE})
     counts = {
-        "failed": sum(any(row.status == Status.FAILED for row in found) for found in trials),
+        "failed": sum(bool(found & {None, BASE}) for found in failed),
+        f"side{'s' * (sides != 1)} failed": sides,
         "skipped": whole,
         f"variant{'s' * (absent != 1)} skipped": absent,
         "invalid": sum(row.verdict == Verdict.INVALID for row in rows),

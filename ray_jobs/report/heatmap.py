@@ -1,20 +1,21 @@
-"""The matrix as a heat map: rows are stations and workloads, columns are variants."""
+"""The matrix as a heat map: rows are stations and workloads, or sides of them; columns are variants."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chatbot.variants import CONTROL
-from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.matrix.rows import Row, Status, compared_sides
 from ray_jobs.report import text
 from ray_jobs.report.sentences import state
 from ray_jobs.report.view import RunView
+from ray_jobs.sides import AGAIN, BASE
 from ray_jobs.statistics import Verdict
 
 STEPS = (1.1, 1.5, 3.0)  # speedups, or their inverses, at which the colour grows stronger
 CROWDED = 12  # rows above which they are drawn low
 MANY = 7  # variants above which there is no room for all
-SIDE = "against base"
+SIDE, SIDES = "over base", {BASE: "over its baseline", AGAIN: "the control, over base"}
 SIZES = {  # of a workload, in short
     "model": "model {}",
     "batch": "batch {}",
@@ -37,7 +38,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class MatrixRow:
-    """One trial of one run."""
+    """One trial of one run, or one of its sides."""
 
     head: str
     more: str
@@ -53,11 +54,7 @@ class Heatmap:
     variants: tuple[tuple[str, str, str], ...]  # name, the same short enough for a column, what it is beyond that
     rows: tuple[MatrixRow, ...]
     shared: str  # what all workloads have in common
-
-    @property
-    def sides(self) -> bool:
-        """True if some column is of a side."""
-        return any(role == SIDE for _, _, role in self.variants)
+    sides: bool  # some row is of a side
 
     @property
     def crowded(self) -> bool:
@@ -73,21 +70,28 @@ class Heatmap:
 def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
     """Runs of the same workload on the same hardware are listed together."""
     rows = [row for run in runs for row in run.rows]
-    names = list(dict.fromkeys(row.name for row in rows))
+    names, sides = list(dict.fromkeys(row.variant for row in rows)), any(row.side for row in rows)
     varying = [name for name in ("hardware", *SIZES) if len({_part(row, name) for row in rows}) > 1]
     parts = [_part(rows[0], name) for name in ("hardware", *SIZES) if name not in varying] if rows else []
     shared = filter(None, parts)
     places: dict[tuple[object, ...], list[MatrixRow]] = {}
     for number, run in enumerate(runs):
-        for place, (trial, found) in enumerate(run.trials.items()):
+        for place, found in enumerate(run.trials.values()):
             label = run.id if len(runs) > 1 else ""
-            line = _row(run, trial, found, names, varying, (label, anchor(number, place)))
+            lines = [_row(run, mine, names, varying, (label, anchor(number, place))) for mine in _by_side(found)]
             key = tuple(getattr(found[0], name) for name in ("device", "device_name", "station", *SIZES))
-            places.setdefault(key, []).append(line)
-    roles = {row.name: "baseline" for row in rows if row.variant == row.baseline} | {CONTROL: "control"}
-    roles |= {row.name: SIDE for row in rows if not row.of_base}
-    lines = tuple(line for group in places.values() for line in group)
-    return Heatmap(tuple((name, _narrow(name), roles.get(name, "")) for name in names), lines, ", ".join(shared))
+            places.setdefault(key, []).extend(lines)
+    roles = {row.variant: "" if sides else "baseline" for row in rows if row.variant == row.baseline}
+    roles[CONTROL] = "control"
+    every = tuple(line for group in places.values() for line in group)
+    heads = tuple((name, _narrow(name), roles.get(name, "")) for name in names)
+    return Heatmap(heads, every, ", ".join(shared), sides)
+
+
+def _by_side(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of a trial, side by side: what is compared first, ``base`` itself last."""
+    sections = text.sections([*compared_sides(rows), *(row for row in rows if row.of_base)])
+    return [section.rows for section in sections]
 
 
 def _narrow(name: str, most: int = 36) -> str:
@@ -102,12 +106,14 @@ def anchor(run: int, trial: int) -> str:
 
 
 def _row(
-    run: RunView, trial: str, rows: Sequence[Row], names: Sequence[str], varying: Sequence[str], labels: tuple[str, str]
+    run: RunView, rows: Sequence[Row], names: Sequence[str], varying: Sequence[str], labels: tuple[str, str]
 ) -> MatrixRow:
-    first, by_name = rows[0], {row.name: text.against_base(row) for row in rows}
-    cells = tuple(_cell(by_name[name], run, by_name) if name in by_name else None for name in names)
+    first, by_name = rows[0], {row.variant: text.against_base(row) for row in rows}
+    cells = tuple(_cell(by_name[name], run) if name in by_name else None for name in names)
     told = [part for name in varying if (part := _part(first, name))] or [_part(first, "hardware")]
     head, more = (told[:1], told[1:]) if "hardware" in varying or not varying else (told, [])
+    if first.side:
+        head, more = [first.side], [SIDES.get(first.side, SIDE), *head, *more]
     return MatrixRow(", ".join(head), ", ".join([*more, *([first.station] if first.station else [])]), *labels, cells)
 
 
@@ -119,7 +125,7 @@ def _part(row: Row, name: str) -> str:
     return "" if value is None else SIZES[name].format(value)
 
 
-def _cell(row: Row, run: RunView, by_name: Mapping[str, Row]) -> Tile:
+def _cell(row: Row, run: RunView) -> Tile:
     kind, word = state(row), text.verdict(row, run.margin)
     tip = f"{row.name}: {word}"
     if kind in (Status.FAILED, Status.SKIPPED, Verdict.INVALID):

@@ -17,11 +17,13 @@ from ray_jobs.matrix.rows import Row, grouped
 from ray_jobs.report import charts, text
 from ray_jobs.report.charts import Chart, Named
 from ray_jobs.report.cold_start import Start, starts
+from ray_jobs.report.environments import HEADS, SideFacts, environments_of
 from ray_jobs.report.facts import named_rivals
 from ray_jobs.report.heatmap import SIZES, anchor, heatmap_of
 from ray_jobs.report.sentences import compared, sentence
 from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
+from ray_jobs.sides import AGAIN
 from ray_jobs.statistics import Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -42,6 +44,7 @@ class TrialPart:
     sentence: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    environments: tuple[SideFacts, ...]
     calls: Chart
     time: Chart
     starts: tuple[Start, ...]
@@ -96,6 +99,7 @@ def page(runs: Sequence[RunView]) -> str:
         folded=sum(len(part.trials) for part in parts) > MOST_OPEN,
         most_open=MOST_OPEN,
         left_out=sum(len(run.trials) for run in runs) - sum(len(run.trials) for run in told),
+        environment_heads=HEADS,
         text=text,
     )
 
@@ -143,6 +147,7 @@ def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
         sentence(row, run.margin) + (f" It is {rivals}." if rivals else ""),
         rows,
         tuple(text.notes(rows)),
+        environments_of(run, rows),
         charts.distributions(series, rows) if series else Chart(()),
         charts.over_time(series, dots) if series else Chart(()),
         tuple(starts(rows, series)),
@@ -152,20 +157,29 @@ def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
 
 def _groups(runs: Sequence[RunView]) -> list[Group]:
     """A chart of intervals for each workload, all on one scale."""
-    every = [(run, text.against_base(row)) for run in runs for row in run.rows]
-    told = [(run, row) for run, row in every if row.speedup is not None and row.name != row.baseline]
+    every = [(run, row) for run in runs for row in run.rows]
+    sides = [(run, text.against_base(row)) for run, row in every if not row.of_base and row.side != AGAIN]
+    again = [(run, text.against_base(row)) for run, row in every if row.side == AGAIN]
+    own = [(run, row) for run, row in every if row.of_base and row.variant != row.baseline]
+    told = [(run, row) for run, row in (*sides, *again, *own) if row.speedup is not None]
     if not told:
         return []
     margin = max(run.margin for run in runs)
     scale = charts.interval_scale([row for _, row in told], margin)
-    workloads = grouped(told, lambda one: f"{one[1].device}: {text.sizes(one[1])}")
+    workloads = grouped(told, lambda one: f"{_compared_with(one[1])}{one[1].device}: {text.sizes(one[1])}")
     groups = []
     for title, found in workloads.items():
         names = dict.fromkeys(row.name for _, row in found)
         lines = [line for name in names for line in _station_lines(name, found, len(runs) > 1)]
-        sentences = [s for run in runs for one in run.classes for s in one.disagreeing if _same(one, found[0][1])]
+        classes = [one for run in runs for one in run.classes if found[0][1].of_base and _same(one, found[0][1])]
+        sentences = [said for one in classes for said in one.disagreeing]
         groups.append(Group(title, charts.intervals(lines, margin, scale), tuple(dict.fromkeys(sentences))))
     return groups
+
+
+def _compared_with(row: Row) -> str:
+    """What comes first in the title of intervals where sides were compared."""
+    return "" if row.side is None else "Base over its baseline, " if row.of_base else "Sides over base, "
 
 
 def _station_lines(variant: str, found: Sequence[tuple[RunView, Row]], several: bool) -> Iterator[Named]:

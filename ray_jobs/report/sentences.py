@@ -50,13 +50,23 @@ def _compared(row: Row, margin: float) -> str:
     return f"{row.variant} answers {times} as fast as {row.baseline} {limits}".rstrip()
 
 
+def comparable(row: Row) -> bool:
+    """Whether a row of a side tells how it compares with ``base``."""
+    return row.status != Status.FAILED and row.side_verdict not in (None, Verdict.INVALID)
+
+
+def not_compared(rows: Sequence[Row], whole: bool) -> str:
+    """Why variants of a side, of one place and reason, can't be compared; ``whole`` if they are all of that side."""
+    first = rows[0]
+    what = first.side if whole else f"{', '.join(row.variant for row in rows)} with {first.side}"
+    return f"On {hardware(first)}, {what} can't be compared: {first.reason or 'what base has of it is not valid'}."
+
+
 def side_sentence(row: Row, margin: float) -> str:
-    """What a side does to a variant."""
+    """What a side does to a variant that is ``comparable``."""
     side, over = f"On {hardware(row)}, {row.variant} with {row.side}", text.speedup(text.against_base(row))
-    if row.status == Status.FAILED or row.side_verdict in (None, Verdict.INVALID):
-        return f"{side} can't be compared: {row.reason or 'no reason is known'}."
     if row.side_verdict == Verdict.INCONCLUSIVE:
-        return f"{side} against base: undecided, {over}."
+        return f"{side} against base: undecided, {'there is no interval' if row.side_speedup is None else over}."
     same = row.side_verdict == Verdict.SAME
     how = f"as fast as with base, within {margin:.0%}" if same else str(row.side_verdict)
     return f"{side} is {how}: {over} times as fast as with base; {same_replies(row)}."

@@ -1,19 +1,20 @@
 """A run's findings in sentences: the fastest variant, by how much, how sure, and what went wrong."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ray_jobs.matrix.row_warnings import imprecision
-from ray_jobs.matrix.rows import Row, Status, grouped
+from ray_jobs.matrix.row_warnings import against_imprecision, imprecision
+from ray_jobs.matrix.rows import Row, Status, asked_sides, grouped
 from ray_jobs.report import text
 from ray_jobs.report.facts import MOST_REASONS, Fact, facts_of, worst_replies
-from ray_jobs.report.sentences import compared, hardware, sentence, side_sentence, state
+from ray_jobs.report.sentences import comparable, compared, hardware, not_compared, sentence, side_sentence, state
 from ray_jobs.report.view import RunView
-from ray_jobs.sides import AGAIN
+from ray_jobs.sides import BASE
 from ray_jobs.statistics import Verdict
 
 MOST_SENTENCES = 6
+DECIDED = (Verdict.FASTER, Verdict.SLOWER, Verdict.SAME, Verdict.INCONCLUSIVE)
 
 
 @dataclass(frozen=True)
@@ -39,33 +40,50 @@ def _told_of(run: RunView) -> list[str]:
     """The headline sentence, then the other sentences."""
     known = [(rows, any(row.verdict for row in compared(rows))) for rows in run.trials.values()]
     measured, others = ([rows for rows, told in known if told is kind] for kind in (True, False))
-    sides = [side_sentence(row, run.margin) for rows in run.trials.values() for row in _asked(rows)]
+    sides = _of_sides(run)
     if not measured:
-        return [*sides[:MOST_SENTENCES], *_nothing(run)]
+        return [*sides, *_nothing(run)]
     if len(measured) == 1:
         found = compared(measured[0])
         found.sort(key=lambda row: (row.verdict != Verdict.FASTER, not row.exact, -(row.speedup or 0.0)))
         told = [sentence(row, run.margin) for row in found]
     else:
-        told = _summaries([row for rows in measured for row in compared(rows)])
+        told = _summaries(grouped((row for rows in measured for row in compared(rows)), lambda row: row.variant))
     places = {hardware(rows[0]) for rows in measured}
     return [
-        *sides[:MOST_SENTENCES],
+        *sides,
         *told[:MOST_SENTENCES],
         *_doubts(run, measured),
         *(_reason(rows, places) for rows in others[:MOST_REASONS]),
     ]
 
 
-def _asked(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the sides that were asked for, without the control's."""
-    return [row for row in text.compared_sides(rows) if row.side != AGAIN]
+def _of_sides(run: RunView) -> list[str]:
+    """What the sides do, and why some can't be compared; what is decided comes first."""
+    every = [asked_sides(rows) for rows in run.trials.values()]
+    told = [row for rows in every for row in rows if comparable(row)]
+    reasons = [said for trial, rows in zip(run.trials, every, strict=True) for said in _lost(run.trials[trial], rows)]
+    if len(told) <= MOST_SENTENCES:
+        told.sort(key=lambda row: DECIDED.index(row.side_verdict or Verdict.INCONCLUSIVE))
+        said = [side_sentence(row, run.margin) for row in told]
+    else:
+        named = grouped(map(text.against_base, told), lambda row: str(row.side))
+        said = _summaries(named, BASE, "comparison")[:MOST_SENTENCES]
+    return [*said, *list(dict.fromkeys(reasons))[:MOST_REASONS]]
+
+
+def _lost(trial: Sequence[Row], sides: Sequence[Row]) -> Iterator[str]:
+    """Why rows of sides can't be compared, but for what is skipped everywhere."""
+    nowhere = {row.variant for row in trial if row.of_base and row.status == Status.SKIPPED}
+    lost = [row for row in sides if not comparable(row) and row.variant not in nowhere]
+    for (side, _), rows in grouped(lost, lambda row: (row.side, row.reason)).items():
+        yield not_compared(rows, whole=len(rows) == sum(row.side == side for row in sides))
 
 
 def _doubts(run: RunView, trials: Sequence[Sequence[Row]]) -> list[str]:
     """Reasons to doubt the figures: warnings, except for the precision, which the facts report."""
     figures = [[row for row in rows if row.status != Status.SKIPPED] for rows in trials]
-    doubts = [[one for row in rows for one in row.warnings if one != _imprecision(row, run)] for rows in figures]
+    doubts = [[one for row in rows for one in row.warnings if one not in _imprecision(row, run)] for rows in figures]
     if len(trials) == 1:
         return [f"But {one}." for one in list(dict.fromkeys(doubts[0]))[:MOST_REASONS]]
     troubled = sum(map(bool, doubts))
@@ -74,8 +92,10 @@ def _doubts(run: RunView, trials: Sequence[Sequence[Row]]) -> list[str]:
     return [f"But {text.counted(troubled, 'trial')} of {len(trials)} came with warnings, listed with each."]
 
 
-def _imprecision(row: Row, run: RunView) -> str | None:
-    return imprecision(row.interval, run.spec["precision"]) if row.interval and "precision" in run.spec else None
+def _imprecision(row: Row, run: RunView) -> list[str]:
+    """The warnings of a row that its intervals are wider than asked."""
+    ways = ((row.interval, imprecision), (text.against_base(row).interval, against_imprecision))
+    return [said(found, run.spec["precision"]) for found, said in ways if found and "precision" in run.spec]
 
 
 def _nothing(run: RunView) -> list[str]:
@@ -94,15 +114,14 @@ def _reason(rows: Sequence[Row], measured: Collection[str]) -> str:
     return f"{text.title(row)}: {state(row)}."
 
 
-def _summaries(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each variant over many trials, the fastest first."""
-    by_variant = grouped(rows, lambda row: row.variant)
-    middles = {name: median([row.speedup for row in of if row.speedup] or [0.0]) for name, of in by_variant.items()}
-    return [_summary(name, by_variant[name]) for name in sorted(middles, key=lambda name: -middles[name])]
+def _summaries(named: Mapping[str, Sequence[Row]], base: str | None = None, thing: str = "trial") -> list[str]:
+    """A sentence for the rows of each name over the baseline, or ``base``, the fastest first."""
+    middles = {name: median([row.speedup for row in of if row.speedup] or [0.0]) for name, of in named.items()}
+    ordered = sorted(middles, key=lambda name: -middles[name])
+    return [_summary(name, named[name], base or named[name][0].baseline, thing) for name in ordered]
 
 
-def _summary(name: str, rows: Sequence[Row]) -> str:
-    base = rows[0].baseline
+def _summary(name: str, rows: Sequence[Row], base: str, thing: str) -> str:
     first: dict[str, str] = {Verdict.FASTER: f"faster than {base} in", Verdict.SAME: f"the same as {base} in"}
     first |= {Verdict.SLOWER: f"slower than {base} in", Verdict.INCONCLUSIVE: "undecided in"}
     others: dict[str, str] = {Verdict.SAME: "the same in", Verdict.SLOWER: "slower in"}
@@ -110,7 +129,7 @@ def _summary(name: str, rows: Sequence[Row]) -> str:
     parts: list[str] = []
     for kind in dict.fromkeys(kind for kind in (*first, *found) if kind in found):
         mine, texts = [row for row in rows if state(row) == kind], first | others if parts else first
-        total = "" if parts else f" of {text.counted(len(rows), 'trial')}"
+        total = "" if parts else f" of {text.counted(len(rows), thing)}"
         parts.append(f"{texts.get(kind, f'{kind} in')} {len(mine):,}{total}{_spread(mine)}")
     return f"{name} is {', '.join(parts)}; {worst_replies(rows)}."
 

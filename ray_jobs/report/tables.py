@@ -3,17 +3,17 @@
 import csv
 import io
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from pydantic_core import to_json
 
-from ray_jobs.matrix.rows import COLUMNS, Row, Status
+from ray_jobs.matrix.rows import COLUMNS, Row, Status, compared_sides
 from ray_jobs.report import text
 from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
 
-RIGHT = (text.P50, text.SPEEDUP, text.AGAINST, text.REPLIES)
+RIGHT = (text.P50, text.SPEEDUP, text.AGAINST, text.AGAINST_P90, text.REPLIES)
 SPECIAL = re.compile(r"[\\`*\[\]<>|#~&]|(?<![^\W_])_|_(?![^\W_])")  # within a word GitHub takes _ for itself
 FORMULA = ("=", "+", "-", "@")  # what a formula begins with in a spreadsheet
 MENTION = re.compile(r"(?<!\w)@(?=\w)")  # a backslash does not keep GitHub from telling a team; an empty space does
@@ -47,13 +47,18 @@ def _matrix(rows: Sequence[Row], margin: float) -> Iterator[str]:
     if all(row.status == Status.SKIPPED for row in rows):
         yield f"skipped: {plain(rows[0].reason or '')}"
         return
-    if sides := [text.side_cells(row, margin) for row in text.compared_sides(rows)]:
-        yield from table(list(sides[0]), [list(row.values()) for row in sides], RIGHT)
-        yield ""
-    cells = [text.cells(row, margin) for row in rows]
-    yield from table(list(cells[0]), [list(row.values()) for row in cells], RIGHT)
+    if sides := compared_sides(rows):
+        slow = any(row.side_p90_speedup is not None for row in sides)
+        yield from (plain(text.AGAINST_TITLE), "")
+        yield from _table([{"side": text.side_title(row.side), **text.side_cells(row, margin, slow)} for row in sides])
+        yield from ("", plain(text.ALONE_TITLE), "")
+    yield from _table([text.cells(row, margin) for row in rows])
     yield ""
     yield from (f"- {plain(note)}" for note in text.notes(rows))
+
+
+def _table(cells: Sequence[Mapping[str, str]]) -> list[str]:
+    return table(list(cells[0]), [list(row.values()) for row in cells], RIGHT)
 
 
 def as_csv(runs: Sequence[RunView]) -> str:

@@ -2,13 +2,15 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
+from typing import TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.measure import Measurement
+from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +18,7 @@ from chatbot.safe_text import printable
 from ray_jobs.cluster import events
 from ray_jobs.cluster.events import Event, Outcome
 from ray_jobs.matrix.hardware import CLASS, HardwareClass
-from ray_jobs.matrix.rows import Row, Status, grouped
+from ray_jobs.matrix.rows import Row, Status, compared_sides, grouped
 from ray_jobs.process.trial import AGAINST, Committed, Failure, Waiting
 from ray_jobs.process.untimed import Alive, Part
 from ray_jobs.report import text
@@ -30,15 +32,17 @@ STYLES: dict[str, str] = {
     Verdict.INVALID: "bold red",
     Verdict.INCONCLUSIVE: "yellow",
 }
-LEFT = ("side", "variant", "verdict", "hardware class")
+LEFT = ("variant", "verdict", "hardware class")
 OF_LIMIT, SPREAD = "of limit", "spread between stations: p50, speedup"
 STACKED = {  # heads on two lines
     text.REPLIES: "same\nreplies",
     OF_LIMIT: "of\nlimit",
     "ms per token": "ms per\ntoken",
     SPREAD: "spread between stations\np50, speedup",
+    text.AGAINST_P90: "of their\np90 (95%)",
 }
 Cells = Mapping[str, str | Text]  # of a row, by the heads of their columns
+Item = TypeVar("Item")
 _workload = attrgetter(*(name for name in CLASS if name not in ("hardware", "variant")))
 
 
@@ -158,32 +162,57 @@ def print_matrix(rows: Sequence[Row], margin: float, console: Console | None = N
         if all(row.status == Status.SKIPPED for row in mine):
             console.print(literal(f"  skipped: {mine[0].reason}"), soft_wrap=True)
             continue
-        if sides := text.compared_sides(mine):
-            _show(console, [_side_cells(row, margin) for row in sides])
-            console.print()
+        if compared_sides(mine):
+            _print_sides(console, mine, margin)
+        sections = text.by_side(mine)
+        mine = [row for section in sections for row in section.rows]
         limited = any(row.of_limit is not None for row in mine)
         plain = [_cells(row, margin, any(row.stop_at_eos for row in mine)) for row in mine]
         full = [
             {**cells, OF_LIMIT: text.of_limit(row)} if limited else cells
             for cells, row in zip(plain, mine, strict=True)
         ]
-        shown = _show(console, full, plain)
+        shown = _show(console, full, plain, under=_headings(sections))
         for note in (*text.limit_notes(mine, shares=shown is plain), *text.notes(mine)):
             console.print(literal(f"  {note}"), soft_wrap=True)
+
+
+def _print_sides(console: Console, rows: Sequence[Row], margin: float) -> None:
+    """The comparison of the sides with ``base``, which the table of each side by itself follows."""
+    sections = text.sections(compared_sides(rows))
+    sides = [row for section in sections for row in section.rows]
+    short, slow = ([_side_cells(row, margin, with_p90) for row in sides] for with_p90 in (False, True))
+    known = any(row.side_p90_speedup is not None for row in sides)
+    console.print(literal(text.AGAINST_TITLE), soft_wrap=True)
+    _show(console, *([slow] if known else []), short, under=_headings(sections))
+    console.print()
+    console.print(literal(text.ALONE_TITLE), soft_wrap=True)
+
+
+def _headings(sections: Sequence[text.Section]) -> list[str]:
+    """(rows,): what each row stands under."""
+    return [section.heading for section in sections for _ in section.rows]
 
 
 def _cells(row: Row, margin: float, stopping: bool) -> dict[str, str | Text]:
     style = "dim" if row.status == Status.SKIPPED else STYLES.get(row.verdict or Verdict.INVALID, "")
     cells: dict[str, str | Text] = {
         **text.cells(row, margin),
+        "variant": _indented(row),
         "verdict": Text(text.verdict(row, margin), style=style),
     }
     return {**cells, "ms per token": text.per_token(row)} if stopping else cells
 
 
-def _side_cells(row: Row, margin: float) -> dict[str, str | Text]:
-    cells = text.side_cells(row, margin)
-    return {**cells, "verdict": Text(cells["verdict"], style=STYLES.get(row.side_verdict or Verdict.INVALID, ""))}
+def _side_cells(row: Row, margin: float, with_p90: bool) -> dict[str, str | Text]:
+    cells = text.side_cells(row, margin, with_p90)
+    verdict = Text(cells["verdict"], style=STYLES.get(row.side_verdict or Verdict.INVALID, ""))
+    return {**cells, "variant": _indented(row), "verdict": verdict}
+
+
+def _indented(row: Row) -> str:
+    """A variant as it stands under the name of its side, if there are sides."""
+    return f"  {row.variant}" if row.side else row.variant
 
 
 def print_classes(classes: Sequence[HardwareClass]) -> None:
@@ -204,18 +233,39 @@ def _class_cells(one: HardwareClass) -> Cells:
     return {**cells, SPREAD: f"{text.percent(one.p50_spread)}, {text.percent(one.speedup_spread)}"}
 
 
-def _show(console: Console, *choices: Sequence[Cells]) -> Sequence[Cells]:
-    """The first of these tables that fits; else the first as lines, of which nothing is cut off either."""
+def _show(console: Console, *choices: Sequence[Cells], under: Sequence[str] = ()) -> Sequence[Cells]:
+    """The first of these tables that fits; else the first as lines, of which nothing is cut off either.
+
+    Args:
+        console: where it is shown.
+        choices: the cells of each row, in one form or another.
+        under: (rows,) the heading of each row, a line of its own however long it is; empty for none.
+    """
+    under = under or [""] * len(choices[0])
     for rows in choices:
         table = _table(rows)
         if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
-            console.print(table)
+            lines = console.render_lines(table, pad=False)
+            console.print(SegmentLines(lines[: -len(rows)], new_lines=True), end="")
+            for line in _under(console, under, lines[-len(rows) :]):
+                console.print(SegmentLines([line], new_lines=True), end="")
             return rows
-    for name, *cells in (list(row.items()) for row in choices[0]):
+    for row in _under(console, under, choices[0]):
+        name, *cells = row.items()
         console.print(literal(name[1], "bold"))
         said = (Text.assemble(f"{head} ", literal(cell)) for head, cell in cells)
-        console.print(Text("  ") + Text(", ").join(said))
+        console.print(Text("    " if any(under) else "  ") + Text(", ").join(said))
     return choices[0]
+
+
+def _under(console: Console, under: Sequence[str], items: Sequence[Item]) -> Iterator[Item]:
+    """The items; a heading is printed before the first that stands under it."""
+    last = ""
+    for heading, item in zip(under, items, strict=True):
+        if heading != last:
+            console.print(literal(heading, "bold"), soft_wrap=True)
+        last = heading
+        yield item
 
 
 def _table(rows: Sequence[Cells]) -> Table:

@@ -1,17 +1,19 @@
 """Figures and verdicts as a person reads them: the same in the terminal, in the report and in what they export."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from chatbot.variants import Workload, is_own
 from ray_jobs.matrix.hardware import HardwareClass
-from ray_jobs.matrix.rows import Row
-from ray_jobs.sides import AGAIN
+from ray_jobs.matrix.rows import Row, compared_sides, grouped
+from ray_jobs.sides import AGAIN, BASE
 from ray_jobs.statistics import Verdict
 
 DASH = "-"
 P50, SPEEDUP, REPLIES = "p50 ms (95%)", "speedup (95%)", "same replies"
-AGAINST = "base / side (95%)"
+AGAINST, AGAINST_P90 = "base / side (95%)", "of their p90 (95%)"
+AGAINST_TITLE = "Against base: the same variant, base over side; above 1 the side is faster"
+ALONE_TITLE = "Each side by itself: its variants over its own baseline"
 VERDICTS: dict[str, str] = {
     Verdict.BASELINE: "baseline",
     Verdict.FASTER: "faster",
@@ -26,11 +28,12 @@ def cells(row: Row, margin: float) -> dict[str, str]:
     return {"variant": row.name, **figures}
 
 
-def side_cells(row: Row, margin: float) -> dict[str, str]:
-    """A row of a side as tables of the comparison show it, by the heads of the columns."""
+def side_cells(row: Row, margin: float, slow: bool = False) -> dict[str, str]:
+    """A row of a side as tables of the comparison show it, by the heads of the columns; with ``slow`` its p90 too."""
     over = against_base(row)
-    figures = {P50: latency(row), AGAINST: speedup(over), "verdict": verdict(over, margin), REPLIES: replies(row)}
-    return {"side": row.side or DASH, "variant": row.variant, **figures}
+    ratios = {AGAINST: speedup(over), **({AGAINST_P90: tail(row, "side_p90")} if slow else {})}
+    figures = {"verdict": verdict(over, margin), P50: latency(row), REPLIES: replies(row)}
+    return {"variant": row.variant, **ratios, **figures}
 
 
 def against_base(row: Row) -> Row:
@@ -41,9 +44,32 @@ def against_base(row: Row) -> Row:
     return replace(row, speedup=over[0], speedup_low=over[1], speedup_high=over[2], verdict=row.side_verdict)
 
 
-def compared_sides(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the sides that are compared with ``base``: the question first, its control last."""
-    return sorted((row for row in rows if not row.of_base), key=lambda row: row.side == AGAIN)
+@dataclass(frozen=True)
+class Section:
+    """The rows of one side."""
+
+    side: str | None  # None where no side was compared
+    rows: list[Row]
+
+    @property
+    def heading(self) -> str:
+        """The name of the side, and what the control is; empty for none."""
+        return side_title(self.side)
+
+
+def sections(rows: Sequence[Row]) -> list[Section]:
+    """The rows of each side under its heading."""
+    return [Section(side, mine) for side, mine in grouped(rows, lambda row: row.side).items()]
+
+
+def by_side(rows: Sequence[Row]) -> list[Section]:
+    """All rows, those of ``base`` first."""
+    return sections([*(row for row in rows if row.of_base), *compared_sides(rows)])
+
+
+def side_title(side: str | None) -> str:
+    """The name of a side, and what the control is."""
+    return f"{AGAIN}, the control: {BASE} in another process" if side == AGAIN else side or ""
 
 
 def title(row: Row) -> str:
@@ -116,7 +142,7 @@ def ratio(value: float) -> str:
 
 
 def tail(row: Row, name: str) -> str:
-    """The ratio of the baseline's p90 or p99 (``name``) to a row's, with its interval."""
+    """The ratio that ``name`` (p90, p99, side_p90 or side_p99) names, with its interval."""
     value, low, high = (getattr(row, f"{name}_speedup{end}") for end in ("", "_low", "_high"))
     return between(value, low, high, ratio)
 
@@ -164,7 +190,22 @@ def notes(rows: Sequence[Row]) -> list[str]:
             texts.append(f"{counted(row.discarded_rounds, 'round')} discarded: something else was using the machine")
         for text in (*texts, *row.warnings):
             said.setdefault(text, []).append(row.name)
-    return [f"{', '.join(names) if len(names) < len(rows) else 'all'}: {text}" for text, names in said.items()]
+    return [f"{_whose(names, rows)}: {text}" for text, names in said.items()]
+
+
+def _whose(names: Sequence[str], rows: Sequence[Row]) -> str:
+    """The rows of these names in short: all of them, all that were measured, or a whole side by its name."""
+    if len(names) == len(rows):
+        return "all"
+    if len(names) > 1 and set(names) == {row.name for row in rows if row.samples}:
+        return "all that were measured"
+    left, parts = list(names), list[str]()
+    for side, mine in grouped((row for row in rows if not row.of_base), lambda row: row.side).items():
+        own = [row.name for row in mine]
+        if len(own) > 1 and set(own) <= set(left):
+            parts.append(str(side))
+            left = [name for name in left if name not in own]
+    return ", ".join([*left, *parts])
 
 
 def percent(value: float | None) -> str:

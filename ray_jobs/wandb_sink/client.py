@@ -22,7 +22,16 @@ from ray_jobs.matrix.rows import COLUMNS
 from ray_jobs.measure.result import one_line
 from ray_jobs.results.run import FinishedRun, read_record
 from ray_jobs.results.store import RunDirectory
-from ray_jobs.wandb_sink.content import Head, distributions_of, files_of, speedups_of, summary_of, table_cells
+from ray_jobs.wandb_sink.content import (
+    AGAINST_BASE,
+    Head,
+    against_base,
+    distributions_of,
+    files_of,
+    speedups_of,
+    summary_of,
+    table_cells,
+)
 from ray_jobs.wandb_sink.mode import LONGEST_MESSAGE, PROJECT
 
 TROUBLE = re.compile(r"ERROR|Fatal error|Timed out", re.IGNORECASE)  # in what W&B's client prints
@@ -134,6 +143,8 @@ def _shown(finished: FinishedRun) -> tuple[dict[str, Any], Any]:
     speedups = wandb.Table(columns=["cell", "speedup"], data=[list(cell) for cell in speedups_of(finished.rows)])
     chart = wandb.plot.bar(speedups, "cell", "speedup", title="Speedup over the baseline")
     shown = {"matrix": wandb.Table(columns=list(COLUMNS), data=table_cells(finished.rows))}
+    if sides := against_base(finished.rows):
+        shown = {"against_base": wandb.Table(columns=list(AGAINST_BASE), data=sides), **shown}
     for cell, one in distributions_of(finished).items():
         histogram = one.counts.tolist(), one.edges_ms.tolist()
         shown[f"latency_ms/{cell}"] = wandb.Histogram(np_histogram=histogram)

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatbot.safe_text import keyless
-from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.matrix.rows import Row, Status, compared_sides
 from ray_jobs.results import REPORT
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
@@ -19,6 +19,11 @@ from ray_jobs.results.store import RunDirectory
 SUMMARY = (
     *("p50_ms", "speedup", "speedup_low", "speedup_high", "verdict"),
     *("side_speedup", "side_speedup_low", "side_speedup_high", "side_verdict"),
+)
+AGAINST_BASE = (  # of a row of a side, as a table of its own
+    *("trial_id", "side", "variant", "side_speedup", "side_speedup_low", "side_speedup_high", "side_verdict"),
+    *("side_p90_speedup", "side_p90_speedup_low", "side_p90_speedup_high", "p50_ms", "identical_replies"),
+    *("status", "reason"),
 )
 MOST_DISTRIBUTIONS = 200  # cells; more histograms than that nobody looks at
 BINS = 64
@@ -69,6 +74,11 @@ def summary_of(rows: Iterable[Row]) -> dict[str, Any]:
 def table_cells(rows: Iterable[Row]) -> list[list[Any]]:
     """The table of cells: every column of every row, a list as one text."""
     return [["; ".join(v) if isinstance(v, tuple) else v for v in asdict(row).values()] for row in rows]
+
+
+def against_base(rows: Sequence[Row]) -> list[list[Any]]:
+    """The table of the comparison with ``base``: ``AGAINST_BASE`` of each row of a side, the control's last."""
+    return [[getattr(row, name) for name in AGAINST_BASE] for row in compared_sides(rows)]
 
 
 def speedups_of(rows: Iterable[Row]) -> list[tuple[str, float]]:

@@ -20,6 +20,7 @@ from ray_jobs.report.series import trial_series
 from ray_jobs.report.view import RunView
 from ray_jobs.results.samples import to_table
 from ray_jobs.results.store import RunDirectory
+from ray_jobs.sides import AGAIN, BASE, Side, label_of, sides_of
 
 MARGIN = 0.02
 NEEDED = {"device": ["cpu"], "precision": 0.01, "margin": MARGIN, "budget": 5.0, "seed": 0}
@@ -170,3 +171,24 @@ def many_rows() -> Iterator[list[Case]]:
             for threads in (1, 2, 4, 8, 16)
             for base in (10 * batch**0.5 / threads**0.3,)
         ]
+
+
+ARENAS = "env MALLOC_ARENA_MAX=1"
+LONG_SIDE = "pip torch==2.14.1, env LD_PRELOAD=libjemalloc.so.2"
+NO_TORCH = "No module named 'torch'"
+
+
+def sided_view() -> RunView:
+    """Three sides: one in which a variant is slower, one of a long name that failed, and the control."""
+    trial = made_trial(sides=(*sides_of(["env=MALLOC_ARENA_MAX=1"]), Side(LONG_SIDE)))
+    gone = {label_of(LONG_SIDE, name): VariantFacts(failed=NO_TORCH) for name in (BASELINE, "torchscript")}
+    slower, launches = label_of(ARENAS, "torchscript"), []
+    for i in range(10):
+        walls = {pair.label: 20.0 if pair.label == slower else 10.0 + i % 3 for pair in trial.pairs}
+        launch = made_launch(walls, i, rounds=10, facts=gone)
+        launches.append(replace(launch, sides=tuple(pair.side for pair in trial.pairs)))
+    base = {"python": "3.12.1", "torch": "2.13.0", "cpu_capability": "AVX2", "variables": {"MALLOC_ARENA_MAX": None}}
+    environments = {BASE: base, AGAIN: base, ARENAS: {**base, "variables": {"MALLOC_ARENA_MAX": "1"}}}
+    run = {"trials": {trial.id: {"environments": environments}}, "spec": {"precision": 0.01}}
+    rows = rows_of(trial, Place("here", "host", "a CPU"), "done", None, launches)
+    return RunView("run", run, tuple(rows), MARGIN, (), {trial.id: trial_series(launches)})
