@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from browser import BROWSER, Browser
-from reports import HOSTILE, LONG, TROUBLED, Case, made_view, many_rows
+from reports import HOSTILE, LONG, TROUBLED, Case, made_view, many_rows, sided_view
 from typer.testing import CliRunner
 
 from ray_jobs.cli.app import app
@@ -30,7 +30,7 @@ DESKTOP, PHONE = (1280, 800), (390, 844)
 TEXT = "document.body.innerText"
 CELLS = "[...document.querySelectorAll('.heat tbody td')].map(td => td.innerText.replace(/\\s+/g, ' '))"
 BOTTOM = "document.querySelector('{}').getBoundingClientRect().bottom"
-OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"  # a phone's innerWidth grows
 FIGURES = """[...document.querySelectorAll('.figures tr[data-variant]')].map(tr => [
     tr.dataset.variant, tr.querySelector('.p50').innerText, tr.querySelector('.speedup').innerText,
     tr.querySelector('.verdict').innerText])"""
@@ -72,6 +72,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def sided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sides, one of which has a long name."""
+    path = tmp_path_factory.mktemp("pages") / "sided.html"
+    path.write_text(page([sided_view()]))
+    return path
+
+
+@pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed sweep's page."""
     directory = RunDirectory.existing(str(RESULTS / "sweep-small"), "sweep.json")
@@ -103,7 +111,7 @@ def test_complaints_and_requests_would_be_seen(chromium: Browser, tmp_path: Path
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", ["measured", "troubled", "many", "swept"])
+@pytest.mark.parametrize("name", ["measured", "troubled", "many", "swept", "sided"])
 def test_it_opens_quietly_and_fits_every_screen(
     name: str, dark: bool, size: tuple[int, int], chromium: Browser, request: pytest.FixtureRequest
 ) -> None:
