@@ -133,7 +133,7 @@ def _plain(change: Change) -> dict[str, Any]:
 
 def _cell(cell: Cell) -> dict[str, Any]:
     row = cell.row
-    names = ("variant", "station", "device", "batch", "prompt_tokens", "reply_tokens", "threads")
+    names = ("variant", "side", "station", "device", "batch", "prompt_tokens", "reply_tokens", "threads")
     return {"hardware": cell.hardware, **{name: getattr(row, name) for name in names}}
 
 
