@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from chatbot import checkpoint, corpus, training
 from chatbot.config import ATTENTIONS, OPTIMIZERS, PRESETS, Options
-from chatbot.console import HELP, Commands, prepare
+from chatbot.console import HELP, Commands, ending, prepare
 from chatbot.errors import UsageError, one_of
 from chatbot.talk import Speaker, readable
 from chatbot.variants import MODELS, VARIANTS, torchscript
@@ -270,4 +270,5 @@ def export(
 def main() -> None:
     """Runs the command line; a user's mistake is one line and exit code 2."""
     prepare()
-    app(prog_name="python -m chatbot")
+    with ending(ChatbotCommands.program):
+        app(prog_name="python -m chatbot")

@@ -4,6 +4,8 @@ import codecs
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from io import TextIOWrapper
 from typing import Any
@@ -43,6 +45,17 @@ class Commands(TyperGroup):
             if type(error).__module__.partition(".")[0] in ("click", "typer"):  # its own: usage, exit
                 raise
             raise typer.Exit(told(self.program, error)) from error
+
+
+@contextmanager
+def ending(program: str) -> Iterator[None]:
+    """Ends the process as ``told`` says it, whatever comes before or after the command itself; Python would say 1."""
+    try:
+        yield
+    except SystemExit:
+        raise
+    except BaseException as error:  # an extension in Rust panics with what is no Exception
+        sys.exit(told(program, error))
 
 
 def told(program: str, error: BaseException) -> int:

@@ -1,6 +1,10 @@
 """``python -m ray_jobs``, and the console script ``latency-matrix``."""
 
+import sys
+
 from ray_jobs.search_path import search_here_last
+
+UNEXPECTED = 70  # as ``console.ExitCode``, which can't be imported where a package is missing
 
 
 def main() -> None:
@@ -11,8 +15,13 @@ def main() -> None:
 
 def run() -> None:
     """Runs the command line."""
-    from ray_jobs.cli.app import main as command_line
+    try:
+        from ray_jobs.cli.app import main as command_line
+    except Exception:  # with Python's own code, 1, a broken installation would be a gate's "slower"
+        import traceback  # not before the folder that one stands in is searched last
 
+        traceback.print_exc()
+        sys.exit(UNEXPECTED)
     command_line()
 
 

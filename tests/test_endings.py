@@ -1,6 +1,7 @@
 """How a command ends: one line and a code of its own, whatever happened and whatever the terminal can show."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from pyarrow import fs
@@ -210,6 +213,72 @@ def test_the_folder_one_stands_in_may_have_been_deleted(
     monkeypatch.setattr(command, "main", lambda: ran.append(True))
     program.main()
     assert ran == [True]
+
+
+@pytest.mark.parametrize("broken", [(entry, "ray_jobs.cli.app"), (chatbot_entry, "chatbot.cli")])
+def test_a_package_that_can_not_be_imported_is_no_verdict(
+    broken: tuple[Any, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, module = broken
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 70
+    assert f"import of {module} halted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "program"), [(commands, "ray_jobs"), (chatbot_commands, "chatbot")])
+@pytest.mark.parametrize("error", [RuntimeError("x"), BaseException("x")])
+def test_what_comes_past_the_command_is_no_verdict_either(
+    command: Any,
+    program: str,
+    error: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def app(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(command, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 70
+    assert capsys.readouterr().err.startswith(f"{program}: unexpected {type(error).__name__}: x")
+
+
+DATA = ROOT / "tests" / "data" / f"version-{VERSION}"
+SAMPLES = "samples/launches.parquet"
+READING = {
+    "report": ("report", "run", "--format", "markdown"),
+    "compare": ("compare", "run", "run", "--gate", "3%"),
+    "compact": ("compact", "run", "--run-id", "small", "--out", "."),
+    "publish": ("publish", "run", "--wandb", "offline"),
+    "resume": ("matrix", "--resume", "run"),
+}
+UNREADABLE = [
+    *((name, SAMPLES, length) for name in ("report", "compare", "compact") for length in (0, 1000, None)),
+    *((name, file, 100) for name in READING if name != "resume" for file in ("run.json", "matrix.json")),
+    ("resume", "run.json", 100),
+    ("report", "traces/index.json", 5),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "length"), UNREADABLE)
+def test_a_file_that_was_cut_short_or_says_nothing_is_named_and_is_no_verdict(
+    name: str, file: str, length: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``length`` bytes are left of it; None: it is whole, and lacks what makes launches of it."""
+    monkeypatch.chdir(tmp_path)
+    path = Path(shutil.copytree(DATA, "run"), file)
+    path.parent.mkdir(exist_ok=True)
+    if length is None:
+        pq.write_table(pa.table({"trial": ["x"]}), path)
+    else:
+        path.write_bytes((path.read_bytes() if path.exists() else b'[{"file": "x"}]')[:length])
+    done = CliRunner().invoke(commands.app, list(READING[name]))
+    assert done.exit_code == 2, done.stderr
+    assert file in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.process

@@ -426,6 +426,14 @@ def test_a_table_of_something_else_is_refused_by_its_name(copied: Path) -> None:
     assert said == f"{copied} can't be resumed: samples/{sample(copied, FIRST, 3).name} is of another run"
 
 
+def test_a_launch_that_makes_no_sense_is_refused_by_its_name(copied: Path) -> None:
+    path = sample(copied, FIRST, 3)
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"launch": b"{}"}), path)
+    said = refusal(lambda: resume(copied, Cluster()))
+    assert said.startswith(f"{copied} can't be resumed: samples/{path.name} can't be read: KeyError")
+
+
 def test_launches_of_different_programs_are_refused_by_the_variants_name(copied: Path) -> None:
     """Whatever the reason: all else that is known of the two is the same."""
     for index, program in ((2, "an older one"), (3, "a newer one")):

@@ -623,6 +623,20 @@ def test_wandb_that_cant_be_imported_costs_one_line_and_nothing_else(tmp_path: P
     assert told.errors.startswith("wandb: ImportError: no such thing; the run is unharmed, send it later: ")
 
 
+def test_a_run_whose_samples_cant_be_read_is_unusable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    a_run(tmp_path)
+    path = next((tmp_path / RUN / "samples").glob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:1000])
+    monkeypatch.chdir(tmp_path)
+    with surroundings(tmp_path):
+        assert app(["publish", RUN, "--wandb", "offline"], standalone_mode=False) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"wandb: {RUN}: samples/{path.name} can't be read: ")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("place", "options", "said"),
     [

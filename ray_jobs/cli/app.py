@@ -70,8 +70,5 @@ def loaded(name: str) -> Any:
 def main() -> None:
     """Runs the command line; a mistake of the user's is one line and exit code 2."""
     console.prepare()
-    try:
-        with terminable():
-            app()
-    except KeyboardInterrupt as error:  # before or after the command itself
-        sys.exit(console.told(Commands.program, error))
+    with console.ending(Commands.program), terminable():
+        app()

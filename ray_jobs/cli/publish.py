@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from chatbot.console import ExitCode
 from chatbot.errors import UsageError
 from ray_jobs.cli.options import require_run
 from ray_jobs.wandb_sink.mode import resolve_mode
@@ -18,7 +19,7 @@ def publish(
 ) -> None:
     """Send a run to W&B from its directory alone; repeating it replaces what was sent before.
 
-    Exits 0 when W&B has all of it (or its offline log), 1 when not, 2 on unusable arguments.
+    Exits 0 when W&B has all of it (or its offline log), 1 when not, 2 on unusable arguments or an unreadable run.
     """
     mode = resolve_mode(wandb)
     if mode == "off":
@@ -32,4 +33,4 @@ def publish(
     sink.finish()
     if sink.result:
         typer.echo(sink.result)
-    raise typer.Exit(int(sink.failed))
+    raise typer.Exit(ExitCode.USAGE if sink.unusable else int(sink.failed))

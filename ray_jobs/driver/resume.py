@@ -16,7 +16,7 @@ from ray_jobs.matrix.hardware import same_class
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.replies import ReplyComparison
-from ray_jobs.measure.result import Limits, Memory
+from ray_jobs.measure.result import Limits, Memory, one_line
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.measure.trial import Place
 from ray_jobs.process.trial import Committed, changed_programs
@@ -24,7 +24,7 @@ from ray_jobs.results import schema
 from ray_jobs.results.filesystem import below
 from ray_jobs.results.run import read_record
 from ray_jobs.results.samples import to_result
-from ray_jobs.results.store import RunDirectory
+from ray_jobs.results.store import BROKEN, RunDirectory
 from ray_jobs.spec import Spec, spec_of
 
 PARTS = {
@@ -149,7 +149,12 @@ class Earlier:
                 continue
             if (table.schema.metadata or {}).get(b"identity", b"").decode() != identity:
                 raise UsageError(f"{self.directory.shown} can't be resumed: samples/{name} is of another run")
-            found.setdefault(trial, []).append(Committed.of(to_result(table)))
+            try:
+                found.setdefault(trial, []).append(Committed.of(to_result(table)))
+            except BROKEN as error:
+                raise UsageError(
+                    f"{self.directory.shown} can't be resumed: samples/{name} can't be read: {one_line(error)}"
+                ) from None
         return found
 
 

@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
 
+from ray_jobs.matrix.rows import grouped
 from ray_jobs.report.anonymous import Anonymous, names_of, own_names, users_in
 from ray_jobs.report.write import draw_or_say
 from ray_jobs.results import schema
@@ -24,8 +26,9 @@ def compact(source: RunDirectory, target: RunDirectory) -> None:
     """
     run = FinishedRun.within(source)
     rows = [{**asdict(row), "warnings": list(row.warnings)} for row in run.rows]
-    tables = source.read_tables()
-    contents = [_launch(table) for launches in tables.values() for table in launches]
+    launches = list(source.each_launch(lambda table: (table, _launch(table))))
+    tables = {trial: [table for _, (table, _) in mine] for trial, mine in grouped(launches, itemgetter(0)).items()}
+    contents = [content for _, (_, content) in launches]
     names = names_of(run.run, rows, tables)
     private = users_in([run.run, rows, contents]) | {host.lower() for host in names.hosts}
     clean = Anonymous(names, own_names(run.run.get("spec") or {}, run.run.get("parts") or ()), private)

@@ -14,7 +14,7 @@ from ray_jobs.matrix.rows import Row, grouped
 from ray_jobs.measure.result import LaunchResult
 from ray_jobs.report.series import TrialSeries, trial_series
 from ray_jobs.results import schema
-from ray_jobs.results.run import FinishedRun
+from ray_jobs.results.run import FinishedRun, read_index
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.statistics import Verdict
 
@@ -107,11 +107,8 @@ def _classes(found: FinishedRun) -> tuple[HardwareClass, ...]:
 
 
 def _traces(directory: RunDirectory) -> tuple[Trace, ...]:
-    try:
-        index = schema.renamed(json.loads(directory.read("traces/index.json")))
-    except FileNotFoundError:
-        return ()
     names = ("title", "trial_id", "variant", "kind")
+    index = read_index(directory)
     return tuple(Trace(_link(one["file"]), *(str(one.get(name) or "") for name in names)) for one in index)
 
 

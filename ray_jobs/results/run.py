@@ -56,15 +56,8 @@ class FinishedRun:
         return float((self.run.get("spec") or {}).get("margin", MARGIN))
 
     def launches(self, trials: Collection[str] | None = None) -> Iterator[tuple[str, LaunchResult]]:
-        """(trial, launch) of one committed launch after the other, of all trials or of these."""
-        for trial, table in self.directory.each_table(trials):
-            try:
-                launch = to_result(table)
-            except BROKEN as error:
-                raise UsageError(
-                    f"{self.directory.shown}: a launch of {trial} can't be read: {one_line(error)}"
-                ) from None
-            yield trial, launch
+        """(trial, launch) of one committed launch after the other, of all trials or of these. Raises UsageError."""
+        yield from self.directory.each_launch(to_result, trials)
 
 
 def is_complete(directory: RunDirectory) -> bool:
@@ -87,3 +80,15 @@ def read_record(directory: RunDirectory, name: str = "run.json") -> dict[str, An
     if not isinstance(content, dict):
         raise ValueError(f"{name} holds a {type(content).__name__}, not a table")
     return schema.current(content, directory.shown)
+
+
+def read_index(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The entries of a run's ``traces/index.json``; none where it was not traced. Raises UsageError if it is broken."""
+    name = "traces/index.json"
+    try:
+        content = schema.renamed(json.loads(directory.read(name)))
+        return [{"file": str(entry["file"]), **entry} for entry in content]
+    except FileNotFoundError:
+        return []
+    except BROKEN as error:
+        raise UsageError(f"{directory.shown}: {name} can't be read: {one_line(error)}") from None

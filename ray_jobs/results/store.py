@@ -310,18 +310,36 @@ class RunDirectory:
 
     def each_table(self, trials: Collection[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
         """Yields (trial, launch) of each committed launch: a long run has too many to hold at once."""
+        yield from self.each_launch(lambda table: table, trials)
+
+    def each_launch(
+        self, read: Callable[[pa.Table], T], trials: Collection[str] | None = None
+    ) -> Iterator[tuple[str, T]]:
+        """Yields (trial, what ``read`` makes of its table) of each committed launch, of all trials or of these.
+
+        Raises:
+            UsageError: a sample file can't be read; it is named.
+        """
         for name in self.sample_files():
             of = name.removesuffix(".parquet").rpartition(".")[0]  # empty: of many trials
             if trials is not None and of and of not in trials:
                 continue
             content = self.read(f"samples/{name}")
-            try:
-                launches = list(split_launches(pq.read_table(pa.BufferReader(content), use_threads=False)))
-            except (OSError, *BROKEN) as error:
-                raise UsageError(f"{self.shown}: samples/{name} can't be read: {one_line(error)}") from None
-            for trial, launch in launches:
+            with self._readable(f"samples/{name}"):
+                tables = list(split_launches(pq.read_table(pa.BufferReader(content), use_threads=False)))
+            for trial, table in tables:
                 if trials is None or trial in trials:
+                    with self._readable(f"samples/{name}"):
+                        launch = read(table)
                     yield trial, launch
+
+    @contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        """Raises a UsageError that names the file where making sense of its content fails."""
+        try:
+            yield
+        except (OSError, *BROKEN) as error:
+            raise UsageError(f"{self.shown}: {name} can't be read: {one_line(error)}") from None
 
     def add_launches(self, trials: Mapping[str, Sequence[pa.Table]], name: str) -> None:
         """Commits many launches as one file, which ``read_tables`` splits again."""

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from chatbot.corpus import Pair
 from chatbot.errors import UsageError
+from ray_jobs.measure.result import one_line
 from ray_jobs.provenance import command_line, driver_facts
 from ray_jobs.results import schema
 from ray_jobs.results.filesystem import below
 from ray_jobs.results.run import read_record
-from ray_jobs.results.store import RunDirectory
+from ray_jobs.results.store import BROKEN, RunDirectory
 from ray_jobs.sweep.importance import Importances, importances
 from ray_jobs.sweep.page import sweep_page
 from ray_jobs.sweep.spec import SweepSpec, SweepTrial, make_spec
@@ -202,11 +203,9 @@ def find(place: str, root: str) -> tuple[RunDirectory, dict[str, Any], SweepSpec
 def read_rows(directory: RunDirectory) -> list[TrialRow]:
     """The trials that ended."""
     try:
-        content = schema.renamed(json.loads(directory.read("trials.json")))
+        return [unflat(row) for row in schema.renamed(json.loads(directory.read("trials.json")))]
     except FileNotFoundError:
         return []
-    try:
-        return [unflat(row) for row in content]
     except (AttributeError, TypeError, ValueError) as error:
         raise UsageError(f"{directory.shown} can't be resumed: its trials.json can't be read ({error})") from None
 
@@ -215,6 +214,10 @@ def read_validations(directory: RunDirectory) -> list[Validation]:
     """Every validation that was kept, in the order in which they came."""
     try:
         table = pq.read_table(pa.BufferReader(directory.read("epochs.parquet")))
+        return [Validation(**row) for row in table.to_pylist()]
     except FileNotFoundError:
         return []
-    return [Validation(**row) for row in table.to_pylist()]
+    except BROKEN as error:
+        raise UsageError(
+            f"{directory.shown} can't be resumed: its epochs.parquet can't be read ({one_line(error)})"
+        ) from None

@@ -1,6 +1,5 @@
 """The tracing job: spec -> stations -> tracing launches -> ``traces/`` in a new or existing run directory."""
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +24,7 @@ from ray_jobs.process.profile.launches import traced_variants
 from ray_jobs.process.profile.profiler import Traced, zipped
 from ray_jobs.process.trial import Waiting
 from ray_jobs.report import text
-from ray_jobs.results.run import read_record
+from ray_jobs.results.run import read_index, read_record
 from ray_jobs.results.samples import schema_of
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import Spec
@@ -105,10 +104,7 @@ def rebuild_timeline(tracing: Tracing) -> None:
     """Rebuilds only the timeline of a run and its entry in the index."""
     with tracing.directory.reopened():
         tracing.directory.make_folder(FOLDER)
-        try:
-            index = json.loads(tracing.directory.read(f"{FOLDER}/{INDEX}"))
-        except FileNotFoundError:
-            index = []
+        index = read_index(tracing.directory)
         _write_timeline(tracing)
         tracing.index += [entry for entry in index if entry["file"] != TIMELINE]
         tracing.directory.write_json(f"{FOLDER}/{INDEX}", tracing.index)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from chatbot.errors import UsageError
 from ray_jobs.matrix.rows import COLUMNS
 from ray_jobs.measure.result import one_line
 from ray_jobs.results.run import FinishedRun, read_record
@@ -168,7 +169,7 @@ def main() -> None:
         try:
             publish(line.recv(LONGEST_MESSAGE).decode(), mode, Path(folder), line, printed)
         except BaseException as error:
-            _tell(line, {"failed": one_line(error)})
+            _tell(line, {"failed": one_line(error), "unusable": isinstance(error, UsageError)})
 
 
 if __name__ == "__main__":

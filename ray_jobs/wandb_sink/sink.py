@@ -47,6 +47,11 @@ class WandbSink:
         return "failed" in self._end
 
     @property
+    def unusable(self) -> bool:
+        """True if the run directory can't be read: sending it again would not help."""
+        return bool(self._end.get("unusable"))
+
+    @property
     def result(self) -> str | None:
         """The address of the run, or the command that uploads it; None if there is neither."""
         if "done" not in self._end:
@@ -124,7 +129,9 @@ class WandbSink:
             self._say()
 
     def _say(self) -> None:
-        if self.failed:
+        if self.unusable:
+            print(f"wandb: {safe(str(self._end['failed']))}", file=sys.stderr)
+        elif self.failed:
             again = f"{typed()} publish {shlex.quote(self._directory.shown)}"
             what = safe(str(self._end["failed"]))
             print(f"wandb: {what}; the run is unharmed, send it later: {again}", file=sys.stderr)
