@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from chatbot.errors import UsageError
 from chatbot.variants import CONTROL
-from ray_jobs.cli import compare as commands
 from ray_jobs.cli.app import app
+from ray_jobs.cli.options import share
 from ray_jobs.compare import gate
 from ray_jobs.compare.gate import ChangeVerdict, Exit
 from ray_jobs.compare.match import Cell, cells_of, match
@@ -507,7 +507,7 @@ def test_a_run_from_before_identities_is_told_by_its_models_name(runs: Runs) -> 
 @pytest.mark.parametrize("text", ["3", "0", "-1%", "abc", "100%", "nan", ""])
 def test_a_gate_that_is_no_share_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a share: give 3%"):
-        commands.share(text)
+        share(text)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chatbot.errors import UsageError, one_of
-from ray_jobs.cli.options import require_run
+from ray_jobs.cli.options import require_run, share, write_file
 from ray_jobs.compare import FORMATS
 
 if TYPE_CHECKING:
@@ -51,17 +51,6 @@ def compare(
     raise typer.Exit(0 if limit is None else int(comparison.exit))
 
 
-def share(text: str) -> float:
-    """Parses a share such as ``3%`` or ``0.03``. Raises UsageError."""
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = float("nan")
-    if not 0 < value < 1:
-        raise UsageError(f"--gate {text!r} is not a share: give 3% or 0.03")
-    return value
-
-
 def refuse(base: "FinishedRun", new: "FinishedRun") -> None:
     """Raises UsageError if a speedup of one run says nothing about the other's.
 
@@ -80,8 +69,5 @@ def write(content: str, out: Path | None) -> None:
     """Writes a text to a file or the terminal. Raises UsageError."""
     if out is None:
         typer.echo(content)
-        return
-    try:
-        out.write_text(content + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--out {out} can't be written: {error.strerror}") from None
+    else:
+        write_file("--out", out, content + "\n")

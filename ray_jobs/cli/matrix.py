@@ -3,12 +3,16 @@
 import json
 import os
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chatbot.console import ExitCode
 from chatbot.errors import UsageError
+from ray_jobs.cli.gate import Gate
 from ray_jobs.cli.options import (
+    FAILED,
     AddressOption,
     JobOut,
     Json,
@@ -57,6 +61,17 @@ def matrix(
     resume: Annotated[
         str | None, typer.Option(help="Continue an interrupted run: its directory, or its name in --out.")
     ] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask of each side of --against whether it is slower than base: largest slowdown to accept, 3% or "
+            "0.03; sets the exit code.",
+            metavar="SHARE",
+        ),
+    ] = None,
+    gate_out: Annotated[
+        Path | None, typer.Option(help="Markdown file with what the gate found, for a pull request.")
+    ] = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -64,13 +79,21 @@ def matrix(
 
     Exits 0 when nothing failed, 1 when a trial failed or a variant is invalid, 2 on unusable arguments, 130 when
     interrupted, 143 when terminated. What was committed is never lost: --resume continues it.
+
+    With --gate exits 0 when no side is slower than base, 1 when one is certainly slower, fails, is invalid or answers
+    differently, 3 when that is undecided or base itself failed, 70 when the run did not come to its end.
     """
+    gated = Gate.of(gate, gate_out)
+    if gated is not None and in_process:
+        raise UsageError("--in-process keeps no numbers to ask about: leave out --gate")
     if resume is not None:
         given = [name for name, value in {"spec": spec, "run_id": run_id, **flags}.items() if value is not None]
         given += [name for name, used in {"plan": plan, "in_process": in_process}.items() if used]
         refuse_flags(given, "a resumed run keeps what it was asked", "start a new run")
     check_uploaded(resume, spec)
     asked = None if resume is not None else read_spec(spec, flags, imports=not plan)
+    if gated is not None and asked is not None:
+        gated.require_sides(asked.against)
     mode, resources, root = resolve_mode(wandb), resources_of(wait_for), out or default_out()
 
     if asked is not None and (plan or in_process):
@@ -86,9 +109,11 @@ def matrix(
     earlier = None if resume is None else Earlier.of(resume, root)
     if earlier is not None:
         require_trust(earlier.spec, earlier.directory.shown, trust)
+        if gated is not None:
+            gated.require_sides(earlier.spec.against)
     where = Where(cluster, resources, wait)
     final = earlier.spec if earlier else asked or Spec()
-    raise typer.Exit(_measure(final, earlier, root, run_id, where, mode, as_json))
+    raise typer.Exit(_measure(final, earlier, root, run_id, where, mode, as_json, gated))
 
 
 def _rehearse(spec: Spec, root: str, plan: bool) -> None:
@@ -108,7 +133,14 @@ def _rehearse(spec: Spec, root: str, plan: bool) -> None:
 
 
 def _measure(
-    spec: Spec, earlier: "Earlier | None", root: str, run_id: str | None, where: "Where", mode: str, as_json: bool
+    spec: Spec,
+    earlier: "Earlier | None",
+    root: str,
+    run_id: str | None,
+    where: "Where",
+    mode: str,
+    as_json: bool,
+    gate: Gate | None = None,
 ) -> int:
     """Measures a run, new or resumed, and returns the exit code."""
     from ray_jobs.cluster.fetch import run_line
@@ -130,17 +162,19 @@ def _measure(
         rows = run(spec, name, directory, where, sink, reporter, earlier)
     except (KeyboardInterrupt, StoreError, ClusterLostError) as error:
         sink.stop()  # where the head is lost, nothing is cleaned up after this
-        leave(error, _safe(directory, spec))
+        leave(error, _safe(directory, spec), FAILED if gate is None else ExitCode.UNEXPECTED)  # 1 is a gate's "slower"
     print_matrix(rows, spec.margin)
     print_classes(classes_of(rows, spec.margin))
+    judged = None if gate is None else gate.judge(directory)
     page = f"{REPORT}, " if directory.holds(REPORT) else ""
     typer.echo(f"\n{directory.shown}: {page}matrix.json, matrix.parquet, classes.json, run.json, samples/")
     if sink.result:
         typer.echo(sink.result)
     counts = _counts(rows)
     if as_json:
-        typer.echo(json.dumps({"run_dir": directory.shown, "run_id": name, **counts}))
-    return int(bool(counts["failed"] or counts["invalid"]))
+        found = {} if judged is None else {"gate": judged.content()}
+        typer.echo(json.dumps({"run_dir": directory.shown, "run_id": name, **counts, **found}))
+    return int(bool(counts["failed"] or counts["invalid"])) if judged is None else int(judged.gate.exit)
 
 
 def _safe(directory: "RunDirectory", spec: Spec) -> str:

@@ -112,11 +112,30 @@ def resources_of(asked: str | None) -> dict[str, float]:
     return found
 
 
-def leave(error: BaseException, safe: str) -> NoReturn:
-    """Says what ended a command and what is safe, then exits with its code."""
+def share(text: str) -> float:
+    """Parses a share such as ``3%`` or ``0.03``. Raises UsageError."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < 1:
+        raise UsageError(f"--gate {text!r} is not a share: give 3% or 0.03")
+    return value
+
+
+def write_file(option: str, path: Path, content: str) -> None:
+    """Writes the file that an option names. Raises UsageError."""
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{option} {path} can't be written: {error.strerror}") from None
+
+
+def leave(error: BaseException, safe: str, failed: int = FAILED) -> NoReturn:
+    """Says what ended a command and what is safe, then exits: with ``failed``, unless somebody interrupted it."""
     from ray_jobs.cluster.schedule import ClusterLostError
 
-    code = int(getattr(error, "code", ExitCode.INTERRUPTED)) if isinstance(error, KeyboardInterrupt) else FAILED
+    code = int(getattr(error, "code", ExitCode.INTERRUPTED)) if isinstance(error, KeyboardInterrupt) else failed
     typer.echo(f"ray_jobs: {str(error) or 'interrupted'}; {safe}", err=True)
     if isinstance(error, ClusterLostError):
         os._exit(code)  # Ray's own clean-up would wait for the head

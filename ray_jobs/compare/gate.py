@@ -4,7 +4,7 @@ The machine's own speed drifts between two runs, so only speedups are compared: 
 the same launches of the same run. Verdicts and exit codes are explained in docs/method.md, "Comparing two runs".
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -85,11 +85,7 @@ class RunComparison:
 
     @property
     def exit(self) -> Exit:
-        """A failure outweighs what is undecided, and a gate that nothing went through is undecided."""
-        verdicts = {change.verdict for change in self.gated}
-        if verdicts & {ChangeVerdict.SLOWER, ChangeVerdict.BROKEN}:
-            return Exit.BEYOND
-        return Exit.UNDECIDED if ChangeVerdict.UNDECIDED in verdicts or not verdicts or self.missing else Exit.WITHIN
+        return exit_of({change.verdict for change in self.gated}, complete=not self.missing)
 
 
 def compare_cells(matched: Matched, new_cells: Sequence[Cell], gate: float) -> RunComparison:
@@ -130,9 +126,25 @@ def _broken(base: Cell, new: Cell) -> str | None:
     if new.row.verdict == Verdict.INVALID or new.row.status == Status.FAILED:
         return f"{Verdict.INVALID if new.row.verdict == Verdict.INVALID else Status.FAILED}: {new.row.reason}"
     before, after = base.row.identical_replies, new.row.identical_replies
-    if before is not None and after is not None and after < before - REPLIES_MARGIN:
+    if replies_fell(before, after):
         return f"its replies changed: {before:.1%} matched the baseline's before, {after:.1%} do now"
     return None
+
+
+def replies_fell(before: float | None, after: float | None) -> bool:
+    """Whether a share of identical replies fell by more than ties explain; unknown ones did not."""
+    return before is not None and after is not None and after < before - REPLIES_MARGIN
+
+
+def exit_of(verdicts: Collection[ChangeVerdict], complete: bool = True) -> Exit:
+    """The exit code of all gated cells.
+
+    A failure outweighs what is undecided, and a gate that nothing went through, or not all that was asked for, is
+    undecided.
+    """
+    if {ChangeVerdict.SLOWER, ChangeVerdict.BROKEN} & {*verdicts}:
+        return Exit.BEYOND
+    return Exit.WITHIN if verdicts and complete and ChangeVerdict.UNDECIDED not in verdicts else Exit.UNDECIDED
 
 
 def ratio(base: Estimate, new: Estimate, confidence: float = NOMINAL) -> Interval:
@@ -145,20 +157,30 @@ def ratio(base: Estimate, new: Estimate, confidence: float = NOMINAL) -> Interva
 
 
 def outcome(base: Estimate, new: Estimate, gate: float, tests: int) -> ChangeVerdict:
-    """The verdict: ``slower`` if it certainly is by more than the gate, else what can be said.
+    """The verdict on a speedup in two runs."""
+    return judged(new.minus(base), gate, tests)
+
+
+def judged(log: Estimate, gate: float, tests: int) -> ChangeVerdict:
+    """The verdict on ln of how many times as fast: ``slower`` if certainly by more than the gate, else what holds.
 
     One false alarm among many cells fails the gate, so the cells share the 2.5% on that side of 95% (Bonferroni). All
     of them must be within it for the gate to pass, so that needs no more than each one's own 95%.
     """
     limit = 1 / (1 + gate)
-    if ratio(base, new, 1 - (1 - NOMINAL) / tests).high < limit:
+    if together(log, tests).high < limit:
         return ChangeVerdict.SLOWER
-    own = ratio(base, new)
+    own = together(log, 1)
     if own.low < limit:
         return ChangeVerdict.UNDECIDED
     if own.high <= 1 + gate:
         return ChangeVerdict.SAME
     return ChangeVerdict.FASTER if own.low > 1 else ChangeVerdict.NOT_SLOWER
+
+
+def together(log: Estimate, tests: int) -> Interval:
+    """The ratio of which this is ln, with an interval that holds together with those of ``tests`` cells."""
+    return log.interval(1 - (1 - NOMINAL) / tests).exp()
 
 
 def _ratio(before: float | None, after: float | None) -> float | None:
