@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-import yaml  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import ALL, WORKLOAD, made_launch, made_trial
@@ -531,59 +528,3 @@ def test_a_committed_run_is_like_itself() -> None:
     found = gate.compare_cells(match(cells, cells), cells, GATE)
     assert found.exit == Exit.WITHIN
     assert [change.ratio.value for change in found.changes if change.ratio] == [1.0, 1.0]
-
-
-# The example for a CI
-
-
-@pytest.fixture(scope="module")
-def workflow() -> dict[Any, Any]:
-    content: dict[Any, Any] = yaml.safe_load((ROOT / "examples" / "ci-gate.yml").read_text())
-    return content
-
-
-def test_the_example_workflow_measures_both_commits_and_compares(workflow: dict[Any, Any]) -> None:
-    assert "pull_request" in workflow[True]  # YAML 1.1 reads a bare ``on`` so
-    steps = workflow["jobs"]["gate"]["steps"]
-    assert all(("uses" in step) != ("run" in step) for step in steps)
-    measured = [step["working-directory"] for step in steps if "make matrix" in step.get("run", "")]
-    assert measured == ["base", "new"]
-    places = {step["with"]["path"] for step in steps if step.get("uses", "").startswith("actions/checkout")}
-    assert places == {"base", "new"}
-
-
-def test_the_example_workflow_gives_the_measured_code_no_write_access(workflow: dict[Any, Any]) -> None:
-    gate = workflow["jobs"]["gate"]
-    assert workflow["permissions"] == {"contents": "read"}
-    assert "permissions" not in gate
-    checkouts = [step["with"] for step in gate["steps"] if step.get("uses", "").startswith("actions/checkout")]
-    assert [checkout["persist-credentials"] for checkout in checkouts] == [False, False]
-    writers = [name for name, job in workflow["jobs"].items() if "write" in str(job.get("permissions", ""))]
-    assert writers == ["comment"]
-    assert not any("checkout" in step.get("uses", "") for step in workflow["jobs"]["comment"]["steps"])
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(("code", "job"), [(0, 0), (1, 1), (2, 2), (3, 0)])
-def test_the_example_workflow_fails_when_it_should(
-    code: int, job: int, workflow: dict[Any, Any], tmp_path: Path, stand_in: Callable[[int], None]
-) -> None:
-    stand_in(code)
-    (script,) = [step["run"] for step in workflow["jobs"]["gate"]["steps"] if step.get("id") == "compare"]
-    places = {"RUNNER_TEMP": "t", "GITHUB_WORKSPACE": str(tmp_path), "GITHUB_STEP_SUMMARY": str(tmp_path / "shown")}
-    done = subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env={**os.environ, **places}, check=False)
-    assert done.returncode == job
-    assert (tmp_path / "shown").read_text() == "compare t/results/base t/results/new --gate 3% --format markdown\n"
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path) -> Callable[[int], None]:
-    """Puts a program where the workflow has its Python: it writes what it was asked and ends with a code."""
-
-    def put(code: int) -> None:
-        path = tmp_path / ".venv" / "bin" / "python"
-        path.parent.mkdir(parents=True)
-        path.write_text(f'#!/bin/bash\nshift 2\necho "${{@:1:7}}" > "${{@:9:1}}"\nexit {code}\n')
-        path.chmod(0o755)
-
-    return put

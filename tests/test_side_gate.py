@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import re
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml  # type: ignore[import-untyped]
 from launches import made_launch
 from runs import finished_run, trial_at
 from test_compare import GATE, simulated
@@ -259,3 +263,100 @@ def test_a_gate_is_asked_of_sides_only(measured: Any, tmp_path: Path) -> None:
         assert done.exit_code == 2
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+# The example for a CI
+
+
+@pytest.fixture(scope="module")
+def workflow() -> dict[Any, Any]:
+    content: dict[Any, Any] = yaml.safe_load((ROOT / "examples" / "ci-gate.yml").read_text())
+    return content
+
+
+def step(workflow: dict[Any, Any], words: str) -> dict[str, Any]:
+    """The one step of the gate that uses or runs something of these words."""
+    steps = workflow["jobs"]["gate"]["steps"]
+    (found,) = [one for one in steps if words in one.get("uses", "") + one.get("run", "")]
+    return dict(found)
+
+
+def test_the_example_workflow_measures_both_commits_in_one_run_that_stands_on_base(workflow: dict[Any, Any]) -> None:
+    assert "pull_request" in workflow[True]  # YAML 1.1 reads a bare ``on`` so
+    steps = workflow["jobs"]["gate"]["steps"]
+    assert all(("uses" in one) != ("run" in one) for one in steps)
+    assert step(workflow, "actions/checkout")["with"]["fetch-depth"] == 0
+    moved, measured = step(workflow, "git checkout"), step(workflow, "--gate 3%")
+    assert steps.index(moved) < steps.index(step(workflow, "make .venv/installed")) < steps.index(measured)
+    assert '--against "rev=$HEAD_SHA"' in measured["run"]
+    assert moved["env"]["HEAD_SHA"] == measured["env"]["HEAD_SHA"] == "${{ github.event.pull_request.head.sha }}"
+
+
+def test_the_example_workflow_gives_the_measured_code_no_write_access_and_no_secret(workflow: dict[Any, Any]) -> None:
+    gate, comment = workflow["jobs"]["gate"], workflow["jobs"]["comment"]
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "permissions" not in gate
+    assert step(workflow, "actions/checkout")["with"]["persist-credentials"] is False
+    assert not any(word in json.dumps(gate) for word in ("secrets.", "github.token", "GH_TOKEN"))
+    writers = [name for name, job in workflow["jobs"].items() if "write" in str(job.get("permissions", ""))]
+    assert writers == ["comment"]
+    assert [one.get("uses", "").partition("@")[0] for one in comment["steps"]] == ["actions/download-artifact", ""]
+    for job in (gate, comment):  # what somebody else may name is never pasted into a shell
+        assert not any("${{" in one.get("run", "") for one in job["steps"])
+
+
+BISECTING = """
+git init -q . && git config user.email a@b && git config user.name a
+for n in 1 2 3 4 5 6 7 8; do echo $n > n; git add n; git commit -qm "commit $n"; git tag c$n; done
+"""
+TELLS = """#!/bin/sh
+[ "$PWD" -ef {fast} ] || exit 70
+n=$(git show ${{3#rev=}}:n)
+[ "$*" = "matrix --against $3 --gate 3%" ] || exit 2
+{ends}
+[ "$n" -ge 6 ] && exit 1
+[ "$n" -ne 4 ] || exit 3
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("ends", ["", "exit 70"])
+def test_the_documented_bisection_finds_the_slow_commit_skips_what_is_undecided_and_stops_at_a_crash(
+    ends: str, tmp_path: Path
+) -> None:
+    (documented,) = re.findall(r"```sh\n(git worktree.*?)```", (ROOT / "docs" / "against.md").read_text(), re.DOTALL)
+    here, fast = tmp_path / "here", tmp_path / "fast"
+    here.mkdir()
+    program = fast / ".venv" / "bin" / "latency-matrix"
+    made = f"mkdir -p {program.parent} && cp ../tells {program}"
+    lines = documented.replace("GOOD", "c1").replace("BAD", "c8").replace("make -C ../fast .venv/installed", made)
+    (tmp_path / "tells").write_text(TELLS.format(fast=fast, ends=ends))
+    (tmp_path / "tells").chmod(0o755)
+    done = subprocess.run(["sh", "-c", BISECTING + lines], cwd=here, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    slow = subprocess.run(["git", "rev-parse", "c6"], cwd=here, capture_output=True, text=True, check=True).stdout
+    assert (f"{slow.strip()} is the first bad commit" in said) == (not ends), said
+    assert (done.returncode == 0) == (not ends), said
+
+
+STAND_IN = """#!/bin/bash
+echo "${@:1:11}" > "$0.asked"
+for word; do [ "$before" = --gate-out ] && [ "$WRITES" ] && echo found > "$word"; before=$word; done
+exit $CODE
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("code", "job"), [(0, 0), (1, 1), (2, 2), (3, 0), (70, 70)])
+def test_the_example_workflow_fails_when_it_should(code: int, job: int, workflow: Any, tmp_path: Path) -> None:
+    program, shown = tmp_path / ".venv" / "bin" / "latency-matrix", tmp_path / "shown"
+    program.parent.mkdir(parents=True)
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    told = {"RUNNER_TEMP": "t", "SUMMARY": "summary.md", "GITHUB_STEP_SUMMARY": str(shown), "HEAD_SHA": "abc"}
+    env = {**os.environ, **told, **workflow["env"], "CODE": str(code), "WRITES": "yes" * (code in (0, 1, 3))}
+    script = step(workflow, "--gate 3%")["run"]
+    assert subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=env, check=False).returncode == job
+    asked = f"matrix {workflow['env']['SPEC']} --against rev=abc --gate 3%"
+    assert Path(f"{program}.asked").read_text().startswith(asked)
+    assert shown.read_text().startswith("found" if env["WRITES"] else "The latency gate came to no end")
