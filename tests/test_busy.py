@@ -102,6 +102,14 @@ def test_nothing_else_is_left_out(loss: Loss) -> None:
     assert crashes.left_out == {}
 
 
+def test_a_variant_that_leaves_its_cores_is_left_out_at_once_and_with_the_baseline_goes_its_side() -> None:
+    crashes, why = Crashes(), "it ended on cores [1] with 1 threads, not as pinned"
+    crashes.add(SHORT, Loss(LossKind.MOVED, why, "torchscript"), "other", ["other: eager", "other: torchscript"])
+    assert crashes.left_out == {"other: torchscript": VariantFacts(failed=why)}
+    crashes.add(SHORT, Loss(LossKind.MOVED, why, BASELINE), "other", ["other: eager", "other: torchscript"])
+    assert set(crashes.left_out) == {"other: eager", "other: torchscript"}
+
+
 def test_crashes_of_two_launches_are_not_added_up() -> None:
     crashes = Crashes()
     for index in range(3):

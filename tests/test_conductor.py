@@ -21,7 +21,8 @@ from chatbot.vocabulary import Vocabulary
 from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure.result import TIMED, WARMUP, LaunchResult
 from ray_jobs.measure.trial import CheckpointBytes, Factory, Inputs, Place, Trial
-from ray_jobs.process.player import Player, awake
+from ray_jobs.process.player import Player
+from ray_jobs.process.resting import awake
 from ray_jobs.process.trial import Failure, TrialOutcome, run_trial
 from ray_jobs.process.untimed import Alive
 from ray_jobs.sides import AGAIN, BASE, sides_of

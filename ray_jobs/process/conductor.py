@@ -204,7 +204,6 @@ class _Performance:
     ) -> LaunchResult:
         pairs = self.stage.trial.pairs
         for side, (content, _) in told.items():
-            self._require_pinned(side, content["machine"])
             self.facts |= {Pair(side, name).label: _facts(one) for name, one in content["facts"].items()}
         waits = {"count": self.waits.count, "seconds": self.waits.seconds, "longest_s": self.waits.longest_s}
         return LaunchResult(
@@ -231,13 +230,6 @@ class _Performance:
         order = np.argsort(whole["start_ns"], kind="stable")
         whole["start_ns"] -= whole["start_ns"][order[:1]]
         return Samples(**{name: column[order] for name, column in whole.items()})
-
-    def _require_pinned(self, side: str, machine: Mapping[str, Any]) -> None:
-        """Raises LostError for a side that did not stay where it was put."""
-        cores, threads = machine["cores"], machine["threads"]
-        if tuple(cores) != self.stage.cores or threads != self.stage.trial.workload.threads:
-            reason = f"it ended on cores {cores} with {threads} threads, not as pinned"
-            raise LostError(side, Loss(LossKind.RAISED, reason))
 
 
 def _sides_in(pairs: Sequence[Pair]) -> list[str]:

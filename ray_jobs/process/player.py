@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,12 +15,12 @@ from ray_jobs.measure.channel import NO_ARRAYS, Arrays, Channel
 from ray_jobs.measure.result import Launch
 from ray_jobs.measure.session import Session
 from ray_jobs.measure.trial import Inputs, Trial, mode_of
+from ray_jobs.process.resting import Resting, awake, strays
 from ray_jobs.process.server import GRACE_S, LaunchServer, Loss, LossKind, Request, TrialError
 from ray_jobs.sides import BASE
 
 REST_S = 1.0  # for the threads of a side to fall asleep: OpenMP's go on spinning for milliseconds after their work
 LOOK_EVERY_S = 50e-6
-ASLEEP = "SIXZ"  # states of threads, see proc_pid_stat(5), that use no core and will not until they are woken
 HUNG_UP_S = 10.0  # for a process to end once nobody tells it anything any more
 
 Ends = tuple[str, str]  # the paths of a process's ends of two pipes: to read from, to write to
@@ -91,12 +90,14 @@ class Player:
         self.side, self._server, self._waits = side, server, waits
         self._channel = Channel(os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb"))
         self._over = False
+        self._resting = Resting()
         self._waiting = select.poll()
         for descriptor in (incoming, server.fileno()):
             self._waiting.register(descriptor, select.POLLIN)
         paths = [f"/proc/{os.getpid()}/fd/{end}" for end in (theirs, theirs_too)]
         asked = request(partial(work, (paths[0], paths[1])))
         self._deadline = time.monotonic() + asked.timeout_s
+        self._cores, self._threads = frozenset(asked.cores), asked.threads
         self.pid = 0
         try:
             with self._served():
@@ -109,7 +110,7 @@ class Player:
             os.close(theirs)
             os.close(theirs_too)
         self.pid, self.weights = int(told["pid"]), str(told["weights"])
-        self._sleeps(None)
+        self._rests(None)
 
     def ask(self, do: str, arrays: Arrays = NO_ARRAYS, **asked: Any) -> dict[str, Any]:
         """As ``ask_all``, without arrays in the answer."""
@@ -121,9 +122,10 @@ class Player:
         """Lets the process do something (a method of ``Session``) and returns what it told, once it sleeps again.
 
         Raises:
-            LostError: it ended, or went on computing.
+            LostError: it ended, went on computing, or did not stay where it was put.
             TrialError: its server died or hangs.
         """
+        self._rested()
         with self._served():
             try:
                 self._channel.send({"do": do, **asked}, arrays)
@@ -132,7 +134,8 @@ class Player:
                 told = self._channel.receive()
             except (EOFError, OSError):
                 raise self._lost() from None
-        self._sleeps(asked.get("variant"))
+        self._stays(told[0].pop("threads"), asked.get("variant"))
+        self._rests(asked.get("variant"))
         return told
 
     @contextmanager
@@ -166,7 +169,15 @@ class Player:
         ended = Loss(LossKind.DIED, "it ended before its launch did")
         return LostError(self.side, outcome if isinstance(outcome, Loss) else ended)
 
-    def _sleeps(self, variant: str | None) -> None:
+    def _stays(self, threads: int, variant: str | None) -> None:
+        """Checks that it is where it was put: what a variant changes in its turn it may have put back by the end."""
+        cores = next(strays(self.pid, self._cores), self._cores) if self.pid else self._cores
+        if cores != self._cores or threads != self._threads:
+            after = f", after a turn of {variant}" if variant else ""
+            reason = f"it ended on cores {sorted(cores)} with {threads} threads, not as pinned{after}"
+            raise LostError(self.side, Loss(LossKind.MOVED, reason, variant))
+
+    def _rests(self, variant: str | None) -> None:
         """Waits until every thread of the process sleeps: another side's turn would be measured beside it."""
         start = time.monotonic()
         while self.pid and (threads := awake(self.pid)):
@@ -175,23 +186,12 @@ class Player:
                 raise LostError(self.side, Loss(LossKind.RESTLESS, reason, variant))
             time.sleep(LOOK_EVERY_S)
         self._waits.add(time.monotonic() - start)
+        self._resting.begin(self.pid)
 
-
-def awake(pid: int) -> list[str]:
-    """The names of a process's threads that do not sleep; none of a process that has ended."""
-    found = []
-    for task in _listed(Path(f"/proc/{pid}/task")):
-        try:
-            name, _, rest = task.joinpath("stat").read_text(errors="replace").partition("(")[2].rpartition(")")
-        except OSError:  # it has ended
-            continue
-        if rest.split()[0] not in ASLEEP:
-            found.append(name)
-    return found
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
+    def _rested(self) -> None:
+        """Checks that it slept while others had their turns: it may have been seen asleep and have woken up again."""
+        self._resting.end(self.pid)
+        if self._resting.too_much:
+            used, of = self._resting.used_s * 1e3, self._resting.seconds * 1e3
+            reason = f"it went on computing in the turns of others: for {used:.0f} of {of:.0f} ms"
+            raise LostError(self.side, Loss(LossKind.RESTLESS, reason))  # by which variant nobody knows

@@ -68,6 +68,7 @@ class LossKind(StrEnum):
     DIED = "died"  # without a whole result
     LATE = "late"  # ended at its deadline
     RESTLESS = "restless"  # computed while it was another side's turn
+    MOVED = "moved"  # left its cores, or its number of threads
 
 
 @dataclass(frozen=True)

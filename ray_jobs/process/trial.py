@@ -33,6 +33,7 @@ from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
 
 ATTEMPTS = 3  # of one launch
 OTHER_PROGRAM = "it was another program than in earlier launches of its trial"
+BLAMED = (LossKind.DIED, LossKind.RESTLESS, LossKind.MOVED)  # what costs a variant, rather than its side
 TELL_EVERY_S = 10.0  # that somebody else still holds the station
 AGAINST = " against base"  # behind the label of a side's variant: its speedup over the same variant of ``base``
 
@@ -93,13 +94,14 @@ class Crashes:
     def add(self, launch: Launch, loss: Loss, side: str = BASE, labels: Sequence[str] = ()) -> None:
         """Takes note of a lost launch; a variant that has crashed in it twice is left out from now on.
 
+        One that leaves its cores or its threads is left out at once: it does so each time.
         Where no variant of a side is to blame it costs the side, whose ``labels`` are given; ``base`` has none.
         """
-        blamed = loss.variant if loss.kind in (LossKind.DIED, LossKind.RESTLESS) and loss.variant != BASELINE else None
+        blamed = loss.variant if loss.kind in BLAMED and loss.variant != BASELINE else None
         mine = labels if blamed is None else [label_of(side, blamed)]
         if not mine:
             return
-        if (launch.index, mine[0]) in self._seen or loss.kind == LossKind.RAISED:
+        if (launch.index, mine[0]) in self._seen or loss.kind in (LossKind.RAISED, LossKind.MOVED):
             died = loss.kind == LossKind.DIED
             self.left_out |= dict.fromkeys(mine, untimed.ended(loss) if died else VariantFacts(failed=loss.reason))
         self._seen.add((launch.index, mine[0]))
