@@ -46,6 +46,11 @@ class Log:
         self.rows.append(where)
         self.readings.append(reading)
 
+    def walls(self, variant: int, phase: int) -> list[int]:
+        """The times in ns of a variant's calls."""
+        pairs = zip(self.rows, self.readings, strict=True)
+        return [reading.wall_ns for where, reading in pairs if where[:2] == (variant, phase)]
+
     def samples(self) -> Samples:
         """All samples so far."""
         where = np.array(self.rows, dtype=np.int64).reshape(-1, 5).T

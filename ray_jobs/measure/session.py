@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from chatbot.variants import BASELINE, Reply, Workload
 from ray_jobs.measure import busy, gpu, steps
+from ray_jobs.measure.anew import memory_fault
 from ray_jobs.measure.channel import NO_ARRAYS, Arrays, Channel
 from ray_jobs.measure.launch import machine_facts
 from ray_jobs.measure.program import Program
-from ray_jobs.measure.result import Launch, Samples
+from ray_jobs.measure.result import TIMED, Launch, Samples
 from ray_jobs.measure.rounds import Log, Turns, Warming
 from ray_jobs.measure.subject import subject_of
 from ray_jobs.measure.timing import floor_ns, timer_for
@@ -152,7 +153,9 @@ class Session:
         steps.check_all(variants, answers.replies, expected or own, self._subject, self._shape, self._facts)
         if fault is not None:
             self._facts[BASELINE] = steps.invalid(self._facts[BASELINE], fault)
-        self._probe({variants[i]: self._replies[variants[i]] for i in answers.replies})
+        left = {variants[i]: self._replies[variants[i]] for i in answers.replies}
+        self._ask_anew(left)
+        self._probe(left)
         said = [] if told else self._subject.told(own, baseline)
         return {}, {str(number): tensor.numpy() for number, tensor in enumerate(said)}
 
@@ -168,6 +171,19 @@ class Session:
             "origin_ns": origin,
         }
         return told, {one.name: getattr(samples, one.name) for one in fields(Samples)}
+
+    def _ask_anew(self, left: Mapping[str, Reply]) -> None:
+        """Asks what is left of the variants something new: later launches and other sides get the same inputs.
+
+        Where replies stop by themselves it would tell nothing: new ones may be longer.
+        """
+        for name in () if self._workload.stop_at_eos else left:
+            busy.on(name)
+            timed = self._log.walls(self._variants.index(name), TIMED)
+            with suppress(Exception):  # what it can't answer is not among the timed inputs either
+                fault = memory_fault(left[name], timed, self._subject.unasked, self._timer)
+                self._facts[name] = steps.invalid(self._facts[name], fault) if fault else self._facts[name]
+        busy.at(None)
 
     def _probe(self, left: Mapping[str, Reply]) -> None:
         """Calls what is left of the variants once more, after all timing."""

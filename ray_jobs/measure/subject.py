@@ -1,6 +1,7 @@
 """The measured model, the chatbot or a user's own: copies it, asks it, and checks its answers."""
 
 import copy
+import secrets
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from chatbot.variants import (
 from chatbot.variants.base import converting
 from chatbot.variants.converted_parts import prepared_parts
 from chatbot.variants.parts import Call, loop_of, recorded
+from chatbot.vocabulary import EOS, FIRST_WORD
 from ray_jobs.measure import contract, custom_model, replies
 from ray_jobs.measure.answers import comparable, in_form, leaves, mapped
 from ray_jobs.measure.replies import LEAST_IDENTICAL, ReplyCheck
@@ -37,6 +39,7 @@ from ray_jobs.measure.trial import ChatbotSource, Factory, ModelSource
 load()  # in the server, before it forks: no variant's preparing is charged with its imports
 
 OF_A_LAUNCH = 100_000  # calls at most: each launch asks others
+UNASKED = 2**30  # beyond the inputs of ten thousand launches, and twice that is a seed in 32 bits
 RECORDED = (0, 1, 2)  # calls whose inputs show in which forms and sizes parts are called
 
 
@@ -53,6 +56,9 @@ class Subject(Protocol):
 
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
         """Compares a variant's kept answers with the baseline's; ``shape``: timed calls of a turn, rounds."""
+
+    def unasked(self) -> tuple[Any, Tensor]:
+        """The arguments of a call that nobody has asked before, in no launch and no run: as ``questions.next``."""
 
     def weights(self) -> str:
         """A hash of the weights."""
@@ -84,6 +90,13 @@ class ChatbotSubject:
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
         asked = self.prompts.asked(*shape)
         return replies.check_replies(name, answers, baselines, asked, self.judge, self.workload)
+
+    def unasked(self) -> tuple[Tensor, Tensor]:
+        """Prompts of words that the operating system's own random numbers choose, each ending in EOS."""
+        asked, lengths = self.prompts.last()
+        words = np.random.default_rng().integers(FIRST_WORD, self.chatbot.config.vocabulary, tuple(asked.shape))
+        words[:, -1] = EOS
+        return torch.from_numpy(words).to(asked.device), lengths
 
     def weights(self) -> str:
         """Of both networks."""
@@ -209,6 +222,11 @@ class OwnSubject:
         few = tally.answers and tally.same / tally.answers < LEAST_IDENTICAL
         fault = f"only {tally.same} of its {tally.answers} answers are the baseline's" if few else None
         return ReplyCheck(tally.answers, tally.same, fault)
+
+    def unasked(self) -> tuple[Any, Tensor]:
+        """The inputs of a number that no launch comes to, chosen by the operating system's own random numbers."""
+        index = UNASKED + secrets.randbelow(UNASKED)
+        return custom_model.inputs_of(self.model, index, self.workload), self.questions.lengths
 
     def weights(self) -> str:
         """Of the module."""
