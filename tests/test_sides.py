@@ -173,6 +173,12 @@ def test_two_sides_that_are_one_environment_are_named_and_the_control_is_not() -
     assert "the same environment as python a" in faults(sides, told)["python b"]
 
 
+def test_the_path_that_an_interpreter_is_called_by_makes_no_other_environment() -> None:
+    sides = sides_of(["python=/a/bin/python"])
+    assert list(faults(sides, {BASE: found(), sides[-1].name: found(interpreter="/a/bin/python")})) == ["python a"]
+    assert faults(sides, {BASE: found(), sides[-1].name: found(prefix="/a")}) == {}
+
+
 @pytest.mark.parametrize(
     ("asked", "has", "said"),
     [

@@ -24,9 +24,11 @@ def environment(asked: Sequence[str]) -> dict[str, Any]:
     """The environment of this process; ``asked`` are the variables that some side asks for."""
     return {
         "interpreter": _homeless(sys.executable),
+        "binary": _homeless(os.path.realpath(sys.executable)),
         "python": platform.python_version(),
+        "prefix": _homeless(os.path.realpath(sys.prefix)),
         "torch": torch.__version__,
-        "torch_in": _homeless(str(Path(torch.__file__).parent)),
+        "torch_in": _homeless(os.path.realpath(Path(torch.__file__).parent)),
         "numpy": np.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "preloaded": _preloaded(os.environ.get(PRELOAD, "")),
@@ -48,12 +50,18 @@ def faults(sides: Sequence[Side], found: Mapping[str, Found]) -> dict[str, str]:
     for place, side in enumerate(sides):
         if side.name in (BASE, AGAIN) or side.name not in found:
             continue
-        same = (one.name for one in sides[:place] if one.name != AGAIN and found.get(one.name) == found[side.name])
+        mine, others = _apart_from_names(found[side.name]), [one for one in sides[:place] if one.name in found]
+        same = (one.name for one in others if one.name != AGAIN and _apart_from_names(found[one.name]) == mine)
         if (other := next(same, None)) is not None:
             told[side.name] = f"it is the same environment as {other}: interpreter, packages and variables are equal"
         elif (lacking := next(_lacking(dict(side.variables), found[side.name]), None)) is not None:
             told[side.name] = lacking
     return told
+
+
+def _apart_from_names(found: Found) -> Found:
+    """What an environment is, whatever path its interpreter is called by: links to it make no other one."""
+    return {name: what for name, what in found.items() if name != "interpreter"}
 
 
 def _lacking(asked: Mapping[str, str], found: Found) -> Iterator[str]:
