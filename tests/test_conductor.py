@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from test_trial import children, gone, wait_until
 from chatbot import checkpoint
 from chatbot.variants import BASELINE, CONTROL, Workload
 from chatbot.vocabulary import Vocabulary
+from ray_jobs.audit import side_mistakes
+from ray_jobs.audit.detection import FAULTS, Fault
+from ray_jobs.audit.station import Measured
 from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure.result import TIMED, WARMUP, LaunchResult
 from ray_jobs.measure.trial import CheckpointBytes, Factory, Inputs, Place, Trial
@@ -38,10 +42,10 @@ Told = tuple[Trial, list[TrialOutcome]]
 Asked = tuple[int, str, str]  # (pid of a launch server, its side, what its process was asked to do)
 
 
-def toy() -> Inputs:
+def toy(count: int = 4000) -> Inputs:
     words = Vocabulary(tuple(f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(47)))
     model = CheckpointBytes(checkpoint.to_bytes(checkpoint.Trained("toy", tiny(), words)))
-    return Inputs(model, {4: prompts(4000)})
+    return Inputs(model, {4: prompts(count)})
 
 
 def asked_trial(asked: Sequence[str], variants: tuple[str, ...] = (BASELINE, CONTROL)) -> Trial:
@@ -235,6 +239,26 @@ def test_a_side_with_other_weights_is_named() -> None:
     assert str(told["env SIDE_WEIGHTS=1: eager"].reason).startswith("its weights are not those of base")
     assert told["env SIDE_QUIRK=none: eager"].status == Status.DONE
     assert told["env SIDE_QUIRK=none: eager"].identical_replies == 1
+
+
+# The others lose launches, each of which starts every side anew: tests/test_player.py tests what finds most of them.
+PLANTED = [fault for fault in FAULTS if fault.against in (side_mistakes.asked_by_link, side_mistakes.asked_for_cache)]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """A trial of mistakes that the audit plants in a side; of so few prompts launches ask many again."""
+    asked = [fault.against(tmp_path_factory.mktemp("kept")) for fault in PLANTED if fault.against]
+    trial = asked_trial(asked, (BASELINE, side_mistakes.NAME))
+    return trial, outcomes(trial, toy(150), 3)
+
+
+@pytest.mark.parametrize("fault", PLANTED, ids=lambda fault: str(fault.name))
+def test_what_the_audit_plants_in_a_side_is_caught_by_name(planted: Told, fault: Fault) -> None:
+    trial, found = planted
+    one = replace(trial, sides=(*trial.sides[:2], trial.sides[2 + PLANTED.index(fault)]))
+    told = rows(one, found)
+    assert fault.judge(Measured(one, Place(), status=Status.DONE, rows=list(told.values()))), told
 
 
 CALLER = """

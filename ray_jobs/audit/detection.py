@@ -3,11 +3,14 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from chatbot.variants import BASELINE, CONTROL
+from ray_jobs.audit import side_mistakes
 from ray_jobs.audit.load import background_load
 from ray_jobs.audit.mistakes import named
 from ray_jobs.audit.plan import MOST
@@ -16,6 +19,8 @@ from ray_jobs.cluster.events import Event, LaunchDone
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.interference import commonest, complaint, disturbed
 from ray_jobs.measure.result import TIMED, LaunchResult
+from ray_jobs.measure.trial import ChatbotSource, Factory
+from ray_jobs.sides import AGAIN, BASE, sides_of
 from ray_jobs.statistics import LEAST_LAUNCHES, Verdict
 
 IMPOSSIBLE = "impossible by construction"
@@ -34,6 +39,8 @@ class Fault:
     judge: Callable[[Measured], str | None]  # what caught it; None: nothing did
     half_way: bool = False  # a background process starts in the middle
     impossible: bool = False  # by construction: what shows it is that nothing came of it
+    against: Callable[[Path], str] | None = None  # the side that it is planted in, given a folder for it
+    model: Callable[[ChatbotSource], ChatbotSource] | None = None  # the model that it is planted in
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,25 @@ def _planted(name: str, plant: str, words: str, beside: tuple[str, ...] = ()) ->
         return f"invalid: {row.reason}"
 
     return Fault(name, (*beside, named(plant)), judge)
+
+
+def _planted_in_a_side(
+    name: str,
+    words: str,
+    against: Callable[[Path], str],
+    variant: str = side_mistakes.NAME,
+    model: Callable[[ChatbotSource], ChatbotSource] | None = None,
+) -> Fault:
+    """A mistake that costs its side's row for a reason with these words, and no other side's."""
+
+    def judge(state: Measured) -> str | None:
+        planted = next(row for row in state.rows if row.side not in (BASE, AGAIN) and row.variant == variant)
+        sound = all(row.status == Status.DONE and row.reason is None for row in state.rows if row.side in (BASE, AGAIN))
+        how = planted.status if planted.status == Status.FAILED else planted.verdict
+        found = how in (Status.FAILED, Verdict.INVALID) and words in (planted.reason or "")
+        return f"{how}: {planted.reason}" if found and sound and planted.side_speedup is None else None
+
+    return Fault(name, (variant,), judge, against=against, model=model)
 
 
 def _nothing_gained(state: Measured) -> str | None:
@@ -128,6 +154,30 @@ FAULTS = (
     Fault("a background process that starts half-way", (CONTROL,), _noticed, half_way=True),
     _planted("tokenising inside the timed call", "TOKENISES", "handles text"),
     Fault("a launch that dies half-way", (named("DIES"),), _run_again),
+    _planted_in_a_side(
+        "two sides that are one environment", "the same environment as base", side_mistakes.asked_by_link, BASELINE
+    ),
+    _planted_in_a_side(
+        "a side that runs on other cores in its turns", "with 1 threads, not as pinned", side_mistakes.asked("cores")
+    ),
+    _planted_in_a_side(
+        "a side with another thread in its turns", "with 2 threads, not as pinned", side_mistakes.asked("threads")
+    ),
+    _planted_in_a_side(
+        "a side with other weights",
+        "its weights are not those of base",
+        side_mistakes.asked("weights"),
+        BASELINE,
+        side_mistakes.altered,
+    ),
+    _planted_in_a_side(
+        "two sides that compute at once", "computing in the turns of others", side_mistakes.asked("at-once")
+    ),
+    _planted_in_a_side(
+        "a side that answers from a file of answers",
+        "it answers from a memory",
+        side_mistakes.asked_for_cache,
+    ),
 )
 
 
@@ -142,15 +192,28 @@ def plant(station: AuditStation, fault: Fault, number: int) -> Detection:
                 if fault.half_way and len(done) == HALF_WAY:
                     stack.enter_context(background_load(station.spec.seed, sorted(os.sched_getaffinity(0)), BUSY))
 
-        state = station.run(
-            f"fault-{number:02d}", (BASELINE, *fault.variants), station.spec.seed * MOST + number, watch=watch
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="latency-matrix-")))
+        sides = sides_of([fault.against(folder)] if fault.against else [])
+        state = _with_model(station, fault).run(
+            f"fault-{number:02d}",
+            (BASELINE, *fault.variants),
+            station.spec.seed * MOST + number,
+            watch=watch,
+            sides=sides,
         )
     by = fault.judge(state)
     return Detection(fault.name, by is not None, by or _uncaught(state), fault.impossible)
 
 
+def _with_model(station: AuditStation, fault: Fault) -> AuditStation:
+    source = station.inputs.model
+    if fault.model is None or isinstance(source, Factory):
+        return station
+    return replace(station, inputs=replace(station.inputs, model=fault.model(source)))
+
+
 def _uncaught(state: Measured) -> str:
     if state.status != Status.DONE:
         return f"the trial failed: {state.reason}"
-    seen = ", ".join(f"{row.variant} {row.verdict or row.status}: {row.reason or row.speedup}" for row in state.rows)
+    seen = ", ".join(f"{row.name} {row.verdict or row.status}: {row.reason or row.speedup}" for row in state.rows)
     return f"nothing; {seen}"
