@@ -50,6 +50,11 @@ def sides_of(asked: Sequence[str]) -> tuple[Side, ...]:
     return Side(BASE), Side(AGAIN), *_named(found)
 
 
+def names_of(asked: Sequence[str]) -> list[str]:
+    """The names of the sides of a run that may be a compacted one: without folders two may be asked for alike."""
+    return [BASE, AGAIN, *(side.name for side in _named(list(map(_side, asked))))] if asked else []
+
+
 def interpreter_fault(side: Side) -> str | None:
     """Why a side can't start on this machine; None if it can."""
     if side.python is None or (os.path.isfile(side.python) and os.access(side.python, os.X_OK)):

@@ -1,15 +1,18 @@
 """A compacted run: the same numbers, one file, and nothing that names a machine."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from launches import made_launch, made_trial
-from runs import finished_run, trial_at
+from launches import ALL, made_launch, made_trial
+from runs import IDENTITY, finished_run, launches_in, trial_at
+from typer.testing import CliRunner
 
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload
+from ray_jobs.cli.app import app
 from ray_jobs.driver.run import write_matrix
 from ray_jobs.matrix.rows import rows_of
 from ray_jobs.measure.result import Limits
@@ -19,6 +22,7 @@ from ray_jobs.report.compact import COMPACT_FILE, compact
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.samples import to_table
 from ray_jobs.results.store import RunDirectory
+from ray_jobs.sides import BASE, sides_of
 
 HOST = "secret-box"
 TRIALS = {f"cpu-b1@{HOST}": f"{HOST}:cpu", f"cpu-b1@{HOST}#2": f"{HOST}#2:cpu"}
@@ -103,3 +107,61 @@ def test_a_host_that_is_called_like_a_column_takes_no_column_away(host: str, tmp
     finished_run(run, [(at, [made_launch({BASELINE: 10.0 + i, CONTROL: 9.0}, i) for i in range(2)])])
     compact(run, small)
     assert {row.host for row in FinishedRun.within(small).rows} == {"host-1"}
+
+
+SIDES = [f"python=/home/{who}/venv-2.14/bin/python" for who in ("me", "you")] + ["env=MALLOC_ARENA_MAX=1"]
+SLOWER = "env MALLOC_ARENA_MAX=1"
+
+
+def with_sides(directory: RunDirectory) -> None:
+    """A finished run that compares environments; two of them are told apart by their folders alone."""
+    trial, place = trial_at("run", ALL, host=HOST)
+    trial = replace(trial, sides=sides_of(SIDES))
+    told: dict[str, Any] = {
+        side.name: {"interpreter": side.python, "torch": "2.14.1", "preloaded": []} for side in trial.sides
+    }
+    made = []
+    for i in range(10):
+        walls = {pair.label: 20.0 + i / 100 if pair.side == SLOWER else 10.0 for pair in trial.pairs}
+        machine = {"environments": told, "waits": {"count": 5, "seconds": 0.1, "longest_s": 0.01}}
+        made.append(replace(made_launch(walls, i, machine=machine), sides=tuple(pair.side for pair in trial.pairs)))
+    finished_run(directory, [((trial, place), made)], dict.fromkeys(IDENTITY, "ab12"), asked={"against": SIDES})
+
+
+def test_a_run_with_sides_keeps_whose_everything_is(tmp_path: Path) -> None:
+    run, small, again = (RunDirectory.named(str(tmp_path), name) for name in ("run", "small", "again"))
+    with_sides(run)
+    compact(run, small)
+    before, after = (FinishedRun.within(one) for one in (run, small))
+    gone = {"run_id", "trial_id", "station", "host"}
+    told, kept = (
+        [{k: v for k, v in asdict(row).items() if k not in gone} for row in one.rows] for one in (before, after)
+    )
+    assert kept == told
+    row = next(row for row in after.rows if row.side == SLOWER)
+    assert row.side_verdict == "slower"
+    assert row.side_speedup == pytest.approx(0.5, rel=0.01)
+    ((_, launches),) = launches_in(small).items()
+    ((_, former),) = launches_in(run).items()
+    assert [one.log_side_speedups() for one in launches] == [one.log_side_speedups() for one in former]
+    (trial,) = after.run["trials"].values()
+    assert trial["environments"] == launches[0].machine["environments"]
+    assert trial["environments"][BASE] == {"torch": "2.14.1", "preloaded": []}
+    assert list(trial["environments"]) == [side.name for side in sides_of(SIDES)]
+    assert launches[0].machine["waits"]["count"] == 5
+    for path in (tmp_path / "small").rglob("*.*"):
+        assert b"/home" not in path.read_bytes()
+    compact(small, again)
+    assert [row.name for row in FinishedRun.within(again).rows] == [row.name for row in before.rows]
+
+
+def test_a_compacted_run_with_sides_is_shown_and_compared(tmp_path: Path) -> None:
+    run, small = (RunDirectory.named(str(tmp_path), name) for name in ("run", "small"))
+    with_sides(run)
+    compact(run, small)
+    shown = CliRunner().invoke(app, ["report", str(tmp_path / "small"), "--format", "markdown"])
+    assert f"eager with {SLOWER} is slower" in shown.output.replace("\\", "")
+    compared = CliRunner().invoke(app, ["compare", str(tmp_path / "run"), str(tmp_path / "small"), "--gate", "3%"])
+    assert compared.exit_code == 0, compared.output
+    page = (tmp_path / "small/report.html").read_text()
+    assert SLOWER in page

@@ -242,7 +242,7 @@ def own_names(spec: Mapping[str, Any], parts: Iterable[str] = ()) -> frozenset[s
     model, cases = str(spec.get("model")), list(map(str, spec.get("cases") or ()))
     variants = list(map(str, spec.get("variants") or ()))
     own = {name for name in (*variants, model) if OWN_NAME.fullmatch(name.partition("#")[0])}
-    compared = [side.name for side in sides.sides_of(list(map(str, spec.get("against") or ())))]
+    compared = sides.names_of(list(map(str, spec.get("against") or ())))
     labels = [sides.label_of(side, name) for side in compared for name in variants]
     return frozenset(own.union(cases, parts, (f"{model}#{case}" for case in cases), compared, labels))
 

@@ -1,6 +1,7 @@
 """Directories of finished runs, made of made-up launches without Ray."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from launches import WORKLOAD, made_trial
@@ -39,18 +40,23 @@ def finished_run(
     trials: Sequence[tuple[tuple[Trial, Place], Sequence[LaunchResult]]],
     identity: Mapping[str, str] = IDENTITY,
     more: Sequence[Row] = (),
+    asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Row]:
-    """Puts a run that has ended into the directory; returns its rows, among them ``more``, of trials not measured."""
+    """Puts a run that has ended into the directory; returns its rows, among them ``more``, of trials not measured.
+
+    ``asked`` are further keys of its spec.
+    """
     states = {}
     with run_dir.created():
         for (trial, place), launches in trials:
             states[trial.id] = TrialState(trial, place, status="done", launches_kept=len(launches))
             states[trial.id].rows = rows_of(trial, place, "done", None, launches)
+            states[trial.id].environments = launches[0].machine.get("environments", {}) if launches else {}
             for launch in launches:
                 run_dir.add_launch(trial.id, to_table(trial.id, launch))
         rows = [*(row for state in states.values() for row in state.rows), *more]
         write_matrix(run_dir, rows, 0.02)
-        spec = read_spec(None, {"variants": ",".join(trials[0][0][0].variants)})
+        spec = read_spec(None, {"variants": ",".join(trials[0][0][0].variants), **asked})
         content = {"run_id": run_dir.run_id, "started": STARTED, "spec": spec.model_dump(mode="json")}
         content |= {"identity": dict(identity), "environment": {"driver": {"python": "3"}, "stations": {}}}
         content["trials"] = {name: state.record() for name, state in states.items()}
