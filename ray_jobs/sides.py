@@ -6,6 +6,7 @@
 import os
 import re
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ PART = re.compile(r",(?=(?:env|python|pip|rev)=)")  # any other comma belongs to
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What a launch sets or removes: a side that asked for it would not get it.
 GIVEN = (*machine.AFFINITY, *machine.THREADS, "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "PYTHONHOME", "LATENCY_MATRIX_MARK")
+LEAST_PYTHON = (3, 11)  # as pyproject.toml has it
+TELL_VERSION, TELL_S = "import sys; print('%d.%d' % sys.version_info[:2])", 10.0  # in any Python there is
 LONGEST = 40  # characters of a value in a name
 SYSTEMS = ("usr", "local", "")  # folders of interpreters that are nobody's environment
 
@@ -60,6 +63,18 @@ def interpreter_fault(side: Side) -> str | None:
     if side.python is None or (os.path.isfile(side.python) and os.access(side.python, os.X_OK)):
         return None
     return f"--against python={side.python}: no interpreter is there; give the path of one"
+
+
+def version_fault(python: str) -> str | None:
+    """Why an interpreter that starts can't run this program; None where it can, or does not say what it is."""
+    try:
+        asked = [python, "-c", TELL_VERSION]
+        told = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TELL_S).stdout
+        version = tuple(map(int, told.split(".")))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    shown, least = (".".join(map(str, one)) for one in (version, LEAST_PYTHON))
+    return None if version >= LEAST_PYTHON else f"its Python is {shown}, at least {least} is needed"
 
 
 def require_interpreters(sides: Sequence[Side]) -> None:

@@ -14,6 +14,7 @@ from chatbot.variants import Workload
 from ray_jobs.measure import busy
 from ray_jobs.process import fork, memory
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError, _launched
+from ray_jobs.sides import Side
 
 AGENT = "import threading, time\nthreading.Thread(target=lambda: time.sleep(60), daemon=True, name='agent').start()\n"
 
@@ -68,6 +69,21 @@ def test_a_launch_that_the_kernel_killed_for_want_of_memory_says_so(
     loss = pickle.loads(_launched(Request(where_json_is, CORES, 1, 30.0), caller=-1, leases=()))
     busy.at(None)
     assert loss == Loss(LossKind.DIED, f"it {how} in torchscript", "torchscript")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [("3.9", "its Python is 3.9, at least 3.11 is needed"), ("3.11", "the launch server died: Try `python -h'")],
+)
+def test_an_interpreter_that_is_too_old_is_named(told: str, said: str, tmp_path: Path) -> None:
+    """It knows no option -P, and says how to ask for help."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ $1 = -c ] && echo {told} && exit\necho "Try \\`python -h\'" >&2\nexit 2\n')
+    python.chmod(0o755)
+    with LaunchServer(Workload(), side=Side("old", str(python))) as server, pytest.raises(TrialError) as caught:
+        server.run(Request(where_json_is, CORES, 1, 30.0))
+    assert str(caught.value) == said
 
 
 @pytest.mark.process

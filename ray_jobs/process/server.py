@@ -41,7 +41,7 @@ from ray_jobs.measure import session as _session  # noqa: F401 (so that no launc
 from ray_jobs.measure.result import one_line
 from ray_jobs.process import fork, memory
 from ray_jobs.process.threads import other_threads
-from ray_jobs.sides import Side
+from ray_jobs.sides import Side, version_fault
 
 START_S = 50.0  # of a server: importing PyTorch, on a machine that is busy; a trial may be silent for ten seconds more
 READY, STARTED = b"ready", b"started"  # for what it is given; for launches
@@ -105,7 +105,7 @@ class LaunchServer:
             side: its interpreter and variables; none: those of this process.
         """
         own = custom_model.places_of(workload.model) if workload.own_model else []
-        interpreter = None if side is None else side.python
+        self._interpreter = interpreter = None if side is None else side.python
         self._code = _linked_packages() if interpreter else None
         places = [self._code.name] if self._code else [str(_folder(package).parent) for package in (ray_jobs, chatbot)]
         env = {name: value for name, value in os.environ.items() if name not in machine.AFFINITY}
@@ -223,7 +223,8 @@ class LaunchServer:
         try:
             yield
         except (EOFError, OSError):
-            raise TrialError(f"the launch server died: {self._last_words()}") from None
+            old = version_fault(self._interpreter) if self._interpreter and not self._started else None
+            raise TrialError(old or f"the launch server died: {self._last_words()}") from None
 
     def _last_words(self) -> str:
         self._complaints.seek(max(0, self._complaints.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
