@@ -250,13 +250,14 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Told:
     """A trial of mistakes that the audit plants in a side; of so few prompts launches ask many again."""
     asked = [fault.against(tmp_path_factory.mktemp("kept")) for fault in PLANTED if fault.against]
     trial = asked_trial(asked, (BASELINE, side_mistakes.NAME))
+    trial = replace(trial, sides=tuple(side for side in trial.sides if side.name != AGAIN))
     return trial, outcomes(trial, toy(150), 3)
 
 
 @pytest.mark.parametrize("fault", PLANTED, ids=lambda fault: str(fault.name))
 def test_what_the_audit_plants_in_a_side_is_caught_by_name(planted: Told, fault: Fault) -> None:
     trial, found = planted
-    one = replace(trial, sides=(*trial.sides[:2], trial.sides[2 + PLANTED.index(fault)]))
+    one = replace(trial, sides=(trial.sides[0], trial.sides[1 + PLANTED.index(fault)]))
     told = rows(one, found)
     assert fault.judge(Measured(one, Place(), status=Status.DONE, rows=list(told.values()))), told
 

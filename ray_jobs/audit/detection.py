@@ -20,7 +20,7 @@ from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.interference import commonest, complaint, disturbed
 from ray_jobs.measure.result import TIMED, LaunchResult
 from ray_jobs.measure.trial import ChatbotSource, Factory
-from ray_jobs.sides import AGAIN, BASE, sides_of
+from ray_jobs.sides import BASE
 from ray_jobs.statistics import LEAST_LAUNCHES, Verdict
 
 IMPOSSIBLE = "impossible by construction"
@@ -72,11 +72,11 @@ def _planted_in_a_side(
     variant: str = side_mistakes.NAME,
     model: Callable[[ChatbotSource], ChatbotSource] | None = None,
 ) -> Fault:
-    """A mistake that costs its side's row for a reason with these words, and no other side's."""
+    """A mistake that costs its side's row for a reason with these words, and nothing of ``base``."""
 
     def judge(state: Measured) -> str | None:
-        planted = next(row for row in state.rows if row.side not in (BASE, AGAIN) and row.variant == variant)
-        sound = all(row.status == Status.DONE and row.reason is None for row in state.rows if row.side in (BASE, AGAIN))
+        planted = next(row for row in state.rows if row.side != BASE and row.variant == variant)
+        sound = all(row.status == Status.DONE and row.reason is None for row in state.rows if row.side == BASE)
         how = planted.status if planted.status == Status.FAILED else planted.verdict
         found = how in (Status.FAILED, Verdict.INVALID) and words in (planted.reason or "")
         return f"{how}: {planted.reason}" if found and sound and planted.side_speedup is None else None
@@ -193,7 +193,7 @@ def plant(station: AuditStation, fault: Fault, number: int) -> Detection:
                     stack.enter_context(background_load(station.spec.seed, sorted(os.sched_getaffinity(0)), BUSY))
 
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="latency-matrix-")))
-        sides = sides_of([fault.against(folder)] if fault.against else [])
+        sides = side_mistakes.sides(fault.against(folder)) if fault.against else ()
         state = _with_model(station, fault).run(
             f"fault-{number:02d}",
             (BASELINE, *fault.variants),

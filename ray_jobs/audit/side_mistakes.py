@@ -19,6 +19,7 @@ from torch import Tensor
 from chatbot.model import Chatbot
 from chatbot.variants import BASELINE, Reply, Variant, Workload, eager
 from ray_jobs.measure.trial import ChatbotSource, Preset
+from ray_jobs.sides import AGAIN, Side, sides_of
 
 PLANT, KEPT = "LATENCY_MATRIX_PLANT", "LATENCY_MATRIX_KEPT"  # variables: what is planted, and a folder that outlives it
 NAME = f"{__name__}:WRONG"  # of the variant, as a spec has it
@@ -26,6 +27,11 @@ LOOK_S, COMPUTE_S = 0.005, 0.05
 ADDED = 1e-3  # to one weight
 
 Do = Callable[[], object]
+
+
+def sides(against: str) -> tuple[Side, ...]:
+    """``base`` and what is asked for; without the control, as each launch starts every side anew."""
+    return tuple(side for side in sides_of([against]) if side.name != AGAIN)
 
 
 def asked(plant: str) -> Callable[[Path], str]:
