@@ -90,6 +90,7 @@ def test_an_interpreter_that_is_too_old_is_named(told: str, said: str, tmp_path:
 def test_helpers_with_a_session_of_their_own_end_with_a_server_that_is_killed() -> None:
     """A launch ends by itself then; what it had started is known by its environment alone."""
     with LaunchServer(Workload()) as server:
+        server.wait()  # else its environment may not be there yet to be read
         of_the_server = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
         env = dict(one.split(b"=", 1) for one in of_the_server if b"=" in one)
         command = ["sleep", "60"]
