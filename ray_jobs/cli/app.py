@@ -23,6 +23,7 @@ COMMANDS = {  # name: (module in this folder, its function or group, one line)
     "fetch": ("fetch", "fetch", "Copy a submitted job's run directory to this machine."),
     "compact": ("compact", "compact", "Copy a run small and anonymous, fit to be committed."),
     "publish": ("publish", "publish", "Send a run to W&B from its directory alone."),
+    "clean": ("clean", "clean", "Remove what --against has built on this machine."),
 }
 
 
