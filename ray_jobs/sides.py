@@ -1,4 +1,4 @@
-"""The sides of a comparison: environments that variants run in, as ``--against`` names them.
+"""The sides of a comparison: environments and sources that variants run in, as ``--against`` names them.
 
 ``base`` is the environment that this program runs in, ``base-again`` its control: the same in a process of its own.
 """
@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from chatbot.errors import UsageError, one_of
@@ -17,8 +17,11 @@ from chatbot.safe_text import keyless
 from ray_jobs import machine
 
 BASE, AGAIN = "base", "base-again"
-FORMS = ("env=NAME=VALUE", "python=PATH")
+FORMS = ("env=NAME=VALUE", "python=PATH", "pip=REQUIREMENT", "rev=REVISION")
+ONCE = {"python": "interpreters", "pip": "lists of packages", "rev": "revisions"}  # what two of a part would be
 PART = re.compile(r",(?=(?:env|python|pip|rev)=)")  # any other comma belongs to a value
+FILES = (".whl", ".tar.gz", ".zip")  # that pip installs from
+NAMED_URL = re.compile(r"[\w.-]+(\[[^\]]*\])?@")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What a launch sets or removes: a side that asked for it would not get it.
 GIVEN = (*machine.AFFINITY, *machine.THREADS, "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "PYTHONHOME", "LATENCY_MATRIX_MARK")
@@ -30,11 +33,22 @@ SYSTEMS = ("usr", "local", "")  # folders of interpreters that are nobody's envi
 
 @dataclass(frozen=True)
 class Side:
-    """An environment: an interpreter and environment variables beside those of this program."""
+    """An interpreter, packages, a revision and environment variables beside those of this program."""
 
     name: str
     python: str | None = None  # the path of its interpreter; None: the one that this program runs in
     variables: tuple[tuple[str, str], ...] = ()
+    packages: tuple[str, ...] = ()  # requirements that pip installs beside what this program's interpreter has
+    revision: str | None = None  # of a git repository, as asked
+    commit: str | None = None  # that it names; of ``base`` what it stands at, with ``+`` where files differ from it
+    roots: tuple[str, ...] = ()  # folders within the repository that a model of the user's own is found in
+    sources: str | None = None  # the folder of the commit's files on a node
+    fault: str | None = None  # why it could not be built on a node
+
+    @property
+    def is_built(self) -> bool:
+        """Whether each node has to build something for it."""
+        return bool(self.packages or self.revision)
 
 
 def label_of(side: str | None, variant: str) -> str:
@@ -60,6 +74,8 @@ def names_of(asked: Sequence[str]) -> list[str]:
 
 def interpreter_fault(side: Side) -> str | None:
     """Why a side can't start on this machine; None if it can."""
+    if side.fault is not None:
+        return side.fault
     if side.python is None or (os.path.isfile(side.python) and os.access(side.python, os.X_OK)):
         return None
     return f"--against python={side.python}: no interpreter is there; give the path of one"
@@ -83,22 +99,41 @@ def require_interpreters(sides: Sequence[Side]) -> None:
         raise UsageError(fault)
 
 
+def require_files(sides: Sequence[Side]) -> None:
+    """Raises UsageError for a side that names a file to install from which is none."""
+    for path in (one for side in sides for one in side.packages if one.startswith("/")):
+        if os.path.isdir(path):
+            way_out = "build a wheel of it (pip wheel), or name a revision of it with rev="
+            raise UsageError(f"--against pip={path} is a folder, which may change unseen: {way_out}")
+        if not os.path.isfile(path):
+            raise UsageError(f"--against pip={path}: no file is there; give a requirement or the path of a wheel")
+
+
 def _side(asked: str) -> Side:
     if keyless(asked) != asked:
-        raise UsageError(f"--against {asked!r} holds a key, which would be recorded: set it where this program starts")
-    python: str | None = None
-    variables: dict[str, str] = {}
+        where = "set it where this program starts, a key of pip's in PIP_INDEX_URL"
+        raise UsageError(f"--against {asked!r} holds a key, which would be recorded: {where}")
+    given: dict[str, list[str]] = {}
     for part in PART.split(asked.strip()):
         word, equals, value = part.partition("=")
-        if not equals or word not in ("env", "python"):
+        if not equals or word not in ("env", *ONCE):
             raise one_of("part of --against", part, FORMS)
-        if word == "env":
-            variables |= _variable(part, value, variables)
-        elif python is not None:
-            raise UsageError(f"--against {asked!r} names two interpreters: give each an --against of its own")
-        else:
-            python = _interpreter(part, value)
-    return Side(_short(python, variables), python, tuple(sorted(variables.items())))
+        given.setdefault(word, []).append(value)
+    for word, kind in ONCE.items():
+        if len(given.get(word, ())) > 1:
+            way_out = "put spaces between requirements" if word == "pip" else "give each an --against of its own"
+            raise UsageError(f"--against {asked!r} names two {kind}: {way_out}")
+    if "pip" in given and "python" in given:
+        builds = "pip= builds an interpreter of its own from the one that this program runs in"
+        raise UsageError(f"--against {asked!r} names both an interpreter and packages: {builds}; leave one out")
+    variables: dict[str, str] = {}
+    for value in given.get("env", ()):
+        variables |= _variable(f"env={value}", value, variables)
+    python = next((_interpreter(f"python={value}", value) for value in given.get("python", ())), None)
+    packages = next((_packages(value) for value in given.get("pip", ())), ())
+    revision = next((_revision(value) for value in given.get("rev", ())), None)
+    side = Side("", python, tuple(sorted(variables.items())), packages, revision)
+    return replace(side, name=_short(side))
 
 
 def _variable(part: str, asked: str, known: dict[str, str]) -> dict[str, str]:
@@ -120,12 +155,43 @@ def _interpreter(part: str, path: str) -> str:
     return os.path.abspath(os.path.expanduser(found))
 
 
-def _short(python: str | None, variables: dict[str, str]) -> str:
+def _packages(asked: str) -> tuple[str, ...]:
+    """Requirements, of files their absolute paths."""
+    words = asked.split()
+    if not words:
+        raise UsageError(f"--against 'pip={asked}' names no package: give pip=torch==2.14.1, several with spaces")
+    for word in words:
+        if word.startswith("-"):
+            way_out = "pip reads them from its variables, PIP_INDEX_URL and PIP_PRE say"
+            raise UsageError(f"--against 'pip={asked}' holds an option, {word}: {way_out}")
+    return tuple(map(_package, words))
+
+
+def _package(word: str) -> str:
+    is_path = word.startswith((".", "~")) or "/" in word or word.endswith(FILES)
+    return os.path.abspath(os.path.expanduser(word)) if is_path and "@" not in word and "://" not in word else word
+
+
+def _revision(asked: str) -> str:
+    if not asked.strip() or asked.startswith("-"):
+        raise UsageError(f"--against 'rev={asked}' names no revision: give a commit, a branch or a tag")
+    return asked
+
+
+def _short(side: Side) -> str:
     """``python venv-2.14, env LD_PRELOAD=libjemalloc.so.2``: of paths the last part."""
-    parts = [f"env {name}={machine.shown(value)[:LONGEST]}" for name, value in sorted(variables.items())]
-    if python is not None:
-        parts.insert(0, f"python {_environment_of(python)}")
-    return ", ".join(parts)
+    parts = [] if side.python is None else [f"python {_environment_of(side.python)}"]
+    if side.packages:
+        parts.append(f"pip {' '.join(map(_short_package, side.packages))[:LONGEST]}")
+    if side.revision is not None:
+        parts.append(f"rev {side.revision[:LONGEST]}")
+    return ", ".join([*parts, *(f"env {name}={machine.shown(value)[:LONGEST]}" for name, value in side.variables)])
+
+
+def _short_package(word: str) -> str:
+    """Of a file or an address the last part, after the name that is asked for from there."""
+    named = NAMED_URL.match(word)
+    return f"{named[0] if named else ''}{word.rpartition('/')[2]}" if "/" in word else word
 
 
 def _environment_of(python: str) -> str:
@@ -139,6 +205,10 @@ def plain(asked: str) -> str:
     """A side as it is asked for, without folders: it keeps its name."""
     side = _side(asked)
     parts = [] if side.python is None else [f"python={_environment_of(side.python)}"]
+    if side.packages:
+        parts.append(f"pip={' '.join(map(_short_package, side.packages))}")
+    if side.revision is not None:
+        parts.append(f"rev={side.revision}")
     return ",".join([*parts, *(f"env={name}={machine.shown(value)}" for name, value in side.variables)])
 
 
@@ -147,5 +217,4 @@ def _named(found: Sequence[Side]) -> Iterator[Side]:
     seen: Counter[str] = Counter()
     for side in found:
         seen[side.name] += 1
-        number = f" #{seen[side.name]}" if seen[side.name] > 1 else ""
-        yield Side(f"{side.name}{number}", side.python, side.variables)
+        yield replace(side, name=f"{side.name} #{seen[side.name]}") if seen[side.name] > 1 else side

@@ -139,8 +139,8 @@ class Spec(BaseModel):
     )
     against: Against = Field(
         default=(),
-        description="Environment to compare with this one, several times for several: env=NAME=VALUE, python=PATH, "
-        "or such parts with commas",
+        description="Environment or sources to compare with these, several times for several: env=NAME=VALUE, "
+        "python=PATH, pip=REQUIREMENTS, rev=REVISION, or such parts with commas",
         json_schema_extra={"repeated": True},
     )
 

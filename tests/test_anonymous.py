@@ -13,7 +13,7 @@ from runs import finished_run, trial_at
 
 from ray_jobs.measure.contract import GRADIENTS
 from ray_jobs.measure.result import VariantFacts
-from ray_jobs.report.anonymous import Anonymous, sentence
+from ray_jobs.report.anonymous import Anonymous, Names, own_names, sentence
 from ray_jobs.report.compact import compact
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
@@ -66,6 +66,23 @@ def test_no_user_host_address_path_or_key_survives(word: str, told: RunDirectory
     found = "\n".join(texts(tmp_path / "small"))
     assert "could not be prepared" in found
     assert word not in found.lower()
+
+
+def test_sides_keep_their_names_commits_and_times_and_no_package_of_the_users_own() -> None:
+    against = [f"pip=numpy==2.4 /home/{USER}/x-1.0.whl", "rev=main"]
+    record: dict[str, Any] = {
+        "spec": {"against": against},
+        "sides": {"rev main": {"commit": "a" * 40, "built_s": {f"{HOST}:cpu": 1.5}}},
+        "environments": {"rev main": {"sources": "b" * 16, "sources_in": f"/home/{USER}", "installed": {USER: "1.0"}}},
+    }
+    names = Names()
+    names.add(HOST, f"{HOST}:cpu", None)
+    kept = Anonymous(names, own_names(record["spec"])).value(record)
+    assert kept == {
+        "spec": {"against": ["pip=numpy==2.4 x-1.0.whl", "rev=main"]},
+        "sides": {"rev main": {"commit": "a" * 40, "built_s": {"host-1:cpu": 1.5}}},
+        "environments": {"rev main": {"sources": "b" * 16}},
+    }
 
 
 @pytest.mark.parametrize("host", ["cpu", "torch", "host", "model", "eager", "station", "spec"])

@@ -92,8 +92,8 @@ def test_importing_all_of_the_chatbot_loads_neither_ray_nor_arrow_nor_wandb_nor_
     assert loaded.isdisjoint({*HEAVY, "ray_jobs"})
 
 
-@pytest.mark.parametrize("module", ["chatbot.variants", "ray_jobs.spec"])
-def test_naming_variants_and_planning_a_run_do_not_wait_for_torch(module: str) -> None:
+@pytest.mark.parametrize("module", ["chatbot.variants", "ray_jobs.spec", "ray_jobs.process.ready"])
+def test_naming_variants_planning_a_run_and_building_its_sides_do_not_wait_for_torch(module: str) -> None:
     loaded = loaded_by([module])
     assert module.split(".")[0] in loaded
     assert loaded.isdisjoint({*HEAVY, "torch", "numpy"})

@@ -693,12 +693,21 @@ def test_a_broken_run_is_refused_in_one_line(content: bytes, copied: Path) -> No
     assert said.startswith(f"{copied} can't be resumed: its run.json says too little (")
 
 
-IDENTITY = {"code": "1", "model": "2", "model_code": "3", "prompts": "4", "spec": "5", "variants": "6"}
+IDENTITY = {
+    "code": "1",
+    "model": "2",
+    "model_code": "3",
+    "prompts": "4",
+    "spec": "5",
+    "variants": "6",
+    "revisions": "7",
+}
 SAID = {
     "code": "the sources of this program",
     "model": "the model's weights",
     "model_code": "the sources of the model",
     "prompts": "the corpus or the vocabulary",
+    "revisions": "the commit that rev= names",
     "spec": "the spec",
     "variants": "the sources of own variants",
 }

@@ -13,13 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from launches import made_launch, made_trial
 from reports import LONG_SIDE, NO_TORCH, sided_view
 from rich.console import Console
 from typer.testing import CliRunner
 
+import chatbot
 from chatbot.errors import UsageError
-from chatbot.variants import BASELINE, CONTROL
+from chatbot.safe_text import keyless
+from chatbot.variants import BASELINE, CONTROL, Workload
+from ray_jobs import provenance
 from ray_jobs.cli.options import flags_of
 from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure.environment import environment, faults, variables_of
@@ -36,7 +41,18 @@ from ray_jobs.report.tables import as_csv, markdown
 from ray_jobs.report.terminal import print_matrix
 from ray_jobs.report.view import RunView
 from ray_jobs.results.samples import to_result, to_table
-from ray_jobs.sides import AGAIN, BASE, Side, interpreter_fault, label_of, plain, require_interpreters, sides_of
+from ray_jobs.sides import (
+    AGAIN,
+    BASE,
+    PART,
+    Side,
+    interpreter_fault,
+    label_of,
+    plain,
+    require_files,
+    require_interpreters,
+    sides_of,
+)
 from ray_jobs.spec import Spec, read_spec
 from ray_jobs.statistics import Verdict
 from ray_jobs.wandb_sink.content import AGAINST_BASE, against_base, summary_of
@@ -66,6 +82,62 @@ def test_parts_combine_and_any_other_comma_belongs_to_a_value() -> None:
     assert dict(side.variables) == {"A": "1,2", "B": "x,y=z"}
 
 
+VALUES = {
+    "env": st.tuples(
+        st.from_regex(r"[A-Z]{3,6}", fullmatch=True), st.from_regex(r"[a-z0-9,=: ]{1,9}x", fullmatch=True)
+    ),
+    "python": st.from_regex(r"/[a-z,=]{1,8}/bin/python", fullmatch=True),
+    "pip": st.lists(st.from_regex(r"[a-z]{1,8}(>=[1-9],<9|==[1-9])?", fullmatch=True), min_size=1, max_size=3),
+    "rev": st.from_regex(r"[a-z][a-z0-9,=~^/]{0,9}", fullmatch=True),
+}
+
+
+@given(
+    st.sampled_from(["python", "pip"]).flatmap(
+        lambda one: st.fixed_dictionaries({word: VALUES[word] for word in ("rev", "env", one)})
+    ),
+    st.permutations(range(3)),
+)
+def test_parts_in_any_order_give_back_what_was_asked(asked: dict[str, Any], order: list[int]) -> None:
+    texts = {"env": "=".join, "pip": " ".join}
+    given_parts = [f"{word}={texts.get(word, str)(value)}" for word, value in asked.items()]
+    parts = [given_parts[i] for i in order]
+    assume(keyless(",".join(parts)) == ",".join(parts) and not any(map(PART.search, parts)))
+    (side,) = sides_of([",".join(parts)])[2:]
+    assert side.python == asked.get("python")
+    assert list(side.packages) == asked.get("pip", [])
+    assert side.revision == asked.get("rev")
+    assert list(side.variables) == [asked["env"]]
+
+
+def test_packages_and_a_revision_name_their_side_without_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    asked = "pip=torch==2.14.1 home/me/x-1.0.whl y@https://host/way/y-2.0.whl,rev=feature/x,env=A=1"
+    (side,) = sides_of([asked])[2:]
+    assert side.name == "pip torch==2.14.1 x-1.0.whl y@y-2.0.whl, rev feature/x, env A=1"
+    assert side.packages[1:] == ("/home/me/x-1.0.whl", "y@https://host/way/y-2.0.whl")
+    assert sides_of([plain(asked)])[-1].name == side.name
+    assert "home" not in plain(asked)
+
+
+@pytest.mark.parametrize("key", ["pip=x@https://me:secret@host/x.whl", "pip=x@https://host/x.whl?token=abcdefgh"])
+def test_a_key_in_what_pip_is_to_install_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(UsageError, match="a key of pip's in PIP_INDEX_URL") as caught:
+        sides_of([key])
+    assert "secret" not in str(caught.value)
+    assert "abcdefgh" not in str(caught.value)
+
+
+def test_a_file_to_install_from_must_be_there_and_not_a_folder(tmp_path: Path) -> None:
+    wheel = tmp_path / "x-1.0.whl"
+    with pytest.raises(UsageError, match="no file is there; give a requirement or the path of a wheel"):
+        require_files(sides_of([f"pip={wheel}"]))
+    with pytest.raises(UsageError, match="is a folder, which may change unseen: build a wheel of it"):
+        require_files(sides_of([f"pip=numpy {tmp_path}"]))
+    wheel.touch()
+    require_files(sides_of([f"pip=numpy {wheel}"]))
+
+
 def test_sides_of_one_name_are_numbered() -> None:
     first, second = sides_of(["python=/one/v/bin/python", "python=/two/v/bin/python"])[2:]
     assert (first.name, second.name) == ("python v", "python v #2")
@@ -84,10 +156,9 @@ def test_an_interpreter_is_found_as_a_shell_finds_it_and_links_are_kept(monkeypa
     ("asked", "said"),
     [
         (
-            ["pip=torch==2.14.1"],
-            "unknown part of --against 'pip=torch==2.14.1'; choose from: env=NAME=VALUE, python=PATH",
+            ["conda=torch"],
+            "unknown part of --against 'conda=torch'; choose from: env=NAME=VALUE, python=PATH, pip=REQUIREMENT, rev=",
         ),
-        (["env=A=1,rev=main"], "unknown part of --against 'rev=main'; choose from"),
         (["jemalloc"], "unknown part of --against 'jemalloc'"),
         ([""], "unknown part of --against ''"),
         (["env=A"], "'env=A' gives no variable a value: give env=NAME=VALUE"),
@@ -101,6 +172,13 @@ def test_an_interpreter_is_found_as_a_shell_finds_it_and_links_are_kept(monkeypa
         (["python=/a,python=/b"], "names two interpreters"),
         ([ASKED, ASKED], "twice: leave one out, base-again is measured anyway"),
         (["env=HF_TOKEN=abcdefgh"], "holds a key, which would be recorded"),
+        (["pip="], "names no package: give pip=torch==2.14.1, several with spaces"),
+        (["pip=a,pip=b"], "names two lists of packages: put spaces between requirements"),
+        (["pip=a --index-url=x"], "holds an option, --index-url=x: pip reads them from its variables, PIP_INDEX_URL"),
+        (["pip=a,python=/b"], "names both an interpreter and packages: pip= builds an interpreter of its own"),
+        (["rev="], "names no revision: give a commit, a branch or a tag"),
+        (["rev=--output=x"], "names no revision"),
+        (["rev=a,rev=b"], "names two revisions"),
     ],
 )
 def test_what_can_not_be_a_side_is_refused_in_one_line(asked: list[str], said: str) -> None:
@@ -150,6 +228,8 @@ def test_a_side_without_folders_keeps_its_name() -> None:
 
 # What an environment is
 
+IS_BASE = "it is the same environment as base: interpreter, packages and variables are equal"
+
 
 def found(**differing: Any) -> dict[str, Any]:
     return {
@@ -165,9 +245,7 @@ def found(**differing: Any) -> dict[str, Any]:
 def test_two_sides_that_are_one_environment_are_named_and_the_control_is_not() -> None:
     sides = sides_of(["python=/a/bin/python", "python=/b/bin/python"])
     told = {side.name: found() for side in sides[:3]} | {sides[3].name: found(torch="3")}
-    assert faults(sides, told) == {
-        "python a": "it is the same environment as base: interpreter, packages and variables are equal"
-    }
+    assert faults(sides, told) == {"python a": IS_BASE}
     told["python a"] = found(torch="3")
     assert list(faults(sides, told)) == ["python b"]
     assert "the same environment as python a" in faults(sides, told)["python b"]
@@ -196,6 +274,68 @@ def test_a_side_that_lacks_what_was_asked_for_is_named(asked: str, has: Mapping[
     variables = {} if "another value" in said else dict(sides[-1].variables)
     told = {BASE: found(torch="3"), AGAIN: found(torch="3"), sides[-1].name: found(variables=variables, **has)}
     assert said in faults(sides, told)[sides[-1].name]
+
+
+SHA, OTHER_SHA = "a" * 40, "b" * 40
+
+
+def revised(commit: str, base: str | None, sources: str) -> tuple[list[Side], dict[str, Any]]:
+    """Base and the side of a revision, and what they are found to be."""
+    side = Side("rev x", revision="x", commit=commit, sources="/cache/x/content")
+    told = {BASE: found(commit=base, sources="1", sources_in="/work/chatbot")}
+    told[side.name] = found(commit=commit, sources=sources, sources_in="/cache/x/content/chatbot")
+    return [Side(BASE, commit=base), side], told
+
+
+@pytest.mark.parametrize(
+    ("base", "sources", "same"),
+    [(SHA, "1", True), (f"{SHA}+", "1", False), (OTHER_SHA, "1", False), (None, "1", False), (SHA, "2", False)],
+    ids=["clean", "changed", "of equal sources", "no checkout", "other sources"],
+)
+def test_a_revision_is_base_where_that_stands_at_its_commit(base: str | None, sources: str, same: bool) -> None:
+    told = faults(*revised(SHA, base, sources))
+    assert told == ({"rev x": f"{IS_BASE}, and so is the commit"} if same else {})
+
+
+def test_a_revision_whose_process_runs_other_code_is_named() -> None:
+    sides, told = revised(SHA, OTHER_SHA, "2")
+    told["rev x"]["sources_in"] = "/work/chatbot"
+    assert faults(sides, told) == {"rev x": "it runs the code in /work/chatbot, and not that of x"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("torch==2.14", None),
+        ("torch==2.14.0", None),
+        ("torch==2.14.0+cpu", None),
+        ("torch==2.14.0+cu130", "torch==2.14.0+cu130 is asked for, and its process has torch 2.14.0+cpu"),
+        ("torch==2.14.1", "torch==2.14.1 is asked for, and its process has torch 2.14.0+cpu"),
+        ("My_Package[extra]==1.0", None),
+        ("absent==1", "absent==1 is asked for, and its process has none"),
+        ("absent>=1", None),
+        ("torch==2.*", None),
+    ],
+)
+def test_packages_that_a_process_does_not_have_are_named(asked: str, said: str | None) -> None:
+    side = Side("pip", python="/x/bin/python", packages=(asked,))
+    has = found(torch="2.14.0+cpu", numpy="2.0", installed={"torch": "2.13.0", "my-package": "1.0"})
+    assert faults([Side(BASE), side], {BASE: found(), "pip": has}) == ({} if said is None else {"pip": said})
+
+
+def test_a_process_lists_its_packages_and_tells_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rays = tmp_path / "thirdparty_files"
+    (rays / "odd-1.0.dist-info").mkdir(parents=True)
+    (rays / "odd-1.0.dist-info" / "METADATA").write_text("Name: odd\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(rays))
+    told = environment((), Workload(model="tiny"), True)
+    assert told["installed"]["torch"] == told["torch"]
+    assert "odd" not in told["installed"]
+    assert told["sources"] == provenance.source_hash([Path(chatbot.__path__[0]).resolve()])
+    own = environment((), Workload(model="side_quirks:weighted"))
+    assert own["sources"] == provenance.own_code("side_quirks:weighted")
+    assert own["sources_in"].endswith("tests/support")
+    assert "installed" not in own
 
 
 def test_a_process_tells_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:

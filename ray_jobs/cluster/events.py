@@ -8,6 +8,7 @@ import pyarrow as pa
 from ray_jobs.measure.result import Limits, Memory
 from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.process.profile.profiler import Traced
+from ray_jobs.process.sides import Environments
 from ray_jobs.process.trial import Committed, Failure, Waiting
 from ray_jobs.process.untimed import Alive
 
@@ -84,7 +85,19 @@ class TrialEnded:
 
 
 # The first ``Alive`` says that the trial's worker runs.
-Outcome = TrialStarted | Waiting | Alive | LaunchDone | Failure | Memory | Limits | Traced | WorkerLost | TrialEnded
+Outcome = (
+    TrialStarted
+    | Waiting
+    | Alive
+    | Environments
+    | LaunchDone
+    | Failure
+    | Memory
+    | Limits
+    | Traced
+    | WorkerLost
+    | TrialEnded
+)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from chatbot import checkpoint, corpus
 from chatbot.config import Config
 from chatbot.variants import BASELINE, CONTROL, VARIANTS, Variant, Workload, is_own
+from ray_jobs.driver import revisions
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
@@ -65,9 +66,10 @@ class Duration:
 def plan_lines(spec: Spec, root: str) -> Iterator[str]:
     """Every trial and its time, and their sum; runs no code of the user's own.
 
-    Raises UsageError where the model or the corpus can't be used.
+    Raises UsageError where the model, the corpus or a revision can't be used.
     """
-    against = f", each also with {'; '.join(side.name for side in sides_of(spec.against)[1:])}" if spec.against else ""
+    sides = revisions.resolved(sides_of(spec.against), spec.model)
+    against = f", each also with {'; '.join(side.name for side in sides[1:])}" if sides else ""
     trials = f"{counted(len(spec.plan()), 'trial')} of {', '.join(spec.variants)}{against} on each station"
     if is_own(spec.model):
         for workload in spec.plan():

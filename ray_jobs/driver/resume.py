@@ -32,6 +32,7 @@ PARTS = {
     "model": "the model's weights",
     "model_code": "the sources of the model",
     "prompts": "the corpus or the vocabulary",
+    "revisions": "the commit that rev= names",
     "spec": "the spec",
     "variants": "the sources of own variants",
 }
@@ -106,6 +107,7 @@ class Earlier:
         state.place = schema.known(Place, record)  # where its launches were measured
         state.committed, state.rows = known, []
         state.memory, state.limits = _found(record)
+        state.environments = dict(record.get("environments") or {})
         state.lost = list(record["lost_launches"])
         state.attempts = list(record["attempts"])
         state.moments = Moments.of_record(record.get("moments"))

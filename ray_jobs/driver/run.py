@@ -21,6 +21,7 @@ from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver.inputs import identity_of, inputs_of, parts_of, with_cases
 from ray_jobs.driver.resume import Earlier
+from ray_jobs.driver.sides import asked_sides, built, commits_of
 from ray_jobs.driver.trials import TrialState, place_trials
 from ray_jobs.matrix.hardware import HardwareClass, classes_of
 from ray_jobs.matrix.rows import Row
@@ -31,7 +32,6 @@ from ray_jobs.results.filesystem import StoreError
 from ray_jobs.results.samples import ROW_SCHEMA, schema_of, to_result
 from ray_jobs.results.schema import VERSION
 from ray_jobs.results.store import RunDirectory
-from ray_jobs.sides import require_interpreters, sides_of
 from ray_jobs.spec import Spec
 from ray_jobs.wandb_sink.sink import WandbSink
 
@@ -64,6 +64,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     resumed: list[str] = field(default_factory=list)
     parts: tuple[str, ...] = ()  # of an own model, that variants convert
+    sides: dict[str, Any] = field(default_factory=dict)  # those that were built
     write_after: float = 0.0  # on the clock of time.monotonic()
 
     @property
@@ -104,11 +105,12 @@ def run(
         UsageError: the model, the corpus, a side, the cluster or the directory can't be used; nothing was written.
         StoreError: a launch could not be kept; the run can be resumed.
     """
-    require_interpreters(sides_of(spec.against))
+    sides = asked_sides(spec)
     inputs = inputs_of(spec)
     spec = with_cases(spec, inputs)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    this = Run(run_id, spec, directory, sink, identity_of(inputs, spec), now, parts=parts_of(inputs))
+    identity = {**identity_of(inputs, spec), **commits_of(sides)}
+    this = Run(run_id, spec, directory, sink, identity, now, parts=parts_of(inputs))
     if earlier is not None:
         earlier.check(this.identity)
         this.started = earlier.run["started"]
@@ -122,13 +124,18 @@ def run(
         if earlier is not None:
             this.environment["stations"] |= earlier.run["environment"]["stations"]  # what launches are held against
             this.trials = earlier.restore(this.trials, this, this.fingerprint)
-        write_run(this)
-        sink.start()
-        jobs = [trial.job for trial in this.trials.values() if trial.job is not None]
-        reporter.trials = len(jobs)
-        with reporter, closing(measure(iter(jobs), inputs)) as events:
-            del jobs  # the schedule lets go of them one by one
-            take_in(this, events, reporter)
+        places = [trial.station for trial in this.trials.values() if trial.station is not None]
+        with built(sides, places, run_id, where.wait_s, reporter.say) as there:
+            this.sides = there.record(places, {} if earlier is None else earlier.run.get("sides", {}))
+            for trial in this.trials.values():
+                trial.give(there.at)
+            write_run(this)
+            sink.start()
+            jobs = [trial.job for trial in this.trials.values() if trial.job is not None]
+            reporter.trials = len(jobs)
+            with reporter, closing(measure(iter(jobs), inputs)) as events:
+                del jobs  # the schedule lets go of them one by one
+                take_in(this, events, reporter)
     rows = [row for trial in this.trials.values() for row in trial.rows]
     write_matrix(directory, rows, spec.margin)
     draw_or_say(directory)
@@ -196,6 +203,7 @@ def run_record(this: Run) -> dict[str, Any]:
         "spec": this.spec.model_dump(),
         "identity": dict(this.identity),
         **({"parts": list(this.parts)} if this.parts else {}),
+        **({"sides": this.sides} if this.sides else {}),
         "plan": [vars(workload) for workload in this.spec.plan()],
         "environment": this.environment,
         "trials": {trial_id: trial.record() for trial_id, trial in this.trials.items()},

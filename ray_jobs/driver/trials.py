@@ -2,8 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -15,10 +15,11 @@ from ray_jobs.cluster.times import Moments
 from ray_jobs.matrix.rows import NO_LIMITS, NO_MEMORY, Row, Status, rows_of
 from ray_jobs.measure.result import LaunchResult, Limits, Memory
 from ray_jobs.measure.trial import Place, Trial
+from ray_jobs.process.sides import Environments
 from ray_jobs.process.trial import Committed, Failure, Waiting
 from ray_jobs.report.text import counted
 from ray_jobs.results.samples import to_result
-from ray_jobs.sides import sides_of
+from ray_jobs.sides import Side, sides_of
 from ray_jobs.spec import Spec
 
 
@@ -65,7 +66,7 @@ class TrialState:
     seconds: float | None = None
     rows: list[Row] = field(default_factory=list)  # when it has ended
     launches_kept: int = 0  # then
-    environments: dict[str, Any] = field(default_factory=dict)  # of the sides, then
+    environments: dict[str, Any] = field(default_factory=dict)  # of the sides
     moments: Moments = field(default_factory=Moments)  # of all attempts
 
     def __post_init__(self) -> None:
@@ -77,6 +78,11 @@ class TrialState:
         """The job of measuring what is missing; None if the trial has ended or can't be measured."""
         return None if self.station is None else Job(self.station, self.trial, tuple(self.committed))
 
+    def give(self, sides: Callable[[Station], tuple[Side, ...]]) -> None:
+        """Takes the sides as they are on its station, if it is still to be measured."""
+        if self.station is not None:
+            self.trial = replace(self.trial, sides=sides(self.station))
+
     def take(self, outcome: Outcome, store: Store) -> None:
         """Handles an event; a launch is in the store before anything else sees it."""
         self.moments.take(outcome, self._launch_s(outcome))
@@ -85,6 +91,8 @@ class TrialState:
                 self.started = time.monotonic()  # what was waited for its station is not counted
             case TrialStarted():
                 self.started = self.started or time.monotonic()
+            case Environments(of):
+                self.environments = {side: dict(told) for side, told in of.items()}
             case LaunchDone(committed, table):
                 store.add(self.trial.id, table)
                 self.committed.append(committed)
@@ -111,7 +119,8 @@ class TrialState:
         self.status, self.reason, self.seconds = status, reason, seconds
         launches = store.launches(self.trial.id, [one.index for one in self.committed])
         self.rows = rows_of(self.trial, self.place, status, reason, launches, self.memory, self.limits)
-        self.environments = next((dict(one.machine.get("environments") or {}) for one in launches), {})
+        of_a_launch = next((dict(one.machine.get("environments") or {}) for one in launches), {})
+        self.environments = self.environments or of_a_launch
         # Of ten thousand trials these are most of what the driver would keep in memory.
         self.launches_kept, self.committed, self.station = len(self.committed), [], None
 

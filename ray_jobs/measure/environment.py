@@ -1,28 +1,45 @@
-"""What the environment of a side is, as its process finds it; and whether it is what was asked for."""
+"""What the environment and the sources of a side are, as its process finds them; whether they are what was asked."""
 
 import os
 import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import chatbot
+from chatbot.errors import imported
+from chatbot.variants import Workload
+from ray_jobs import provenance
 from ray_jobs.sides import AGAIN, BASE, Side
 
 HOME = re.compile(r"^(/root|/(?:home|Users)/[^/]+)(?=/|$)")
 CAPABILITY = "ATEN_CPU_CAPABILITY"
 PRELOAD = "LD_PRELOAD"
+PINNED = re.compile(r"([\w.-]+)(?:\[[^\]]*\])?==(\d+(?:\.\d+)*(?:\+[\w.]+)?)")  # a requirement of one plain version
+INSTALLED = ("site-packages", "dist-packages")  # folders
+PLACES = ("interpreter", "sources_in")  # what tells no environment from another
 
 Found = Mapping[str, Any]
 
 
-def environment(asked: Sequence[str]) -> dict[str, Any]:
-    """The environment of this process; ``asked`` are the variables that some side asks for."""
-    return {
+def environment(asked: Sequence[str], code_of: Workload | None = None, listed: bool = False) -> dict[str, Any]:
+    """The environment of this process.
+
+    Args:
+        asked: the variables that some side asks for.
+        code_of: a workload; also tells the sources of its model, or of the chatbot, and where they lie.
+        listed: also lists every package that is installed.
+
+    Raises:
+        UsageError: the workload's model can't be imported.
+    """
+    found = {
         "interpreter": _homeless(sys.executable),
         "binary": _homeless(os.path.realpath(sys.executable)),
         "python": platform.python_version(),
@@ -34,6 +51,37 @@ def environment(asked: Sequence[str]) -> dict[str, Any]:
         "preloaded": _preloaded(os.environ.get(PRELOAD, "")),
         "variables": {name: os.environ.get(name) for name in sorted(asked)},
     }
+    if code_of is not None:
+        found |= _sources(code_of)
+    return {**found, "installed": _installed()} if listed else found
+
+
+def _sources(workload: Workload) -> dict[str, Any]:
+    """A hash of what is measured, wherever it lies, and its folder."""
+    if not workload.own_model:
+        folder = Path(chatbot.__path__[0]).resolve()
+        return {"sources": provenance.source_hash([folder]), "sources_in": _homeless(str(folder))}
+    name = workload.model.partition("#")[0]
+    imported("model", name)
+    module = sys.modules[name.partition(":")[0]]
+    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
+    return {"sources": provenance.own_code(name), "sources_in": _homeless(str(Path(file).resolve().parent))}
+
+
+def _installed() -> dict[str, str]:
+    """The versions of all packages by their names in the form of indices; the first of a name is imported.
+
+    Ray adds a folder of packages of its own to what its workers search, which is no interpreter's.
+    """
+    found: dict[str, str] = {}
+    for one in metadata.distributions(path=[place for place in sys.path if Path(place).name in INSTALLED]):
+        found.setdefault(_normal(one.name or ""), one.version)
+    return dict(sorted(found.items()))
+
+
+def _normal(name: str) -> str:
+    """A package's name as https://packaging.python.org/en/latest/specifications/name-normalization/ has it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def variables_of(sides: Sequence[Side]) -> tuple[str, ...]:
@@ -50,22 +98,26 @@ def faults(sides: Sequence[Side], found: Mapping[str, Found]) -> dict[str, str]:
     for place, side in enumerate(sides):
         if side.name in (BASE, AGAIN) or side.name not in found:
             continue
-        mine, others = _apart_from_names(found[side.name]), [one for one in sides[:place] if one.name in found]
-        same = (one.name for one in others if one.name != AGAIN and _apart_from_names(found[one.name]) == mine)
+        mine, others = found[side.name], [one for one in sides[:place] if one.name in found]
+        same = (one.name for one in others if one.name != AGAIN and _same(found[one.name], mine))
         if (other := next(same, None)) is not None:
-            told[side.name] = f"it is the same environment as {other}: interpreter, packages and variables are equal"
-        elif (lacking := next(_lacking(dict(side.variables), found[side.name]), None)) is not None:
+            equal = "interpreter, packages and variables are equal"
+            commit = ", and so is the commit" * (side.commit is not None)
+            told[side.name] = f"it is the same environment as {other}: {equal}{commit}"
+        elif (lacking := next(_lacking(side, mine), None)) is not None:
             told[side.name] = lacking
     return told
 
 
-def _apart_from_names(found: Found) -> Found:
-    """What an environment is, whatever path its interpreter is called by: links to it make no other one."""
-    return {name: what for name, what in found.items() if name != "interpreter"}
+def _same(one: Found, other: Found) -> bool:
+    """Wherever it lies, and whatever path its interpreter is called by: links to it make no other one."""
+    first, second = ({name: told for name, told in each.items() if name not in PLACES} for each in (one, other))
+    return first == second
 
 
-def _lacking(asked: Mapping[str, str], found: Found) -> Iterator[str]:
+def _lacking(side: Side, found: Found) -> Iterator[str]:
     """What a side does not have although it was asked for."""
+    asked = dict(side.variables)
     for name in map(_name, _paths(asked.get(PRELOAD, ""))):
         if name not in found["preloaded"]:
             yield f"{PRELOAD} names {name}, which its process has not loaded"
@@ -74,6 +126,30 @@ def _lacking(asked: Mapping[str, str], found: Found) -> Iterator[str]:
     for name, value in asked.items():
         if found["variables"].get(name) != value:
             yield f"{name} has another value in its process"
+    for package in side.packages:
+        yield from _other_version(package, found)
+    if side.sources is not None:
+        revision = _homeless(os.path.realpath(side.sources))
+        if not Path(found["sources_in"]).is_relative_to(revision):
+            yield f"it runs the code in {found['sources_in']}, and not that of {side.revision}"
+
+
+def _other_version(package: str, found: Found) -> Iterator[str]:
+    """Where a requirement of one version is not met by what the process imports."""
+    if (pinned := PINNED.fullmatch(package)) is None:
+        return
+    name, asked = _normal(pinned[1]), pinned[2]
+    has = {**found["installed"], "torch": found["torch"], "numpy": found["numpy"]}.get(name)
+    if has is None or not _meets(has, asked):
+        yield f"{package} is asked for, and its process has {f'{name} {has}' if has else 'none'}"
+
+
+def _meets(version: str, asked: str) -> bool:
+    """Whether a version is the one asked for: trailing zeros do not count, nor a build that is not asked for."""
+    if "+" not in asked:
+        version = version.partition("+")[0]
+    (numbers, _, build), (wanted, _, build_wanted) = version.partition("+"), asked.partition("+")
+    return (re.sub(r"(\.0)+$", "", numbers), build) == (re.sub(r"(\.0)+$", "", wanted), build_wanted)
 
 
 def _paths(preload: str) -> list[str]:

@@ -11,11 +11,9 @@ import os
 import pickle
 import secrets
 import signal
-import site
 import stat
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,21 +23,18 @@ from enum import StrEnum
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
-from types import ModuleType
 from typing import IO, Any
 
 import torch
 
-import chatbot
-import ray_jobs
 from chatbot import cache, compiler
 from chatbot.variants import Workload
 from ray_jobs import machine
-from ray_jobs.measure import busy, custom_model
+from ray_jobs.measure import busy
 from ray_jobs.measure import session as _session  # noqa: F401 (so that no launch spends its time on importing it)
 from ray_jobs.measure.result import one_line
 from ray_jobs.process import fork, memory
+from ray_jobs.process.search import replaced, search_of
 from ray_jobs.process.threads import other_threads
 from ray_jobs.sides import Side, version_fault
 
@@ -102,18 +97,15 @@ class LaunchServer:
             housekeeping_cores: where the server itself stays while a launch measures; none: anywhere.
             descriptors: open files that the server keeps open until it ends; its launches do not.
             given: what it gets once, for its launches to inherit, because requests mention it (prompts, say).
-            side: its interpreter and variables; none: those of this process.
+            side: its interpreter, sources and variables; none: those of this process.
         """
-        own = custom_model.places_of(workload.model) if workload.own_model else []
+        search = search_of(workload, side)
         self._interpreter = interpreter = None if side is None else side.python
-        self._code = _linked_packages() if interpreter else None
-        places = [self._code.name] if self._code else [str(_folder(package).parent) for package in (ray_jobs, chatbot)]
         env = {name: value for name, value in os.environ.items() if name not in machine.AFFINITY}
         env |= dict(side.variables) if side is not None else {}
-        env["PYTHONPATH"] = os.pathsep.join([*places, *filter(None, [env.get("PYTHONPATH")])])
+        env["PYTHONPATH"] = os.pathsep.join(search.first)
         if interpreter:
             env.pop("PYTHONHOME", None)
-            env["PYTHONPATH"] = os.pathsep.join(_of_no_python(env["PYTHONPATH"].split(os.pathsep)))
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(workload.threads)
         env["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's would start threads on import, before the fork
         self._mark = env[fork.MARK] = secrets.token_hex(16)
@@ -144,8 +136,7 @@ class LaunchServer:
             )
         self.stay_on(housekeeping_cores)
         self._given, self._started = given, False
-        searched = [*own, *(place or os.getcwd() for place in sys.path)]
-        self._searched = _of_no_python(searched) if interpreter else searched
+        self._links, self._searched = search.links, (search.last, dict(search.instead))
 
     @property
     def pid(self) -> int:
@@ -165,7 +156,7 @@ class LaunchServer:
         if self._process.returncode:  # it could not end what its launch had started
             fork.end_marked(self._mark)
         self._complaints.close()
-        for folder in filter(None, (self._cache, self._code)):
+        for folder in filter(None, (self._cache, self._links)):
             folder.cleanup()
 
     def fileno(self) -> int:
@@ -232,26 +223,6 @@ class LaunchServer:
         return lines[-1] if lines else "it said nothing"
 
 
-def _folder(package: ModuleType) -> Path:
-    return Path(package.__path__[0]).resolve()
-
-
-def _linked_packages() -> "tempfile.TemporaryDirectory[str]":
-    """A folder with this program's packages alone: beside them may lie a PyTorch for another Python."""
-    made = tempfile.TemporaryDirectory(prefix="latency-matrix-", ignore_cleanup_errors=True)
-    for package in (ray_jobs, chatbot):
-        Path(made.name, package.__name__).symlink_to(_folder(package))
-    return made
-
-
-def _of_no_python(places: Sequence[str]) -> list[str]:
-    """The folders of a path that are not this Python's own, its library or its packages."""
-    paths = sysconfig.get_paths()
-    own = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    own += [*site.getsitepackages(), site.getusersitepackages()]
-    return [place for place in places if not (place.endswith(".zip") or any(map(Path(place).is_relative_to, own)))]
-
-
 class _Pickler(pickle.Pickler):
     given: object = None
 
@@ -304,8 +275,9 @@ def serve(caller: Connection, leases: Sequence[int] = ()) -> None:
     """
     with suppress(EOFError, ConnectionError):
         caller.send_bytes(READY)
-        # Where the caller finds modules of the user's own: searched last, as a json.py may lie beside them.
-        sys.path += [place for place in pickle.loads(caller.recv_bytes()) if place not in sys.path]
+        last, instead = pickle.loads(caller.recv_bytes())
+        sys.path[:] = replaced(sys.path, instead)  # those that a .pth file has put there too
+        sys.path += [place for place in last if place not in sys.path]
         given = pickle.loads(caller.recv_bytes())
         if others := other_threads():
             raise RuntimeError(

@@ -1,5 +1,7 @@
 """The sides of a trial on its station: which of them can take part, what their environments are, and their launches."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,6 +14,13 @@ from ray_jobs.measure.trial import Pair, present
 from ray_jobs.process.conductor import Stage, conduct
 from ray_jobs.process.server import Loss, LossKind, TrialError
 from ray_jobs.sides import AGAIN, BASE, Side, interpreter_fault, label_of
+
+
+@dataclass(frozen=True)
+class Environments:
+    """What the sides of a trial are; each launch has it too, with a hash in place of a list of packages."""
+
+    of: Mapping[str, Found]
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,10 @@ class Sides:
             TrialError: ``base`` can't say.
         """
         sides = stage.trial.sides
-        work = partial(environment.environment, environment.variables_of(sides))
+        revised = any(side.revision for side in sides)
+        code_of = stage.trial.workload if revised else None
+        listed = any(side.python for side in sides)
+        work = partial(environment.environment, environment.variables_of(sides), code_of, listed)
         found: dict[str, Found] = {}
         faults: dict[str, str] = {}
         for side in sides:
@@ -39,10 +51,21 @@ class Sides:
             if isinstance(told, Loss):
                 faults[side.name] = told.reason
             else:
-                found[side.name] = told
+                found[side.name] = {**told, "commit": side.commit or sides[0].commit} if revised else told
         if BASE in faults:
             raise TrialError(faults[BASE])
         return cls(stage, found, environment.faults(sides, found) | faults)
+
+    @property
+    def environments(self) -> Environments:
+        """What is recorded of the trial: the packages of ``base``, and of each side that has others."""
+        base = self.found.get(BASE, {}).get("installed")
+
+        def kept(side: str, told: Found) -> Found:
+            as_base = side != BASE and told.get("installed") == base
+            return {name: one for name, one in told.items() if name != "installed"} if as_base else told
+
+        return Environments({side: kept(side, told) for side, told in self.found.items()})
 
     @property
     def prepared(self) -> tuple[str, ...]:
@@ -71,7 +94,15 @@ class Sides:
     def launch(self, launch: Launch, left_out: Mapping[str, VariantFacts]) -> LaunchResult:
         """A launch of all sides. Raises LostError and TrialError, as ``conduct``."""
         result = conduct(self.stage, launch, self.able, left_out)
-        return replace(result, machine={**result.machine, "environments": dict(self.found)})
+        environments = {side: _hashed(told) for side, told in self.found.items()}
+        return replace(result, machine={**result.machine, "environments": environments})
+
+
+def _hashed(found: Found) -> Found:
+    """With a hash in place of the list of packages, which each launch would hold."""
+    if "installed" not in found:
+        return found
+    return {**found, "installed": hashlib.sha256(json.dumps(found["installed"]).encode()).hexdigest()[:16]}
 
 
 def startable(sides: Sequence[Side]) -> list[Side]:

@@ -26,7 +26,7 @@ from ray_jobs.process.cores import CoreChoice, choose_cores, near, topology
 from ray_jobs.process.lease import Lease
 from ray_jobs.process.player import LostError
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
-from ray_jobs.process.sides import Sides, startable
+from ray_jobs.process.sides import Environments, Sides, startable
 from ray_jobs.process.untimed import Alive
 from ray_jobs.sides import AGAIN, BASE, Side, label_of
 from ray_jobs.statistics import LEAST_LAUNCHES, precise_enough
@@ -107,7 +107,7 @@ class Crashes:
         self._seen.add((launch.index, mine[0]))
 
 
-TrialOutcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive
+TrialOutcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive | Environments
 
 
 class Ask(Protocol):
@@ -146,9 +146,11 @@ def run_trial(
         TrialError: the cores do not suffice, the station stayed busy, or a launch failed ``ATTEMPTS`` times.
     """
 
-    def work(held: Holding) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive]:
+    def work(held: Holding) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive | Environments]:
         stage = Stage(trial, inputs, held.start, held.chosen.cpus, tuple(held.chosen.others), share.cores)
         sides = Sides.of(stage, held.ask)
+        if trial.sides:
+            yield sides.environments
         told: dict[str, Mapping[str, VariantFacts]] = {}
         for side in sides.prepared:
             told[side] = yield from untimed.compiled(trial, partial(_alone, trial, inputs, held, side), clock)

@@ -43,7 +43,7 @@ KEYS = {
     "started_unix_s", "at_s", "begun", "launch began", "launch", "launch lost", "worker lost", "ended",
     "speeds", "read", "gflops", "float32", "bfloat16", "float16", "tf32",
     # of sides
-    "environments", "cpu_capability", "preloaded", "waits", "count", "longest_s",
+    "environments", "cpu_capability", "preloaded", "sources", "commit", "built_s", "waits", "count", "longest_s",
 }  # fmt: skip
 SETS = {
     "status": Status, "verdict": Verdict, "side_verdict": Verdict,
@@ -55,7 +55,7 @@ FORMS = {
     for form, names in {
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+\d\d:\d\d|Z)": ("started", "resumed"),
         r"\d+(\.\d+[\w.]*)?(\+(cpu|cu\d+))?": ("python", "packages", "torch", "numpy"),
-        r"[0-9a-f]{1,64}\+?": ("git_commit", "source_hash", "identity"),
+        r"[0-9a-f]{1,64}\+?": ("git_commit", "source_hash", "identity", "sources", "commit"),
         r"[\w+. -]+": ("cpu_capability", "preloaded"),
         rf"[0-9a-f]{{12,64}}|{'|'.join(VARIANTS)}": ("program",),
         r"(eager|torchscript|inductor|aoti?|onnxruntime|openvino|native|cuda-graph|persistent|export)[a-z-]*": (
@@ -175,7 +175,8 @@ class Anonymous:
         return self._text(value, key) if isinstance(value, str) else value
 
     def _key(self, name: str, within: str) -> str | None:
-        for place, names in (("trials", self.names.trials), ("stations", self.names.stations)):
+        of_stations = dict.fromkeys(("stations", "built_s"), self.names.stations)
+        for place, names in {"trials": self.names.trials, **of_stations}.items():
             if within == place:
                 return names.get(name)
         if name in KEYS or name in VARIANTS or name in self.own:

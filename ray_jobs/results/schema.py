@@ -5,7 +5,7 @@ version fields are only added, and a reader ignores those that it does not know.
 refused by ``matrix --resume`` and ``trace``, which would measure something else than what was asked.
 
 1  the first. Added meanwhile, and unknown (None, empty or 0) where a file lacks it:
-   run.json: identity, resumed, purpose, parts, driver (in audit.json and sweep.json too); of the spec stations,
+   run.json: identity, resumed, purpose, parts, sides, driver (in audit.json and sweep.json too); of the spec stations,
    isolation, cores_per_gpu, stop_at_eos, launch_timeout, cases, against; of a trial attempts, limits, speeds,
    compared, not_known, moments, host, device_name, hardware, compiled, environments
    matrix.json: disturbed_rounds and all that follow it, in the order of ``rows.Row``
