@@ -109,6 +109,11 @@ def require_files(sides: Sequence[Side]) -> None:
             raise UsageError(f"--against pip={path}: no file is there; give a requirement or the path of a wheel")
 
 
+def code_in(asked: Sequence[str]) -> list[str]:
+    """What of it names programs from elsewhere, which would be run: interpreters and packages."""
+    return [one for one in asked if (side := _side(one)).python or side.packages]
+
+
 def _side(asked: str) -> Side:
     if keyless(asked) != asked:
         where = "set it where this program starts, a key of pip's in PIP_INDEX_URL"

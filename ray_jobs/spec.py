@@ -21,7 +21,7 @@ from chatbot.variants import (
     require_name,
     variant_named,
 )
-from ray_jobs.sides import sides_of
+from ray_jobs.sides import code_in, sides_of
 
 
 def _listed(value: Any) -> Any:
@@ -202,8 +202,9 @@ def import_own(spec: Spec) -> None:
 
 
 def own_code(spec: Spec) -> list[str]:
-    """The variants and the model of a spec that are not in this program."""
-    return [name for name in spec.variants if name not in VARIANTS] + [spec.model] * is_own(spec.model)
+    """The variants, the model and the sides' programs of a spec that are not in this program."""
+    named = [name for name in spec.variants if name not in VARIANTS] + [spec.model] * is_own(spec.model)
+    return named + code_in(spec.against)
 
 
 def require_trust(spec: Spec, place: str, trusted: bool) -> None:

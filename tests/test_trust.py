@@ -63,8 +63,13 @@ def foreign(tmp_path: Path) -> Callable[..., str]:
 @pytest.mark.parametrize("command", [("matrix", "--wandb", "off", "--resume"), ("trace", "--run")], ids=lambda c: c[0])
 @pytest.mark.parametrize(
     "spec",
-    [{"variants": [*ALL, "evil_module:X"]}, {"model": "evil_module:factory"}],
-    ids=["variant", "model"],
+    [
+        {"variants": [*ALL, "evil_module:X"]},
+        {"model": "evil_module:factory"},
+        {"against": ["env=A=1", "pip=evil_module"]},
+        {"against": ["python=/evil_module/bin/python"]},
+    ],
+    ids=["variant", "model", "packages", "interpreter"],
 )
 def test_code_that_a_run_names_is_imported_only_with_trust(
     command: tuple[str, ...], spec: dict[str, object], foreign: Callable[..., str], ran: Path, invoke: Invoke

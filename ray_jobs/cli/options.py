@@ -32,7 +32,10 @@ AddressOption = Annotated[
 ]
 Wandb = Annotated[str, typer.Option(help=f"W&B mode: {', '.join(MODES)}.")]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Import the variants and the model that a run names outside of this program.")
+    bool,
+    typer.Option(
+        "--trust", help="Run what a run names outside of this program: variants, a model, interpreters, packages."
+    ),
 ]
 WaitFor = Annotated[
     str | None,
