@@ -18,7 +18,7 @@ plan: .venv/installed            ## print what that would run, and for how long
 seed: .venv/installed            ## the table that this project grew from, measured properly
 	$(BIN)/python -m ray_jobs matrix --spec examples/seed.toml $(ARGS)
 
-audit: .venv/installed           ## how often this tool is wrong, on this machine (twenty-five minutes)
+audit: .venv/installed           ## how often this tool is wrong, on this machine (half an hour)
 	$(BIN)/python -m ray_jobs audit $(ARGS)
 
 sweep: .venv/installed           ## search for hyperparameters of the shipped chatbot, and say which mattered (hours)

@@ -11,7 +11,7 @@ from ray_jobs.audit.plan import DELAYED, FULL_BUDGET_S, MOST, Plan, audit_spec
 from ray_jobs.cli.options import FAILED, ROOT, Json, Out, RunId
 
 app = typer.Typer(
-    help="How often is this tool wrong, on this machine? Without a part: all of them, twenty-five minutes.",
+    help="How often is this tool wrong, on this machine? Without a part: all of them, half an hour.",
     invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -33,7 +33,7 @@ def everything(context: typer.Context, out: Annotated[str | None, typer.Option(h
     """How often is this tool wrong, on this machine?
 
     Without a part: identical programs, quiet and beside a load, a known slowdown of 2%, planted mistakes, and the cost
-    of it all, in about twenty-five minutes. Exits 0 when every promise is kept, 1 when one is broken, 3 when there were
+    of it all, in about half an hour. Exits 0 when every promise is kept, 1 when one is broken, 3 when there were
     too few comparisons to tell, as there often are in so short an audit: a single false verdict among its forty is more
     than the promise can bear, though within it.
     """
