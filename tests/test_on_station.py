@@ -1,6 +1,6 @@
 """What a trial holds of its station while it measures: real locks, and no launch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from ray_jobs.process import lease, trial
 from ray_jobs.process.cores import CoreChoice, Topology
 from ray_jobs.process.lease import Lease
 from ray_jobs.process.server import Request, TrialError
-from ray_jobs.process.trial import WHOLE, Ask, on_station
+from ray_jobs.process.trial import WHOLE, Ask, Share, on_station
+from ray_jobs.sides import BASE
 
 
 class Server:
@@ -21,7 +22,8 @@ class Server:
 
     warnings = ()
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __init__(self, _: Any, cores: Sequence[int] = (), *__: Any, **___: Any) -> None:
+        self.cores = tuple(cores)
 
     def __enter__(self) -> "Server":
         return self
@@ -51,6 +53,15 @@ def test_the_siblings_of_measured_cores_are_held_too() -> None:
     held, free = found(lambda _, chosen: iter([holder_of([f"core-{chosen.empty[0]}"]), holder_of(["core-1"])]))
     assert str(held).startswith("core-3 is held by run run, trial trial ")
     assert free is None
+
+
+def test_what_starts_anew_for_a_launch_stays_within_the_share_of_the_station() -> None:
+    """On all its cores, as nothing is measured meanwhile; on others another trial may measure."""
+    for share, cores in ((WHOLE, (0, 2)), (Share((2,)), (2,))):
+        told = on_station(made_trial(), Inputs(Preset("tiny"), {}), share, lambda held: iter([held.start(BASE)]))
+        (server,) = told
+        assert isinstance(server, Server)
+        assert server.cores == cores
 
 
 def test_a_lock_that_somebody_removed_and_took_ends_the_trial_at_its_next_launch(folder: Path) -> None:

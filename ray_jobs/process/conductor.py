@@ -127,7 +127,7 @@ class _Performance:
                 raise LostError(side, Loss(LossKind.RAISED, WEIGHTS))
 
     def _started(self, sides: Sequence[str]) -> dict[str, LaunchServer]:
-        """Launch servers of this launch alone, which start at the same time, on any core: nothing is measured yet.
+        """Launch servers of this launch alone, which start at the same time, on all cores: nothing is measured yet.
 
         The forks of one server share its addresses and its hashes of words, by which one process can be slower than
         its equal by a tenth: as long as it lasts, which must not be the whole trial.

@@ -232,7 +232,9 @@ def on_station(
             named = {side.name: side for side in sides if side.name != BASE}
 
             def another(side: str) -> LaunchServer:
-                return LaunchServer(trial.workload, descriptors=held.descriptors, given=inputs, side=named.get(side))
+                # On any core of the station, as long as it starts: never on those of another trial.
+                mine = named.get(side)
+                return LaunchServer(trial.workload, allowed, held.descriptors, given=inputs, side=mine)
 
             def renew() -> None:
                 if (holder := held.renew()) is not None:
