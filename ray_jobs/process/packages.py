@@ -14,7 +14,7 @@ import sysconfig
 import venv
 from collections.abc import Iterator, Sequence
 from importlib import metadata
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from chatbot.safe_text import keyless, safe
@@ -65,7 +65,7 @@ def build(place: Path, packages: Sequence[str]) -> None:
         own.joinpath(LINK).write_text("".join(f"import site; site.addsitedir({folder!r})\n" for folder in _folders()))
     except OSError as error:
         raise BuildError(f"its interpreter can't be made: {safe(str(error))}") from None
-    if find_spec("pip") is None:
+    if PathFinder.find_spec("pip") is None:  # setuptools's finder of pip would take distutils away from this process
         _run([python, "-I", "-m", "ensurepip"])
     before = set(own.glob("*-info"))
     # Upgraded, as what this interpreter has would satisfy a requirement without a version.
