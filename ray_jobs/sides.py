@@ -185,12 +185,18 @@ def _revision(asked: str) -> str:
 
 def _short(side: Side) -> str:
     """``python venv-2.14, env LD_PRELOAD=libjemalloc.so.2``: of paths the last part."""
-    parts = [] if side.python is None else [f"python {_environment_of(side.python)}"]
+    return ", ".join(f"{word} {name}{value[:LONGEST]}" for word, name, value in _parts(side))
+
+
+def _parts(side: Side) -> Iterator[tuple[str, str, str]]:
+    """What it was asked for by: the word of each part, of a variable its name and ``=``, and the value."""
+    if side.python is not None:
+        yield "python", "", _environment_of(side.python)
     if side.packages:
-        parts.append(f"pip {' '.join(map(_short_package, side.packages))[:LONGEST]}")
+        yield "pip", "", " ".join(map(_short_package, side.packages))
     if side.revision is not None:
-        parts.append(f"rev {side.revision[:LONGEST]}")
-    return ", ".join([*parts, *(f"env {name}={machine.shown(value)[:LONGEST]}" for name, value in side.variables)])
+        yield "rev", "", side.revision
+    yield from (("env", f"{name}=", machine.shown(value)) for name, value in side.variables)
 
 
 def _short_package(word: str) -> str:
@@ -208,13 +214,7 @@ def _environment_of(python: str) -> str:
 
 def plain(asked: str) -> str:
     """A side as it is asked for, without folders: it keeps its name."""
-    side = _side(asked)
-    parts = [] if side.python is None else [f"python={_environment_of(side.python)}"]
-    if side.packages:
-        parts.append(f"pip={' '.join(map(_short_package, side.packages))}")
-    if side.revision is not None:
-        parts.append(f"rev={side.revision}")
-    return ",".join([*parts, *(f"env={name}={machine.shown(value)}" for name, value in side.variables)])
+    return ",".join(f"{word}={name}{value}" for word, name, value in _parts(_side(asked)))
 
 
 def _named(found: Sequence[Side]) -> Iterator[Side]:

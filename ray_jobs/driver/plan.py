@@ -14,7 +14,7 @@ from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.roofline import PRECISIONS, moved_bytes, phases_of
 from ray_jobs.measure.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS
-from ray_jobs.measure.trial import SIDE_S, compiling_s, untimed_s
+from ray_jobs.measure.trial import SIDE_S, compiling_s, rounds_s, untimed_s
 from ray_jobs.report.text import counted
 from ray_jobs.results import schema
 from ray_jobs.sides import sides_of
@@ -119,12 +119,11 @@ def typical(spec: Spec, workload: Workload, reply_s: float) -> Duration:
     calls = min(MOST_CALLS, max(CALLS, int(TURN_NS / 1e9 / reply_s)))
     turn_s = reply_s * sum(OF_EAGER.get(name, 1.0) for name, _ in turns)
     launches = up_to_multiple(LEAST_LAUNCHES, variants)
-    sides_s = SIDE_S * len(sides_of(spec.against))
-    seconds = max(0.1 * spec.budget / launches, 0.9 * spec.budget / launches - sides_s)
-    affordable = int(seconds / ((1 + calls) * turn_s)) // variants * variants
+    sides = len(sides_of(spec.against))
+    affordable = int(rounds_s(spec.budget, launches, sides) / ((1 + calls) * turn_s)) // variants * variants
     rounds = max(variants, min(up_to_multiple(ROUNDS, variants), affordable))
     prepare_s = sum(variant.prepare_s for _, variant in turns)
-    launch_s = LAUNCH_S + sides_s + prepare_s + (WARMUP_CALLS + rounds * (1 + calls)) * turn_s
+    launch_s = LAUNCH_S + SIDE_S * sides + prepare_s + (WARMUP_CALLS + rounds * (1 + calls)) * turn_s
     untimed = START_S + _alone_s(spec, workload, reply_s, present)
     least = untimed + launches * launch_s
     return Duration(least, max(least, spec.budget + untimed), "estimated from the bytes read", untimed)

@@ -44,10 +44,9 @@ def building_order(n: int, launch: int, seed: int) -> tuple[int, ...]:
 def leaving_order(n: int, launch: int, seed: int) -> tuple[int, ...]:
     """The order in which a launch ends its n processes, drawn apart from that of building.
 
-    The kernel gives the page frames that were given back last to whoever asks next, and some frames are faster than
-    others for as long as they are held. Processes that ended in the order in which they had begun would hand their own
-    frames on to themselves where the next launch begins in the reverse order: all of a trial's launches would have one
-    luck, and its interval would not know of it.
+    The kernel gives the page frames that were given back last to whoever asks next. Processes that ended in the order
+    in which they had begun would get their own frames back where the next launch begins in the reverse order, so that
+    whatever these do to their speed would be the same in all launches of a trial.
     """
     return tuple(int(i) for i in np.random.default_rng([seed, launch, LEAVING]).permutation(n))
 

@@ -33,6 +33,15 @@ def untimed_s(budget_s: float) -> float:
     return max(LEAST_UNTIMED_S, budget_s / 2)
 
 
+def rounds_s(budget_s: float, launches: int, sides: int) -> float:
+    """Seconds for the rounds of each of so many launches: its share of the budget, less what comes before them.
+
+    That is a tenth, and what starts each of the sides anew; where it leaves less than another tenth, they last that.
+    """
+    share_s = budget_s / launches
+    return max(0.1 * share_s, 0.9 * share_s - SIDE_S * sides)
+
+
 def present(workload: Workload, variants: Sequence[str]) -> list[str]:
     """The variants that run on its device and take its model at all: those that orders are balanced over."""
     entries = {name: variant_named(name) for name in variants}

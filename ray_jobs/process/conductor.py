@@ -3,8 +3,8 @@
 The conductor runs on cores beside. Orders, rounds and checks are those of a launch in one process, over pairs of a side
 and a variant; what a process does in a turn is the same code (``rounds.Turns``).
 
-Every process does the same things equally often, and is first in them equally often: even 8 MB that one of them alone
-has allocated and given back shows in its later calls, by a percent.
+Every process does the same things equally often, and is first in them equally often: where ``base`` alone read the
+counters and was always first, it was slower than its equal.
 """
 
 import os
@@ -129,8 +129,8 @@ class _Performance:
     def _started(self, sides: Sequence[str]) -> dict[str, LaunchServer]:
         """Launch servers of this launch alone, which start at the same time, on all cores: nothing is measured yet.
 
-        The forks of one server share its addresses and its hashes of words, by which one process can be slower than
-        its equal by a tenth: as long as it lasts, which must not be the whole trial.
+        The forks of one server share its addresses and its hashes of words. A side whose launches all came from one was
+        slower or faster than its equal for a whole trial, of which an interval over launches knows nothing.
         """
         servers = {side: self.servers.enter_context(self.stage.start(side)) for side in sides}
         for side, server in servers.items():

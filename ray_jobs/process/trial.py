@@ -19,7 +19,7 @@ from ray_jobs.measure import orders
 from ray_jobs.measure.gpu import pci_address
 from ray_jobs.measure.launch import Alone
 from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, VariantFacts
-from ray_jobs.measure.trial import SIDE_S, Factory, Inputs, Pair, Trial
+from ray_jobs.measure.trial import Factory, Inputs, Pair, Trial, rounds_s
 from ray_jobs.process import lease, untimed
 from ray_jobs.process.conductor import Stage
 from ray_jobs.process.cores import CoreChoice, choose_cores, near, topology
@@ -335,12 +335,8 @@ def launches(
 
 
 def _first(trial: Trial, least: int, committed: Sequence[Committed]) -> Launch:
-    """Sizes launches so that the least number of them fits in the budget, less what starting and preparing takes.
-
-    That is a tenth, and what starts each side anew; where it leaves less than another tenth, launches are that long.
-    """
-    share_s = trial.budget_s / least
-    launch = Launch(0, trial.seed, seconds=max(0.1 * share_s, 0.9 * share_s - SIDE_S * len(trial.sides)))
+    """Sizes launches so that the least number of them fits in the budget."""
+    launch = Launch(0, trial.seed, seconds=rounds_s(trial.budget_s, least, len(trial.sides)))
     for earlier in committed[:1]:  # all launches of a trial are of one size
         launch = replace(launch, rounds=earlier.rounds, calls=earlier.calls)
     return launch
