@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from launches import ALL, made_launch, made_trial
-from runs import IDENTITY, finished_run, launches_in, trial_at
+from runs import IDENTITY, finished_run, launches_in, tables_in, trial_at
 from typer.testing import CliRunner
 
 from chatbot.errors import UsageError
@@ -58,7 +58,7 @@ def test_the_launches_are_the_same_from_one_file(run: RunDirectory, tmp_path: Pa
     small = RunDirectory.named(str(tmp_path), "small")
     compact(run, small)
     assert small.sample_files() == [Path(COMPACT_FILE).name]
-    before, after = run.read_tables(), small.read_tables()
+    before, after = tables_in(run), tables_in(small)
     assert list(after) == [trial.replace(HOST, "host-1") for trial in before]
     for old, new in zip(before.values(), after.values(), strict=True):
         assert [table.drop_columns("trial").to_pylist() for table in old] == [

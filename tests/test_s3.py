@@ -19,6 +19,7 @@ import commands
 import pyarrow as pa
 import pytest
 from launches import made_launch
+from runs import tables_in
 
 from ray_jobs.cli.app import main
 from ray_jobs.driver.resume import Earlier
@@ -99,7 +100,7 @@ def test_what_was_written_is_read_again_and_a_second_writer_goes_on_behind_it(po
     assert again.sample_files() == [f"{TRIAL}.{index:04d}.parquet" for index in range(4)]
     assert again.names() == ["run.json"], "a probe is left, or something half-written"
     assert again.names("samples") == again.sample_files()
-    for index, table in enumerate(again.read_tables()[TRIAL]):
+    for index, table in enumerate(tables_in(again)[TRIAL]):
         assert table.drop_columns("trial") == launch(index).drop_columns("trial")
 
 

@@ -301,21 +301,12 @@ class RunDirectory:
 
         return self._timed(fetched, moved)
 
-    def read_tables(self, trials: Collection[str] | None = None) -> dict[str, list[pa.Table]]:
-        """The committed launches of each trial, or of these trials, as tables, in order."""
-        launches: dict[str, list[pa.Table]] = {}
-        for trial, launch in self.each_table(trials):
-            launches.setdefault(trial, []).append(launch)
-        return launches
-
-    def each_table(self, trials: Collection[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-        """Yields (trial, launch) of each committed launch: a long run has too many to hold at once."""
-        yield from self.each_launch(lambda table: table, trials)
-
     def each_launch(
         self, read: Callable[[pa.Table], T], trials: Collection[str] | None = None
     ) -> Iterator[tuple[str, T]]:
         """Yields (trial, what ``read`` makes of its table) of each committed launch, of all trials or of these.
+
+        One after the other: a long run has too many to hold at once.
 
         Raises:
             UsageError: a sample file can't be read; it is named.
@@ -342,7 +333,7 @@ class RunDirectory:
             raise UsageError(f"{self.shown}: {name} can't be read: {one_line(error)}") from None
 
     def add_launches(self, trials: Mapping[str, Sequence[pa.Table]], name: str) -> None:
-        """Commits many launches as one file, which ``read_tables`` splits again."""
+        """Commits many launches as one file, which ``each_launch`` splits again."""
         tables = [(trial, table) for trial, launches in trials.items() for table in launches]
         metadata = [[trial, table.num_rows, json.loads(table.schema.metadata[b"launch"])] for trial, table in tables]
         parts = [with_trial_id(trial, table).replace_schema_metadata(None) for trial, table in tables]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import pyarrow as pa
 from launches import WORKLOAD, made_trial
 
 from chatbot.variants import Workload
@@ -23,7 +24,15 @@ HARDWARE = "cpu Intel"
 
 def launches_in(directory: RunDirectory) -> dict[str, list[LaunchResult]]:
     """The committed launches of each trial, in order."""
-    return {trial: [to_result(one) for one in tables] for trial, tables in directory.read_tables().items()}
+    return {trial: [to_result(one) for one in tables] for trial, tables in tables_in(directory).items()}
+
+
+def tables_in(directory: RunDirectory) -> dict[str, list[pa.Table]]:
+    """The same as tables."""
+    found: dict[str, list[pa.Table]] = {}
+    for trial, table in directory.each_launch(lambda table: table):
+        found.setdefault(trial, []).append(table)
+    return found
 
 
 def trial_at(
