@@ -33,7 +33,7 @@ from ray_jobs.measure.trial import Place
 from ray_jobs.process.trial import Committed
 from ray_jobs.report import text
 from ray_jobs.report.anonymous import Anonymous
-from ray_jobs.report.environments import environments_of
+from ray_jobs.report.environments import HEADS, environments_of
 from ray_jobs.report.heatmap import heatmap_of
 from ray_jobs.report.page import page
 from ray_jobs.report.summary import summarize
@@ -562,7 +562,24 @@ def test_the_page_shows_the_comparison_first_its_tail_and_what_the_sides_are() -
     first, again, other = environments_of(view, view.rows)
     assert (first.side, other.side) == (BASE, text.side_title(AGAIN))
     assert [fact for fact, differs in again.facts if differs] == ["MALLOC_ARENA_MAX=1"]
-    assert [fact for fact, _ in first.facts] == ["3.12.1", "2.13.0", "-", "AVX2", "-", "-"]
+    assert [fact for fact, _ in first.facts] == ["3.12.1", "2.13.0", "-", "-", "-", "AVX2", "-", "-"]
+
+
+def test_the_page_names_what_a_side_has_installed_and_its_commit() -> None:
+    view = sided_view()
+    trial = view.run["trials"][view.rows[0].trial_id]
+    base = trial["environments"][BASE]
+    base |= {"installed": {"numpy": "2.4.6", "torch": "2.13.0", "triton": "3.4.0", "wheel": "1.0"}, "commit": "a" * 40}
+    others = {f"nvidia-{n}": "13.0" for n in range(8)}
+    theirs = {**base, "torch": "2.14.1", "commit": "b" * 40}
+    theirs["installed"] = {**others, "numpy": "2.4.6", "torch": "2.14.1", "triton": "3.5.0"}
+    trial["environments"] |= {OTHER.name: theirs}
+    found = {one.side: dict(zip(HEADS, one.facts, strict=True)) for one in environments_of(view, view.rows)}
+    assert found[BASE]["Other packages"] == ("-", False)
+    assert found[BASE]["Commit"] == ("a" * 12, False)
+    assert found[OTHER.name]["Commit"] == ("b" * 12, True)
+    first = ", ".join(f"nvidia-{n} 13.0" for n in range(6))
+    assert found[OTHER.name]["Other packages"] == (f"{first} and 3 more", True)
 
 
 def test_every_other_form_has_the_failed_side_with_its_reason_after_the_comparison() -> None:
