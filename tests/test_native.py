@@ -1,5 +1,6 @@
 """The compiled engine: the baseline's replies, a proved screen, any instructions, and what a lacking compiler says."""
 
+import ctypes
 import gc
 import os
 import platform
@@ -22,7 +23,7 @@ from torch import Tensor
 from chatbot import cache, checkpoint, compiler, corpus
 from chatbot.config import ATTENTIONS, Config
 from chatbot.model import Chatbot
-from chatbot.native import build
+from chatbot.native import build, pack
 from chatbot.native.engine import BYTES, Engine
 from chatbot.prompts import prompt_pool
 from chatbot.variants import BASELINE, VARIANTS, Prepare, UnavailableError, Workload, native
@@ -34,7 +35,13 @@ pytestmark = pytest.mark.process
 
 COMPILES = any(map(shutil.which, compiler.COMPILERS))
 needs_compiler = pytest.mark.skipif(not COMPILES, reason=f"no C++ compiler: none of {', '.join(compiler.COMPILERS)}")
-NARROWER = {"avx2": ("-march=haswell",), "plain": ("-march=x86-64",)}  # instructions, and flags for no more than those
+NARROWER = {  # instructions, and flags for no more than those
+    "avx512": ("-march=skylake-avx512",),
+    "avx2": ("-march=haswell",),
+    "plain": ("-march=x86-64",),
+}
+NEEDED = {"avx512": "avx512bw", "avx2": "avx2"}  # of /proc/cpuinfo
+SUMS = Path(__file__).parent / "support" / "sums.cpp"
 VOCABULARY = 61
 REPLY = 6
 PROMPTS = 500
@@ -255,14 +262,45 @@ def test_the_shipped_model_answers_real_prompts_alike(
     assert identical(Engine(small.chatbot, precision, 10), asked) >= least * PROMPTS
 
 
+def require(instructions: str) -> None:
+    """Skips on a CPU without these."""
+    needed = NEEDED.get(instructions)
+    if needed and f" {needed} " not in Path("/proc/cpuinfo").read_text():
+        pytest.skip(f"this CPU has no {needed.upper()}")
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these flags choose among x86's instructions")
+@pytest.mark.parametrize("instructions", ["as here", *NARROWER])
+def test_sums_of_integers_are_exact_with_any_instructions(instructions: str, tmp_path: Path) -> None:
+    """Of one vector and of several, at the largest weights and values that there can be."""
+    require(instructions)
+    flags = (*build.FLAGS, *NARROWER.get(instructions, build.NATIVE), f"-I{build.SOURCES}")
+    path = tmp_path / "sums.so"
+    subprocess.run([*compiler.command(compiler.COMPILERS), *flags, SUMS, "-o", path], check=True)
+    functions = ctypes.CDLL(str(path))
+    draw = torch.Generator().manual_seed(3)
+    for columns in (8, 512, 1000):
+        numbers = torch.randint(-128, 128, (pack.PANEL, columns), generator=draw).float()
+        numbers[0], numbers[1], numbers[-1], numbers[-2] = -128, 127, -128, 127
+        inputs = torch.randn(6, columns, generator=draw)
+        inputs[0], inputs[5] = 1.0, -1.0
+        packed = pack.interleaved(pack.Arena(words=bool(functions.in_words())), numbers)
+        values, sums = torch.zeros(6, columns, dtype=torch.int16), torch.zeros(6, pack.PANEL, dtype=torch.int32)
+        places = [one.data_ptr() for one in (packed, inputs, values, sums)]
+        panel, x, whole, out = map(ctypes.c_void_p, places)
+        functions.panel_sums(panel, x, 6, columns, whole, out)
+        exact = (values.long() @ (numbers.long() + 128).T + 2**31) % 2**32 - 2**31  # it wraps at 32 bits
+        assert torch.equal(sums.long(), exact)
+
+
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these flags choose among x86's instructions")
 @pytest.mark.parametrize("instructions", NARROWER)
 def test_other_instructions_give_the_same_replies(
     instructions: str, small: checkpoint.Trained, asked: tuple[Tensor, Tensor]
 ) -> None:
-    if instructions == "avx2" and " avx2 " not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("this CPU has no AVX2")
+    require(instructions)
     some = asked[0][:100], asked[1][:100]
     for precision in ("float32", BYTES):
         narrow = Engine(small.chatbot, precision, 10, machine=NARROWER[instructions])

@@ -41,10 +41,15 @@ void engine_likeliest(Engine* engine, const float* x, int64_t stride, int n, int
 // Logits that were computed in 32 bits so far.
 int64_t engine_recomputed(const Engine* engine) { return engine->scratch.screening.recomputed; }
 
+// Whether bytes are packed in words; see linear.h.
+int engine_words() { return WORDS; }
+
 // The instructions that it was compiled to use.
 const char* engine_instructions() {
 #if defined(__AVX512VNNI__)
     return "avx512-vnni";
+#elif defined(__AVX512BW__)
+    return "avx512";
 #elif defined(__AVX2__)
     return "avx2";
 #else

@@ -106,7 +106,7 @@ class Engine:
         library = build.library(machine)
         self._functions = _declared(library.functions)
         self._steps, self._eos = steps, EOS if stop_at_eos else GOES_ON
-        self._arena = Arena()
+        self._arena = Arena(words=bool(self._functions.engine_words()))
         self._layers: list[Packed] = []
         with torch.no_grad():
             self._pack = PRECISIONS[precision](chatbot)
@@ -154,7 +154,7 @@ class Engine:
 
     @property
     def instructions(self) -> str:
-        """The instructions of the 8-bit products: avx512-vnni, avx2 or plain."""
+        """The instructions of the 8-bit products: avx512-vnni, avx512, avx2 or plain."""
         return str(self._functions.engine_instructions().decode())
 
     def _network(self, chatbot: Chatbot) -> NetworkFields:
@@ -243,5 +243,6 @@ def _declared(functions: ctypes.CDLL) -> ctypes.CDLL:
     functions.engine_likeliest.argtypes = [c_void_p, c_void_p, c_int64, c_int, c_void_p]
     functions.engine_likeliest.restype = None
     functions.engine_recomputed.argtypes, functions.engine_recomputed.restype = [c_void_p], c_int64
+    functions.engine_words.argtypes, functions.engine_words.restype = [], c_int
     functions.engine_instructions.argtypes, functions.engine_instructions.restype = [], c_char_p
     return functions

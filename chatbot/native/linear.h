@@ -12,17 +12,25 @@
 #include <immintrin.h>
 #endif
 
+// How the bytes of a panel lie: for VNNI, and for compilers to make what they can of it, QUAD columns of each row side by
+// side, all with 128 added; or, where products of 16 bits are the widest, PAIR columns of two rows, 16 apart, one of them
+// with 128 added in the low byte of a word, the other as it is in the high byte.
+#if defined(__AVX512VNNI__) || !defined(__AVX2__)
+constexpr bool WORDS = false;
+#else
+constexpr bool WORDS = true;
+#endif
+constexpr int QUAD = 4, PAIR = 2;
+
 struct Linear {
-    const void* weights;  // (rows / PANEL, columns, PANEL) floats; or bytes, QUAD columns side by side: integers + 128
+    const void* weights;  // (rows / PANEL, columns, PANEL) floats; or bytes of integers
     const void* fine;     // null, or of integers in 16 bits the low bytes: 256 (weights - 128) + (fine - 128)
     const float* scales;  // (rows), of the integers; null: the weights are floats
     const float* bias;    // (rows), 0 in the padding
     int32_t rows;         // a multiple of PANEL
-    int32_t columns;      // in 8 bits a multiple of 2 x QUAD
+    int32_t columns;      // in 8 bits a multiple of 8
     int32_t inputs;       // values of x; at most columns
 };
-
-constexpr int QUAD = 4;  // columns of 8 bits that lie side by side, as VNNI takes them
 
 // Vectors as integers of up to 15 bits, so that what is lost lies in the weights alone. `most` keeps every sum within
 // 32 bits: all instruction sets then give the same integers.
@@ -61,25 +69,87 @@ struct Quantised {
     }
 };
 
-template <int N>
-inline void panel_of_floats(const float* w, int columns, const float* x, size_t stride, Floats (&sums)[N][REGISTERS]) {
-    constexpr int CHAINS = N == 1 ? 4 : 1;  // additions to one register wait for each other
-    Floats parts[CHAINS][N][REGISTERS] = {};
+// Sums over R of a panel's registers, from the first on.
+template <int N, int R>
+inline void registers_of_floats(const float* w, int columns, const float* x, size_t stride,
+                                Floats (&sums)[N][REGISTERS], int first) {
+    constexpr int CHAINS = N == 1 && R <= 4 ? 8 / R : 1;  // additions to one register wait for each other
+    Floats parts[CHAINS][N][R] = {};
     int k = 0;
     for (; k + CHAINS <= columns; k += CHAINS)
         for (int c = 0; c < CHAINS; c++, w += PANEL)
             for (int n = 0; n < N; n++)
-                for (int r = 0; r < REGISTERS; r++)
-                    parts[c][n][r] += load(w + r * WIDTH) * x[n * stride + k + c];
+                for (int r = 0; r < R; r++) parts[c][n][r] += load(w + r * WIDTH) * x[n * stride + k + c];
     for (; k < columns; k++, w += PANEL)
         for (int n = 0; n < N; n++)
-            for (int r = 0; r < REGISTERS; r++) parts[0][n][r] += load(w + r * WIDTH) * x[n * stride + k];
+            for (int r = 0; r < R; r++) parts[0][n][r] += load(w + r * WIDTH) * x[n * stride + k];
     for (int n = 0; n < N; n++)
-        for (int r = 0; r < REGISTERS; r++) {
-            sums[n][r] = parts[0][n][r];
-            for (int c = 1; c < CHAINS; c++) sums[n][r] += parts[c][n][r];
+        for (int r = 0; r < R; r++) {
+            sums[n][first + r] = parts[0][n][r];
+            for (int c = 1; c < CHAINS; c++) sums[n][first + r] += parts[c][n][r];
         }
 }
+
+// Of several vectors as many registers at a time as leave room for their sums: of 16, in all but AVX-512.
+template <int N>
+inline void panel_of_floats(const float* w, int columns, const float* x, size_t stride, Floats (&sums)[N][REGISTERS]) {
+    constexpr int R = N == 1 || REGISTERS <= 2 ? REGISTERS : 2;
+    for (int first = 0; first < REGISTERS; first += R)
+        registers_of_floats<N, R>(w + first * WIDTH, columns, x, stride, sums, first);
+}
+
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX512BW__)
+typedef __m512i Words;
+inline Words none() { return _mm512_setzero_si512(); }
+inline Words words(const uint8_t* from) { return _mm512_loadu_si512(from); }
+inline Words high_bytes(Words of) { return _mm512_srai_epi16(of, 8); }
+inline Words added(Words to, Words a, Words b) { return _mm512_add_epi32(to, _mm512_madd_epi16(a, b)); }
+inline Words twice(int32_t pair) { return _mm512_set1_epi32(pair); }
+#else
+typedef __m256i Words;
+inline Words none() { return _mm256_setzero_si256(); }
+inline Words words(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+inline Words high_bytes(Words of) { return _mm256_srai_epi16(of, 8); }
+inline Words added(Words to, Words a, Words b) { return _mm256_add_epi32(to, _mm256_madd_epi16(a, b)); }
+inline Words twice(int32_t pair) { return _mm256_set1_epi32(pair); }
+#endif
+constexpr int LINES = PANEL * PAIR / sizeof(Words);  // registers that hold PAIR columns of a panel
+
+// As panel_of_bytes. A word is 256 b + (a + 128), of the rows a and b: its products, less 256 times those of its high byte,
+// are those of a. All that wraps at 32 bits, as the sums do.
+template <int N>
+inline void panel_of_words(const uint8_t* w, const Quantised& x, int first, Ints (&sums)[N][REGISTERS]) {
+    constexpr int L = N == 1 ? LINES : 1;  // of several vectors a register at a time: the sums must fit
+    const int16_t* values = &x.values[size_t(first) * x.columns];
+    for (int line = 0; line < LINES; line += L) {
+        Words both[N][L], high[N][L];
+        for (int n = 0; n < N; n++)
+            for (int l = 0; l < L; l++) both[n][l] = high[n][l] = none();
+        const uint8_t* from = w + line * sizeof(Words);
+#pragma GCC unroll 4
+        for (int k = 0; k < x.columns; k += PAIR, from += PANEL * PAIR)
+            for (int l = 0; l < L; l++) {
+                const Words word = words(from + l * sizeof(Words)), above = high_bytes(word);
+                for (int n = 0; n < N; n++) {
+                    int32_t pair;
+                    memcpy(&pair, values + size_t(n) * x.columns + k, sizeof pair);
+                    both[n][l] = added(both[n][l], word, twice(pair));
+                    high[n][l] = added(high[n][l], above, twice(pair));
+                }
+            }
+        for (int n = 0; n < N; n++)
+            for (int l = 0; l < L; l++) {
+                int32_t of[sizeof(Words) / 4], upper[sizeof(Words) / 4];
+                memcpy(of, &both[n][l], sizeof of), memcpy(upper, &high[n][l], sizeof upper);
+                char* to = reinterpret_cast<char*>(sums[n]) + (line + l) * sizeof(Words);
+                for (size_t i = 0; i < sizeof(Words) / 4; i++)
+                    of[i] -= 256 * upper[i], upper[i] += x.offsets[first + n];
+                memcpy(to, of, sizeof of), memcpy(to + PANEL * 2, upper, sizeof upper);
+            }
+    }
+}
+#endif
 
 // Sums of integers (weight + 128) x value over a panel, wrapping at 32 bits as the offset that is taken off does.
 template <int N>
@@ -113,30 +183,7 @@ inline void panel_of_bytes(const uint8_t* w, const Quantised& x, int first, Ints
             for (int c = 1; c < CHAINS; c++) sums[n][r] += Ints(above[c][n][r]) * 256 + Ints(below[c][n][r]);
         }
 #elif defined(__AVX2__)
-    const int16_t* values = &x.values[size_t(first) * columns];
-    for (int half = 0; half < 2; half++) {  // of the panel's rows: 4 rows fill a register
-        __m256i parts[N][4];
-        for (int n = 0; n < N; n++)
-            for (int r = 0; r < 4; r++) parts[n][r] = _mm256_setzero_si256();
-        const uint8_t* from = w + half * PANEL * QUAD / 2;
-        for (int k = 0; k < columns; k += QUAD, from += PANEL * QUAD)
-            for (int n = 0; n < N; n++) {
-                int64_t four;
-                memcpy(&four, values + size_t(n) * columns + k, 8);
-                const __m256i value = _mm256_set1_epi64x(four);
-                for (int r = 0; r < 4; r++) {
-                    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * r));
-                    const __m256i product = _mm256_madd_epi16(_mm256_cvtepu8_epi16(bytes), value);
-                    parts[n][r] = _mm256_add_epi32(parts[n][r], product);
-                }
-            }
-        for (int n = 0; n < N; n++)
-            for (int r = 0; r < 4; r += 2) {  // of each row two sums; hadd works within halves of a register
-                const __m256i pairs = _mm256_hadd_epi32(parts[n][r], parts[n][r + 1]);
-                const __m256i total = _mm256_permute4x64_epi64(pairs, 0xD8);
-                memcpy(reinterpret_cast<char*>(sums[n]) + 64 * half + 16 * r, &total, sizeof total);
-            }
-    }
+    panel_of_words<N>(w, x, first, sums);
 #else
     for (int n = 0; n < N; n++) {
         const int16_t* values = &x.values[size_t(first + n) * columns];
@@ -197,7 +244,7 @@ inline void multiply(Worker& worker, const Linear& layer, const float* x, size_t
     for (int turn = 0; turn < mine.end - mine.begin; turn++) {
         const int index = back ? mine.end - 1 - turn : mine.begin + turn;
         int i = 0;
-        if (layer.scales == nullptr)  // of integers, 8 sums do not fit the registers
+        if (layer.scales == nullptr && WIDTH == 16)  // else 8 sums do not fit the registers
             for (; i + 8 <= n; i += 8) panel_to<8>(layer, index, x, stride, q, i, y, to);
         for (; i + 4 <= n; i += 4) panel_to<4>(layer, index, x, stride, q, i, y, to);
         for (; i < n; i++) panel_to<1>(layer, index, x, stride, q, i, y, to);

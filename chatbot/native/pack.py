@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 PANEL = 32  # rows side by side; as in vectors.h
-QUAD = 4  # columns of 8 bits side by side; as in linear.h
+QUAD, PAIR = 4, 2  # columns of 8 bits side by side; as in linear.h
 LARGEST = 127  # of a weight in 8 bits
 LARGEST_WORD = 127 * 256 + 127  # of one in 16: its high byte is then one in 8
 MOST_INPUT = 16383  # of a value that 8-bit weights are multiplied with, unless the sums need it smaller
@@ -28,9 +28,13 @@ def up(value: int, multiple: int) -> int:
 
 
 class Arena:
-    """Memory in large pages, if the system has them: with small ones, streaming waits for address translation."""
+    """Memory in large pages, if the system has them: with small ones, streaming waits for address translation.
 
-    def __init__(self) -> None:
+    ``words``: bytes are packed as ``_words``, else as ``_quads``.
+    """
+
+    def __init__(self, words: bool = False) -> None:
+        self.words = words
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self.tensors: list[Tensor] = []
 
@@ -90,9 +94,9 @@ def quantise(weight: Tensor, largest: int = LARGEST) -> tuple[Tensor, Tensor]:
 
 
 def pack_bytes(arena: Arena, numbers: Tensor, scales: Tensor, bias: Tensor | None) -> Packed:
-    """(R, K) whole numbers of -128 to 127 and their scales (R) -> (R / PANEL, K / QUAD, PANEL, QUAD), 128 added."""
+    """(R, K) whole numbers of -128 to 127 and their scales (R), packed as bytes."""
     rows, inputs = numbers.shape
-    return Packed(_quads(arena, numbers), _bias(arena, bias, rows), inputs, arena.keep(_padded(scales, rows)))
+    return Packed(interleaved(arena, numbers), _bias(arena, bias, rows), inputs, arena.keep(_padded(scales, rows)))
 
 
 def pack_words(arena: Arena, weight: Tensor, bias: Tensor | None) -> Packed:
@@ -100,8 +104,8 @@ def pack_words(arena: Arena, weight: Tensor, bias: Tensor | None) -> Packed:
     rows, inputs = weight.shape
     numbers, scales = quantise(weight, LARGEST_WORD)
     high = ((numbers + 128) / 256).floor()
-    fine = _quads(arena, numbers - 256 * high)
-    return Packed(_quads(arena, high), _bias(arena, bias, rows), inputs, arena.keep(_padded(scales, rows)), fine)
+    fine = interleaved(arena, numbers - 256 * high)
+    return Packed(interleaved(arena, high), _bias(arena, bias, rows), inputs, arena.keep(_padded(scales, rows)), fine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,12 +149,25 @@ def table(arena: Arena, embedding: Tensor, weight: Tensor, bias: Tensor) -> Tens
     return kept
 
 
-def _quads(arena: Arena, numbers: Tensor) -> Tensor:
-    """(R, K) of -128 to 127."""
+def interleaved(arena: Arena, numbers: Tensor) -> Tensor:
+    """(R, K) of -128 to 127, the columns filled up to a multiple of 2 QUAD."""
     inputs = numbers.size(1)
-    padded = torch.nn.functional.pad(numbers, (0, up(inputs, 2 * QUAD) - inputs))
-    quads = _panels(padded).reshape(-1, PANEL, padded.size(1) // QUAD, QUAD).permute(0, 2, 1, 3)
-    return arena.keep((quads + 128).to(torch.uint8))
+    panels = _panels(torch.nn.functional.pad(numbers, (0, up(inputs, 2 * QUAD) - inputs)))
+    return arena.keep((_words(panels) if arena.words else _quads(panels)).to(torch.uint8))
+
+
+def _quads(panels: Tensor) -> Tensor:
+    """(R / PANEL, PANEL, K) -> (R / PANEL, K / QUAD, PANEL, QUAD), 128 added."""
+    count, rows, inputs = panels.shape
+    return panels.reshape(count, rows, inputs // QUAD, QUAD).permute(0, 2, 1, 3) + 128
+
+
+def _words(panels: Tensor) -> Tensor:
+    """(R / PANEL, PANEL, K) -> (R / PANEL, K / PAIR, PANEL / 2, PAIR, 2): of a row, 128 added, and of one behind it."""
+    count, rows, inputs = panels.shape
+    first, second = panels[:, : rows // 2] + 128, panels[:, rows // 2 :] % 256
+    words = torch.stack((first, second), -1)
+    return words.reshape(count, rows // 2, inputs // PAIR, PAIR, 2).permute(0, 2, 1, 3, 4)
 
 
 def _panels(weight: Tensor) -> Tensor:
