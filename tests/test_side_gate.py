@@ -18,7 +18,7 @@ from runs import finished_run, trial_at
 from test_compare import GATE, simulated
 from typer.testing import CliRunner, Result
 
-from chatbot.variants import BASELINE
+from chatbot.variants import BASELINE, CONTROL
 from ray_jobs.cli.app import app
 from ray_jobs.compare.gate import Exit
 from ray_jobs.compare.side_text import SidePage
@@ -129,7 +129,7 @@ def of_side(variant: str, side: str = SIDE) -> str:
 
 
 EVERY = {label_of(side, SCRIPTED): ABSENT for side in (BASE, AGAIN, SIDE)}
-FAILED = {of_side(name): VariantFacts(failed="No module named 'torch'") for name in (BASELINE, SCRIPTED)}
+FAILED = {of_side(name): VariantFacts(failed="No module named 'torch'") for name in (BASELINE, CONTROL, SCRIPTED)}
 BROKEN = VariantFacts(prepare_s=0.5, replies=12, identical=12, invalid="its replies differ")
 FEWER = VariantFacts(prepare_s=0.5, replies=12, identical=11)
 SLOW, WIDE = {of_side(SCRIPTED): 10.5}, {of_side(SCRIPTED): 10.3}

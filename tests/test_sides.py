@@ -26,7 +26,7 @@ from chatbot.safe_text import keyless
 from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs import provenance
 from ray_jobs.cli.options import flags_of
-from ray_jobs.matrix.rows import Row, Status, rows_of
+from ray_jobs.matrix.rows import Row, Status, base_first, compared_sides, rows_of
 from ray_jobs.measure.environment import environment, faults, variables_of
 from ray_jobs.measure.result import LaunchResult, VariantFacts
 from ray_jobs.measure.trial import Place
@@ -378,9 +378,19 @@ def side(variant: str = BASELINE) -> str:
     return label_of(OTHER.name, variant)
 
 
-def test_the_control_is_of_base_alone() -> None:
-    labels = [BASELINE, CONTROL, SCRIPTED, "base-again: eager", "base-again: torchscript", side(), side(SCRIPTED)]
+def test_every_side_has_every_variant() -> None:
+    """Also the control: a turn that follows one of its own process is faster, and whoever has more has more of them."""
+    labels = [label_of(name, one) for name in (BASE, AGAIN, OTHER.name) for one in (BASELINE, CONTROL, SCRIPTED)]
     assert [pair.label for pair in asked_trial().pairs] == labels
+
+
+def test_a_control_is_compared_with_the_baseline_of_its_side_alone() -> None:
+    told = rows([launch(i, side_eager=20.0) for i in range(10)])
+    control = told[side(CONTROL)]
+    assert (control.verdict, control.side_verdict) == (Verdict.FASTER, None)
+    assert "the control differs from the baseline" in control.warnings[0]
+    assert side(CONTROL) not in {row.name for row in compared_sides(told.values())}
+    assert side(CONTROL) in {row.name for row in base_first(list(told.values()))}
 
 
 def test_a_variant_is_compared_with_the_baseline_of_its_side_and_with_itself_in_base() -> None:
@@ -416,7 +426,7 @@ def test_a_control_of_the_sides_that_differs_says_that_the_trial_is_not_to_be_tr
 
 
 def test_a_side_that_failed_costs_its_own_rows() -> None:
-    gone = {side(name): VariantFacts(failed="No module named 'torch'") for name in (BASELINE, SCRIPTED)}
+    gone = {side(name): VariantFacts(failed="No module named 'torch'") for name in (BASELINE, CONTROL, SCRIPTED)}
     told = rows([launch(i, gone) for i in range(10)])
     assert {row.status for name, row in told.items() if name in gone} == {Status.FAILED}
     assert told[side()].reason == "No module named 'torch'"
@@ -433,7 +443,7 @@ def test_launches_stop_by_the_precision_of_sides_too() -> None:
     known = Committed.of(launch(0, side_torchscript=5.0))
     assert known.log_speedups[f"{side(SCRIPTED)} against base"] == pytest.approx(np.log(2))
     assert known.log_speedups[side(SCRIPTED)] == pytest.approx(np.log(2))
-    assert len(known.log_speedups) == 2 + 1 + 1 + 4
+    assert len(known.log_speedups) == 2 + 2 + 2 + 4
 
 
 def test_a_side_that_is_another_environment_than_before_is_another_program() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ray_jobs.compare.gate import ChangeVerdict, Exit, exit_of, judged, replies_fell, together
-from ray_jobs.matrix.rows import Row, Status, grouped
+from ray_jobs.matrix.rows import Row, Status, compared_sides, grouped
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.sides import AGAIN, BASE
 from ray_jobs.statistics import Estimate, Interval, Verdict, verdict
@@ -84,7 +84,7 @@ def side_cells(run: FinishedRun) -> list[SideCell]:
         for label, facts in launch.facts.items():
             replies.setdefault((trial, label), []).append((facts.identical, facts.replies))
     bases = {(row.trial_id, row.variant): row for row in run.rows if row.side == BASE}
-    pairs = [(bases.get((row.trial_id, row.variant)), row) for row in run.rows if not row.of_base]
+    pairs = [(bases.get((row.trial_id, row.variant)), row) for row in compared_sides(run.rows)]
     return [
         SideCell(
             base,

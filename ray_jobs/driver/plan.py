@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chatbot import checkpoint, corpus
 from chatbot.config import Config
-from chatbot.variants import BASELINE, CONTROL, VARIANTS, Variant, Workload, is_own
+from chatbot.variants import BASELINE, VARIANTS, Variant, Workload, is_own
 from ray_jobs.driver import revisions
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure.orders import up_to_multiple
@@ -113,13 +113,12 @@ def typical(spec: Spec, workload: Workload, reply_s: float) -> Duration:
     Within 25% of the committed runs, whose eager latency is known; how fast another machine is can only be guessed.
     """
     present = [(name, variant) for name in spec.variants if workload.device in (variant := _entry(name)).devices]
-    elsewhere = [one for one in present if one[0] != CONTROL] * len(sides_of(spec.against)[1:])
-    turns = [*present, *elsewhere]
+    sides = len(sides_of(spec.against))
+    turns = present * max(1, sides)
     variants = len(turns)
     calls = min(MOST_CALLS, max(CALLS, int(TURN_NS / 1e9 / reply_s)))
     turn_s = reply_s * sum(OF_EAGER.get(name, 1.0) for name, _ in turns)
     launches = up_to_multiple(LEAST_LAUNCHES, variants)
-    sides = len(sides_of(spec.against))
     affordable = int(rounds_s(spec.budget, launches, sides) / ((1 + calls) * turn_s)) // variants * variants
     rounds = max(variants, min(up_to_multiple(ROUNDS, variants), affordable))
     prepare_s = sum(variant.prepare_s for _, variant in turns)

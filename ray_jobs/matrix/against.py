@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from chatbot.variants import CONTROL
 from ray_jobs import statistics
 from ray_jobs.matrix.row_warnings import against_imprecision
 from ray_jobs.matrix.tails import tails
@@ -13,8 +14,8 @@ from ray_jobs.statistics import Verdict
 
 
 def against(trial: Trial, pair: Pair, launches: Sequence[LaunchResult], invalid: str | None) -> dict[str, Any]:
-    """The columns of a side's comparison with ``base``, and its warnings; nothing of ``base`` itself."""
-    if pair.side == BASE:
+    """The columns of a side's comparison with ``base``, and its warnings; none for ``base`` itself or a control."""
+    if pair.side == BASE or pair.variant == CONTROL:
         return {}
     if invalid is not None or not any(launch.sound(pair.variant) for launch in launches):
         return {"side_verdict": Verdict.INVALID}

@@ -142,7 +142,19 @@ COLUMNS = tuple(f.name for f in fields(Row))
 
 
 def compared_sides(rows: Iterable[Row]) -> list[Row]:
-    """The rows of the sides that are compared with ``base``: the question first, its control last."""
+    """What is compared with ``base``: the rows of the sides in question, then those of their control.
+
+    Each side has the baseline's control too, for its own baseline: that is compared with nothing else.
+    """
+    return [row for row in _of_sides(rows) if row.variant != CONTROL]
+
+
+def base_first(rows: Sequence[Row]) -> list[Row]:
+    """All rows, those of the control of sides last."""
+    return [*(row for row in rows if row.of_base), *_of_sides(rows)]
+
+
+def _of_sides(rows: Iterable[Row]) -> list[Row]:
     return sorted((row for row in rows if not row.of_base), key=lambda row: row.side == AGAIN)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from chatbot.errors import UsageError
 from chatbot.safe_text import safe
-from chatbot.variants import BASELINE
+from chatbot.variants import BASELINE, CONTROL
 from ray_jobs import statistics
 from ray_jobs.measure import interference
 from ray_jobs.measure.dynamo import Compilation
@@ -121,11 +121,14 @@ class LaunchResult:
         return found
 
     def log_side_speedups(self) -> dict[str, float]:
-        """ln(base / side) of each valid variant of a side but ``base``: that of the same variant there."""
+        """ln(base / side) of each valid variant of a side but ``base``: that of the same variant there.
+
+        None of the control, which is the baseline once more.
+        """
         found: dict[str, float] = {}
         for index, label in enumerate(self.variants):
             same = label.removeprefix(label_of(self.side_of(label), ""))
-            if same != label and self.sound(label) and self.sound(same):
+            if same not in (label, CONTROL) and self.sound(label) and self.sound(same):
                 turns = self.turn_medians[:, [self.variants.index(same), index]]
                 found[label] = float(statistics.log_speedups(turns, 0)[1])
         return found

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from chatbot import checkpoint
 from chatbot.config import PRESETS
 from chatbot.model import Chatbot
-from chatbot.variants import CONTROL, Workload, variant_named
+from chatbot.variants import Workload, variant_named
 from ray_jobs.measure import custom_model
 from ray_jobs.measure.custom_model import OwnModel
 from ray_jobs.sides import BASE, Side, label_of
@@ -68,9 +68,12 @@ class Trial:
 
     @property
     def pairs(self) -> tuple["Pair", ...]:
-        """Every variant of every side; the control is that of ``base``, which has a control of its own."""
+        """Every variant of every side, the control too.
+
+        A side with one more would be faster: more of its turns would follow turns of its own process.
+        """
         sides = [side.name for side in self.sides] or [BASE]
-        return tuple(Pair(side, name) for side in sides for name in self.variants if side == BASE or name != CONTROL)
+        return tuple(Pair(side, name) for side in sides for name in self.variants)
 
 
 class Pair(NamedTuple):

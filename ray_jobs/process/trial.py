@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from chatbot.variants import BASELINE, variant_named
+from chatbot.variants import BASELINE, CONTROL, variant_named
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
 from ray_jobs.measure.gpu import pci_address
@@ -177,11 +177,16 @@ def run_trial(
             return outcome
 
         yield from launches(trial, run, clock, committed, len(sides.able))
-        left = [pair for pair in sides.able if pair.side != AGAIN and pair.label not in crashes.left_out]
+        left = [pair for pair in sides.able if _alone_too(pair) and pair.label not in crashes.left_out]
         if trial.memory:
             yield from _memory_and_limits(trial, inputs, held, left, clock)
 
     yield from on_station(trial, inputs, share, work, trial.sides)
+
+
+def _alone_too(pair: Pair) -> bool:
+    """Whether it is worth a process of its own: not what is another pair once more."""
+    return pair.side == BASE or (pair.side != AGAIN and pair.variant != CONTROL)
 
 
 def _alone(

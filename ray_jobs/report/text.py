@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from chatbot.variants import Workload, is_own
 from ray_jobs.matrix.hardware import HardwareClass
-from ray_jobs.matrix.rows import Row, compared_sides, grouped
+from ray_jobs.matrix.rows import Row, base_first, grouped
+from ray_jobs.matrix.rows import compared_sides as compared_sides  # for templates
 from ray_jobs.sides import AGAIN, BASE
 from ray_jobs.statistics import Verdict
 
@@ -64,7 +65,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
 
 def by_side(rows: Sequence[Row]) -> list[Section]:
     """All rows, those of ``base`` first."""
-    return sections([*(row for row in rows if row.of_base), *compared_sides(rows)])
+    return sections(base_first(rows))
 
 
 def side_title(side: str | None) -> str:

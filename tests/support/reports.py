@@ -181,7 +181,7 @@ NO_TORCH = "No module named 'torch'"
 def sided_view() -> RunView:
     """Three sides: one in which a variant is slower, one of a long name that failed, and the control."""
     trial = made_trial(sides=(*sides_of(["env=MALLOC_ARENA_MAX=1"]), Side(LONG_SIDE)))
-    gone = {label_of(LONG_SIDE, name): VariantFacts(failed=NO_TORCH) for name in (BASELINE, "torchscript")}
+    gone = {label_of(LONG_SIDE, name): VariantFacts(failed=NO_TORCH) for name in (BASELINE, CONTROL, "torchscript")}
     slower, launches = label_of(ARENAS, "torchscript"), []
     for i in range(10):
         walls = {pair.label: 20.0 if pair.label == slower else 10.0 + i % 3 for pair in trial.pairs}
