@@ -31,6 +31,7 @@ from ray_jobs.measure.roofline import (
     Limit,
     Read,
     Speeds,
+    bound_of,
     columns,
     limit_of,
     limits_of,
@@ -140,6 +141,22 @@ def test_the_tutorials_reply_by_hand() -> None:
     assert limit.int8_share == pytest.approx(0.25, abs=0.005)
 
 
+def test_stages_that_wait_for_each_other_take_their_time_however_fast_the_rest_is() -> None:
+    """Two encoder layers at 8 positions; in each of 10 steps two layers, concat and out."""
+    fast = Speeds(((1 << 16, 1e6), (1 << 28, 1e6)), {"float32": 1e9}, stage_s=2e-6)
+    limit = limit_of(PRESETS["tutorial"], Workload(model="tutorial"), "float32", fast)
+    assert limit is not None
+    assert limit.stages == 2 * 8 + 10 * (2 + 2)
+    assert limit.ms == limit.latency_ms == pytest.approx(56 * 2e-3)
+    assert bound_of(limit, 0.5) == Bound.LATENCY
+    assert bound_of(limit, 0.2) == Bound.OVERHEAD
+
+
+def test_a_station_that_was_measured_before_stages_were_has_none() -> None:
+    assert Speeds.of({"read": [[1 << 16, 20.0]], "gflops": {"float32": 100.0}}).stage_s == 0.0
+    assert Speeds.of(asdict(replace(FLAT, stage_s=2e-6))).stage_s == 2e-6
+
+
 # Whatever the sizes and the speeds
 
 configs = st.builds(
@@ -160,7 +177,7 @@ rates = st.floats(1.0, 1e4)
 def speeds(draw: st.DrawFn) -> Speeds:
     sizes = sorted(draw(st.sets(st.integers(1 << 12, 1 << 28), min_size=2, max_size=8)))
     gflops = {name: draw(rates) for name in ("float32", *draw(st.sets(st.sampled_from(["bfloat16", "int8"]))))}
-    return Speeds(tuple((size, draw(rates)) for size in sizes), gflops)
+    return Speeds(tuple((size, draw(rates)) for size in sizes), gflops, draw(st.floats(0.0, 1e-4)))
 
 
 def known(config: Config, workload: Workload, dtype: str, speeds: Speeds) -> Limit:
@@ -195,12 +212,13 @@ def test_more_work_is_never_quicker(
 
 
 @given(configs, workloads, speeds(), st.sampled_from(list(PRECISIONS)))
-def test_a_limit_lies_between_its_slower_resource_and_both_in_turn(
+def test_a_limit_lies_between_its_slowest_resource_and_all_in_turn(
     config: Config, workload: Workload, speeds: Speeds, dtype: str
 ) -> None:
     limit = known(config, workload, dtype, speeds)
-    assert max(limit.memory_ms, limit.compute_ms) <= limit.ms * (1 + 1e-9)
-    assert limit.ms <= (limit.memory_ms + limit.compute_ms) * (1 + 1e-9)
+    needed = limit.memory_ms, limit.compute_ms, limit.latency_ms
+    assert max(needed) <= limit.ms * (1 + 1e-9)
+    assert limit.ms <= sum(needed) * (1 + 1e-9)
 
 
 @given(configs, workloads, speeds(), st.floats(1.0, 10.0))
@@ -210,6 +228,7 @@ def test_a_machine_that_is_faster_at_all_is_as_much_faster(
     faster = Speeds(
         tuple((size, rate * factor) for size, rate in speeds.read),
         {name: rate * factor for name, rate in speeds.gflops.items()},
+        speeds.stage_s / factor,
     )
     before, after = known(config, workload, "float32", speeds), known(config, workload, "float32", faster)
     assert after.ms * factor == pytest.approx(before.ms)
@@ -358,6 +377,7 @@ def test_without_a_limit_or_a_latency_a_row_says_nothing() -> None:
         (EIGHT, 8.0 / EXPLAINED, Bound.MEMORY),
         (EIGHT, 8.1 / EXPLAINED, Bound.OVERHEAD),
         (replace(EIGHT, compute_ms=8.1), 20.0, Bound.COMPUTE),
+        (replace(EIGHT, stages=4000, latency_ms=8.1), 20.0, Bound.LATENCY),
         (replace(EIGHT, compute_ms=8.1), 80.0, Bound.OVERHEAD),
     ],
 )
@@ -405,6 +425,13 @@ def test_the_bound_is_the_slower_resource_where_it_explains_a_quarter(
             20.0,
             1,
             "compute-bound: 0.2 GFLOP per reply at 20 GFLOP/s take 10 of 20 ms",
+        ),
+        (
+            replace(EIGHT, stages=4000, latency_ms=10.0, ms=10.0),
+            20.0,
+            1,
+            "latency-bound: 4000 stages per reply that wait for each other, 2.5 us each, take 10 of 20 ms; "
+            "a larger batch costs them no time",
         ),
         (
             EIGHT,

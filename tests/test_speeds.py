@@ -61,6 +61,7 @@ def test_each_size_and_type_is_told(found: Speeds) -> None:
     assert tuple(size for size, _ in found.read) == SIZES
     assert all(rate > 0 for _, rate in found.read)
     assert set(found.gflops) >= {"float32", "bfloat16"}
+    assert found.stage_s == 0, "of a GPU alone"
 
 
 @pytest.mark.parametrize("size", SIZES[1:])

@@ -78,7 +78,7 @@ class Row:
     peak_memory_mb: float | None = None
     limit_ms: float | None = None
     of_limit: float | None = None
-    bound: str | None = None  # memory, compute or overhead
+    bound: str | None = None  # memory, compute, latency or overhead
     status: str = Status.DONE
     reason: str | None = None
     warnings: tuple[str, ...] = field(default=())

@@ -1,8 +1,9 @@
 """The least time of a reply: the bytes it must read and the FLOPs it must do, at the station's own speeds.
 
 The roofline model (Williams, Waterman and Patterson, *Roofline: an insightful visual performance model for multicore
-architectures*, CACM 52(4), 2009), phase by phase: a phase lasts at least as long as its slowest resource needs. A step
-waits for the one before, so phases add up. docs/method.md, "The limit", says what is counted and what is not.
+architectures*, CACM 52(4), 2009), phase by phase: a phase lasts at least as long as its slowest resource needs, or as
+its stages need to follow each other. A step waits for the one before, so phases add up. docs/method.md, "The limit",
+says what is counted and what is not.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +30,7 @@ class Bound(StrEnum):
 
     MEMORY = "memory"
     COMPUTE = "compute"
+    LATENCY = "latency"  # of stages that wait for each other
     OVERHEAD = "overhead"
 
 
@@ -75,6 +77,7 @@ class Phase:
     times: int
     reads: tuple[Read, ...]  # at the same time
     flops: int  # a multiplication and an addition are two
+    stages: int = 0  # at least, each of which needs all that the one before has computed
 
 
 PhasesIn = Callable[[Precision], tuple[Phase, ...]]  # a call in some precision
@@ -86,11 +89,13 @@ class Speeds:
 
     read: tuple[tuple[int, float], ...]  # (bytes of a working set, GB/s), growing
     gflops: Mapping[str, float]  # of large matrix products, by their type; of int8 on a CPU a bound
+    stage_s: float = 0.0  # of a stage that does nothing but wait for the one before; 0: not worth counting
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Speeds":
         """From a record that ``dataclasses.asdict`` and JSON made."""
-        return cls(tuple((int(size), float(rate)) for size, rate in record["read"]), dict(record["gflops"]))
+        read = tuple((int(size), float(rate)) for size, rate in record["read"])
+        return cls(read, dict(record["gflops"]), float(record.get("stage_s", 0.0)))
 
     def gb_s(self, working_set: float) -> float:
         """Read bandwidth, interpolated between sizes over the logarithm, constant beyond them.
@@ -124,6 +129,8 @@ class Limit:
     moved_mb: float
     gflop: float
     int8_share: float  # of the bytes, that int8 weights would move
+    stages: int = 0
+    latency_ms: float = 0.0  # if stages did nothing but wait for each other
 
 
 def phases_of(config: Config, workload: Workload, precision: Precision) -> tuple[Phase, ...]:
@@ -132,10 +139,13 @@ def phases_of(config: Config, workload: Workload, precision: Precision) -> tuple
     before, each = _attention(config, workload, precision)
     once, step = encoder + before, _decoder(config, workload, precision) + each
     whole = once.size + step.size
+    # A layer's state at a position needs the whole of the one before; a step's layers, concat and out need each other.
+    # What every block of a kernel can compute for itself, attention and the likeliest token, is no stage.
+    positions, each_step = config.encoder_layers * workload.prompt_tokens, config.decoder_layers + 2
     return (
-        Phase(1, (Read(once.size, whole), again), once.flops),
-        Phase(1, (Read(step.size, whole),), step.flops),  # the encoder has emptied the caches
-        Phase(workload.reply_tokens - 1, (Read(step.size, step.size),), step.flops),
+        Phase(1, (Read(once.size, whole), again), once.flops, positions),
+        Phase(1, (Read(step.size, whole),), step.flops, each_step),  # the encoder has emptied the caches
+        Phase(workload.reply_tokens - 1, (Read(step.size, step.size),), step.flops, each_step),
     )
 
 
@@ -231,15 +241,18 @@ def limit(phases_in: PhasesIn, dtype: str, speeds: Speeds, product: str | None =
     peak = speeds.peak(product or precision.product)
     memory = [1e3 * max(map(speeds.seconds, phase.reads)) for phase in phases]  # ms
     compute = [1e-6 * phase.flops / peak for phase in phases]
+    latency = [1e3 * phase.stages * speeds.stage_s for phase in phases]
     times = [phase.times for phase in phases]
     moved = moved_bytes(phases)
     return Limit(
-        ms=sum(n * max(pair) for n, *pair in zip(times, memory, compute, strict=True)),
+        ms=sum(n * max(needed) for n, *needed in zip(times, memory, compute, latency, strict=True)),
         memory_ms=sum(n * ms for n, ms in zip(times, memory, strict=True)),
         compute_ms=sum(n * ms for n, ms in zip(times, compute, strict=True)),
         moved_mb=moved / 1e6,
         gflop=sum(phase.times * phase.flops for phase in phases) / 1e9,
         int8_share=moved_bytes(phases_in(PRECISIONS["int8"])) / moved,
+        stages=sum(phase.times * phase.stages for phase in phases),
+        latency_ms=sum(n * ms for n, ms in zip(times, latency, strict=True)),
     )
 
 
@@ -280,7 +293,12 @@ def bound_of(limit: Limit, share: float) -> Bound:
     """
     if share < EXPLAINED:
         return Bound.OVERHEAD
-    return Bound.MEMORY if limit.memory_ms >= limit.compute_ms else Bound.COMPUTE
+    needed = {
+        Bound.MEMORY: limit.memory_ms,
+        Bound.COMPUTE: limit.compute_ms,
+        Bound.LATENCY: limit.latency_ms,
+    }
+    return max(needed, key=needed.__getitem__)
 
 
 def _why(limit: Limit, bound: Bound, p50_ms: float, replies: str) -> str:
@@ -294,6 +312,12 @@ def _why(limit: Limit, bound: Bound, p50_ms: float, replies: str) -> str:
     if bound == Bound.COMPUTE:
         rate = limit.gflop / limit.compute_ms * 1e3
         return f"compute-bound: {sums} per {replies} at {rate:.0f} GFLOP/s take {limit.compute_ms:.3g} {spent}"
+    if bound == Bound.LATENCY:
+        each_us = 1e3 * limit.latency_ms / limit.stages
+        return (
+            f"latency-bound: {limit.stages} stages per {replies} that wait for each other, {each_us:.2g} us each, take "
+            f"{limit.latency_ms:.3g} {spent}; a larger batch costs them no time"
+        )
     rate = limit.moved_mb / limit.memory_ms
     smaller = f", int8 would move {_fraction(limit.int8_share)}" if limit.int8_share < 0.95 else ""
     return (

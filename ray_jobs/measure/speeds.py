@@ -20,7 +20,7 @@ READ_S = 0.02  # for each size, twice: a disturbance seldom lasts from one pass 
 PRODUCT_S = 0.04  # for each size and type
 WIDTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
-GRAPH_READS, GRAPH_PRODUCTS = 20, 2  # calls in one CUDA graph
+GRAPH_READS, GRAPH_PRODUCTS, GRAPH_STAGES = 20, 2, 200  # calls in one CUDA graph
 # The most products of bytes in the time of one in float32, by the CPU's flag. Four times as many fit in a vector, and
 # no CPU multiplies more vectors of bytes in a cycle than of floats: vpmaddubsw, VNNI's vpdpbusd, NEON's smull and sdot
 # (Intel, *Intrinsics Guide*; Arm, *Architecture Reference Manual*). Arm's smmla forms eight times as many products, AMX
@@ -36,7 +36,7 @@ Stopwatch = Callable[[], float]  # seconds of one call
 def measure_speeds(device: str) -> Speeds:
     """Measures for about two seconds, with as many threads as this process has, on a device kind."""
     with torch.inference_mode():
-        return Speeds(_read_curve(device), _product_rates(device))
+        return Speeds(_read_curve(device), _product_rates(device), _stage_s(device))
 
 
 def _read_curve(device: str) -> tuple[tuple[int, float], ...]:
@@ -87,6 +87,17 @@ def _reader(memory: Tensor, size: int, device: str) -> tuple[Stopwatch, int]:
     each = size // 4 // threads
     part = memory[: threads * each].view(threads, 1, each).expand(threads, repeats, each)
     return _stopwatch(lambda: part.sum((1, 2)), device, GRAPH_READS), 4 * part.numel()
+
+
+def _stage_s(device: str) -> float:
+    """Seconds of a kernel that does nothing but wait for the one before, in a graph; 0 on a CPU.
+
+    There a stage ends with a barrier of threads, some hundred ns: a thousandth of what the stages of a reply take.
+    """
+    if device == "cpu":
+        return 0.0
+    number = torch.zeros(1, device=device)
+    return _best(_stopwatch(lambda: number.add_(1), device, GRAPH_STAGES), READ_S)
 
 
 def _product_rates(device: str) -> dict[str, float]:

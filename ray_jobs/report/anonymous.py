@@ -47,7 +47,7 @@ KEYS = {
 }  # fmt: skip
 SETS = {
     "status": Status, "verdict": Verdict, "side_verdict": Verdict,
-    "device": (*DEVICES, "all"), "bound": ("memory", "compute", "overhead"),
+    "device": (*DEVICES, "all"), "bound": ("memory", "compute", "latency", "overhead"),
     "stations": CHOICES, "isolation": ISOLATIONS,
 }  # fmt: skip
 FORMS = {

@@ -27,6 +27,13 @@ def test_memory_is_read_and_products_are_formed_at_some_rate(found: Speeds) -> N
     assert found.peak("bfloat16") > found.gflops["float32"], "tensor cores"
 
 
+def test_a_kernel_that_only_waits_takes_some_time_but_less_than_one_that_reads(
+    found: Speeds,
+) -> None:
+    largest = SIZES[-1] / found.gb_s(SIZES[-1]) / 1e9
+    assert 0 < found.stage_s < largest
+
+
 def test_a_copy_moves_no_more_than_memory_can_be_read(found: Speeds) -> None:
     """A copy reads and writes each byte; a tenth is left to the difference between reading and writing."""
     source = torch.ones(SIZES[-1] // 4, device="cuda")
