@@ -110,8 +110,11 @@ def require_files(sides: Sequence[Side]) -> None:
 
 
 def code_in(asked: Sequence[str]) -> list[str]:
-    """What of it names programs from elsewhere, which would be run: interpreters and packages."""
-    return [one for one in asked if (side := _side(one)).python or side.packages]
+    """What of it names programs from elsewhere, which would be run: interpreters, packages, and variables.
+
+    ``LD_PRELOAD`` names a library, ``CXX`` a command that compiles: which variables do not is known of none.
+    """
+    return [one for one in asked if (side := _side(one)).python or side.packages or side.variables]
 
 
 def _side(asked: str) -> Side:

@@ -20,12 +20,14 @@ from typer.testing import CliRunner, Result
 
 from chatbot.variants import BASELINE, CONTROL
 from ray_jobs.cli.app import app
-from ray_jobs.compare.gate import Exit
+from ray_jobs.compare.gate import ChangeVerdict, Exit, compare_cells
+from ray_jobs.compare.match import cells_of, match
 from ray_jobs.compare.side_text import SidePage
 from ray_jobs.compare.sides import SideCell, SideGate, gate_sides
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import LaunchResult, VariantFacts
 from ray_jobs.results.filesystem import StoreError
+from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.sides import AGAIN, BASE, label_of, sides_of
 
@@ -187,6 +189,18 @@ def test_a_control_that_differs_is_not_to_be_trusted_and_fails_nothing(tmp_path:
     assert "distrust this comparison" in found.lines()[1]
     lost = {of_side(SCRIPTED, AGAIN): VariantFacts(failed="killed")}
     assert "differs in torchscript: failed: killed" in page(tmp_path / "lost", facts=lost).lines()[1]
+
+
+def test_what_base_again_has_gates_no_comparison_of_two_runs(tmp_path: Path) -> None:
+    again, directories = of_side(SCRIPTED, AGAIN), [RunDirectory.named(str(tmp_path), name) for name in "ab"]
+    for directory, walls_ms in zip(directories, ({}, {again: 12.0}), strict=True):
+        make(directory, walls_ms=walls_ms)
+    cells = [cells_of(FinishedRun.within(directory)) for directory in directories]
+    found = compare_cells(match(*cells), cells[1], GATE)
+    changes = {change.new.row.name: change for change in found.changes}
+    assert (changes[again].verdict, changes[again].gates) == (ChangeVerdict.SLOWER, False)
+    assert found.exit == Exit.WITHIN
+    assert {name for name, change in changes.items() if change.gates} == {SCRIPTED, of_side(SCRIPTED)}
 
 
 def test_a_gate_that_nothing_went_through_is_undecided() -> None:

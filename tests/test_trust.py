@@ -68,8 +68,9 @@ def foreign(tmp_path: Path) -> Callable[..., str]:
         {"model": "evil_module:factory"},
         {"against": ["env=A=1", "pip=evil_module"]},
         {"against": ["python=/evil_module/bin/python"]},
+        {"against": ["env=LD_PRELOAD=evil_module.so"]},
     ],
-    ids=["variant", "model", "packages", "interpreter"],
+    ids=["variant", "model", "packages", "interpreter", "library"],
 )
 def test_code_that_a_run_names_is_imported_only_with_trust(
     command: tuple[str, ...], spec: dict[str, object], foreign: Callable[..., str], ran: Path, invoke: Invoke

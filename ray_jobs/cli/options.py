@@ -33,9 +33,7 @@ AddressOption = Annotated[
 Wandb = Annotated[str, typer.Option(help=f"W&B mode: {', '.join(MODES)}.")]
 Trust = Annotated[
     bool,
-    typer.Option(
-        "--trust", help="Run what a run names outside of this program: variants, a model, interpreters, packages."
-    ),
+    typer.Option("--trust", help="Run what a run names outside of this program: variants, a model, what sides have."),
 ]
 WaitFor = Annotated[
     str | None,

@@ -11,6 +11,7 @@ from enum import IntEnum, StrEnum
 from chatbot.variants import CONTROL
 from ray_jobs.compare.match import Cell, Matched
 from ray_jobs.matrix.rows import Status
+from ray_jobs.sides import AGAIN
 from ray_jobs.statistics import NOMINAL, Estimate, Interval, Verdict
 
 REPLIES_MARGIN = 0.01  # share of identical replies; below it lie ties, which fall with the rounds that were run
@@ -42,7 +43,7 @@ class Change:
     ratio: Interval | None  # speedup in NEW / speedup in BASE, with its own 95% interval: below 1 is slower
     verdict: ChangeVerdict
     reason: str | None = None
-    gates: bool = True  # the control does not: it is the baseline
+    gates: bool = True  # a control does not
 
     @property
     def source(self) -> str | None:
@@ -98,9 +99,9 @@ def compare_cells(matched: Matched, new_cells: Sequence[Cell], gate: float) -> R
     """
     baselines = [pair for pair in matched.both if pair[0].row.variant == pair[0].row.baseline]
     others = [pair for pair in matched.both if pair[0].row.variant != pair[0].row.baseline]
-    tests = sum(new.row.variant != CONTROL for _, new in others)
+    tests = sum(_gates(new) for _, new in others)
     asked = {cell.asked for cell in new_cells}
-    lost = [cell for cell in matched.only_base if cell.asked in asked and cell.row.variant != CONTROL]
+    lost = [cell for cell in matched.only_base if cell.asked in asked and _gates(cell)]
     return RunComparison(
         tuple(_change(base, new, gate, max(tests, 1)) for base, new in others),
         tuple(BaselineChange(base, new) for base, new in baselines),
@@ -111,7 +112,7 @@ def compare_cells(matched: Matched, new_cells: Sequence[Cell], gate: float) -> R
 
 
 def _change(base: Cell, new: Cell, gate: float, tests: int) -> Change:
-    gates = new.row.variant != CONTROL
+    gates = _gates(new)
     if (broken := _broken(base, new)) is not None:
         return Change(base, new, None, ChangeVerdict.BROKEN, broken, gates)
     if base.estimate is None or new.estimate is None:
@@ -119,6 +120,11 @@ def _change(base: Cell, new: Cell, gate: float, tests: int) -> Change:
         return Change(base, new, None, ChangeVerdict.UNDECIDED, f"{which} has no interval for it", gates)
     found = outcome(base.estimate, new.estimate, gate, tests if gates else 1)
     return Change(base, new, ratio(base.estimate, new.estimate), found, None, gates)
+
+
+def _gates(cell: Cell) -> bool:
+    """Not a control: neither the baseline once more, nor what ran in a second process of ``base``."""
+    return cell.row.variant != CONTROL and cell.row.side != AGAIN
 
 
 def _broken(base: Cell, new: Cell) -> str | None:
