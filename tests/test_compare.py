@@ -328,6 +328,17 @@ def test_the_gate_ends_with_what_it_found(new: dict[str, Any], code: Exit, verdi
     assert runs.compare("base", "new").code == 0  # without a gate nothing fails
 
 
+def test_runs_of_two_methods_decide_nothing(runs: Runs) -> None:
+    runs.make("base")
+    record = runs.make("new", torchscript=1.0) / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "method": {"version": 99}}))
+    done = runs.compare("base", "new", "--gate", "3%")
+    assert done.code == Exit.UNDECIDED
+    assert "undecided; measure one of the runs again, by the method of the other" in done.out
+    assert "nothing is decided: the runs were measured by methods 1 and 99" in done.out
+    assert runs.compare("base", "base", "--gate", "3%").code == Exit.WITHIN
+
+
 def test_the_figures_are_those_of_a_hand_written_calculation(runs: Runs) -> None:
     runs.make("base")
     runs.make("new", torchscript=1.2, count=20)

@@ -30,6 +30,7 @@ from ray_jobs.cluster.events import (
 )
 from ray_jobs.driver import run
 from ray_jobs.driver.resume import PARTS, Earlier
+from ray_jobs.measure import method
 from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.measure.trial import Inputs, Preset, Trial
@@ -743,6 +744,15 @@ def test_all_parts_that_changed_are_named_at_once(copied: Path) -> None:
     assert PARTS == SAID
     said = refusal(lambda: left(copied, IDENTITY).check(dict.fromkeys(IDENTITY, "other")))
     assert said == f"{copied} can't be resumed: {' and '.join(SAID.values())} changed since; start a new run"
+
+
+def test_another_method_is_refused(copied: Path) -> None:
+    earlier = left(copied, IDENTITY)
+    earlier.check(IDENTITY)
+    other = replace(earlier, run={**earlier.run, "method": {"version": method.METHOD.version + 1}})
+    said = refusal(lambda: other.check(IDENTITY))
+    assert said == f"{copied} can't be resumed: the method changed since; start a new run"
+    assert method.version_in({"trials": {}}) == 1, "runs from before it stood in their record"
 
 
 @pytest.mark.parametrize("identity", [None, {}])

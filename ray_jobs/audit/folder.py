@@ -16,6 +16,7 @@ from ray_jobs.audit import page
 from ray_jobs.audit.comparisons import LaunchRow
 from ray_jobs.audit.rates import Comparison, effects_found, false_verdicts
 from ray_jobs.audit.station import AuditStation
+from ray_jobs.measure import method
 from ray_jobs.measure.result import one_line
 from ray_jobs.provenance import command_line, new_run_id
 from ray_jobs.results import schema
@@ -56,6 +57,7 @@ class Audit:
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
             "command": command_line(),
+            "method": method.recorded(),
             "environment": self.environment,
             "parts": self.parts,
         }

@@ -1,5 +1,6 @@
 """``latency-matrix compare``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,7 @@ def compare(
     from ray_jobs.compare.gate import compare_cells
     from ray_jobs.compare.match import cells_of, match
     from ray_jobs.compare.output import Page, notes_of
+    from ray_jobs.measure.method import version_in
     from ray_jobs.results.run import FinishedRun
 
     before, after = FinishedRun.of(base), FinishedRun.of(new)
@@ -45,7 +47,8 @@ def compare(
         refuse(before, after)
     margin = limit if limit is not None else after.margin
     cells = cells_of(after)
-    comparison = compare_cells(match(cells_of(before), cells), cells, margin)
+    one_method = version_in(before.run) == version_in(after.run)
+    comparison = replace(compare_cells(match(cells_of(before), cells), cells, margin), one_method=one_method)
     notes = dict.fromkeys(notes_of(before, after, comparison))
     write(Page(before, after, comparison, limit, margin, tuple(notes)).render(form), out)
     raise typer.Exit(0 if limit is None else int(comparison.exit))

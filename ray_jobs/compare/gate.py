@@ -79,6 +79,7 @@ class RunComparison:
     only_base: tuple[Cell, ...]
     only_new: tuple[Cell, ...]
     missing: tuple[Cell, ...]  # of those only in BASE: NEW was asked for them too
+    one_method: bool = True  # measured both; else nothing is decided
 
     @property
     def gated(self) -> list[Change]:
@@ -86,6 +87,8 @@ class RunComparison:
 
     @property
     def exit(self) -> Exit:
+        if not self.one_method:
+            return Exit.UNDECIDED
         return exit_of({change.verdict for change in self.gated}, complete=not self.missing)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ray_jobs.compare.gate import BaselineChange, Change, ChangeVerdict, Exit, RunComparison
 from ray_jobs.compare.match import Cell
 from ray_jobs.machine import another_machine
+from ray_jobs.measure.method import version_in
 from ray_jobs.provenance import PACKAGES, changed
 from ray_jobs.report import text
 from ray_jobs.report.tables import plain, table
@@ -25,6 +26,7 @@ SENTENCES = {
     Exit.BEYOND: "beyond the gate",
     Exit.UNDECIDED: "undecided; measure longer (--budget), or on a quieter machine",
 }
+OTHER_METHOD = "undecided; measure one of the runs again, by the method of the other"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Page:
         cells = f"{count} {'cell' if count == 1 else 'cells'}" if count else "no cell that both runs have"
         if self.gate is None:
             return f"{self.new.id} against {self.base.id}: {cells}"
-        outcome = f"{SENTENCES[self.comparison.exit]} (no variant more than {100 * self.gate:g}% slower)"
+        decided = SENTENCES[self.comparison.exit] if self.comparison.one_method else OTHER_METHOD
+        outcome = f"{decided} (no variant more than {100 * self.gate:g}% slower)"
         return f"{self.new.id} against {self.base.id}: {cells}, {outcome}"
 
     def render(self, form: str) -> str:
@@ -139,6 +142,9 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 def notes_of(base: FinishedRun, new: FinishedRun, comparison: RunComparison) -> Iterator[str]:
     """Notes on how far the comparison can be trusted."""
+    if not comparison.one_method:
+        first, second = (version_in(run.run) for run in (base, new))
+        yield f"nothing is decided: the runs were measured by methods {first} and {second}, which estimate other things"
     parts = {
         "code": "this program's sources",
         "spec": "the specs",

@@ -14,6 +14,7 @@ from ray_jobs.driver.trials import Store, TrialState, trial_of
 from ray_jobs.machine import another_machine
 from ray_jobs.matrix.hardware import same_class
 from ray_jobs.matrix.rows import Status
+from ray_jobs.measure import method
 from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.result import Limits, Memory, one_line
@@ -79,6 +80,8 @@ class Earlier:
         if not before:
             raise UsageError(f"{self.directory.shown} can't be resumed: it is from before runs could be")
         changed = [text for part, text in PARTS.items() if before.get(part) != identity.get(part)]
+        if method.version_in(self.run) != method.METHOD.version:
+            changed.append("the method")
         if changed:
             raise UsageError(
                 f"{self.directory.shown} can't be resumed: {' and '.join(changed)} changed since; start a new run"

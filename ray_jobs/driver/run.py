@@ -25,6 +25,7 @@ from ray_jobs.driver.sides import asked_sides, built, commits_of
 from ray_jobs.driver.trials import TrialState, place_trials
 from ray_jobs.matrix.hardware import HardwareClass, classes_of
 from ray_jobs.matrix.rows import Row
+from ray_jobs.measure import method
 from ray_jobs.measure.result import LaunchResult
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.report.write import draw_or_say
@@ -202,6 +203,7 @@ def run_record(this: Run) -> dict[str, Any]:
         "command": provenance.command_line(),
         "spec": this.spec.model_dump(),
         "identity": dict(this.identity),
+        "method": method.recorded(),
         **({"parts": list(this.parts)} if this.parts else {}),
         **({"sides": this.sides} if this.sides else {}),
         "plan": [vars(workload) for workload in this.spec.plan()],

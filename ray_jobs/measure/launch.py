@@ -23,6 +23,7 @@ from chatbot.variants import BASELINE, Reply, Workload, variant_named
 from ray_jobs import machine
 from ray_jobs.measure import busy, dynamo, gpu, orders, steps
 from ray_jobs.measure.dynamo import Compilation
+from ray_jobs.measure.method import METHOD
 from ray_jobs.measure.program import Program
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.rounds import WARMUP_CALLS, Log, Prompts, Questions, WarmUp, run_rounds, warm_up
@@ -111,6 +112,7 @@ def _measured(
         log.samples(),
         interference=answers.interference,
         sentinel_ns=tuple(machine for machine, _ in sentinels),
+        method=METHOD.version,
         machine={"timing_floor_ns": floor, **steps.gpu_facts(card, [device for _, device in sentinels])},
     )
 

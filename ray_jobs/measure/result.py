@@ -15,6 +15,7 @@ from ray_jobs import statistics
 from ray_jobs.measure import interference
 from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.interference import Interference
+from ray_jobs.measure.method import FIRST
 from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.sides import BASE, label_of
@@ -93,6 +94,7 @@ class LaunchResult:
     sentinel_ns: tuple[int, ...] = ()  # before the first variant was built, and after the last round
     elapsed_s: float | None = None  # of the trial when it came home, the time of earlier attempts included
     sides: tuple[str, ...] = ()  # whose each of ``variants`` is, which are labels then (``sides.label_of``); none: base
+    method: int = FIRST  # its version
 
     @cached_property
     def kept_rounds(self) -> NDArray[np.bool_]:

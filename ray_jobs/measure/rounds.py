@@ -19,13 +19,13 @@ from chatbot.variants import Reply, UnavailableError, Workload
 from ray_jobs.measure import busy, dynamo, orders
 from ray_jobs.measure.answers import bytes_of, copied, equal
 from ray_jobs.measure.interference import Interference, per_round
+from ray_jobs.measure.method import METHOD
 from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Samples, one_line
 from ray_jobs.measure.timing import Reading, Timer
 from ray_jobs.measure.watch import Counters, Watch
 
 ROUNDS = 20  # of a launch, rounded up to whole squares; fewer where a call is slow
-CALLS = 3  # timed ones of a turn; more where a call is fast
-MOST_CALLS = 9
+CALLS, MOST_CALLS = METHOD.timed, METHOD.most_timed  # of a turn; more where a call is fast
 TURN_NS = 5_000_000  # what the timed calls of a fast variant's turn should come to
 WARMUP_CALLS = 6  # at least
 MOST_WARMUP_CALLS = 30

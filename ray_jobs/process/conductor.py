@@ -19,6 +19,7 @@ import numpy as np
 from ray_jobs.measure import orders, steps
 from ray_jobs.measure.channel import Arrays
 from ray_jobs.measure.interference import per_round
+from ray_jobs.measure.method import METHOD
 from ray_jobs.measure.result import Launch, LaunchResult, Samples, VariantFacts
 from ray_jobs.measure.rounds import WarmUp
 from ray_jobs.measure.trial import Inputs, Pair, Trial
@@ -217,6 +218,7 @@ class _Performance:
             interference=per_round(readings),
             sentinel_ns=tuple(told[BASE][0]["sentinel_ns"]),
             sides=tuple(pair.side for pair in pairs),
+            method=METHOD.version,
         )
 
     def _samples(self, told: Mapping[str, tuple[dict[str, Any], Arrays]]) -> Samples:

@@ -18,6 +18,7 @@ from chatbot.variants import DEVICES, OWN_NAME, VARIANTS, Workload
 from ray_jobs import provenance, sides
 from ray_jobs.matrix.rows import COLUMNS, Status
 from ray_jobs.measure.dynamo import Compilation
+from ray_jobs.measure.method import METHOD, Method
 from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.roofline import Limit, Speeds
@@ -27,7 +28,17 @@ from ray_jobs.statistics import Verdict
 
 GONE = "***"
 CUT = "not kept in a compacted run"
-RECORDS: tuple[Any, ...] = (Workload, VariantFacts, LaunchResult, Launch, Limit, Speeds, ReplyComparison, Compilation)
+RECORDS: tuple[Any, ...] = (
+    Workload,
+    VariantFacts,
+    LaunchResult,
+    Launch,
+    Limit,
+    Speeds,
+    ReplyComparison,
+    Compilation,
+    Method,
+)
 KEYS = {
     *COLUMNS, *Spec.model_fields,
     *(one.name for kind in RECORDS for one in fields(kind)),
@@ -48,7 +59,7 @@ KEYS = {
 SETS = {
     "status": Status, "verdict": Verdict, "side_verdict": Verdict,
     "device": (*DEVICES, "all"), "bound": ("memory", "compute", "latency", "overhead"),
-    "stations": CHOICES, "isolation": ISOLATIONS,
+    "stations": CHOICES, "isolation": ISOLATIONS, "estimator": (METHOD.estimator,),
 }  # fmt: skip
 FORMS = {
     name: re.compile(form)
