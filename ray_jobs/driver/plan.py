@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chatbot import checkpoint, corpus
 from chatbot.config import Config
 from chatbot.variants import BASELINE, VARIANTS, Variant, Workload, is_own
 from ray_jobs.driver import revisions
-from ray_jobs.matrix.rows import Status
+from ray_jobs.driver.promise import Earlier, Promise, promise
+from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.roofline import PRECISIONS, moved_bytes, phases_of
@@ -88,6 +90,8 @@ def plan_lines(spec: Spec, root: str) -> Iterator[str]:
         low, high = low + time.least_s, high + time.most_s
         sizes = f"batch {workload.batch}, prompt {workload.prompt_tokens}, reply {workload.reply_tokens}"
         yield f"{workload.device}, {sizes}, threads {workload.threads}: {time.text}"
+        if (told := promised(spec, workload, root)) is not None:
+            yield f"  {told.text}"
     if compiling := [
         name for name in spec.variants if _entry(name).cached and {*_entry(name).devices} & {*spec.device}
     ]:
@@ -112,7 +116,7 @@ def typical(spec: Spec, workload: Workload, reply_s: float) -> Duration:
 
     Within 25% of the committed runs, whose eager latency is known; how fast another machine is can only be guessed.
     """
-    present = [(name, variant) for name in spec.variants if workload.device in (variant := _entry(name)).devices]
+    present = _present(spec, workload)
     sides = len(sides_of(spec.against))
     turns = present * max(1, sides)
     variants = len(turns)
@@ -126,6 +130,11 @@ def typical(spec: Spec, workload: Workload, reply_s: float) -> Duration:
     untimed = START_S + _alone_s(spec, workload, reply_s, present)
     least = untimed + launches * launch_s
     return Duration(least, max(least, spec.budget + untimed), "estimated from the bytes read", untimed)
+
+
+def _present(spec: Spec, workload: Workload) -> list[tuple[str, Variant]]:
+    """The variants that run on the workload's device."""
+    return [(name, variant) for name in spec.variants if workload.device in (variant := _entry(name)).devices]
 
 
 def _alone_s(spec: Spec, workload: Workload, reply_s: float, present: Sequence[tuple[str, Variant]]) -> float:
@@ -152,19 +161,48 @@ def reply_seconds(config: Config, workload: Workload) -> float:
 
 def _latest(spec: Spec, workload: Workload, root: str) -> tuple[float, str] | None:
     """(mean seconds of its trials like this one, run id) of the newest local run with the same demands."""
+    for path, run, like in _alike(spec, workload, root, ("variants", "precision", "budget")):
+        return sum(seconds for _, seconds in like) / len(like), str(run.get("run_id", path.name))
+    return None
+
+
+def promised(spec: Spec, workload: Workload, root: str) -> Promise | None:
+    """What a trial will tell, by the worst station of the newest local run like it, whatever precision that was asked.
+
+    The budget decides how long launches are, so it must be the same. None without such a run.
+    """
+    block = len(_present(spec, workload)) * max(1, len(sides_of(spec.against)))
+    for path, run, like in _alike(spec, workload, root, ("variants", "budget")):
+        try:
+            rows = [schema.known(Row, row) for row in schema.renamed(json.loads((path / "matrix.json").read_text()))]
+        except (ValueError, TypeError, OSError):
+            continue
+        told = [
+            Earlier.of(str(run.get("run_id", path.name)), (row for row in rows if row.trial_id == trial), seconds)
+            for trial, seconds in like
+        ]
+        if known := [one for one in told if one is not None]:
+            worst = max(known, key=lambda one: one.scatter)
+            return promise(worst, spec.precision, spec.budget, block)
+    return None
+
+
+def _alike(
+    spec: Spec, workload: Workload, root: str, keys: Sequence[str]
+) -> Iterator[tuple[Path, dict[str, Any], list[tuple[str, float]]]]:
+    """(folder, run.json, (trial, seconds) of each like this one) of local runs with the same ``keys``, newest first."""
     if "://" in root or not Path(root).is_dir():
-        return None
+        return
     asked = spec.model_dump(mode="json")
     for path in sorted(Path(root).glob("*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         try:
             run = schema.current(json.loads(path.read_text()), str(path.parent))
-            same = all(run["spec"][key] == asked[key] for key in ("variants", "precision", "budget"))
+            same = all(run["spec"][key] == asked[key] for key in keys)
             same = same and run["spec"].get("against", []) == asked["against"]
-            done = [trial for trial in run["trials"].values() if trial["status"] == Status.DONE]
-            trials = [trial for trial in done if schema.known(Workload, trial["workload"]) == workload]
-            like = [trial["seconds"] for trial in trials if trial["seconds"]]
-            if same and like:
-                return sum(like) / len(like), run["run_id"]
-        except (ValueError, KeyError, TypeError, OSError):
+            done = {name: trial for name, trial in run["trials"].items() if trial["status"] == Status.DONE}
+            mine = [n for n, trial in done.items() if schema.known(Workload, trial["workload"]) == workload]
+            like = [(name, float(done[name]["seconds"])) for name in mine if done[name]["seconds"]]
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
             continue
-    return None
+        if same and like:
+            yield path.parent, run, like
