@@ -29,7 +29,7 @@ from ray_jobs.audit.folder import new_audit
 from ray_jobs.audit.load import timetable
 from ray_jobs.audit.mistakes import named
 from ray_jobs.audit.parts import worst
-from ray_jobs.audit.plan import DELAYED
+from ray_jobs.audit.plan import DELAYED, SPUN
 from ray_jobs.audit.rates import (
     EXIT,
     Comparison,
@@ -290,6 +290,12 @@ def test_the_census_tells_a_launch_server_and_its_launch_from_other_children() -
     finally:
         for child in children:
             child.communicate()
+
+
+def test_what_is_slower_by_a_known_share_may_be_the_baselines_program(launched: "Launcher") -> None:
+    """In ``base``, where nothing spins, it is that program: called a fault, no comparison would have a speedup."""
+    facts = launched(SPUN).facts
+    assert {name: facts[name].invalid for name in (BASELINE, SPUN)} == {BASELINE: None, SPUN: None}
 
 
 def test_plants_are_named_and_found_like_any_variant() -> None:

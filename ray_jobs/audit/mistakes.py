@@ -71,7 +71,7 @@ def _spun(chatbot: Chatbot, workload: Workload) -> Reply:
     return _delay(float(os.environ.get(SPIN, "0")))(chatbot, workload)
 
 
-SPUN = _planted(_spun, f"eager, slower by the percentage in {SPIN}", control_of=None)
+SPUN = _planted(_spun, f"eager, slower by the percentage in {SPIN}")
 DELAYED_1, DELAYED_2, DELAYED_5 = _delayed(1), _delayed(2), _delayed(5)
 
 

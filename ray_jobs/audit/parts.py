@@ -90,6 +90,9 @@ def _compared(audit: Audit, here: AuditStation, plan: Plan) -> list[Comparison]:
         for comparison, state in run_plan(here, plan):
             done.append(comparison)
             states.append(state)
+            if comparison.speedup is None and all(one.speedup is None for one in done):  # and no end of waiting for it
+                why = comparison.reason or "there is no interval"
+                typer.echo(f"{plan.name}: comparison {len(done)} has no speedup: {why}", err=True)
             if (now := time.monotonic()) - last >= EVERY_S or len(done) in (1, plan.comparisons):
                 last, left = now, (now - started) / len(done) * (plan.comparisons - len(done))
                 typer.echo(f"{plan.name}: {len(done)} of {plan.comparisons}, {left / 60:.0f} min left", err=True)
