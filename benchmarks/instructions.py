@@ -89,6 +89,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path, help="a file to append to")
     asked = parser.parse_args()
+    if asked.against and not (asked.against / "chatbot" / "native").is_dir():
+        parser.error(f"--against {asked.against}: no checkout is there")
     checkouts = {"this": ROOT, **({"other": asked.against.resolve()} if asked.against else {})}
     programs = [
         (name, instructions, program)
