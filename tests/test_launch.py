@@ -722,6 +722,17 @@ def test_most_rounds_are_whole_squares_that_the_prompts_suffice_for(
         assert source.most_rounds(wanted, calls, variants) == min(wanted, left // square * variants)
 
 
+@given(st.integers(0, 100), st.integers(1, 9), st.integers(1, 12))
+def test_calls_are_as_many_as_make_a_square_of_rounds_possible(left: int, calls: int, variants: int) -> None:
+    source = Prompts(prompts(left + 2), WORKLOAD)
+    source.next(), source.next()
+    most = source.most_calls(calls, variants)
+    assert 1 <= most <= calls
+    if left >= 2 * variants:
+        assert source.most_rounds(variants, most, variants) == variants
+        assert most == calls or left < variants * (2 + most), "one more would not have sufficed"
+
+
 def test_asked_are_the_timed_batches_of_the_last_rounds() -> None:
     source = Prompts(prompts(40), WORKLOAD)
     source.next()

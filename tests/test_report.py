@@ -503,11 +503,12 @@ def test_columns_of_the_limit_are_there_where_something_is_known() -> None:
     view = made_view([Case()])
     assert "Of limit" not in Text(page([view])).all
     rows = tuple(replace(row, limit_ms=2.5, of_limit=0.312, bound="memory") for row in view.rows)
-    rows = (*rows[:2], replace(rows[2], bound_why="29.7 MB a step at 20 GB/s"), *rows[3:])
+    rows = (*rows[:2], replace(rows[2], bound_why="memory-bound: 29.7 MB a step at 20 GB/s"), *rows[3:])
     text = Text(page([replace(view, rows=rows)])).all
     assert "Of limit" in text
     assert "31.2%" in text
-    assert "memory: 29.7 MB a step at 20 GB/s" in text
+    assert "memory-bound: 29.7 MB a step at 20 GB/s" in text
+    assert "memory: memory-bound" not in text, "it is said once"
 
 
 def test_the_spec_in_the_page_is_a_spec(tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def _prepare_all(built: Sequence[str], subject: Subject, workload: Workload, fac
 def _sizes(launch: Launch, warm: Mapping[str, WarmUp], prompts: Questions) -> tuple[int, int]:
     """(rounds, timed calls of a turn), as asked or by the time that is left: rounds of which each order is balanced."""
     rounds, calls = steps.sizes(launch, warm)
+    calls = prompts.most_calls(calls, len(warm))
     return prompts.most_rounds(rounds, calls, len(warm)), calls
 
 

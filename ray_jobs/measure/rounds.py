@@ -87,6 +87,9 @@ class Questions(Protocol):
     def last(self) -> tuple[Any, Tensor]:
         """The last result of ``next``."""
 
+    def most_calls(self, calls: int, variants: int) -> int:
+        """The most timed calls of a turn, up to ``calls`` and at least one, that inputs suffice for in a square."""
+
     def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
         """The most whole squares of rounds, up to ``rounds``, that inputs suffice for. Raises ValueError if none do."""
 
@@ -122,6 +125,10 @@ class Prompts:
     def first(self, count: int) -> list[Tensor]:
         """The batches from the pool's start that hold ``count`` prompts, or all of them if there are fewer."""
         return self._batches[: -(-count // len(self.lengths))]
+
+    def most_calls(self, calls: int, variants: int) -> int:
+        """The most timed calls of a turn, up to ``calls``, that the unused prompts suffice for in a square of rounds."""
+        return max(1, min(calls, (len(self._batches) - self._used) // variants - 1))
 
     def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
         """The most whole squares of rounds, up to ``rounds``, that the unused prompts suffice for."""

@@ -100,10 +100,11 @@ class Session:
         return asdict(found), NO_ARRAYS
 
     def held(self, rounds: int, calls: int, turns: int) -> Told:
-        """The most rounds of so many turns that inputs suffice for."""
+        """The most rounds of so many turns, and timed calls of each, that inputs suffice for."""
         steps.require_baseline(self._replies, self._facts)
         self._subject.questions.start_rounds()
-        return {"rounds": self._subject.questions.most_rounds(rounds, calls, turns)}, NO_ARRAYS
+        calls = self._subject.questions.most_calls(calls, turns)
+        return {"rounds": self._subject.questions.most_rounds(rounds, calls, turns), "calls": calls}, NO_ARRAYS
 
     def begin(self, rounds: int, calls: int) -> Told:
         """Gets ready for the rounds: no garbage is collected within a turn."""

@@ -157,7 +157,7 @@ class _Performance:
     def _sized(self, going: Mapping[Pair, WarmUp]) -> tuple[int, int]:
         rounds, calls = steps.sizes(self.launch, going)
         told = self._all("held", rounds=rounds, calls=calls, turns=len(going))
-        rounds = min(int(one["rounds"]) for one in told)
+        rounds, calls = (min(int(one[name]) for one in told) for name in ("rounds", "calls"))
         self._all("begin", rounds=rounds, calls=calls)
         return rounds, calls
 

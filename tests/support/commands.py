@@ -66,7 +66,7 @@ def interrupting(process: "subprocess.Popen[str]") -> Iterator[Callable[[], str]
         _, errors = process.communicate(timeout=60)
         _, alive = psutil.wait_procs(family, timeout=20)
         assert alive == []
-        assert process.returncode == 130
+        assert process.returncode == 130, errors
         return errors
 
     try:
