@@ -127,7 +127,7 @@ class Prompts:
         return self._batches[: -(-count // len(self.lengths))]
 
     def most_calls(self, calls: int, variants: int) -> int:
-        """The most timed calls of a turn, up to ``calls``, that the unused prompts suffice for in a square of rounds."""
+        """The most timed calls of a turn, up to ``calls``, that unused prompts suffice for in a square of rounds."""
         return max(1, min(calls, (len(self._batches) - self._used) // variants - 1))
 
     def most_rounds(self, rounds: int, calls: int, variants: int) -> int:
