@@ -24,7 +24,7 @@ from scipy.optimize import nnls
 Floats = NDArray[np.float64]
 CONSTANTS_S = np.geomspace(0.005, 100, 9)
 LAUNCHES = 400  # simulated for each figure
-HIT = 0.5  # mean of ln of how much longer a call of 10 ms takes that was hit
+HIT = 0.5  # mean of ln of how much longer a call of the slower variant takes that was hit
 OVERHEAD_S = 0.0004  # between rounds
 DEGREES = 5  # of white noise: heavier tails than normal
 VARIANTS = 3  # the baseline, what is compared with it, and the control

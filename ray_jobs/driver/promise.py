@@ -1,8 +1,10 @@
 """What a trial will be able to tell, from the scatter of one like it: known before anything is measured."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.orders import up_to_multiple
@@ -10,7 +12,7 @@ from ray_jobs.statistics import LEAST_LAUNCHES, NOMINAL, Estimate, Interval, qua
 
 POWER = 0.9  # how often a difference is found that is called found
 MOST_LAUNCHES = 100_000
-Z_POWER = 1.2815515655446004  # standard errors that a normal value stays below with this probability
+Z_POWER = NormalDist().inv_cdf(POWER)
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,9 @@ def _needed(scatter: float, precision: float, counts: Sequence[int]) -> int | No
 
     By bisection: intervals get narrower with every block.
     """
-    low, high = 0, len(counts)
-    while low < high:
-        middle = (low + high) // 2
-        launches = counts[middle]
-        reach = quantile(launches - 1, NOMINAL) * scatter / math.sqrt(launches)
-        low, high = (low, middle) if math.sinh(reach) <= precision else (middle + 1, high)
-    return counts[low] if low < len(counts) else None
+
+    def enough(launches: int) -> bool:
+        return math.sinh(quantile(launches - 1, NOMINAL) * scatter / math.sqrt(launches)) <= precision
+
+    place = bisect_left(counts, True, key=enough)
+    return counts[place] if place < len(counts) else None
