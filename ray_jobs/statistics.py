@@ -33,6 +33,17 @@ class Verdict(StrEnum):
     INVALID = "invalid"
 
 
+class Centre(StrEnum):
+    """The estimator of where a launch's rounds lie."""
+
+    MEDIAN = "median"
+    HODGES_LEHMANN = "hodges-lehmann"
+
+    def of(self, values: Floats) -> Floats:
+        """Of each column; NaN is left out."""
+        return median_present(values) if self == Centre.MEDIAN else hodges_lehmann(values)
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate between its confidence limits."""
@@ -106,6 +117,17 @@ def median_present(values: Floats) -> Floats:
     return np.asarray(np.take_along_axis(ordered, middle, axis=0).mean(axis=0))
 
 
+def hodges_lehmann(values: Floats) -> Floats:
+    """Along the first axis: the median of the means of all pairs, each value with itself too; NaN is left out.
+
+    Of normal values it needs 1.05 times as many as their mean does to be as precise, where the median needs 1.57. It
+    bears up to 29% of values that are anything at all. Source: Hodges and Lehmann 1963,
+    https://doi.org/10.1214/aoms/1177704172.
+    """
+    first, second = np.triu_indices(len(values))
+    return median_present((values[first] + values[second]) / 2)
+
+
 def turn_medians(
     variant: NDArray[np.integer], rounds: NDArray[np.integer], wall_ns: NDArray[np.integer], shape: tuple[int, int]
 ) -> Floats:
@@ -121,12 +143,12 @@ def turn_medians(
     return medians.reshape(shape)
 
 
-def log_speedups(turns: Floats, baseline: int) -> Floats:
-    """(variants,): each variant's r of a launch, the median over rounds of ln(baseline / variant); NaN if absent."""
+def log_speedups(turns: Floats, baseline: int, centre: Centre) -> Floats:
+    """(variants,): each variant's r of a launch, the centre over rounds of ln(baseline / variant); NaN if absent."""
     logs = np.log(turns[:, [baseline]] / turns)
     present = ~np.isnan(logs).all(axis=0)
     ratios = np.full(turns.shape[1], np.nan)
-    ratios[present] = median_present(logs[:, present])
+    ratios[present] = centre.of(logs[:, present])
     return ratios
 
 
@@ -149,25 +171,28 @@ class Best:
 
 
 def paired(
-    turns: Sequence[Mapping[str, Floats]], other: str, confidence: float = NOMINAL
+    turns: Sequence[Mapping[str, Floats]], other: str, centre: Centre, confidence: float = NOMINAL
 ) -> dict[str, Interval | None]:
     """The speedup of each program over ``other``, from the launches that have both.
 
     Args:
         turns: of each launch and program, (rounds,) the median of its turn in ns; NaN where it had none.
         other: the program to compare with.
+        centre: over the rounds of a launch.
         confidence: of each interval by itself.
     """
     logs: dict[str, list[float]] = {name: [] for launch in turns for name in launch}
     for launch in turns:
         if other in launch:
-            found = log_speedups(np.stack(list(launch.values()), axis=1), list(launch).index(other))
+            found = log_speedups(np.stack(list(launch.values()), axis=1), list(launch).index(other), centre)
             for name, log in zip(launch, found, strict=True):
                 logs[name].append(float(log))
     return {name: speedup(mine, confidence) for name, mine in logs.items()}
 
 
-def best_of(turns: Sequence[Mapping[str, Floats]], baseline: str, eligible: Collection[str]) -> Best | None:
+def best_of(
+    turns: Sequence[Mapping[str, Floats]], baseline: str, eligible: Collection[str], centre: Centre
+) -> Best | None:
     """The one of ``eligible`` with the greatest speedup; None where none is faster than the baseline beyond doubt.
 
     Which one leads is chosen by the same data, and the one that leads of many identical programs has had luck. So every
@@ -179,15 +204,16 @@ def best_of(turns: Sequence[Mapping[str, Floats]], baseline: str, eligible: Coll
         turns: as in ``paired``, of everything that took part, whether eligible or not.
         baseline: which of them that is.
         eligible: those that may be named.
+        centre: over the rounds of a launch.
     """
     pairs = math.comb(len({name for launch in turns for name in launch}), 2)
     confidence = 1 - (1 - NOMINAL) / max(1, pairs)
-    speedups = paired(turns, baseline, confidence)
+    speedups = paired(turns, baseline, centre, confidence)
     faster = {name: i.value for name, i in speedups.items() if name in eligible and i is not None and i.low > 1}
     if not faster:
         return None
     first = max(faster, key=faster.__getitem__)
-    others = paired(turns, first, confidence)
+    others = paired(turns, first, centre, confidence)
     return Best(first, tuple(name for name, i in others.items() if name != first and (i is None or i.high >= 1)))
 
 

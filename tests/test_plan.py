@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from chatbot.config import PRESETS, Config
 from chatbot.variants import Workload
 from ray_jobs.driver.plan import Duration, estimate, reply_seconds, typical
+from ray_jobs.measure.method import FIRST, recorded
 from ray_jobs.spec import Spec, read_spec
 
 CONFIG = PRESETS["small"]
@@ -32,14 +34,20 @@ WORKLOADS = st.builds(
 
 
 def keep_run(
-    root: Path, run_id: str, seconds: list[float | None], age_s: float = 0, spec: Spec = SPEC, **workload: Any
+    root: Path,
+    run_id: str,
+    seconds: list[float | None],
+    age_s: float = 0,
+    spec: Spec = SPEC,
+    made_by: Mapping[str, Any] = MappingProxyType(recorded()),
+    **workload: Any,
 ) -> Path:
     """A finished run with one trial for each of ``seconds``, this many seconds old."""
     like = {**vars(WORKLOAD), **workload}
     trials = {f"t{i}": {"status": "done", "workload": like, "seconds": s} for i, s in enumerate(seconds)}
     path = root / run_id / "run.json"
     path.parent.mkdir(parents=True)
-    content: Mapping[str, object] = {"run_id": run_id, "spec": spec.model_dump(mode="json"), "trials": trials}
+    content = {"run_id": run_id, "spec": spec.model_dump(mode="json"), "trials": trials, "method": dict(made_by)}
     path.write_text(json.dumps(content))
     os.utime(path, (2e9 - age_s, 2e9 - age_s))
     return path
@@ -79,6 +87,12 @@ def test_a_run_of_another_workload_says_nothing(other: dict[str, Any], tmp_path:
 @pytest.mark.parametrize("other", [{"variants": "eager"}, {"precision": 0.02}, {"budget": 60.0}])
 def test_a_run_with_other_demands_says_nothing(other: dict[str, Any], tmp_path: Path) -> None:
     keep_run(tmp_path, "other", [41.0], spec=read_spec(None, other))
+    assert time(tmp_path).source == FROM_BYTES
+
+
+def test_a_run_by_another_method_says_nothing(tmp_path: Path) -> None:
+    keep_run(tmp_path, "other", [41.0], made_by={"version": FIRST})
+    keep_run(tmp_path, "older", [41.0], made_by={})
     assert time(tmp_path).source == FROM_BYTES
 
 

@@ -12,6 +12,7 @@ from chatbot.variants import BASELINE, VARIANTS, Variant, Workload, is_own
 from ray_jobs.driver import revisions
 from ray_jobs.driver.promise import Earlier, Promise, promise
 from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.measure.method import METHOD, version_in
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.roofline import PRECISIONS, moved_bytes, phases_of
@@ -190,7 +191,7 @@ def promised(spec: Spec, workload: Workload, root: str) -> Promise | None:
 def _alike(
     spec: Spec, workload: Workload, root: str, keys: Sequence[str]
 ) -> Iterator[tuple[Path, dict[str, Any], list[tuple[str, float]]]]:
-    """(folder, run.json, (trial, seconds) of each like this one) of local runs with the same ``keys``, newest first."""
+    """(folder, run.json, (trial, seconds) of each like this one) of local runs with the same ``keys`` and method."""
     if "://" in root or not Path(root).is_dir():
         return
     asked = spec.model_dump(mode="json")
@@ -198,7 +199,7 @@ def _alike(
         try:
             run = schema.current(json.loads(path.read_text()), str(path.parent))
             same = all(run["spec"][key] == asked[key] for key in keys)
-            same = same and run["spec"].get("against", []) == asked["against"]
+            same = same and run["spec"].get("against", []) == asked["against"] and version_in(run) == METHOD.version
             done = {name: trial for name, trial in run["trials"].items() if trial["status"] == Status.DONE}
             mine = [n for n, trial in done.items() if schema.known(Workload, trial["workload"]) == workload]
             like = [(name, float(done[name]["seconds"])) for name in mine if done[name]["seconds"]]

@@ -13,12 +13,14 @@ from chatbot.safe_text import safe
 from chatbot.variants import BASELINE, CONTROL
 from ray_jobs import statistics
 from ray_jobs.measure import interference
+from ray_jobs.measure import method as methods
 from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.interference import Interference
 from ray_jobs.measure.method import FIRST
 from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.sides import BASE, label_of
+from ray_jobs.statistics import Centre
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ class LaunchResult:
     sides: tuple[str, ...] = ()  # whose each of ``variants`` is, which are labels then (``sides.label_of``); none: base
     method: int = FIRST  # its version
 
+    @property
+    def centre(self) -> Centre:
+        """Of rounds, by the method that measured it. Raises UnknownMethodError."""
+        return methods.known(self.method).centre
+
     @cached_property
     def kept_rounds(self) -> NDArray[np.bool_]:
         """(rounds,): the rounds that the statistics use."""
@@ -118,7 +125,7 @@ class LaunchResult:
         for side in dict.fromkeys(self.sides) or (BASE,):
             mine = [v for v in self.variants if self.side_of(v) == side]
             baseline, columns = label_of(side, BASELINE), [self.variants.index(v) for v in mine]
-            logs = statistics.log_speedups(self.turn_medians[:, columns], mine.index(baseline))
+            logs = statistics.log_speedups(self.turn_medians[:, columns], mine.index(baseline), self.centre)
             found |= {v: float(r) for v, r in zip(mine, logs, strict=True) if self.sound(v) and v != baseline}
         return found
 
@@ -132,7 +139,7 @@ class LaunchResult:
             same = label.removeprefix(label_of(self.side_of(label), ""))
             if same not in (label, CONTROL) and self.sound(label) and self.sound(same):
                 turns = self.turn_medians[:, [self.variants.index(same), index]]
-                found[label] = float(statistics.log_speedups(turns, 0)[1])
+                found[label] = float(statistics.log_speedups(turns, 0, self.centre)[1])
         return found
 
     def side_of(self, label: str) -> str:

@@ -24,9 +24,9 @@ from ray_jobs.measure.result import REFRESH, TIMED, WARMUP, Samples, one_line
 from ray_jobs.measure.timing import Reading, Timer
 from ray_jobs.measure.watch import Counters, Watch
 
-ROUNDS = 20  # of a launch, rounded up to whole squares; fewer where a call is slow
-CALLS, MOST_CALLS = METHOD.timed, METHOD.most_timed  # of a turn; more where a call is fast
-TURN_NS = 5_000_000  # what the timed calls of a fast variant's turn should come to
+ROUNDS = 36  # of a launch, rounded up to whole squares; fewer where a call is slow
+CALLS, MOST_CALLS = METHOD.timed, METHOD.most_timed  # of a turn; more where all calls are fast
+TURN_NS = 1_000_000  # what the timed calls of the slowest variant's turn should come to
 WARMUP_CALLS = 6  # at least
 MOST_WARMUP_CALLS = 30
 WINDOW = 3  # calls, whose median is compared with that of the window before
@@ -147,7 +147,7 @@ class Prompts:
 
 def size(typical_ns: Mapping[str, float], seconds: float, variants: int) -> tuple[int, int]:
     """Returns (rounds, calls) so that the rounds last about ``seconds``, given each variant's typical call."""
-    calls = int(np.clip(TURN_NS / min(typical_ns.values()), CALLS, MOST_CALLS))
+    calls = int(np.clip(TURN_NS / max(typical_ns.values()), CALLS, MOST_CALLS))
     round_s = sum(typical_ns.values()) * (1 + calls) / 1e9
     affordable = int(seconds / round_s) // variants * variants
     return max(variants, min(orders.up_to_multiple(ROUNDS, variants), affordable)), calls

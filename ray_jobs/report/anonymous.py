@@ -18,13 +18,13 @@ from chatbot.variants import DEVICES, OWN_NAME, VARIANTS, Workload
 from ray_jobs import provenance, sides
 from ray_jobs.matrix.rows import COLUMNS, Status
 from ray_jobs.measure.dynamo import Compilation
-from ray_jobs.measure.method import METHOD, Method
+from ray_jobs.measure.method import METHODS, Method
 from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.results.schema import each_text
 from ray_jobs.spec import CHOICES, ISOLATIONS, Spec
-from ray_jobs.statistics import Verdict
+from ray_jobs.statistics import Centre, Verdict
 
 GONE = "***"
 CUT = "not kept in a compacted run"
@@ -59,7 +59,8 @@ KEYS = {
 SETS = {
     "status": Status, "verdict": Verdict, "side_verdict": Verdict,
     "device": (*DEVICES, "all"), "bound": ("memory", "compute", "latency", "overhead"),
-    "stations": CHOICES, "isolation": ISOLATIONS, "estimator": (METHOD.estimator,),
+    "stations": CHOICES, "isolation": ISOLATIONS, "estimator": tuple(method.estimator for method in METHODS.values()),
+    "centre": Centre,
 }  # fmt: skip
 FORMS = {
     name: re.compile(form)

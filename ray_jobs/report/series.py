@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ray_jobs import statistics
 from ray_jobs.measure.result import TIMED, WARMUP, LaunchResult
-from ray_jobs.statistics import Floats
+from ray_jobs.statistics import Centre, Floats
 
 FIRST_CALLS = 10  # of the warm-up, in which a program that compiles itself does so
 
@@ -43,6 +43,7 @@ class TrialSeries:
     variants: tuple[VariantSeries, ...]
     on_one_clock: bool  # else launches stand one after the other, without the time between them
     turns: tuple[Mapping[str, Floats], ...]  # of each launch, every variant's turns in ns, by the round they share
+    centre: Centre  # of the rounds of a launch, by the method that measured it
 
 
 def trial_series(launches: Sequence[LaunchResult]) -> TrialSeries:
@@ -56,7 +57,8 @@ def trial_series(launches: Sequence[LaunchResult]) -> TrialSeries:
     spans = [_span(*each) for each in zip(launches, starts, ends, strict=True)]
     names = dict.fromkeys(name for launch in launches for name in launch.variants)
     turns = tuple(dict(zip(launch.variants, launch.turn_medians.T, strict=True)) for launch in launches)
-    return TrialSeries(tuple(spans), tuple(_variant(name, launches, starts) for name in names), timed, turns)
+    variants = tuple(_variant(name, launches, starts) for name in names)
+    return TrialSeries(tuple(spans), variants, timed, turns, launches[0].centre)
 
 
 def _last_s(launch: LaunchResult) -> float:

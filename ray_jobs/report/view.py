@@ -77,8 +77,9 @@ class RunView:
             return Fastest(row, () if len(rows) == 1 else None)
         base = rows[0].baseline
         names = {base, *(row.variant for row in rows)}
-        turns = [{n: ns for n, ns in launch.items() if n in names} for launch in self.series[trial].turns]
-        best = statistics.best_of(turns, base, faster)
+        series = self.series[trial]
+        turns = [{n: ns for n, ns in launch.items() if n in names} for launch in series.turns]
+        best = statistics.best_of(turns, base, faster, series.centre)
         return None if best is None else Fastest(faster[best.name], best.rivals)
 
 

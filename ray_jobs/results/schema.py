@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from chatbot.errors import UsageError
 from chatbot.safe_text import keyless, printable
+from ray_jobs.measure import method
 
 VERSION = 2
 RENAMED = {"ray_jobs.audit.plants:": "ray_jobs.audit.mistakes:"}  # prefixes of a variant's name, wherever it stands
@@ -42,11 +43,16 @@ def current(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     if type(found) is not int or found < 1:
         raise ValueError(f"schema_version is {found!r}, not a whole number above 0")
     if found > VERSION:
-        raise NewerVersionError(
-            f"{place} has schema version {found}, and this program reads versions up to {VERSION}: "
-            "update it (pip install --upgrade latency-matrix)"
-        )
+        raise _newer(f"{place} has schema version {found}, and this program reads versions up to {VERSION}")
+    try:
+        method.known(method.version_in(content))
+    except method.UnknownMethodError as error:
+        raise _newer(f"{place} was {error}") from None
     return {**each_text(renamed(content), keyless), "schema_version": VERSION}
+
+
+def _newer(fault: str) -> NewerVersionError:
+    return NewerVersionError(f"{fault}: update it (pip install --upgrade latency-matrix)")
 
 
 def renamed(value: Any) -> Any:

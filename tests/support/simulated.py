@@ -19,6 +19,7 @@ from torch import Tensor
 from chatbot.variants import BASELINE, CONTROL, Reply, Workload
 from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure import orders
+from ray_jobs.measure.method import METHOD
 from ray_jobs.measure.orders import Orders
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.rounds import Log, Prompts, run_rounds
@@ -30,7 +31,7 @@ from ray_jobs.statistics import Interval, speedup
 
 PAIR = (BASELINE, CONTROL)
 WORKLOAD = Workload(batch=1, prompt_tokens=2, reply_tokens=1, model="tiny")
-ROUNDS, CALLS = 4, 3
+ROUNDS, CALLS = 8, METHOD.timed
 CALL_NS = 20e6  # of the baseline on a quiet machine
 PREPARE_NS = 1e9  # of a launch: the process, and every variant
 SENTINEL_NS = 5e6
@@ -241,6 +242,7 @@ class Comparison:
             log.samples(),
             interference=answers.interference,
             sentinel_ns=(sentinel, machine.sentinel_ns()),
+            method=METHOD.version,
         )
 
     def interval(self, variant: str = CONTROL) -> Interval:
