@@ -14,7 +14,7 @@ from pathlib import Path
 CACHE = "LATENCY_MATRIX_CACHE"  # the environment variable that names the folder, in place of the user's cache
 
 # Within it: libraries, kernels, packages, and Inductor's trees.
-KEPT = ("engine-*.so", "persistent-*.cubin", "aoti/*.pt2", "inductor-*")
+KEPT = ("engine-*.so", "persistent-*.cubin", "aoti/*.pt2", "inductor-*", "cold-*")
 UNUSED_S = 30 * 86400.0
 
 

@@ -130,6 +130,9 @@ class Spec(BaseModel):
     stop_at_eos: bool = Field(
         default=False, description="End a call when its replies have ended, within --reply-tokens"
     )
+    cold: bool = Field(
+        default=False, description="Also measure what a fresh start costs: nothing compiled, compiled, second model"
+    )
     launch_timeout: Seconds | None = Field(
         default=None, description="Seconds until a launch is ended; by default --budget, at least 60 and 15 a variant"
     )

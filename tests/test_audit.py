@@ -213,7 +213,12 @@ def test_a_page_says_what_each_part_found() -> None:
         {"part": "aa", "spec": spec, **false_verdicts([comparison(i) for i in range(50)], 0.02)},
         {"part": "effect-2", "spec": spec, **effects_found([comparison(0, 0.98)], 2)},
         {"part": "faults", "spec": spec, "faults": faults},
-        {"part": "cost", "spec": spec, **asdict(Cost(0.6, 9.0, 0.1, 40.0, 0.01, None, 50, 10)), "missed": ["sample"]},
+        {
+            "part": "cost",
+            "spec": spec,
+            **asdict(Cost(0.45, 0.45, 0.9, 9.0, 0.1, 40.0, 0.01, None, 50, 10)),
+            "missed": ["sample"],
+        },
     ]
     environment = {"driver": {"python": "3.11", "source_hash": "ab", "packages": {"torch": "2"}}}
     audit = {"run_id": "x", "started": "now", "seconds": 60.0, "command": ["audit"], "environment": environment}
@@ -260,9 +265,9 @@ def test_a_background_process_is_noticed_by_the_counters_it_moves(
 
 
 def test_costs_beyond_the_targets_are_named() -> None:
-    assert Cost(0.6, 4.0, 0.1, 40.0, 0.01, 0.03, 50.0, 10).broken == []
-    assert len(Cost(0.4, 6.0, 0.1, 40.0, 0.03, 0.03, 50.0, 10).broken) == 3
-    assert all("unknown" in words for words in Cost(None, None, None, None, None, None, 50.0, 0).broken)
+    assert Cost(0.43, 0.43, 0.86, 4.0, 0.1, 40.0, 0.01, 0.03, 50.0, 10).broken == []
+    assert len(Cost(0.4, 0.4, 0.84, 6.0, 0.1, 40.0, 0.03, 0.03, 50.0, 10).broken) == 3
+    assert all("unknown" in words for words in Cost(None, None, None, None, None, None, None, None, 50.0, 0).broken)
 
 
 @alone

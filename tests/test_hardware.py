@@ -16,9 +16,10 @@ from profiles import QUICK, examples, trials
 
 from chatbot.variants import BASELINE
 from ray_jobs import statistics
-from ray_jobs.matrix.hardware import HardwareClass, RandomEffects, classes_of, disagreements
+from ray_jobs.matrix.hardware import HardwareClass, RandomEffects, classes_of, disagreements, off_stations
 from ray_jobs.matrix.hardware import random_effects as effects_or_none
 from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.report import text
 from ray_jobs.report.terminal import print_classes
 from ray_jobs.statistics import LEAST_ERROR, Estimate
 
@@ -524,12 +525,19 @@ def test_the_classes_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "hardware class" in lines[3]
     found = by_variant(rows[:12])
     slow, script = found[BASELINE], found[SCRIPT]
-    latency = f"{slow.p50_ms:.1f} ({slow.p50_low_ms:.2f} to {slow.p50_high_ms:.1f})"
+    latency = text.p50(slow)
     assert lines[5].split() == [*EPYC.split(), "6", "eager", *latency.split(), "-", f"{slow.p50_spread:.1%},", "-"]
-    speedup = f"{script.speedup:.3f} ({script.speedup_low:.3f} to {script.speedup_high:.3f})"
-    assert f"{speedup}" in lines[6]
+    assert text.speedup(script) in lines[6]
     assert lines[6].endswith(f" {script.p50_spread:.1%}, 0.0%")
     assert lines[7:] == [f"  {said}" for said in slow.disagreeing]
+
+
+def test_a_station_that_is_off_is_named_once_behind_a_run() -> None:
+    rows = [*several(5), *pair("node-7:cpu", p50_ms=13.1, speedup=1.6)]
+    rows += [*several(5, batch=16), *pair("node-7:cpu", batch=16)]
+    (said,) = off_stations(classes_of(rows, MARGIN))
+    assert said.startswith("node-7:cpu is 31% slower than the other 5 stations")
+    assert off_stations(classes_of(several(5), MARGIN)) == []
 
 
 def test_each_workload_has_its_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

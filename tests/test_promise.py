@@ -15,6 +15,7 @@ from runs import finished_run, trial_at
 from chatbot.variants import Workload
 from ray_jobs.driver.plan import plan_lines, promised
 from ray_jobs.driver.promise import POWER, Earlier, promise
+from ray_jobs.measure.method import recorded
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.spec import read_spec
 from ray_jobs.statistics import LEAST_LAUNCHES, speedup
@@ -83,6 +84,7 @@ def run_of(folder: Path, scatter: float, seconds: float, budget: float = SPEC.bu
     finished_run(directory, [(trial_at("before", ALL, WORKLOAD), launches)])
     path = folder / "before" / "run.json"
     record = json.loads(path.read_text())
+    record["method"] = recorded()
     record["spec"] = {**SPEC.model_dump(mode="json"), "budget": budget}
     for trial in record["trials"].values():
         trial |= {"seconds": seconds, "status": "done"}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from launches import enter, made_launch
 from reports import GONE, HOSTILE, INVALID, LONG, MARGIN, TROUBLED, Case, made_run, made_view, many_rows
@@ -110,7 +110,7 @@ class Text(HTMLParser):
         ),
         (
             {"verdict": "inconclusive", "speedup": 1.05, "speedup_low": 0.9, "speedup_high": 1.2},
-            "On cpu AMD EPYC, torchscript vs eager: undecided, 1.050x (0.900 to 1.200); replies were not compared.",
+            "On cpu AMD EPYC, torchscript vs eager: undecided, 1.05x (0.90 to 1.20); replies were not compared.",
         ),
         (
             {"verdict": "inconclusive", "identical_replies": 1.0},
@@ -144,6 +144,56 @@ class Text(HTMLParser):
 )
 def test_a_cell_in_words(known: dict[str, object], said: str) -> None:
     assert sentence(row(**known), MARGIN) == said
+
+
+@given(st.floats(1e-3, 1e4), st.floats(1e-5, 0.5), st.floats(0, 0.5))
+def test_a_figure_has_as_many_digits_as_half_of_the_half_width_and_no_more(
+    value: float, up: float, down: float
+) -> None:
+    low, high = value * (1 - down), value * (1 + up)
+    assume(high - low > 4e-4)
+    shown = text.estimated(value, low, high, text.ratio)
+    numbers = [float(one) for one in re.findall(r"\d+\.?\d*", shown)]
+    assert numbers == pytest.approx([value, low, high], abs=(high - low) / 8 + 1e-9)
+    places = len(shown.partition(" ")[0].partition(".")[2])
+    one_less = 10.0 ** (1 - places)
+    near_one = any(limit != 1 and round(limit, places - 1) == 1 for limit in (low, high))
+    assert places == 0 or near_one or one_less > (high - low) / 4, "one digit less would be too few"
+    assert (low == 1) == (numbers[1] == 1) or places == text.MOST_DECIMALS, "what is not 1 does not look like it"
+
+
+@pytest.mark.parametrize(
+    ("estimate", "shown"),
+    [
+        ((1.2251, 1.2149, 1.2353), "1.225 (1.215 to 1.235)"),
+        ((20.886, 20.597, 21.178), "20.9 (20.6 to 21.2)"),
+        ((0.9942, 0.9861, 1.0028), "0.994 (0.986 to 1.003)"),
+        ((1234.4, 1201.0, 1266.0), "1234 (1201 to 1266)"),
+        ((1.03, 1.004, 1.056), "1.030 (1.004 to 1.056)"),
+        ((1.5, 1.5, 1.5), "1.500 (1.500 to 1.500)"),
+        ((1.5, None, None), "1.500"),
+        ((None, None, None), "-"),
+    ],
+)
+def test_figures_with_their_limits(estimate: tuple[float | None, float | None, float | None], shown: str) -> None:
+    assert text.estimated(*estimate, text.ratio) == shown
+
+
+def test_rows_are_ranked_the_fastest_first_and_exact_ones_before_the_approximate() -> None:
+    made = [
+        row(variant="eager", verdict="baseline", p50_ms=10.0, speedup=1.0, exact=True),
+        row(variant="slow", verdict="slower", p50_ms=20.0, speedup=0.5, exact=True),
+        row(variant="int8", verdict="faster", p50_ms=1.0, speedup=10.0, exact=False),
+        row(variant="bf16", verdict="faster", p50_ms=5.0, speedup=2.0, exact=False),
+        row(variant="odd", verdict="invalid", p50_ms=0.1, exact=True),
+        row(variant="quick", verdict="faster", p50_ms=2.0, speedup=5.0, exact=True),
+        row(variant="gone", status="skipped", exact=True),
+    ]
+    found = [one.variant for one in text.ranked(made)]
+    assert found[:6] == ["quick", "eager", "slow", "int8", "bf16", "odd"]
+    assert found[6:] == ["gone"]
+    sided = [replace(one, side="base") for one in made]
+    assert text.ranked(sided) == sided, "each side has the same order"
 
 
 def test_one_trial_is_told_by_its_fastest_variant_and_what_must_be_known_of_it() -> None:
@@ -252,7 +302,7 @@ def test_exact_variants_are_told_before_approximate_ones_of_a_committed_run() ->
     found = said(view)
     assert found[SAME] == ("native", "4.60 ms, eager 33.4 ms")
     assert found[NEARLY] == ("native-int8", "1.61 ms, eager 33.4 ms; 99.80% of the replies the same")
-    assert "native answers 7.283x" in summarize([view]).headline
+    assert "native answers 7.28x" in summarize([view]).headline
 
 
 def test_neither_control_nor_invalid_nor_approximate_competes_with_the_exact(rivals: dict[str, float]) -> None:
@@ -394,7 +444,68 @@ def test_the_matrix_tells_where_by_what_varies() -> None:
     assert found.shared == "cpu AMD EPYC, model small, prompt 8, reply 10, threads 1"
     (alone,) = heatmap_of([made_view([Case()])]).rows
     assert (alone.head, alone.more) == ("cpu AMD EPYC", "workbench-7:cpu")
-    assert [name for name, *_ in found.variants] == [BASELINE, CONTROL, "torchscript"]
+    assert [name for name, *_ in found.variants] == ["torchscript", BASELINE, CONTROL], "the fastest first"
+
+
+def test_many_variants_of_few_trials_are_the_rows_of_the_matrix() -> None:
+    ms = {
+        BASELINE: 10.0,
+        CONTROL: 10.0,
+        "torchscript": 8.0,
+        "compile": 5.0,
+        "onnx": 4.0,
+        "native": 2.0,
+        "bf16": 6.0,
+        "int8": 1.0,
+    }
+    view = made_view([Case(ms=ms)])
+    found = heatmap_of([view])
+    assert found.turned
+    assert (found.columns, found.wide) == (1, False)
+    order = [name for name, *_ in found.variants]
+    assert order[:3] == ["native", "onnx", "compile"]
+    assert order[-2:] == ["int8", "bf16"], "approximate ones are no ranking with the others"
+    html = page([view])
+    assert (
+        html.index('<th scope="col">Variant</th>')
+        < html.index('<th scope="row">native')
+        < html.index('<th scope="row">onnx')
+    )
+    assert not heatmap_of([made_view([Case()])]).turned
+    many = [Case(ms=ms, station=f"node-{n}:cpu") for n in range(9)]
+    assert not heatmap_of([made_view(many)]).turned, "there are more trials than variants"
+
+
+def test_the_first_screen_names_what_starts_soonest_and_what_needs_least_memory() -> None:
+    view = made_view([Case()])
+    cost = {BASELINE: (2.0, 300.0), "torchscript": (2.2, 303.0), CONTROL: (0.1, 1.0)}
+
+    def with_costs(one: Row) -> Row:
+        start_s, mb = cost[one.variant]
+        return replace(
+            one,
+            peak_memory_mb=mb,
+            to_first_reply_s_cached=start_s,
+            to_first_reply_s_cached_low=start_s - 0.15,
+            to_first_reply_s_cached_high=start_s + 0.15,
+        )
+
+    facts = {fact.question: fact for fact in facts_of([replace(view, rows=tuple(map(with_costs, view.rows)))])}
+    soonest, smallest = facts["Quickest to start"], facts["Smallest in memory"]
+    assert (soonest.answer, soonest.more) == (
+        "eager (indistinguishable from torchscript)",
+        "2.00 (1.85 to 2.15) s to the first reply",
+    )
+    assert smallest.answer == "eager (indistinguishable from torchscript)"
+    assert smallest.more == "300 MB at its peak, Python included"
+    cost["torchscript"] = (1.0, 200.0)
+    facts = {fact.question: fact for fact in facts_of([replace(view, rows=tuple(map(with_costs, view.rows)))])}
+    assert facts["Quickest to start"].answer == facts["Smallest in memory"].answer == "torchscript"
+    assert facts["Smallest in memory"].more.endswith(", eager 300 MB")
+    assert "Quickest to start" not in {fact.question for fact in facts_of([view])}
+    assert "Smallest in memory" not in {
+        fact.question for fact in facts_of([made_view([Case(), Case(station="b:cpu")])])
+    }
 
 
 def test_several_runs_stand_beneath_each_other_where_they_measured_the_same() -> None:

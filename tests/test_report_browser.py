@@ -12,6 +12,7 @@ from browser import BROWSER, Browser
 from reports import HOSTILE, LONG, TROUBLED, Case, made_view, many_rows, sided_view
 from typer.testing import CliRunner
 
+from chatbot.variants import CONTROL
 from ray_jobs.cli.app import app
 from ray_jobs.report.page import page
 from ray_jobs.results.store import RunDirectory
@@ -37,6 +38,20 @@ FIGURES = """[...document.querySelectorAll('.figures tr[data-variant]')].map(tr 
 
 
 WORDS = {"inconclusive": "undecided"}  # as a person would say it
+
+
+def fastest_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a trial of exact variants alone, as every table has them."""
+    return sorted(rows, key=lambda row: -row["speedup"])
+
+
+def rounded(row: dict[str, Any], names: tuple[str, str, str]) -> Any:
+    """A figure and its limits as they may be shown: to a digit that is a quarter of the interval's width at most."""
+    value, low, high = (row[name] for name in names)
+    return pytest.approx([value, low, high], abs=(high - low) / 8)
+
+
+P50, SPEEDUP = ("p50_ms", "p50_low_ms", "p50_high_ms"), ("speedup", "speedup_low", "speedup_high")
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +144,13 @@ def test_the_first_screen_tells_what_matrix_json_holds(
     size: tuple[int, int], scripts: bool, chromium: Browser, measured: Path
 ) -> None:
     """With scripts and without: the figures on the screen are those that were measured, to what is shown of them."""
-    rows: list[dict[str, Any]] = json.loads((measured.parent / "matrix.json").read_text())
+    rows = fastest_first(json.loads((measured.parent / "matrix.json").read_text()))
     chromium.open(measured, *size, scripts=scripts)
     nothing_else_happened(chromium, measured)
     assert chromium.value(BOTTOM.format(".legend")) < size[1], "the whole matrix is seen without scrolling"
     best = next(row for row in rows if row["variant"] == "torchscript")
     headline = numbers(chromium.value("document.querySelector('h1').innerText"))
-    assert headline == pytest.approx([best["speedup"], best["speedup_low"], best["speedup_high"]], abs=5e-4)
+    assert headline == rounded(best, SPEEDUP)
     shown = chromium.value(CELLS)
     assert len(shown) == len(rows)
     for text, row in zip(shown, rows, strict=True):
@@ -143,21 +158,20 @@ def test_the_first_screen_tells_what_matrix_json_holds(
         expected = [row["p50_ms"]] if row["verdict"] == "baseline" else [row["speedup"], row["p50_ms"]]
         assert found == pytest.approx(expected, rel=2e-3)
         assert WORDS.get(row["verdict"], row["verdict"]) in text
-    control = rows[1]
+    control = next(row for row in rows if row["variant"] == CONTROL)
     facts = chromium.value("document.querySelector('.facts').innerText")
     assert f"{control['speedup']:.3f} ({control['speedup_low']:.3f} to {control['speedup_high']:.3f})" in facts
     assert chromium.value("!!document.querySelector('.tip')") is scripts, "scripts ran where they may, and only there"
 
 
 def test_the_table_of_a_trial_tells_what_matrix_json_holds(chromium: Browser, measured: Path) -> None:
-    rows = json.loads((measured.parent / "matrix.json").read_text())
+    rows = fastest_first(json.loads((measured.parent / "matrix.json").read_text()))
     chromium.open(measured)
     found = chromium.value(FIGURES)
     assert [one[0] for one in found] == [row["variant"] for row in rows]
     for (_, p50, speedup, verdict), row in zip(found, rows, strict=True):
-        assert numbers(p50) == pytest.approx([row["p50_ms"], row["p50_low_ms"], row["p50_high_ms"]], rel=2e-3)
-        limits = [row["speedup"], row["speedup_low"], row["speedup_high"]]
-        assert numbers(speedup) == pytest.approx([] if row["verdict"] == "baseline" else limits, abs=5e-4)
+        assert numbers(p50) == rounded(row, P50)
+        assert numbers(speedup) == ([] if row["verdict"] == "baseline" else rounded(row, SPEEDUP))
         assert WORDS.get(row["verdict"], row["verdict"]) in verdict
 
 

@@ -308,8 +308,15 @@ def test_columns_are_the_rows_fields_the_newest_last() -> None:
     newest = ("stop_at_eos", "tokens_per_reply", "per_token_ms", "compared_replies", "first_difference", "cores")
     compiled = ("graphs", "graph_breaks", "recompiles", "outside_compiled")
     sides = ("side", "side_speedup", "side_speedup_low", "side_speedup_high", "side_verdict")
-    assert COLUMNS[-29:-17] == (*newest, *compiled, "first_token_ms", "prepare_memory_mb")
-    assert COLUMNS[-17:] == (*TAILS, *sides, *(f"side_{name}" for name in TAILS))
+    whole = [f"to_first_reply_s_{{}}{end}" for end in ("", "_low", "_high")]
+    steps = ("import_s_{}", "load_s_{}", "prepare_cold_s_{}", "first_reply_ms_{}", *whole)
+    cold = [step.format(state) for state in ("empty", "cached", "warm") for step in steps]
+    cold += ["artifact_mb", "weights_mb", "kept_share"]
+    cold += [f"pays_after_{state}{end}" for state in ("empty", "cached") for end in ("", "_low", "_high")]
+    before = COLUMNS[: -len(cold)]
+    assert before[-29:-17] == (*newest, *compiled, "first_token_ms", "prepare_memory_mb")
+    assert before[-17:] == (*TAILS, *sides, *(f"side_{name}" for name in TAILS))
+    assert COLUMNS[-len(cold) :] == tuple(cold)
 
 
 def test_a_row_tells_how_much_faster_the_slow_calls_are() -> None:

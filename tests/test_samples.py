@@ -43,7 +43,15 @@ ROW_COLUMNS = (
     "p90_speedup p90_speedup_low p90_speedup_high p99_speedup p99_speedup_low p99_speedup_high "
     "side side_speedup side_speedup_low side_speedup_high side_verdict "
     "side_p90_speedup side_p90_speedup_low side_p90_speedup_high "
-    "side_p99_speedup side_p99_speedup_low side_p99_speedup_high"
+    "side_p99_speedup side_p99_speedup_low side_p99_speedup_high "
+    "import_s_empty load_s_empty prepare_cold_s_empty first_reply_ms_empty "
+    "to_first_reply_s_empty to_first_reply_s_empty_low to_first_reply_s_empty_high "
+    "import_s_cached load_s_cached prepare_cold_s_cached first_reply_ms_cached "
+    "to_first_reply_s_cached to_first_reply_s_cached_low to_first_reply_s_cached_high "
+    "import_s_warm load_s_warm prepare_cold_s_warm first_reply_ms_warm "
+    "to_first_reply_s_warm to_first_reply_s_warm_low to_first_reply_s_warm_high "
+    "artifact_mb weights_mb kept_share pays_after_empty pays_after_empty_low pays_after_empty_high "
+    "pays_after_cached pays_after_cached_low pays_after_cached_high"
 ).split()
 INTEGERS = {
     "compared_replies",

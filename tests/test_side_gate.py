@@ -26,10 +26,12 @@ from ray_jobs.compare.side_text import SidePage
 from ray_jobs.compare.sides import SideCell, SideGate, gate_sides
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import LaunchResult, VariantFacts
+from ray_jobs.report import text
 from ray_jobs.results.filesystem import StoreError
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
 from ray_jobs.sides import AGAIN, BASE, label_of, sides_of
+from ray_jobs.statistics import Interval
 
 ROOT = Path(__file__).resolve().parent.parent
 ASKED = "env=MALLOC_ARENA_MAX=1"
@@ -175,10 +177,11 @@ def test_a_slower_side_is_told_with_its_interval_and_its_base(tmp_path: Path) ->
     assert change.shared is not None
     assert change.speedup.value == pytest.approx(1 / 1.05, rel=0.005), "base over side: below 1 the side is slower"
     assert change.shared.low < change.speedup.low < change.speedup.high < change.shared.high
-    times = [f"{1 / value:.3f}" for value in (change.shared.value, change.shared.high, change.shared.low)]
+    long = Interval(*(1 / value for value in (change.shared.value, change.shared.high, change.shared.low)))
+    times, _, limits = text.ratio_of(long).partition(" ")
     assert line == (
-        f"gate 3%: {SIDE} is slower than base (1234567+) in torchscript: {times[0]} times as long "
-        f"({times[1]} to {times[2]}), certain for all 2 cells together; it is not slower in 1 cell"
+        f"gate 3%: {SIDE} is slower than base (1234567+) in torchscript: {times} times as long "
+        f"{limits}, certain for all 2 cells together; it is not slower in 1 cell"
     )
 
 

@@ -524,14 +524,14 @@ def test_a_terminal_of_80_columns_has_room_for_both_tables_however_long_a_side_i
     places = [lines.index(heading) for heading in headings]
     assert first < places[0] < places[1] < places[2] < second < places[3], "the question, its control, then base"
     slower = next(line for line in lines[places[0] : places[1]] if SCRIPTED in line)
-    assert "0.543 (" in slower
+    assert "0.54 (" in slower
     assert (slower.count("(") == 3) == (width > 100), "the ratio of p90 where there is room for it"
     assert f"  {LONG_SIDE}: failed: {NO_TORCH}" in lines, "once for all of the side's variants"
 
 
 def test_the_headline_is_what_was_decided_and_a_side_that_failed_is_one_sentence() -> None:
     told = summarize([sided_view()])
-    assert told.headline.startswith(f"On cpu a CPU, torchscript with {OTHER.name} is slower: 0.543 (")
+    assert told.headline.startswith(f"On cpu a CPU, torchscript with {OTHER.name} is slower: 0.54 (")
     assert told.sentences[:2] == (
         f"On cpu a CPU, eager with {OTHER.name} is as fast as with base, within 2%: "
         "1.000 (1.000 to 1.000) times as fast as with base; all replies the same.",
@@ -550,7 +550,7 @@ def test_more_comparisons_than_sentences_are_counted_side_by_side() -> None:
     trials = [replace(row, trial_id=f"{row.trial_id}{n}") for n in range(4) for row in view.rows]
     told = summarize([replace(view, rows=tuple(trials))])
     assert told.headline == (
-        f"{OTHER.name} is the same as base in 4 of 8 comparisons, slower in 4 (0.543x); all replies the same."
+        f"{OTHER.name} is the same as base in 4 of 8 comparisons, slower in 4 (0.54x); all replies the same."
     )
 
 
@@ -561,12 +561,12 @@ def test_the_page_shows_the_comparison_first_its_tail_and_what_the_sides_are() -
     assert [line.head for line in heat.rows] == [OTHER.name, LONG_SIDE, AGAIN, BASE]
     assert [name for name, *_ in heat.variants] == [BASELINE, CONTROL, SCRIPTED], "a side is no column"
     assert heat.rows[0].cells[2] is not None
-    assert heat.rows[0].cells[2].big == "0.543x"
+    assert heat.rows[0].cells[2].big == "0.54x"
     assert shown.index(text.AGAINST_TITLE) < shown.index("What the sides are") < shown.index(text.ALONE_TITLE)
     assert shown.index("Sides over base, cpu") < shown.index("Base over its baseline, cpu")
     slow, _ = shown[shown.index("The slow calls") :].split("Speedup of p90")
     assert slow.count("Base / side of p90") == 1
-    assert slow.count("0.543 (0.511 to 0.578)") == 1
+    assert slow.count("0.54 (0.51 to 0.58)") == 1
     assert slow.count("1.000 (1.000 to 1.000)") == 3, "eager too has one, which has none over itself"
     assert NO_TORCH in shown.replace("&#39;", "'")
     first, again, other = environments_of(view, view.rows)

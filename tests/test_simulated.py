@@ -45,6 +45,8 @@ HOSTILE = {
     "bursts": Conditions(burst_every_s=BURSTS),
     "slots": Conditions(slot=SLOTS),
     "places": Conditions(place=PLACES),
+    "hits": Conditions(spikes=0.1),
+    "many hits": Conditions(spikes=0.3),  # more than Hodges and Lehmann's estimator bears
     "all": Conditions(drift=DRIFT, burst_every_s=BURSTS, slot=SLOTS, place=0.02),
 }
 

@@ -64,7 +64,7 @@ def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alter
         lost_launches=len(state.lost),
         rounds=launches[0].rounds if launches else 0,
         p50_ms=baseline.p50_ms,
-        timed_s=timed_s(launches),
+        timed_s=called_s(launches, TIMED),
         seconds=state.seconds or 0.0,
         **peered,
     )
@@ -80,9 +80,9 @@ def _log_speedup(plan: Plan, launch: LaunchResult) -> float | None:
     return found.get(compared(plan))
 
 
-def timed_s(launches: Sequence[LaunchResult]) -> float:
-    """The time inside timed calls."""
-    return sum(int(launch.samples.wall_ns[launch.samples.phase == TIMED].sum()) for launch in launches) / 1e9
+def called_s(launches: Sequence[LaunchResult], phase: int) -> float:
+    """The time inside calls of a phase, that of timed ones, say."""
+    return sum(int(launch.samples.wall_ns[launch.samples.phase == phase].sum()) for launch in launches) / 1e9
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_jobs.audit.cost import LEAST_TIMED_SHARE, MOST_OWN_CORES, MOST_SAMPLE_US
+from ray_jobs.audit.cost import LEAST_CALLED_SHARE, MOST_OWN_CORES, MOST_SAMPLE_US
 from ray_jobs.audit.detection import IMPOSSIBLE
 from ray_jobs.audit.rates import CLAIMED, LEAST_FOUND, MOST_BIAS, MOST_FALSE
 from ray_jobs.report.tables import table
@@ -145,9 +145,11 @@ def _faults(part: Section) -> str:
 
 
 def _cost(part: Section) -> str:
-    least, most = f"at least {LEAST_TIMED_SHARE:.0%}", f"at most {MOST_OWN_CORES:.0%}"
+    least, most = f"at least {LEAST_CALLED_SHARE:.0%}", f"at most {MOST_OWN_CORES:.0%}"
     rows = [
-        ("time inside timed calls / time of the trial", _number(part["timed_share"], ".0%"), least),
+        ("time inside timed calls / time of the trial", _number(part["timed_share"], ".0%"), ""),
+        ("... inside the untimed ones that refresh caches", _number(part.get("refresh_share"), ".0%"), ""),
+        ("... inside both / time until the last launch", _number(part.get("called_share"), ".0%"), least),
         ("overhead of a sample", _number(part["sample_us"], ".1f", " us"), f"at most {MOST_SAMPLE_US:g} us"),
         ("... of it between the readings of the clock", _number(part["inside_us"], ".2f", " us"), ""),
         ("between two rounds: counters, prompts, garbage", _number(part["round_us"], ".0f", " us"), ""),

@@ -10,6 +10,7 @@ import typer
 
 from chatbot.console import ExitCode
 from chatbot.errors import UsageError
+from chatbot.safe_text import printable
 from ray_jobs.cli.gate import Gate
 from ray_jobs.cli.options import (
     FAILED,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from ray_jobs.driver.run import Where
     from ray_jobs.matrix.rows import Row
     from ray_jobs.results.store import RunDirectory
+
+
+MOST_STATIONS = 5  # named behind a run; its page and classes.json name all
 
 
 @flags_of(Spec, Spec.model_fields)
@@ -146,7 +150,7 @@ def _measure(
     from ray_jobs.cluster.fetch import run_line
     from ray_jobs.cluster.schedule import ClusterLostError
     from ray_jobs.driver.run import run
-    from ray_jobs.matrix.hardware import classes_of
+    from ray_jobs.matrix.hardware import classes_of, off_stations
     from ray_jobs.report.terminal import Reporter, print_classes, print_matrix
     from ray_jobs.results.filesystem import StoreError
     from ray_jobs.results.store import RunDirectory
@@ -164,12 +168,14 @@ def _measure(
         sink.stop()  # where the head is lost, nothing is cleaned up after this
         leave(error, _safe(directory, spec), FAILED if gate is None else ExitCode.UNEXPECTED)  # 1 is a gate's "slower"
     print_matrix(rows, spec.margin)
-    print_classes(classes_of(rows, spec.margin))
+    print_classes(classes := classes_of(rows, spec.margin))
     judged = None if gate is None else gate.judge(directory)
     page = f"{REPORT}, " if directory.holds(REPORT) else ""
     typer.echo(f"\n{directory.shown}: {page}matrix.json, matrix.parquet, classes.json, run.json, samples/")
     if sink.result:
         typer.echo(sink.result)
+    for sentence in off_stations(classes)[:MOST_STATIONS]:
+        typer.echo(printable(sentence))
     counts = _counts(rows)
     if as_json:
         found = {} if judged is None else {"gate": judged.content()}

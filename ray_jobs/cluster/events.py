@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_jobs.measure.cold import Cold
 from ray_jobs.measure.result import Limits, Memory
 from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.process.profile.profiler import Traced
@@ -94,6 +95,7 @@ Outcome = (
     | Failure
     | Memory
     | Limits
+    | Cold
     | Traced
     | WorkerLost
     | TrialEnded

@@ -109,8 +109,8 @@ def _columns(change: Change) -> tuple[str, ...]:
     row = change.new.row
     sizes = text.short_sizes(row)
     verdict = change.verdict if change.gates else f"{change.verdict} (the control: no gate)"
-    speedups = [text.between(cell.row.speedup, None, None, text.ratio) for cell in (change.base, change.new)]
-    found = change.ratio and text.between(change.ratio.value, change.ratio.low, change.ratio.high, text.ratio)
+    speedups = [text.times(cell.row).removesuffix("x") for cell in (change.base, change.new)]
+    found = change.ratio and text.ratio_of(change.ratio)
     return (row.name, f"{sizes}, {change.new.hardware}", *speedups, found or text.DASH, verdict)
 
 

@@ -138,8 +138,9 @@ def _rank(changes: Sequence[SideChange]) -> int:
 
 def _as_long(speedup: Interval) -> str:
     """``1.052 times as long (1.041 to 1.063)``, of base over side."""
-    long = [text.ratio(1 / value) for value in (speedup.value, speedup.high, speedup.low)]
-    return f"{long[0]} times as long ({long[1]} to {long[2]})"
+    long = Interval(1 / speedup.value, 1 / speedup.high, 1 / speedup.low)
+    value, _, limits = text.ratio_of(long).partition(" ")
+    return f"{value} times as long {limits}"
 
 
 def _place(row: Row) -> str:

@@ -8,16 +8,17 @@ from typing import Any
 
 from chatbot import checkpoint, corpus
 from chatbot.config import Config
-from chatbot.variants import BASELINE, VARIANTS, Variant, Workload, is_own
+from chatbot.variants import BASELINE, CONTROL, VARIANTS, Variant, Workload, is_own
 from ray_jobs.driver import revisions
 from ray_jobs.driver.promise import Earlier, Promise, promise
 from ray_jobs.matrix.rows import Row, Status
+from ray_jobs.measure.cold import STARTS
 from ray_jobs.measure.method import METHOD, version_in
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.roofline import PRECISIONS, moved_bytes, phases_of
 from ray_jobs.measure.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_CALLS
-from ray_jobs.measure.trial import SIDE_S, compiling_s, rounds_s, untimed_s
+from ray_jobs.measure.trial import SIDE_S, cold_s, compiling_s, rounds_s, untimed_s
 from ray_jobs.report.text import counted
 from ray_jobs.results import schema
 from ray_jobs.sides import sides_of
@@ -29,6 +30,7 @@ OVERHEAD_S = 150e-6  # of a step's small operations in Python
 # Of that guess; between them lie the eager latencies of the runs make-matrix, variants-tutorial and seed.
 QUICK, SLOW = 0.5, 1.25
 LAUNCH_S = 0.3  # fork, weights and scripting, at small size
+COLD_START_S = 2.5  # a new process that imports torch and answers once
 START_S = 7.0  # of a trial: a worker and a fork server that import torch, and the launches for memory and limit
 # A variant's reply over eager's; of those that are not here, as long as eager's. Of the run variants-tutorial.
 OF_EAGER = {
@@ -128,7 +130,7 @@ def typical(spec: Spec, workload: Workload, reply_s: float) -> Duration:
     rounds = max(variants, min(up_to_multiple(ROUNDS, variants), affordable))
     prepare_s = sum(variant.prepare_s for _, variant in turns)
     launch_s = LAUNCH_S + SIDE_S * sides + prepare_s + (WARMUP_CALLS + rounds * (1 + calls)) * turn_s
-    untimed = START_S + _alone_s(spec, workload, reply_s, present)
+    untimed = START_S + _alone_s(spec, workload, reply_s, present) + _cold_s(spec, present)
     least = untimed + launches * launch_s
     return Duration(least, max(least, spec.budget + untimed), "estimated from the bytes read", untimed)
 
@@ -145,6 +147,15 @@ def _alone_s(spec: Spec, workload: Workload, reply_s: float, present: Sequence[t
     approximate = [OF_EAGER.get(name, 1.0) for name, variant in present if not variant.exact]
     asked_s = LEAST_COMPARED / workload.batch * (1 + sum(approximate)) * reply_s if approximate else 0.0
     return kept_s + min(prepare_s + asked_s, untimed_s(spec.budget))
+
+
+def _cold_s(spec: Spec, present: Sequence[tuple[str, Variant]]) -> float:
+    """Of cold starts, where they are asked for."""
+    if not spec.cold:
+        return 0.0
+    starting = [variant for name, variant in present if name != CONTROL]
+    each = [(1 + STARTS) * (COLD_START_S + variant.prepare_s) + STARTS * COLD_START_S for variant in starting]
+    return min(sum(each), cold_s(spec.budget))
 
 
 def _entry(name: str) -> Variant:
@@ -200,6 +211,7 @@ def _alike(
             run = schema.current(json.loads(path.read_text()), str(path.parent))
             same = all(run["spec"][key] == asked[key] for key in keys)
             same = same and run["spec"].get("against", []) == asked["against"] and version_in(run) == METHOD.version
+            same = same and run["spec"].get("cold", False) == asked["cold"]
             done = {name: trial for name, trial in run["trials"].items() if trial["status"] == Status.DONE}
             mine = [n for n, trial in done.items() if schema.known(Workload, trial["workload"]) == workload]
             like = [(name, float(done[name]["seconds"])) for name in mine if done[name]["seconds"]]

@@ -1,7 +1,7 @@
 """Continues an interrupted run from its committed launches."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from ray_jobs.machine import another_machine
 from ray_jobs.matrix.hardware import same_class
 from ray_jobs.matrix.rows import Status
 from ray_jobs.measure import method
+from ray_jobs.measure.cold import Cold, Start, Starts
 from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.replies import ReplyComparison
 from ray_jobs.measure.result import Limits, Memory, one_line
@@ -110,6 +111,7 @@ class Earlier:
         state.place = schema.known(Place, record)  # where its launches were measured
         state.committed, state.rows = known, []
         state.memory, state.limits = _found(record)
+        state.cold = cold_of(record.get("cold") or {})
         state.environments = dict(record.get("environments") or {})
         state.lost = list(record["lost_launches"])
         state.attempts = list(record["attempts"])
@@ -161,6 +163,17 @@ class Earlier:
                     f"{self.directory.shown} can't be resumed: samples/{name} can't be read: {one_line(error)}"
                 ) from None
         return found
+
+
+def cold_of(record: Mapping[str, Any]) -> Cold:
+    """The cold starts as ``run.json`` has them; none of a run that asked for none."""
+    made = {}
+    for name, raw in record.get("of", {}).items():
+        of: dict[str, Sequence[Start]] = {
+            state: tuple(schema.known(Start, one) for one in starts) for state, starts in raw["of"].items()
+        }
+        made[name] = replace(schema.known(Starts, raw), of=of)
+    return Cold(made, dict(record.get("lost", {})))
 
 
 def _found(record: Mapping[str, Any]) -> tuple[Memory, Limits]:

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from ray_jobs import provenance
 from ray_jobs.cluster.connection import connected, wait_for_resources
-from ray_jobs.cluster.events import Event, TrialEnded
+from ray_jobs.cluster.events import Event, LaunchDone, TrialEnded
+from ray_jobs.cluster.gauges import Gauges
 from ray_jobs.cluster.stations import find_stations
 from ray_jobs.cluster.tasks import measure
 from ray_jobs.driver.inputs import identity_of, inputs_of, parts_of, with_cases
@@ -27,6 +28,7 @@ from ray_jobs.matrix.hardware import HardwareClass, classes_of
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure import method
 from ray_jobs.measure.result import LaunchResult
+from ray_jobs.process.trial import Committed
 from ray_jobs.report.terminal import Reporter
 from ray_jobs.report.write import draw_or_say
 from ray_jobs.results.filesystem import StoreError
@@ -136,7 +138,7 @@ def run(
             reporter.trials = len(jobs)
             with reporter, closing(measure(iter(jobs), inputs)) as events:
                 del jobs  # the schedule lets go of them one by one
-                take_in(this, events, reporter)
+                take_in(this, events, reporter, Gauges(run_id, len(this.trials)))
     rows = [row for trial in this.trials.values() for row in trial.rows]
     write_matrix(directory, rows, spec.margin)
     draw_or_say(directory)
@@ -144,14 +146,18 @@ def run(
     return rows
 
 
-def take_in(this: Run, events: Iterable[Event], reporter: Reporter) -> None:
+def take_in(this: Run, events: Iterable[Event], reporter: Reporter, gauges: Gauges | None = None) -> None:
     """Handles the cluster's events as they arrive, until every trial has ended."""
     try:
+        if gauges is not None:
+            gauges.count(trial.status for trial in this.trials.values())
         for event in events:
             trial = this.trials[event.trial_id]
             committed = trial.committed
             trial.take(event.outcome, this)
             reporter.show(event, committed)
+            if gauges is not None:
+                tell(gauges, event, this, committed)
             if isinstance(event.outcome, TrialEnded):
                 write_run_now_and_then(this)
                 this.sink.progress(trial.rows)
@@ -160,6 +166,14 @@ def take_in(this: Run, events: Iterable[Event], reporter: Reporter) -> None:
             write_run(this)
         raise
     write_run(this)
+
+
+def tell(gauges: Gauges, event: Event, this: Run, committed: Sequence[Committed]) -> None:
+    """Sets what an event changes of the gauges."""
+    if isinstance(event.outcome, LaunchDone):
+        gauges.stand(event.trial_id, committed)
+    elif isinstance(event.outcome, TrialEnded):
+        gauges.count(trial.status for trial in this.trials.values())
 
 
 def write_matrix(directory: RunDirectory, rows: Sequence[Row], margin: float) -> None:

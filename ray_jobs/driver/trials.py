@@ -12,7 +12,8 @@ from chatbot.variants import Workload
 from ray_jobs.cluster.events import Job, LaunchDone, Outcome, Station, TrialEnded, TrialStarted, WorkerLost
 from ray_jobs.cluster.stations import choose_stations
 from ray_jobs.cluster.times import Moments
-from ray_jobs.matrix.rows import NO_LIMITS, NO_MEMORY, Row, Status, rows_of
+from ray_jobs.matrix.rows import NO_COLD, NO_LIMITS, NO_MEMORY, Row, Status, rows_of
+from ray_jobs.measure.cold import Cold
 from ray_jobs.measure.result import LaunchResult, Limits, Memory
 from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.process.sides import Environments
@@ -62,6 +63,7 @@ class TrialState:
     attempts: list[dict[str, Any]] = field(default_factory=list)  # workers that were lost, earlier runs of the driver
     memory: Memory = NO_MEMORY
     limits: Limits = NO_LIMITS
+    cold: Cold = NO_COLD
     started: float | None = None
     seconds: float | None = None
     rows: list[Row] = field(default_factory=list)  # when it has ended
@@ -104,6 +106,8 @@ class TrialState:
                 self.memory = outcome
             case Limits():
                 self.limits = outcome
+            case Cold():
+                self.cold = outcome
             case TrialEnded(reason):
                 seconds = None if self.started is None else round(time.monotonic() - self.started, 1)
                 self.end(Status.FAILED if reason else Status.DONE, reason, store, seconds)
@@ -118,7 +122,7 @@ class TrialState:
         """Closes the trial and makes its rows from the launches in the store."""
         self.status, self.reason, self.seconds = status, reason, seconds
         launches = store.launches(self.trial.id, [one.index for one in self.committed])
-        self.rows = rows_of(self.trial, self.place, status, reason, launches, self.memory, self.limits)
+        self.rows = rows_of(self.trial, self.place, status, reason, launches, self.memory, self.limits, self.cold)
         of_a_launch = next((dict(one.machine.get("environments") or {}) for one in launches), {})
         self.environments = self.environments or of_a_launch
         # Of ten thousand trials these are most of what the driver would keep in memory.
@@ -147,6 +151,7 @@ class TrialState:
             "device_name": self.place.device_name,
             "hardware": self.place.hardware,
             **({"environments": self.environments} if self.environments else {}),
+            **({"cold": asdict(self.cold)} if self.trial.cold else {}),
         }
 
 
@@ -213,6 +218,7 @@ def trial_of(spec: Spec, run_id: str, workload: Workload, name: str, wait_s: flo
         budget_s=spec.budget,
         launch_timeout_s=spec.launch_timeout_s,
         wait_s=wait_s,
+        cold=spec.cold,
         sides=sides_of(spec.against),
     )
 

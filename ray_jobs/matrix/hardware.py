@@ -160,6 +160,11 @@ def classes_of(rows: Sequence[Row], margin: float) -> list[HardwareClass]:
     return [_class_of(sorted(group, key=lambda row: row.station or ""), margin) for group in groups]
 
 
+def off_stations(classes: Sequence[HardwareClass]) -> list[str]:
+    """A sentence for each station that answers slower or faster than others of its class, by the baseline."""
+    return list(dict.fromkeys(said for one in classes if one.speedup is None for said in one.disagreeing))
+
+
 def _class_of(rows: Sequence[Row], margin: float) -> HardwareClass:
     latencies = {str(row.station): known for row in rows if (known := _latency(row)) is not None}
     speedups = {str(row.station): known for row in rows if (known := speedup_of(row)) is not None}

@@ -9,10 +9,12 @@ import numpy as np
 
 from chatbot.variants import BASELINE, CONTROL, UNTRIED, Workload, variant_named
 from ray_jobs import statistics
+from ray_jobs.matrix import cold as cold_columns
 from ray_jobs.matrix.against import against
 from ray_jobs.matrix.row_warnings import drift_of, gpus_of, imprecision, interference_of, sentinel_ms, warnings_of
 from ray_jobs.matrix.tails import tails
 from ray_jobs.measure import dynamo, interference, roofline
+from ray_jobs.measure.cold import Cold
 from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.replies import LEAST_COMPARED, ReplyComparison
 from ray_jobs.measure.result import LaunchResult, Limits, Memory, VariantFacts
@@ -20,7 +22,7 @@ from ray_jobs.measure.trial import Pair, Place, Trial
 from ray_jobs.sides import AGAIN, BASE, label_of
 from ray_jobs.statistics import Interval, Verdict
 
-NO_MEMORY, NO_LIMITS = Memory(), Limits()
+NO_MEMORY, NO_LIMITS, NO_COLD = Memory(), Limits(), Cold()
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
 
@@ -119,6 +121,38 @@ class Row:
     side_p99_speedup: float | None = None
     side_p99_speedup_low: float | None = None
     side_p99_speedup_high: float | None = None
+    import_s_empty: float | None = (
+        None  # until all is imported; with nothing compiled, as in the first pod; null if not asked
+    )
+    load_s_empty: float | None = None
+    prepare_cold_s_empty: float | None = None
+    first_reply_ms_empty: float | None = None
+    to_first_reply_s_empty: float | None = None  # from exec to the reply in hand
+    to_first_reply_s_empty_low: float | None = None
+    to_first_reply_s_empty_high: float | None = None
+    import_s_cached: float | None = None  # with what an earlier start compiled, in a new process
+    load_s_cached: float | None = None
+    prepare_cold_s_cached: float | None = None
+    first_reply_ms_cached: float | None = None
+    to_first_reply_s_cached: float | None = None
+    to_first_reply_s_cached_low: float | None = None
+    to_first_reply_s_cached_high: float | None = None
+    import_s_warm: float | None = None  # of the second model in a live process
+    load_s_warm: float | None = None
+    prepare_cold_s_warm: float | None = None
+    first_reply_ms_warm: float | None = None
+    to_first_reply_s_warm: float | None = None
+    to_first_reply_s_warm_low: float | None = None
+    to_first_reply_s_warm_high: float | None = None
+    artifact_mb: float | None = None  # on disk, for a start that finds everything
+    weights_mb: float | None = None  # of the model as it is loaded
+    kept_share: float | None = None  # of the files that a start reads, what the page cache did not let go
+    pays_after_empty: float | None = None  # replies, until a faster variant has won back what its start costs more
+    pays_after_empty_low: float | None = None
+    pays_after_empty_high: float | None = None
+    pays_after_cached: float | None = None
+    pays_after_cached_low: float | None = None
+    pays_after_cached_high: float | None = None
 
     @property
     def name(self) -> str:
@@ -171,12 +205,14 @@ def rows_of(
     launches: Sequence[LaunchResult] = (),
     memory: Memory = NO_MEMORY,
     limits: Limits = NO_LIMITS,
+    cold: Cold = NO_COLD,
 ) -> list[Row]:
     """The rows of a trial, one for each of its variants, of each side.
 
     A failed trial keeps what its committed launches tell; its status and reason say that they are not all.
     """
-    rows = []
+    rows: list[Row] = []
+    base: dict[str, Any] = {}
     for pair in trial.pairs:
         common, label = _common(trial, place, pair), pair.label
         facts = [launch.facts[label] for launch in launches if label in launch.facts]
@@ -195,7 +231,11 @@ def rows_of(
             measured |= _identical(facts, memory.compared.get(label))
             measured |= _compiled(facts, memory.compiled.get(label))
             invalid = measured.pop("invalid")
+            mine = cold.of.get(pair.variant) if pair.side == BASE else None
             if invalid is None:  # else it is not known what was measured
+                measured |= cold_columns.columns(mine)
+                base = measured if pair == (BASE, BASELINE) else base
+                measured |= cold_columns.pays_after(measured, base)
                 measured |= _limited(
                     limits.of.get(label),
                     measured,
@@ -207,6 +247,8 @@ def rows_of(
                     measured["warnings"] = (*measured.get("warnings", ()), few)
             doubts = dynamo.warnings(memory.compiled.get(label), measured["recompiles"])
             lost = _not_known(memory.lost.get(label), limits.lost if pair.side == BASE else None)
+            if pair.side == BASE:
+                lost += cold_columns.warnings(mine, cold.lost.get(pair.variant))
             measured["warnings"] = (*common["warnings"], *measured.get("warnings", ()), *doubts, *lost)
             reasons = [text for text in (reason, invalid) if text]
             rows.append(Row(**{**common, **measured}, status=status, reason="; ".join(reasons) or None))

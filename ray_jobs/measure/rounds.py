@@ -1,7 +1,8 @@
 """The timed part of a launch: prompts, warm-up and rounds, on any timer and any watch.
 
 Each round gives every variant one turn on the same prompts; a turn is one untimed call, which refills the caches that
-the others emptied, and a few timed ones. A variant never gets the same prompt twice within a launch.
+the others emptied, and a timed one, or a few where all calls are fast. A variant never gets the same prompt twice
+within a launch.
 """
 
 import gc

@@ -33,6 +33,11 @@ def untimed_s(budget_s: float) -> float:
     return max(LEAST_UNTIMED_S, budget_s / 2)
 
 
+def cold_s(budget_s: float) -> float:
+    """Seconds for cold starts, where they are asked for: the budget again."""
+    return max(LEAST_UNTIMED_S, budget_s)
+
+
 def rounds_s(budget_s: float, launches: int, sides: int) -> float:
     """Seconds for the rounds of each of so many launches: its share of the budget, less what comes before them.
 
@@ -64,6 +69,7 @@ class Trial:
     launch_timeout_s: float
     wait_s: float = 600.0  # for a station that somebody else holds
     memory: bool = True  # also each variant's peak memory and its limit, in processes of their own
+    cold: bool = False  # also what a fresh start of each variant costs
     sides: tuple[Side, ...] = ()  # that are compared, ``base`` first; none: there is nothing but ``base``
 
     @property

@@ -16,11 +16,12 @@ import torch
 from chatbot.variants import BASELINE, CONTROL, variant_named
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
+from ray_jobs.measure.cold import Cold
 from ray_jobs.measure.gpu import pci_address
 from ray_jobs.measure.launch import Alone
 from ray_jobs.measure.result import Launch, LaunchResult, Limits, Memory, VariantFacts
 from ray_jobs.measure.trial import Factory, Inputs, Pair, Trial, rounds_s
-from ray_jobs.process import lease, untimed
+from ray_jobs.process import cold, lease, untimed
 from ray_jobs.process.conductor import Stage
 from ray_jobs.process.cores import CoreChoice, choose_cores, near, topology
 from ray_jobs.process.lease import Lease
@@ -48,13 +49,16 @@ class Committed:
     log_speedups: Mapping[str, float]
     elapsed_s: float
     programs: Mapping[str, str] = field(default_factory=dict)  # identity of what each valid variant ran
+    discarded: int = 0  # rounds
 
     @classmethod
     def of(cls, launch: LaunchResult) -> "Committed":
         """Extracts it from a launch; ``elapsed_s`` is 0 in runs that did not record it."""
         index, elapsed_s, programs = launch.launch.index, launch.elapsed_s or 0.0, _programs(launch)
         against = {f"{label}{AGAINST}": log for label, log in launch.log_side_speedups().items()}
-        return cls(index, launch.rounds, launch.calls, {**launch.log_speedups(), **against}, elapsed_s, programs)
+        discarded = int((~launch.kept_rounds).sum())
+        logs = {**launch.log_speedups(), **against}
+        return cls(index, launch.rounds, launch.calls, logs, elapsed_s, programs, discarded)
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Crashes:
         self._seen.add((launch.index, mine[0]))
 
 
-TrialOutcome = LaunchResult | Failure | Memory | Limits | Waiting | Alive | Environments
+TrialOutcome = LaunchResult | Failure | Memory | Limits | Cold | Waiting | Alive | Environments
 
 
 class Ask(Protocol):
@@ -146,7 +150,7 @@ def run_trial(
         TrialError: the cores do not suffice, the station stayed busy, or a launch failed ``ATTEMPTS`` times.
     """
 
-    def work(held: Holding) -> Iterator[LaunchResult | Failure | Memory | Limits | Alive | Environments]:
+    def work(held: Holding) -> Iterator[LaunchResult | Failure | Memory | Limits | Cold | Alive | Environments]:
         stage = Stage(trial, inputs, held.start, held.chosen.cpus, tuple(held.chosen.others), share.cores)
         sides = Sides.of(stage, held.ask)
         if trial.sides:
@@ -180,6 +184,9 @@ def run_trial(
         left = [pair for pair in sides.able if _alone_too(pair) and pair.label not in crashes.left_out]
         if trial.memory:
             yield from _memory_and_limits(trial, inputs, held, left, clock)
+        if trial.cold:
+            names = [pair.variant for pair in left if pair.side == BASE and pair.variant != CONTROL]
+            yield from cold.cold(trial, inputs, names, held.ask, cold.allowance_of(trial, clock))
 
     yield from on_station(trial, inputs, share, work, trial.sides)
 

@@ -36,6 +36,7 @@ class Part(StrEnum):
     TRYING = "trying the model"
     MEMORY = "memory and replies"
     LIMITS = "hardware limits"
+    COLD = "cold starts"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 from chatbot.variants import DEVICES, OWN_NAME, VARIANTS, Workload
 from ray_jobs import provenance, sides
 from ray_jobs.matrix.rows import COLUMNS, Status
+from ray_jobs.measure.cold import Cold, Start, Starts, State
 from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.method import METHODS, Method
 from ray_jobs.measure.replies import ReplyComparison
@@ -38,10 +39,13 @@ RECORDS: tuple[Any, ...] = (
     ReplyComparison,
     Compilation,
     Method,
+    Cold,
+    Starts,
+    Start,
 )
 KEYS = {
     *COLUMNS, *Spec.model_fields,
-    *(one.name for kind in RECORDS for one in fields(kind)),
+    *(one.name for kind in RECORDS for one in fields(kind)), *State,
     # run.json
     "schema_version", "started", "resumed", "seconds", "command", "spec", "identity", "plan", "environment", "trials",
     "code", "prompts", "driver", "parts", "python", "packages", "git_commit", "source_hash",
@@ -77,7 +81,7 @@ FORMS = {
     for name in names
 }
 NAMES = ("variant", "variants", "baseline", "built", "cases", "parts", "side", "sides")
-SENTENCES = ("reason", "warnings", "bound_why", "failed", "invalid", "skipped", "not_known", "why")
+SENTENCES = ("reason", "warnings", "bound_why", "failed", "invalid", "skipped", "not_known", "why", "lost")
 HARDWARE = ("hardware", "device_name", "cpu", "cpu_model", "compiler")
 # Words of reasons and warnings that no text of this program holds as they are shown: parts of them are filled in, or
 # they are from runs of earlier versions.
@@ -198,7 +202,7 @@ class Anonymous:
     @staticmethod
     def _rule(name: str, within: str) -> str:
         """The key whose rule a value follows: of packages, hashes and lost figures that of the mapping."""
-        return within if within in ("packages", "identity", "not_known") else name
+        return within if within in ("packages", "identity", "not_known", "lost") else name
 
     def _text(self, text: str, key: str) -> str | None:
         given = {"trial_id": self.names.trials, "station": self.names.stations, "host": self.names.hosts}

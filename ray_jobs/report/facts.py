@@ -3,13 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
 
 from chatbot.variants import CONTROL
 from ray_jobs.matrix.rows import Row, Status, asked_sides
 from ray_jobs.report import text
+from ray_jobs.report.fact import Fact
 from ray_jobs.report.sentences import compared, same_replies
+from ray_jobs.report.thrift import thrift_facts
 from ray_jobs.report.view import Fastest, RunView
 from ray_jobs.sides import AGAIN, BASE
 from ray_jobs.statistics import CONFIDENCE, Verdict, most_by_chance
@@ -17,22 +18,12 @@ from ray_jobs.statistics import CONFIDENCE, Verdict, most_by_chance
 MOST_REASONS = 3
 
 
-@dataclass(frozen=True)
-class Fact:
-    """One of the first screen's questions with its answer."""
-
-    question: str
-    answer: str
-    more: str = ""
-    alarming: bool = False
-
-
 def facts_of(runs: Sequence[RunView]) -> tuple[Fact, ...]:
     """The facts of one run or of several."""
     rows = [row for run in runs for row in run.rows]
     trials = [found for run in runs for found in run.trials.values()]
     approximate = _first_of("Fastest approximate one", runs, exact=False)
-    known = [_fastest_fact(runs), *([approximate] if approximate else [])]
+    known = [_fastest_fact(runs), *([approximate] if approximate else []), *thrift_facts(trials, _named)]
     return (*_side_facts(rows), *known, _sure_fact(rows, runs), _control_fact(rows), _trouble_fact(rows, trials))
 
 
@@ -77,8 +68,7 @@ def _first_of(question: str, runs: Sequence[RunView], exact: bool) -> Fact | Non
         told.append(same_replies(best.row) + ties)
     if best.rivals is None:
         told.append("not compared with the others")
-    rivals = named_rivals(best)
-    return Fact(question, _short(best.row.variant, 40) + (f" ({rivals})" if rivals else ""), "; ".join(told))
+    return Fact(question, _named(best.row.variant, best.rivals or ()), "; ".join(told))
 
 
 def _most_often(question: str, found: Sequence[Fastest], measured: int) -> Fact:
@@ -95,10 +85,19 @@ def _most_often(question: str, found: Sequence[Fastest], measured: int) -> Fact:
     return Fact(question, _short(winner, 40), told + replies)
 
 
+def _named(variant: str, rivals: Sequence[str]) -> str:
+    """A variant with those that it is not told apart from."""
+    return _short(variant, 40) + (f" ({_indistinguishable(rivals)})" if rivals else "")
+
+
 def named_rivals(best: Fastest) -> str:
     """A phrase that names the other variants that may be as fast; empty if there are none."""
-    names = [_short(name, 40) for name in (best.rivals or ())[:MOST_REASONS]]
-    if more := len(best.rivals or ()) - len(names):
+    return _indistinguishable(best.rivals or ())
+
+
+def _indistinguishable(rivals: Sequence[str]) -> str:
+    names = [_short(name, 40) for name in rivals[:MOST_REASONS]]
+    if more := len(rivals) - len(names):
         names.append(text.counted(more, "other"))
     listed = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
     return listed and f"indistinguishable from {listed}"

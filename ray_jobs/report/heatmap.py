@@ -1,4 +1,4 @@
-"""The matrix as a heat map: rows are stations and workloads, or sides of them; columns are variants."""
+"""The matrix as a heat map: trials or their sides, and variants, the fastest first; the more of both are its rows."""
 
 import math
 from collections.abc import Sequence
@@ -59,17 +59,27 @@ class Heatmap:
     @property
     def crowded(self) -> bool:
         """True if its rows must be low."""
-        return len(self.rows) > CROWDED
+        return (len(self.variants) if self.turned else len(self.rows)) > CROWDED
+
+    @property
+    def turned(self) -> bool:
+        """True if variants are its rows: they are many, and trials are fewer."""
+        return MANY < len(self.variants) > len(self.rows) and not self.sides
+
+    @property
+    def columns(self) -> int:
+        """How many columns of figures it has."""
+        return len(self.rows) if self.turned else len(self.variants)
 
     @property
     def wide(self) -> bool:
         """True if it must be scrolled sideways."""
-        return len(self.variants) > MANY
+        return self.columns > MANY
 
 
 def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
     """Runs of the same workload on the same hardware are listed together."""
-    rows = [row for run in runs for row in run.rows]
+    rows = [row for run in runs for trial in run.trials.values() for row in trial]
     names, sides = list(dict.fromkeys(row.variant for row in rows)), any(row.side for row in rows)
     varying = [name for name in ("hardware", *SIZES) if len({_part(row, name) for row in rows}) > 1]
     parts = [_part(rows[0], name) for name in ("hardware", *SIZES) if name not in varying] if rows else []
@@ -135,9 +145,8 @@ def _cell(row: Row, run: RunView) -> Tile:
     milliseconds = f"{text.digits(row.p50_ms)} ms"
     if kind == Verdict.BASELINE:
         return Tile("baseline", milliseconds, word, unfinished, tip)
-    big = f"{text.ratio(row.speedup)}x" if row.speedup is not None else text.DASH
     tip += f", speedup {text.speedup(row)}, {text.counted(row.samples or 0, 'call')}"
-    return Tile(f"{kind} {step(row)}", big, word, unfinished or milliseconds, tip)
+    return Tile(f"{kind} {step(row)}", text.times(row), word, unfinished or milliseconds, tip)
 
 
 def step(row: Row) -> str:

@@ -157,7 +157,7 @@ def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
 
 def _groups(runs: Sequence[RunView]) -> list[Group]:
     """A chart of intervals for each workload, all on one scale."""
-    every = [(run, row) for run in runs for row in run.rows]
+    every = [(run, row) for run in runs for rows in run.trials.values() for row in rows]
     sides = [(run, text.against_base(row)) for run, row in every if not row.of_base and row.side != AGAIN]
     again = [(run, text.against_base(row)) for run, row in every if row.side == AGAIN]
     own = [(run, row) for run, row in every if row.of_base and row.variant != row.baseline]

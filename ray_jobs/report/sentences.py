@@ -39,15 +39,13 @@ def sentence(row: Row, margin: float) -> str:
 
 
 def _compared(row: Row, margin: float) -> str:
-    speedup = "there is no interval" if row.speedup is None else f"{text.ratio(row.speedup)}x"
-    if row.speedup_low is not None and row.speedup_high is not None:
-        speedup += f" ({text.ratio(row.speedup_low)} to {text.ratio(row.speedup_high)})"
+    times, _, limits = text.speedup(row).partition(" ")
+    speedup = "there is no interval" if row.speedup is None else f"{times}x {limits}".rstrip()
     if row.verdict == Verdict.SAME:
         return f"{row.variant} is as fast as {row.baseline}, within {margin:.0%}: {speedup}"
     if row.verdict == Verdict.INCONCLUSIVE:
         return f"{row.variant} vs {row.baseline}: undecided, {speedup}"
-    times, _, limits = speedup.partition(" ")
-    return f"{row.variant} answers {times} as fast as {row.baseline} {limits}".rstrip()
+    return f"{row.variant} answers {times}x as fast as {row.baseline} {limits}".rstrip()
 
 
 def comparable(row: Row) -> bool:

@@ -7,7 +7,8 @@ from statistics import median
 from ray_jobs.matrix.row_warnings import against_imprecision, imprecision
 from ray_jobs.matrix.rows import Row, Status, asked_sides, grouped
 from ray_jobs.report import text
-from ray_jobs.report.facts import MOST_REASONS, Fact, facts_of, worst_replies
+from ray_jobs.report.fact import Fact
+from ray_jobs.report.facts import MOST_REASONS, facts_of, worst_replies
 from ray_jobs.report.sentences import comparable, compared, hardware, not_compared, sentence, side_sentence, state
 from ray_jobs.report.view import RunView
 from ray_jobs.sides import BASE
@@ -135,8 +136,8 @@ def _summary(name: str, rows: Sequence[Row], base: str, thing: str) -> str:
 
 
 def _spread(rows: Sequence[Row]) -> str:
-    values = [row.speedup for row in rows if row.speedup is not None]
-    if not values or state(rows[0]) not in (Verdict.FASTER, Verdict.SLOWER):
+    told = sorted((row for row in rows if row.speedup is not None), key=lambda row: row.speedup or 0.0)
+    if not told or state(rows[0]) not in (Verdict.FASTER, Verdict.SLOWER):
         return ""
-    low, high = (f"{text.ratio(value)}x" for value in (min(values), max(values)))
+    low, high = text.times(told[0]), text.times(told[-1])
     return f" ({low})" if low == high else f" ({low} to {high})"

@@ -13,7 +13,7 @@ from ray_jobs.report import text
 from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
 
-RIGHT = (text.P50, text.SPEEDUP, text.AGAINST, text.AGAINST_P90, text.REPLIES)
+RIGHT = (text.P50, text.SPEEDUP, text.AGAINST, text.AGAINST_P90, text.REPLIES, *text.START_HEADS)
 SPECIAL = re.compile(r"[\\`*\[\]<>|#~&]|(?<![^\W_])_|_(?![^\W_])")  # within a word GitHub takes _ for itself
 FORMULA = ("=", "+", "-", "@")  # what a formula begins with in a spreadsheet
 MENTION = re.compile(r"(?<!\w)@(?=\w)")  # a backslash does not keep GitHub from telling a team; an empty space does
@@ -55,6 +55,11 @@ def _matrix(rows: Sequence[Row], margin: float) -> Iterator[str]:
     yield from _table([text.cells(row, margin) for row in rows])
     yield ""
     yield from (f"- {plain(note)}" for note in text.notes(rows))
+    if known := text.started(rows):
+        yield from ("", plain(text.START_TITLE), "")
+        yield from _table([text.start_cells(row) for row in known])
+        yield ""
+        yield from (f"- {plain(note)}" for note in text.start_notes(known))
 
 
 def _table(cells: Sequence[Mapping[str, str]]) -> list[str]:

@@ -26,6 +26,7 @@ from ray_jobs.statistics import LEAST_LAUNCHES, Interval, Verdict, speedup
 
 PLAIN_EVERY_S = 10.0  # between lines about one trial where stderr is no terminal
 STAY = (Waiting, Failure, events.WorkerLost)  # shown above the live display too
+SEVERAL = (Part.MEMORY, Part.COLD)  # processes, one soon after the other
 STYLES: dict[str, str] = {
     Verdict.FASTER: "green",
     Verdict.SLOWER: "red",
@@ -40,6 +41,10 @@ STACKED = {  # heads on two lines
     "ms per token": "ms per\ntoken",
     SPREAD: "spread between stations\np50, speedup",
     text.AGAINST_P90: "of their\np90 (95%)",
+    **{
+        head: head.replace(" cache s", "\ncache s").replace(" MB", "\nMB").replace(", ", ",\n")
+        for head in text.START_HEADS
+    },
 }
 Cells = Mapping[str, str | Text]  # of a row, by the heads of their columns
 Item = TypeVar("Item")
@@ -82,7 +87,7 @@ class Reporter:
     def show(self, event: Event, committed: Sequence[Committed]) -> None:
         """Takes in an event and shows where its trial stands."""
         now, trial, outcome = time.monotonic(), event.trial_id, event.outcome
-        if isinstance(outcome, events.LaunchDone) or (isinstance(outcome, Alive) and outcome.part is Part.MEMORY):
+        if isinstance(outcome, events.LaunchDone) or (isinstance(outcome, Alive) and outcome.part in SEVERAL):
             if self._live is None and now - self._printed.get(trial, 0) < PLAIN_EVERY_S:
                 return
             self._printed[trial] = now
@@ -156,7 +161,8 @@ def _speedup_text(interval: Interval) -> str:
 def print_matrix(rows: Sequence[Row], margin: float, console: Console | None = None) -> None:
     """The matrix on stdout, or a console: a table for each trial, and below it every reason and warning."""
     console = console or Console()
-    for mine in grouped(rows, lambda row: row.trial_id).values():
+    for trial in grouped(rows, lambda row: row.trial_id).values():
+        mine = text.ranked(trial)
         console.print()
         console.print(literal(text.title(mine[0]), "bold"), soft_wrap=True)
         if all(row.status == Status.SKIPPED for row in mine):
@@ -175,6 +181,12 @@ def print_matrix(rows: Sequence[Row], margin: float, console: Console | None = N
         shown = _show(console, full, plain, under=_headings(sections))
         for note in (*text.limit_notes(mine, shares=shown is plain), *text.notes(mine)):
             console.print(literal(f"  {note}"), soft_wrap=True)
+        if known := text.started(mine):
+            console.print()
+            console.print(literal(text.START_TITLE), soft_wrap=True)
+            _show(console, [text.start_cells(row) for row in known])
+            for note in text.start_notes(known):
+                console.print(literal(f"  {note}"), soft_wrap=True)
 
 
 def _print_sides(console: Console, rows: Sequence[Row], margin: float) -> None:

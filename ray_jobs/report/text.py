@@ -1,5 +1,6 @@
 """Figures and verdicts as a person reads them: the same in the terminal, in the report and in what they export."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -7,10 +8,13 @@ from chatbot.variants import Workload, is_own
 from ray_jobs.matrix.hardware import HardwareClass
 from ray_jobs.matrix.rows import Row, base_first, grouped
 from ray_jobs.matrix.rows import compared_sides as compared_sides  # for templates
+from ray_jobs.measure.cold import State
 from ray_jobs.sides import AGAIN, BASE
-from ray_jobs.statistics import Verdict
+from ray_jobs.statistics import Interval, Verdict
 
 DASH = "-"
+MOST_DECIMALS = 4
+LEAST_KEPT = 0.1  # of the files that a start reads: below it nothing is said
 P50, SPEEDUP, REPLIES = "p50 ms (95%)", "speedup (95%)", "same replies"
 AGAINST, AGAINST_P90 = "base / side (95%)", "of their p90 (95%)"
 AGAINST_TITLE = "Against base: the same variant, base over side; above 1 the side is faster"
@@ -37,12 +41,85 @@ def side_cells(row: Row, margin: float, slow: bool = False) -> dict[str, str]:
     return {"variant": row.variant, **ratios, **figures}
 
 
+START_TITLE = (
+    "To the first reply, from exec: nothing compiled yet; compiled before; of a second model in a live process"
+)
+START_HEADS = ("empty cache s", "cached s", "warm s", "on disk MB", "pays after, empty", "pays after, cached")
+
+
+def start_cells(row: Row) -> dict[str, str]:
+    """What a start of a row's variant costs, by the heads of the columns: seconds to the first reply, in each state."""
+    figures = [to_first_reply(row, state) for state in State]
+    paying = [pays(row, state) for state in (State.EMPTY, State.CACHED)]
+    disk = DASH if row.artifact_mb is None else f"{row.artifact_mb:,.1f}"
+    return {"variant": row.variant, **dict(zip(START_HEADS, (*figures, disk, *paying), strict=True))}
+
+
+def started(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose cold start is known, the quickest to answer from what is compiled first."""
+    known = [row for row in rows if row.to_first_reply_s_cached is not None or row.to_first_reply_s_empty is not None]
+    return sorted(known, key=lambda row: row.to_first_reply_s_cached or math.inf)
+
+
+def start_notes(rows: Sequence[Row]) -> list[str]:
+    """What the figures of starts do not hold."""
+    kept = [row.kept_share for row in rows if row.kept_share is not None]
+    if not kept or max(kept) < LEAST_KEPT:
+        return []
+    low, high = f"{min(kept):.0%}", f"{max(kept):.0%}"
+    share = low if low == high else f"{low} to {high}"
+    return [f"{share} of what a start reads stayed in memory with nothing compiled, as other processes use it too"]
+
+
+def to_first_reply(row: Row, state: str) -> str:
+    """Seconds to the first reply with their interval."""
+    name = f"to_first_reply_s_{state}"
+    value, low, high = (getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
+    return estimated(value, low, high, lambda seconds: f"{seconds:.2f}")
+
+
+def start_steps(row: Row) -> str:
+    """Seconds of each step of a start that finds everything compiled."""
+    first = None if row.first_reply_ms_cached is None else row.first_reply_ms_cached / 1e3
+    steps = (row.import_s_cached, row.load_s_cached, row.prepare_cold_s_cached, first)
+    return ", ".join(DASH if step is None else f"{step:.2f}" for step in steps)
+
+
+def pays(row: Row, state: str) -> str:
+    """After how many replies a start has paid for itself, with the limits."""
+    if row.variant == row.baseline:
+        return DASH
+    value, low, high = (getattr(row, f"pays_after_{state}{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return "slower" if row.verdict == Verdict.SLOWER else DASH
+    if high == 0:
+        return "at once"
+    return between(value, low, high, lambda replies: f"{math.ceil(replies):,}")
+
+
 def against_base(row: Row) -> Row:
     """A row of a side, its speedup and verdict over ``base`` in the place of those over its own baseline."""
     if row.of_base:
         return row
     over = row.side_speedup, row.side_speedup_low, row.side_speedup_high
     return replace(row, speedup=over[0], speedup_low=over[1], speedup_high=over[2], verdict=row.side_verdict)
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """The rows of a trial, the fastest first: of those that promise the baseline's replies, then of the approximate.
+
+    Those are no ranking together. What has no figures comes last; where sides are compared the order is as it was, so
+    that each has the same.
+    """
+    if any(row.side for row in rows):
+        return list(rows)
+    return sorted(rows, key=_rank)
+
+
+def _rank(row: Row) -> tuple[bool, bool, float]:
+    sound = row.p50_ms is not None and row.verdict != Verdict.INVALID
+    speed = 1.0 if row.variant == row.baseline else row.speedup or 0.0
+    return not sound, not row.exact, -speed if sound else 0.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +187,7 @@ def latency(row: Row) -> str:
 
 def p50(of: Row | HardwareClass) -> str:
     """The median in ms with its interval."""
-    return between(of.p50_ms, of.p50_low_ms, of.p50_high_ms, digits)
+    return estimated(of.p50_ms, of.p50_low_ms, of.p50_high_ms, digits)
 
 
 def between(value: float | None, low: float | None, high: float | None, show: Callable[[float], str]) -> str:
@@ -118,6 +195,27 @@ def between(value: float | None, low: float | None, high: float | None, show: Ca
     if value is None:
         return DASH
     return show(value) if low is None or high is None else f"{show(value)} ({show(low)} to {show(high)})"
+
+
+def estimated(value: float | None, low: float | None, high: float | None, alone: Callable[[float], str]) -> str:
+    """A figure and its limits with as many digits as half of the half-width has; ``alone``: one without limits.
+
+    More digits would look surer than the interval is. No limit is rounded to 1 that does not lie there, as what a
+    verdict says hangs on its side of it.
+    """
+    if value is None or low is None or high is None or high - low < 1e-9 * abs(value):
+        return between(value, low, high, alone)
+    places = decimals((high - low) / 4)
+    while places < MOST_DECIMALS and any(limit != 1 and round(limit, places) == 1 for limit in (low, high)):
+        places += 1
+    return between(value, low, high, f"{{:.{places}f}}".format)
+
+
+def decimals(step: float) -> int:
+    """The decimals that a figure needs to show differences of ``step``."""
+    if step < 10**-MOST_DECIMALS:
+        return MOST_DECIMALS
+    return max(0, math.ceil(-math.log10(step)))
 
 
 def digits(ms: float | None) -> str:
@@ -134,18 +232,28 @@ def speedup_cell(row: Row) -> str:
 
 def speedup(of: Row | HardwareClass) -> str:
     """The speedup with its interval, the baseline's own too."""
-    return between(of.speedup, of.speedup_low, of.speedup_high, ratio)
+    return estimated(of.speedup, of.speedup_low, of.speedup_high, ratio)
+
+
+def times(of: Row | HardwareClass) -> str:
+    """The speedup without its interval, with as many digits as that allows: ``1.23x``."""
+    return f"{speedup(of).partition(' ')[0]}x" if of.speedup is not None else DASH
+
+
+def ratio_of(interval: Interval) -> str:
+    """A ratio with its interval."""
+    return estimated(interval.value, interval.low, interval.high, ratio)
 
 
 def ratio(value: float) -> str:
-    """A speedup, to a part in a thousand."""
+    """A speedup whose interval is not known, to a part in a thousand."""
     return f"{value:.3f}"
 
 
 def tail(row: Row, name: str) -> str:
     """The ratio that ``name`` (p90, p99, side_p90 or side_p99) names, with its interval."""
     value, low, high = (getattr(row, f"{name}_speedup{end}") for end in ("", "_low", "_high"))
-    return between(value, low, high, ratio)
+    return estimated(value, low, high, ratio)
 
 
 def verdict(row: Row, margin: float) -> str:

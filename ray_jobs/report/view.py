@@ -13,6 +13,7 @@ from ray_jobs.matrix.hardware import HardwareClass, classes_of
 from ray_jobs.matrix.rows import Row, grouped
 from ray_jobs.measure.result import LaunchResult
 from ray_jobs.report.series import TrialSeries, trial_series
+from ray_jobs.report.text import ranked
 from ray_jobs.results import schema
 from ray_jobs.results.run import FinishedRun, read_index
 from ray_jobs.results.store import RunDirectory
@@ -58,8 +59,8 @@ class RunView:
 
     @cached_property
     def trials(self) -> dict[str, tuple[Row, ...]]:
-        """The rows of each trial, in the run's order."""
-        return {name: tuple(rows) for name, rows in grouped(self.rows, lambda row: row.trial_id).items()}
+        """The rows of each trial, the fastest variant first."""
+        return {name: tuple(ranked(rows)) for name, rows in grouped(self.rows, lambda row: row.trial_id).items()}
 
     def fastest(self, trial: str, exact: bool) -> Fastest | None:
         """The variant of its kind with the greatest speedup among those faster than the baseline beyond doubt.

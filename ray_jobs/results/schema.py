@@ -7,8 +7,8 @@ refused by ``matrix --resume`` and ``trace``, which would measure something else
 1  the first. Added meanwhile, and unknown (None, empty or 0) where a file lacks it:
    run.json: identity, resumed, purpose, parts, sides, method (in audit.json too; the first where it lacks), driver
    (in audit.json and sweep.json too); of the spec stations,
-   isolation, cores_per_gpu, stop_at_eos, launch_timeout, cases, against; of a trial attempts, limits, speeds,
-   compared, not_known, moments, host, device_name, hardware, compiled, environments
+   isolation, cores_per_gpu, stop_at_eos, launch_timeout, cases, against, cold; of a trial attempts, limits, speeds,
+   compared, not_known, moments, host, device_name, hardware, compiled, environments, cold
    matrix.json: disturbed_rounds and all that follow it, in the order of ``rows.Row``
    samples: what ``watch`` saw of each round, discarded; of a launch method, sentinel_ns, elapsed_s, sides (then
    variants are labels, ``side: variant``, but of base), waits and environments of its machine; of a variant tokens,
