@@ -209,16 +209,12 @@ def test_a_page_says_what_each_part_found() -> None:
         {"fault": "a|b", "caught": False, "by": "nothing; a | b"},
         {"fault": "c", "caught": True, "by": "impossible by construction: so it is"},
     ]
+    cost = Cost(0.45, 0.45, 0.9, 9.0, 0.1, 40.0, 0.01, None, 50, 10)
     parts = [
         {"part": "aa", "spec": spec, **false_verdicts([comparison(i) for i in range(50)], 0.02)},
         {"part": "effect-2", "spec": spec, **effects_found([comparison(0, 0.98)], 2)},
         {"part": "faults", "spec": spec, "faults": faults},
-        {
-            "part": "cost",
-            "spec": spec,
-            **asdict(Cost(0.45, 0.45, 0.9, 9.0, 0.1, 40.0, 0.01, None, 50, 10)),
-            "missed": ["sample"],
-        },
+        {"part": "cost", "spec": spec, **asdict(cost), "missed": ["sample"]},
     ]
     environment = {"driver": {"python": "3.11", "source_hash": "ab", "packages": {"torch": "2"}}}
     audit = {"run_id": "x", "started": "now", "seconds": 60.0, "command": ["audit"], "environment": environment}

@@ -332,6 +332,23 @@ def test_a_start_that_hangs_costs_its_variant() -> None:
     assert set(found.of) == {BASELINE}
 
 
+def test_a_start_that_the_end_of_the_time_cuts_off_takes_nothing_from_those_before() -> None:
+    late = Loss(LossKind.LATE, "it did not finish in its time and was ended")
+    now = [0.0]
+
+    def answer(work: Any) -> Any:
+        now[0] += 7.0
+        return late if now[0] > 60 else told_of(work.args[0])
+
+    ask = Asking(answer)
+    *_, found = cold(TRIAL, INPUTS, [BASELINE, FAST], ask, Allowance(60.0, lambda: now[0]))
+    assert isinstance(found, Cold)
+    assert {reason.partition(" ")[2] for reason in found.lost.values()} == {
+        "of 6 starts fitted in 60 s; give a larger --budget"
+    }
+    assert sum(len(made) for one in found.of.values() for state, made in one.of.items() if state != State.WARM) == 6
+
+
 def test_the_median_of_so_many_starts_has_an_interval() -> None:
     least = next(n for n in range(2, 20) if 2 * 0.5**n <= 0.05)
     assert least == figures.STARTS == STARTS

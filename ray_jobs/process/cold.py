@@ -215,7 +215,10 @@ class _Stage:
         outcome: Told | str | Loss = self.ask(partial(run_start, asked), self.allowance.left_s)
         if isinstance(outcome, Told):
             return outcome
-        if isinstance(outcome, Loss) and outcome.kind == LossKind.LATE:
+        late = isinstance(outcome, Loss) and outcome.kind == LossKind.LATE
+        if late and name in self.starts and not self.allowance.left_s:
+            return None  # the time is over: those before count
+        if late:
             self.lost[name] = f"a start did not end within {self._time}"
         else:
             self.lost[name] = outcome.reason if isinstance(outcome, Loss) else outcome
