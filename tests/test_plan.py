@@ -169,7 +169,7 @@ def test_a_larger_budget_never_takes_less(workload: Workload, budget: float, mor
 
 
 @pytest.mark.parametrize(
-    ("run", "model"), [("variants-tutorial", "tutorial"), ("make-matrix", "small"), ("seed", "tutorial")]
+    ("run", "model"), [("variants-tutorial-2", "tutorial"), ("make-matrix", "small"), ("seed", "tutorial")]
 )
 def test_the_time_is_within_a_quarter_where_the_machines_speed_is_known_and_in_the_range_where_not(
     run: str, model: str
