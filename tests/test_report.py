@@ -152,7 +152,7 @@ def test_a_figure_has_as_many_digits_as_half_of_the_half_width_and_no_more(
 ) -> None:
     low, high = value * (1 - down), value * (1 + up)
     assume(high - low > 4e-4)
-    shown = text.estimated(value, low, high, text.ratio)
+    shown = text.estimated(value, low, high, text.ratio, apart=1)
     numbers = [float(one) for one in re.findall(r"\d+\.?\d*", shown)]
     assert numbers == pytest.approx([value, low, high], abs=(high - low) / 8 + 1e-9)
     places = len(shown.partition(" ")[0].partition(".")[2])
@@ -176,7 +176,11 @@ def test_a_figure_has_as_many_digits_as_half_of_the_half_width_and_no_more(
     ],
 )
 def test_figures_with_their_limits(estimate: tuple[float | None, float | None, float | None], shown: str) -> None:
-    assert text.estimated(*estimate, text.ratio) == shown
+    assert text.estimated(*estimate, text.ratio, apart=1) == shown
+
+
+def test_milliseconds_may_be_rounded_to_one() -> None:
+    assert text.p50(row(p50_ms=1.0307, p50_low_ms=1.0001, p50_high_ms=1.0569)) == "1.03 (1.00 to 1.06)"
 
 
 def test_rows_are_ranked_the_fastest_first_and_exact_ones_before_the_approximate() -> None:

@@ -276,10 +276,18 @@ def test_a_variant_that_overwrites_one_buffer_is_seen_as_it_answered() -> None:
 
 
 def test_a_variant_that_fills_its_answers_in_later_is_seen_as_it_answered() -> None:
-    assert answered(late) == [[[0] * 4]] * 6
+    assert answered(late) == [[[0] * 4]] * 9
 
 
-def test_replies_are_of_the_timed_calls_in_order() -> None:
+def test_every_reply_is_compared_that_of_the_untimed_call_too_unless_answers_may_be_large() -> None:
+    pool = source()
+    pool.every = False
+    answers = run_rounds([[0], [0]], 2, [echo], pool, CpuTimer(), Log(), Noting())
+    every = [(batch + 1).tolist() for batch in pool.asked(calls=2, rounds=2)]
+    assert [tokens.tolist() for tokens in answers.replies[0]] == [*every[1:3], *every[4:]]
+
+
+def test_replies_are_of_all_calls_in_order() -> None:
     pool = source()
     answers = run_rounds([[0], [0]], 2, [echo], pool, CpuTimer(), Log(), Noting())
     expected = [(batch + 1).tolist() for batch in pool.asked(calls=2, rounds=2)]
@@ -296,7 +304,7 @@ def test_answers_are_judged_after_each_round_and_forgotten_where_that_was_enough
     answers = run_rounds(
         [[0, 1]] * 4, 2, [echo, fails_after(3 + 1)], source(), CpuTimer(), Log(), Noting(), judged=judged
     )
-    assert seen == [{0: 2, 1: 2}, {0: 2}, {0: 4}, {0: 2}], "what was not judged in the second round stays"
+    assert seen == [{0: 3, 1: 3}, {0: 3}, {0: 6}, {0: 3}], "what was not judged in the second round stays"
     assert answers.replies == {0: []}
 
 
@@ -320,7 +328,7 @@ def test_a_variant_that_raises_in_a_round_is_left_out_from_then_on_and_the_round
     answers, log = play([echo, fails_after(4)], [[0, 1]] * 3, watch=watch)
     assert answers.broken == {1: "could not answer: NotImplementedError: no such"}
     assert answers.replies.keys() == {0}
-    assert len(answers.replies[0]) == 6
+    assert len(answers.replies[0]) == 9
     assert [row[2] for row in log.rows if row[0] == 1] == [0, 0, 0, 1]
     assert len(answers.readings) == 4
 

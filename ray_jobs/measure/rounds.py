@@ -78,6 +78,7 @@ class Questions(Protocol):
 
     lengths: Tensor
     for_warm_up: int  # calls at most
+    every: bool  # answer of a turn is compared, that of its untimed call too; else they may be too large
 
     def start_rounds(self) -> None:
         """Continues after what is reserved for the warm-up."""
@@ -97,6 +98,8 @@ class Questions(Protocol):
 
 class Prompts:
     """Batches of prompts, none given twice; the first ones are reserved for the warm-up, however long it takes."""
+
+    every = True
 
     def __init__(self, pool: NDArray[np.int64], workload: Workload) -> None:
         rows = len(pool) // workload.batch * workload.batch
@@ -141,9 +144,8 @@ class Prompts:
         return min(rounds, possible)
 
     def asked(self, calls: int, rounds: int) -> list[Tensor]:
-        """The batches of the timed calls in the last ``rounds``, in order."""
-        first = self._used - rounds * (1 + calls)
-        return [self._batches[first + r * (1 + calls) + c] for r in range(rounds) for c in range(1, 1 + calls)]
+        """The batches of the last ``rounds``, in order: those of untimed calls too."""
+        return self._batches[self._used - rounds * (1 + calls) : self._used]
 
 
 def size(typical_ns: Mapping[str, float], seconds: float, variants: int) -> tuple[int, int]:
@@ -242,7 +244,7 @@ def warm_up(
 class Answers:
     """The replies of the rounds, by the variants' indices."""
 
-    replies: dict[int, list[Any]]  # the timed ones that were not judged yet, in order
+    replies: dict[int, list[Any]]  # those that are compared and were not judged yet, in order
     broken: dict[int, str] = field(default_factory=dict)  # why a variant that raised is left out
     skipped: dict[int, str] = field(default_factory=dict)  # and one that said that it can't answer a call
     readings: list[Counters] = field(default_factory=list)  # before the first round, and after each
@@ -280,7 +282,7 @@ class Turns:
         try:
             for call, (batch, lengths) in enumerate(self._batches):
                 tokens, reading = self._timer.call(reply, batch, lengths)
-                if call:
+                if call or self._prompts.every:
                     answers.replies[i].append(copied(tokens))
                 self._log.add((i, TIMED if call else REFRESH, self._number, position, call), reading)
         except UnavailableError as error:

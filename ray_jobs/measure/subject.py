@@ -119,6 +119,8 @@ class ChatbotSubject:
 class OwnQuestions:
     """The inputs of an own model's calls, made on demand, outside the timed region."""
 
+    every = False
+
     def __init__(self, model: custom_model.OwnModel, workload: Workload, first: int) -> None:
         self._model, self._workload, self._first, self._next = model, workload, first, first
         self.lengths = torch.empty(0)

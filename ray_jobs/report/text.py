@@ -197,16 +197,26 @@ def between(value: float | None, low: float | None, high: float | None, show: Ca
     return show(value) if low is None or high is None else f"{show(value)} ({show(low)} to {show(high)})"
 
 
-def estimated(value: float | None, low: float | None, high: float | None, alone: Callable[[float], str]) -> str:
-    """A figure and its limits with as many digits as half of the half-width has; ``alone``: one without limits.
+def estimated(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    alone: Callable[[float], str],
+    apart: float | None = None,
+) -> str:
+    """A figure and its limits with as many digits as half of the half-width has: more would look surer than it is.
 
-    More digits would look surer than the interval is. No limit is rounded to 1 that does not lie there, as what a
-    verdict says hangs on its side of it.
+    Args:
+        value: the figure.
+        low: its limits, if known.
+        high: as ``low``.
+        alone: shows a figure without limits.
+        apart: a number that no limit is rounded to which does not lie there, as a verdict hangs on its side of it.
     """
     if value is None or low is None or high is None or high - low < 1e-9 * abs(value):
         return between(value, low, high, alone)
     places = decimals((high - low) / 4)
-    while places < MOST_DECIMALS and any(limit != 1 and round(limit, places) == 1 for limit in (low, high)):
+    while places < MOST_DECIMALS and any(limit != apart and round(limit, places) == apart for limit in (low, high)):
         places += 1
     return between(value, low, high, f"{{:.{places}f}}".format)
 
@@ -232,7 +242,7 @@ def speedup_cell(row: Row) -> str:
 
 def speedup(of: Row | HardwareClass) -> str:
     """The speedup with its interval, the baseline's own too."""
-    return estimated(of.speedup, of.speedup_low, of.speedup_high, ratio)
+    return estimated(of.speedup, of.speedup_low, of.speedup_high, ratio, apart=1)
 
 
 def times(of: Row | HardwareClass) -> str:
@@ -242,7 +252,7 @@ def times(of: Row | HardwareClass) -> str:
 
 def ratio_of(interval: Interval) -> str:
     """A ratio with its interval."""
-    return estimated(interval.value, interval.low, interval.high, ratio)
+    return estimated(interval.value, interval.low, interval.high, ratio, apart=1)
 
 
 def ratio(value: float) -> str:
@@ -253,7 +263,7 @@ def ratio(value: float) -> str:
 def tail(row: Row, name: str) -> str:
     """The ratio that ``name`` (p90, p99, side_p90 or side_p99) names, with its interval."""
     value, low, high = (getattr(row, f"{name}_speedup{end}") for end in ("", "_low", "_high"))
-    return estimated(value, low, high, ratio)
+    return estimated(value, low, high, ratio, apart=1)
 
 
 def verdict(row: Row, margin: float) -> str:
