@@ -4,7 +4,7 @@
 noise of heavy tails, and drifts of time constants from 5 ms to 100 s), and measures two variants with it in every way:
 so many untimed and timed calls a turn, and an estimator over rounds. Prints a line of JSON for each.
 
-- ``time``: of the time that today's way needs for the same standard error of a launch's ln speedup, the launch's fixed
+- ``time``: of the time that method 1 needs for the same standard error of a launch's ln speedup, the launch's fixed
   costs aside.
 - ``bias``: of ln speedup, where 10% or 30% of the slower variant's calls are hit and take longer, and of the faster's
   as many fewer as they are shorter.
@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
+
+from ray_jobs.statistics import hodges_lehmann
 
 Floats = NDArray[np.float64]
 CONSTANTS_S = np.geomspace(0.005, 100, 9)
@@ -59,12 +61,6 @@ class Noise:
         return np.asarray(found)
 
 
-def hodges_lehmann(values: Floats) -> Floats:
-    """The median of the means of all pairs, each with itself too."""
-    first, second = np.triu_indices(values.shape[1])
-    return np.asarray(np.median((values[:, first] + values[:, second]) / 2, axis=1))
-
-
 def midmean(values: Floats) -> Floats:
     """The mean of the middle half."""
     ordered, cut = np.sort(values, axis=1), values.shape[1] // 4
@@ -73,7 +69,7 @@ def midmean(values: Floats) -> Floats:
 
 ESTIMATORS: dict[str, Callable[[Floats], Floats]] = {
     "median": lambda values: np.asarray(np.median(values, axis=1)),
-    "hodges-lehmann": hodges_lehmann,
+    "hodges-lehmann": lambda values: hodges_lehmann(values.T),
     "midmean": midmean,
 }
 PATTERNS = {(1, 3): 21, (1, 1): 42, (1, 2): 28, (0, 1): 84}  # untimed and timed calls of a turn: rounds of equal time
@@ -117,10 +113,10 @@ def figures(spectrum: dict[str, Any], rng: np.random.Generator) -> list[dict[str
                 errors = {f"error_{hit:.0%}": float(np.std(estimator(logs))) for hit, logs in hits.items()}
                 way: dict[str, Any] = {"ratio": ratio, "untimed": pattern[0], "timed": pattern[1], "estimator": name}
                 found.append({**way, "seconds": seconds, "error": error, **biases, **errors})
-        today = next(o for o in found if (o["ratio"], o["timed"], o["estimator"]) == (ratio, 3, "median"))
+        first = next(o for o in found if (o["ratio"], o["timed"], o["estimator"]) == (ratio, 3, "median"))
         for one in found:
             if one["ratio"] == ratio:
-                one["time"] = one["error"] ** 2 * one["seconds"] / (today["error"] ** 2 * today["seconds"])
+                one["time"] = one["error"] ** 2 * one["seconds"] / (first["error"] ** 2 * first["seconds"])
     return found
 
 

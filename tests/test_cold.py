@@ -26,7 +26,7 @@ from ray_jobs.measure import cold as figures
 from ray_jobs.measure.cold import STARTS, Cold, Start, Starts, State
 from ray_jobs.measure.trial import CheckpointBytes, Inputs, Place, Preset
 from ray_jobs.process import page_cache
-from ray_jobs.process.cold import PREFIX, Told, cold, run_start
+from ray_jobs.process.cold import Told, cold, prefix, run_start
 from ray_jobs.process.page_cache import Dropped, drop, mapped_files
 from ray_jobs.process.server import Loss, LossKind
 from ray_jobs.process.untimed import Alive, Allowance, Part
@@ -278,16 +278,19 @@ def test_weights_are_read_from_a_file_that_leaves_the_page_cache(monkeypatch: py
 
 @pytest.mark.process
 def test_folders_of_processes_that_were_killed_are_removed() -> None:
-    gone, alive = (cache.folder() / f"{PREFIX}{pid}-x" for pid in (2**22 + 1, os.getpid()))
-    for place in (gone, alive):
+    gone, alive = (cache.folder() / f"{prefix()}{pid}-x" for pid in (2**22 + 1, os.getpid()))
+    elsewhere = cache.folder() / f"cold-0-0-{2**22 + 1}-x"
+    for place in (gone, alive, elsewhere):
         place.mkdir(mode=0o700, exist_ok=True)
     try:
         found_by(Asking(lambda work: told_of(work.args[0])), [BASELINE])
         assert not gone.exists()
         assert alive.exists()
+        assert elsewhere.exists(), "of another machine that shares the cache"
     finally:
         alive.rmdir()
-    assert not list(cache.folder().glob(f"{PREFIX}{os.getpid()}-*"))
+        elsewhere.rmdir()
+    assert not list(cache.folder().glob(f"{prefix()}{os.getpid()}-*"))
 
 
 @pytest.mark.process

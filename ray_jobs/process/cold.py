@@ -31,7 +31,7 @@ from ray_jobs.process.search import search_of
 from ray_jobs.process.server import Loss, LossKind
 from ray_jobs.process.untimed import Alive, Allowance, Part
 
-PREFIX = "cold-"  # of folders within the cache, before the process that they belong to
+PREFIX = "cold-"  # of folders within the cache
 COMMAND = ("-P", "-m", "ray_jobs.process.cold_program")
 
 AskStart = Callable[[Callable[[], Any], float], Any]  # work for a fresh pinned process, which has so many seconds
@@ -238,14 +238,21 @@ def _model(source: ModelSource, root: Path) -> dict[str, Any]:
     return {"path": str(path)}
 
 
+def prefix() -> str:
+    """Of the folders of processes that this one can see: others may share the cache, by a home that several mount."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    return f"{PREFIX}{boot}-{os.stat('/proc/self/ns/pid').st_ino}-"
+
+
 @contextmanager
 def _folder() -> Iterator[Path]:
     """One in the private cache, where what is compiled may be executed; those of processes that were killed go."""
-    for left in cache.folder().glob(f"{PREFIX}*"):
-        pid = left.name.removeprefix(PREFIX).partition("-")[0]
+    mine = prefix()
+    for left in cache.folder().glob(f"{mine}*"):
+        pid = left.name.removeprefix(mine).partition("-")[0]
         if not Path("/proc", pid).exists():
             shutil.rmtree(left, ignore_errors=True)
-    place = tempfile.mkdtemp(dir=cache.folder(), prefix=f"{PREFIX}{os.getpid()}-")
+    place = tempfile.mkdtemp(dir=cache.folder(), prefix=f"{mine}{os.getpid()}-")
     try:
         yield Path(place)
     finally:
