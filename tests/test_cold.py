@@ -276,6 +276,14 @@ def test_weights_are_read_from_a_file_that_leaves_the_page_cache(monkeypatch: py
     assert found.of[BASELINE].loaded_mb > size_mb
 
 
+def test_a_cache_that_can_not_be_costs_the_starts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str = "") -> Path:
+        raise cache.CacheError("it is mounted noexec")
+
+    monkeypatch.setattr(cache, "folder", refuse)
+    assert found_by(Asking(), [BASELINE, FAST]) == Cold(lost=dict.fromkeys((BASELINE, FAST), "it is mounted noexec"))
+
+
 @pytest.mark.process
 def test_folders_of_processes_that_were_killed_are_removed() -> None:
     gone, alive = (cache.folder() / f"{prefix()}{pid}-x" for pid in (2**22 + 1, os.getpid()))

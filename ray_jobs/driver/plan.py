@@ -202,7 +202,10 @@ def promised(spec: Spec, workload: Workload, root: str) -> Promise | None:
 def _alike(
     spec: Spec, workload: Workload, root: str, keys: Sequence[str]
 ) -> Iterator[tuple[Path, dict[str, Any], list[tuple[str, float]]]]:
-    """(folder, run.json, (trial, seconds) of each like this one) of local runs with the same ``keys`` and method."""
+    """(folder, run.json, (trial, seconds) of each like this one) of local runs with these keys and this method.
+
+    The newest first.
+    """
     if "://" in root or not Path(root).is_dir():
         return
     asked = spec.model_dump(mode="json")

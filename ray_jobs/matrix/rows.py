@@ -121,9 +121,7 @@ class Row:
     side_p99_speedup: float | None = None
     side_p99_speedup_low: float | None = None
     side_p99_speedup_high: float | None = None
-    import_s_empty: float | None = (
-        None  # until all is imported; with nothing compiled, as in the first pod; null if not asked
-    )
+    import_s_empty: float | None = None  # until all is imported; _empty: nothing is compiled, as in the first pod
     load_s_empty: float | None = None
     prepare_cold_s_empty: float | None = None
     first_reply_ms_empty: float | None = None

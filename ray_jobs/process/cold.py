@@ -113,21 +113,26 @@ def cold(
     """Starts each of these variants ``STARTS`` times in every state, as far as the time goes; ends with what it found.
 
     The first start of each is not counted: it tells which files a start reads, and what it compiles is what the
-    starts of ``CACHED`` find.
+    starts of ``CACHED`` find. Launches are not lost where nothing can be kept.
     """
+    try:
+        cache.folder()
+    except cache.CacheError as error:
+        yield Cold(lost=dict.fromkeys(names, str(error)))
+        return
     with _folder() as root:
         stage = _Stage(trial, inputs, root, ask, allowance)
         for name in names:
             yield Alive(Part.COLD, name)
             stage.first(name)
         rng = np.random.default_rng(trial.seed)
-        for number in range(STARTS):
+        for _ in range(STARTS):
             units = [(name, state) for name in stage.going for state in (State.EMPTY, State.CACHED)]
             for place in rng.permutation(len(units)):
                 name, state = units[place]
                 if allowance.left_s and name in stage.going:
                     yield Alive(Part.COLD, name)
-                    stage.start(name, state, number)
+                    stage.start(name, state)
         yield stage.found()
 
 
@@ -161,7 +166,7 @@ class _Stage:
         if told is not None:
             self.firsts[name] = told
 
-    def start(self, name: str, state: State, number: int) -> None:
+    def start(self, name: str, state: State) -> None:
         """One that is."""
         if state == State.CACHED:
             told = self._asked(name, self._kept(name))
