@@ -1,12 +1,12 @@
 """What to measure: validated and frozen; ``plan()`` makes workloads of it."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from chatbot.errors import UsageError, one_of
 from chatbot.variants import (
@@ -21,6 +21,7 @@ from chatbot.variants import (
     require_name,
     variant_named,
 )
+from ray_jobs.scenario import Bound, Load, ReplicaKind, Scenario, loads_of, price_of
 from ray_jobs.sides import code_in, sides_of
 
 
@@ -74,6 +75,31 @@ def _against(value: Any) -> Any:
     return asked
 
 
+def _names(kind: str, names: Sequence[str]) -> Callable[[Any], Any]:
+    """Some of these, each once."""
+
+    def listed(value: Any) -> Any:
+        for name in (found := [str(one) for one in _listed(value)]):
+            if name not in names:
+                raise one_of(kind, name, list(names))
+        return tuple(dict.fromkeys(found))
+
+    return listed
+
+
+def _slo(asked: str) -> str:
+    Bound.of(asked)
+    return asked.replace(" ", "")
+
+
+def _prices(value: Any) -> Any:
+    asked = [value] if isinstance(value, str) else value
+    if isinstance(asked, (list, tuple)):
+        for one in asked:
+            price_of(str(one))
+    return asked
+
+
 def _distinct(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(sizes))
 
@@ -91,6 +117,10 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Stations = Annotated[str, AfterValidator(_stations)]
 Isolation = Annotated[str, AfterValidator(_isolation)]
 Against = Annotated[tuple[str, ...], BeforeValidator(_against)]
+Scenarios = Annotated[tuple[str, ...], BeforeValidator(_names("scenario", list(Scenario)))]
+Kinds = Annotated[tuple[str, ...], BeforeValidator(_names("replica kind", list(ReplicaKind)))]
+Slo = Annotated[str, AfterValidator(_slo)]
+Prices = Annotated[tuple[str, ...], BeforeValidator(_prices)]
 
 LAUNCH_TIMEOUT_S = 60.0  # at least; a launch may take as long as a whole budget
 VARIANT_TIMEOUT_S = 15.0  # for each variant of a launch and side: its least number of rounds is that of their turns
@@ -144,14 +174,46 @@ class Spec(BaseModel):
         default=(),
         description="Environment or sources to compare with these, several times for several: env=NAME=VALUE, "
         "python=PATH, pip=REQUIREMENTS, rev=REVISION, or such parts with commas",
-        json_schema_extra={"repeated": True},
+        json_schema_extra={"repeated": "SIDE"},
     )
+    scenario: Scenarios = Field(
+        default=(Scenario.SINGLE_STREAM,),
+        min_length=1,
+        description="How calls come, one or several: single-stream, offline (as many as are answered) or server (at "
+        "random times, the most that hold --slo)",
+    )
+    slo: Slo | None = Field(default=None, description="Bound on the latencies of scenario server, as p99=50ms")
+    replicas: Sizes = Field(default=(1,), description="Replicas that answer under load, one or several counts")
+    replica_kind: Kinds = Field(
+        default=(ReplicaKind.PROCESS,), min_length=1, description="What replicas are: process, thread or both"
+    )
+    price: Prices = Field(
+        default=(),
+        description="Price of a station's hour by how its hardware class begins: EPYC=0.096, several times for several",
+        json_schema_extra={"repeated": "CLASS=PRICE"},
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_what_there_is(self) -> "Spec":
+        if any(load is not None for load in self.loads) and self.against:
+            raise UsageError("sides are compared call by call: leave out against, or every scenario but single-stream")
+        return self
 
     @property
     def launch_timeout_s(self) -> float:
         """After which a launch is ended."""
         turns = len(self.variants) * max(1, len(sides_of(self.against)))
         return self.launch_timeout or max(LAUNCH_TIMEOUT_S, self.budget, VARIANT_TIMEOUT_S * turns)
+
+    @property
+    def loads(self) -> tuple[Load | None, ...]:
+        """How each workload is asked; None: each call follows the one before. Raises UsageError."""
+        return loads_of(self.scenario, self.replicas, self.replica_kind, self.slo)
+
+    @property
+    def prices(self) -> tuple[tuple[str, float], ...]:
+        """Of a station's hour, by how its hardware class begins."""
+        return tuple(map(price_of, self.price))
 
     def plan(self) -> list[Workload]:
         """The workloads, in the order of their rows."""

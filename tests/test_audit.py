@@ -1,11 +1,12 @@
 """The audit's arithmetic, its promises and its page; its planted variants in one launch, without Ray."""
 
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -22,14 +23,14 @@ from launches import made_launch, made_trial, stolen
 from chatbot.checkpoint import Trained
 from chatbot.errors import UsageError
 from chatbot.variants import BASELINE, CONTROL, Workload, variant_named
-from ray_jobs.audit import page
+from ray_jobs.audit import page, parts
 from ray_jobs.audit.cost import LAUNCH_SERVER, Cost, null_sample, processes
 from ray_jobs.audit.detection import FAULTS
 from ray_jobs.audit.folder import new_audit
 from ray_jobs.audit.load import timetable
 from ray_jobs.audit.mistakes import named
 from ray_jobs.audit.parts import worst
-from ray_jobs.audit.plan import DELAYED, SPUN
+from ray_jobs.audit.plan import DELAYED, SPUN, Plan
 from ray_jobs.audit.rates import (
     EXIT,
     Comparison,
@@ -42,7 +43,7 @@ from ray_jobs.audit.rates import (
 )
 from ray_jobs.audit.station import Measured
 from ray_jobs.cluster.signals import Terminated
-from ray_jobs.matrix.rows import rows_of
+from ray_jobs.matrix.rows import Status, rows_of
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure.result import Launch, LaunchResult
 from ray_jobs.measure.trial import Checkpoint, Place
@@ -392,3 +393,50 @@ def test_an_audit_that_is_ended_says_by_what(
     assert ended.value.exit_code == code
     assert capsys.readouterr().err == f"ray_jobs: {said}; what was found is in {tmp_path}/a1\n"
     assert (tmp_path / "a1" / "summary.md").is_file()
+
+
+ASKED = {"kind": "aa", "spec": {"seed": 1}}
+
+
+def interrupted(folder: Path, *done: Comparison) -> None:
+    def begin() -> None:
+        with new_audit("aa", str(folder), "a1", ASKED) as audit:
+            for comparison in done:
+                audit.keep("aa", comparison, [])
+            raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit):
+        begin()
+
+
+def test_an_audit_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = [Comparison(number, False, CONTROL, 1.0, Status.DONE, speedup=1.0 + number) for number in range(5)]
+    interrupted(tmp_path, *done[:2])
+    asked: list[int] = []
+
+    def run_plan(here: object, plan: Plan, first: int) -> Iterator[tuple[Comparison, Measured]]:
+        asked.append(first)
+        for comparison in done[first:]:
+            yield comparison, Measured(made_trial(), Place())
+
+    monkeypatch.setattr(parts, "run_plan", run_plan)
+    with new_audit("aa", str(tmp_path), "a1", ASKED, resume=True) as audit:
+        found = parts._compared(audit, None, Plan(5))  # type: ignore[arg-type]
+    assert asked == [2]
+    assert [(one.number, one.speedup) for one in found] == [(one.number, one.speedup) for one in done]
+    kept = json.loads((tmp_path / "a1" / "audit.json").read_text())
+    assert len(kept["resumed"]) == 1
+
+
+def test_one_that_was_interrupted_before_its_first_comparison_begins_anew(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    with new_audit("aa", str(tmp_path), "a1", ASKED, resume=True) as audit:
+        assert audit.earlier("aa") == []
+
+
+def test_an_audit_that_was_asked_otherwise_does_not_go_on(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    with pytest.raises(UsageError, match="asked otherwise"), new_audit("aa", str(tmp_path), "a1", {}, resume=True):
+        pass
+    with pytest.raises(UsageError, match="give its name as --run-id"), new_audit("aa", str(tmp_path), None, {}, True):
+        pass

@@ -313,10 +313,15 @@ def test_columns_are_the_rows_fields_the_newest_last() -> None:
     cold = [step.format(state) for state in ("empty", "cached", "warm") for step in steps]
     cold += ["artifact_mb", "weights_mb", "kept_share"]
     cold += [f"pays_after_{state}{end}" for state in ("empty", "cached") for end in ("", "_low", "_high")]
-    before = COLUMNS[: -len(cold)]
+    load = [f"capacity_{name}{end}" for name in ("rps", "ratio") for end in ("", "_low", "_high")]
+    load = ["scenario", "slo", "replicas", "replica_kind", "max_batch", "offered_rps", *load, "capacity_verdict"]
+    load += ["goodput_rps", "generator_late_p99_us", "cost_per_million"]
+    assert COLUMNS[-len(load) :] == tuple(load)
+    columns = COLUMNS[: -len(load)]
+    before = columns[: -len(cold)]
     assert before[-29:-17] == (*newest, *compiled, "first_token_ms", "prepare_memory_mb")
     assert before[-17:] == (*TAILS, *sides, *(f"side_{name}" for name in TAILS))
-    assert COLUMNS[-len(cold) :] == tuple(cold)
+    assert columns[-len(cold) :] == tuple(cold)
 
 
 def test_a_row_tells_how_much_faster_the_slow_calls_are() -> None:

@@ -51,17 +51,21 @@ ROW_COLUMNS = (
     "import_s_warm load_s_warm prepare_cold_s_warm first_reply_ms_warm "
     "to_first_reply_s_warm to_first_reply_s_warm_low to_first_reply_s_warm_high "
     "artifact_mb weights_mb kept_share pays_after_empty pays_after_empty_low pays_after_empty_high "
-    "pays_after_cached pays_after_cached_low pays_after_cached_high"
+    "pays_after_cached pays_after_cached_low pays_after_cached_high "
+    "scenario slo replicas replica_kind max_batch offered_rps capacity_rps capacity_rps_low capacity_rps_high "
+    "capacity_ratio capacity_ratio_low capacity_ratio_high capacity_verdict "
+    "goodput_rps generator_late_p99_us cost_per_million"
 ).split()
 INTEGERS = {
     "compared_replies",
     *("batch", "prompt_tokens", "reply_tokens", "threads", "samples", "launches", "discarded_rounds"),
     "disturbed_rounds",
-    *("graphs", "graph_breaks", "recompiles"),
+    *("graphs", "graph_breaks", "recompiles", "replicas", "max_batch"),
 }
 TEXTS = {
     *("run_id", "trial_id", "station", "host", "device", "device_name", "model", "variant", "baseline", "verdict"),
     *("bound", "bound_why", "status", "reason", "hardware", "cores", "side", "side_verdict"),
+    *("scenario", "slo", "replica_kind", "capacity_verdict"),
 }
 
 # What is read from a run is made printable, so names that are not do not come back.

@@ -14,6 +14,8 @@ from ray_jobs.audit.load import background_load
 from ray_jobs.audit.plan import MOST, Plan
 from ray_jobs.audit.rates import Comparison
 from ray_jobs.audit.station import AuditStation, Measured
+from ray_jobs.load.points import logs_of
+from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import TIMED, LaunchResult
 from ray_jobs.measure.trial import Factory
 from ray_jobs.process.server import LaunchServer
@@ -21,10 +23,12 @@ from ray_jobs.sides import label_of
 
 FROM_ROW = ("status", "reason", "warnings", "sentinel_ms")
 FOUND = ("speedup", "speedup_low", "speedup_high", "verdict")  # of a side with ``side_`` before it
+# Where programs are compared by what they hold; one that is invalid says so where the others say it too.
+HELD = ("capacity_ratio", "capacity_ratio_low", "capacity_ratio_high", "capacity_verdict")
 
 
-def run_plan(station: AuditStation, plan: Plan) -> Iterator[tuple[Comparison, Measured]]:
-    """Runs the plan and yields each comparison as it ends."""
+def run_plan(station: AuditStation, plan: Plan, first: int = 0) -> Iterator[tuple[Comparison, Measured]]:
+    """Runs the plan from its ``first`` comparison on, and yields each as it ends."""
     spec = station.spec
     workload = station.template.trial.workload
     with ExitStack() as stack:
@@ -33,21 +37,21 @@ def run_plan(station: AuditStation, plan: Plan) -> Iterator[tuple[Comparison, Me
             server = stack.enter_context(LaunchServer(workload, others))
         if plan.beside_load:
             stack.enter_context(background_load(spec.seed, sorted(os.sched_getaffinity(0))))
-        for number in range(plan.comparisons):
+        for number in range(first, plan.comparisons):
             seed = spec.seed * MOST + number
             state = station.run(f"{plan.name}-{number:04d}", (plan.variant,), seed, sides=plan.sides)
-            source = station.inputs.model
-            assert not isinstance(source, Factory)
-            inputs = (workload, source, station.inputs.pool(workload), seed)
-            peers = alternatives.PEERS if plan.with_peers else ()
-            asked = {name: alternatives.ask(server, name, station.cores, *inputs) for name in peers}
+            asked = {}
+            if plan.with_peers:
+                source = station.inputs.model
+                assert not isinstance(source, Factory)
+                inputs = (workload, source, station.inputs.pool(workload), seed)
+                asked = {name: alternatives.ask(server, name, station.cores, *inputs) for name in alternatives.PEERS}
             yield _comparison(number, plan, state, asked), state
 
 
 def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alternatives.PeerResult]) -> Comparison:
     rows = {row.name: row for row in state.rows}
     row, baseline = rows[compared(plan)], rows[BASELINE]
-    kind = "side_" if plan.sides else ""
     launches = state.launches
     peered: dict[str, Any] = {name: result.speedup for name, result in asked.items()}
     peered |= {f"{name}_s": result.seconds for name, result in asked.items()}
@@ -57,7 +61,7 @@ def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alter
         variant=plan.variant,
         truth=1 / (1 + plan.percent / 100),
         **{name: getattr(row, name) for name in FROM_ROW},
-        **{name: getattr(row, kind + name) for name in FOUND},
+        **_found(plan, row),
         discarded_rounds=row.discarded_rounds or 0,
         disturbed_rounds=row.disturbed_rounds or 0,
         launches=len(launches),
@@ -70,13 +74,22 @@ def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alter
     )
 
 
+def _found(plan: Plan, row: Row) -> dict[str, Any]:
+    """What is told of the two, whatever they are compared by."""
+    if plan.load is None:
+        return {name: getattr(row, f"side_{name}" if plan.sides else name) for name in FOUND}
+    return {name: getattr(row, held) for name, held in zip(FOUND, HELD, strict=True)} | (
+        {"verdict": row.verdict} if row.verdict else {}
+    )
+
+
 def compared(plan: Plan) -> str:
     """The label of what is compared."""
     return label_of(plan.sides[-1].name if plan.sides else None, plan.variant)
 
 
 def _log_speedup(plan: Plan, launch: LaunchResult) -> float | None:
-    found = launch.log_side_speedups() if plan.sides else launch.log_speedups()
+    found = launch.log_side_speedups() if plan.sides else logs_of(launch)
     return found.get(compared(plan))
 
 
@@ -100,8 +113,8 @@ class LaunchRow:
     sentinel_ns: float | None
 
 
-def launch_rows(plan: Plan, states: Sequence[Measured]) -> list[dict[str, Any]]:
-    """The launches of these trials, in order."""
+def launch_rows(plan: Plan, number: int, state: Measured) -> list[dict[str, Any]]:
+    """The launches of a comparison's trial, in order."""
     rows = [
         LaunchRow(
             part=plan.name,
@@ -114,7 +127,6 @@ def launch_rows(plan: Plan, states: Sequence[Measured]) -> list[dict[str, Any]]:
             log_speedup=_log_speedup(plan, launch),
             sentinel_ns=float(np.mean(launch.sentinel_ns)) if launch.sentinel_ns else None,
         )
-        for number, state in enumerate(states)
         for launch in state.launches
     ]
     return [asdict(row) for row in rows]

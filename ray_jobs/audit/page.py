@@ -45,7 +45,7 @@ def section(part: Section) -> str:
 
 
 def _identical(part: Section) -> str:
-    load = ", next to a background load on every core" if part["part"].endswith("load") else ", quiet"
+    load = ", next to a background load on every core" if part["part"].endswith("beside-load") else ", quiet"
     peers = {name: peer for name, peer in part["peers"].items() if peer["comparisons"]}
     rows = [
         _rate_row("this tool, its verdicts", part),
@@ -55,7 +55,7 @@ def _identical(part: Section) -> str:
     of = part["comparisons"]
     worst = ", ".join(f"{ONE_BY_ONE[name][0]} {peer['worst_error']:.1%}" for name, peer in peers.items())
     return _section(
-        f"{'The same environment twice' if 'sides' in part['part'] else 'Identical programs'}{load}",
+        f"{'The same environment twice' if 'sides' in part['part'] else 'Identical programs'}{_slo(part)}{load}",
         f"{_trials(part)} Promise (the rate's interval reaches below {CLAIMED:.0%} and ends under {MOST_FALSE:.0%}): "
         f"**{part['promise']}**.",
         table(("", "called different", "rate (95%)", "seconds each"), rows),
@@ -64,6 +64,12 @@ def _identical(part: Section) -> str:
         f"Median half-width {_number(part['median_half_width'], '.2%')}; {_machine(part)}."
         + (f"\nLargest difference the alternatives reported between identical programs: {worst}." if worst else ""),
     )
+
+
+def _slo(part: Section) -> str:
+    """By what they are compared, where it is not call by call."""
+    slo = part["spec"].get("slo")
+    return f" by the requests a second that hold {slo}" if slo else ""
 
 
 def _beyond(part: Section, peers: bool) -> str:

@@ -15,7 +15,7 @@ from ray_jobs.audit.folder import Audit, new_audit
 from ray_jobs.audit.page import EVERY_S
 from ray_jobs.audit.plan import FULL_BUDGET_S, Plan, audit_spec
 from ray_jobs.audit.rates import EXIT, Comparison, Promise, effects_found, false_verdicts
-from ray_jobs.audit.station import AuditStation, Measured, audit_station
+from ray_jobs.audit.station import AuditStation, audit_station
 from ray_jobs.spec import Spec
 
 BROKEN, TOO_FEW = EXIT[Promise.BROKEN], EXIT[Promise.TOO_FEW]
@@ -25,9 +25,12 @@ SHORT_COMPARISONS, SHORT_EFFECTS, SHORT_BUDGET_S = 40, 12, 5.0
 
 
 @contextmanager
-def begun(kind: str, spec: Spec, out: str, run_id: str | None) -> Iterator[tuple[Audit, AuditStation]]:
-    """A new audit and the station that it has to itself. Raises UsageError."""
-    with new_audit(kind, out, run_id) as audit, audit_station(spec, audit.run_id) as here:
+def begun(
+    kind: str, spec: Spec, out: str, run_id: str | None, plans: Sequence[Plan] = (), resume: bool = False
+) -> Iterator[tuple[Audit, AuditStation]]:
+    """An audit, new or one that goes on, and the station that it has to itself. Raises UsageError."""
+    asked = {"kind": kind, "spec": spec.model_dump(mode="json"), "plans": [asdict(plan) for plan in plans]}
+    with new_audit(kind, out, run_id, asked, resume) as audit, audit_station(spec, audit.run_id) as here:
         yield audit, here
 
 
@@ -82,23 +85,20 @@ def cost(audit: Audit, here: AuditStation) -> dict[str, Any]:
 
 
 def _compared(audit: Audit, here: AuditStation, plan: Plan) -> list[Comparison]:
-    """Runs a plan, with a line on stderr now and then."""
-    done: list[Comparison] = []
-    states: list[Measured] = []
+    """Runs what is left of a plan, with a line on stderr now and then."""
+    done = audit.earlier(plan.name)
+    before = len(done)
     started = last = time.monotonic()
-    try:
-        for comparison, state in run_plan(here, plan):
-            done.append(comparison)
-            states.append(state)
-            if comparison.speedup is None and all(one.speedup is None for one in done):  # and no end of waiting for it
-                why = comparison.reason or "there is no interval"
-                typer.echo(f"{plan.name}: comparison {len(done)} has no speedup: {why}", err=True)
-            if (now := time.monotonic()) - last >= EVERY_S or len(done) in (1, plan.comparisons):
-                last, left = now, (now - started) / len(done) * (plan.comparisons - len(done))
-                typer.echo(f"{plan.name}: {len(done)} of {plan.comparisons}, {left / 60:.0f} min left", err=True)
-    finally:
-        audit.comparisons += [{"part": plan.name, **asdict(comparison)} for comparison in done]
-        audit.launches += launch_rows(plan, states)
+    for comparison, state in run_plan(here, plan, before):
+        done.append(comparison)
+        audit.keep(plan.name, comparison, launch_rows(plan, comparison.number, state))
+        if comparison.speedup is None and all(one.speedup is None for one in done):  # and no end of waiting for it
+            why = comparison.reason or "there is no interval"
+            typer.echo(f"{plan.name}: comparison {len(done)} has no speedup: {why}", err=True)
+        if (now := time.monotonic()) - last >= EVERY_S or len(done) in (1, plan.comparisons):
+            last, left = now, (now - started) / (len(done) - before) * (plan.comparisons - len(done))
+            typer.echo(f"{plan.name}: {len(done)} of {plan.comparisons}, {left / 60:.0f} min left", err=True)
+            audit.write()  # a killed one goes on from here
     return done
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from chatbot.variants import BASELINE, CONTROL
+from ray_jobs.scenario import Load, Scenario
 from ray_jobs.sides import AGAIN, BASE, Side
 from ray_jobs.spec import Spec, read_spec
 
@@ -22,6 +23,7 @@ class Plan:
     beside_load: bool = False
     with_peers: bool = False
     of_sides: bool = False  # the same program of two sides; else two programs of one process
+    load: Load | None = None  # compared by the requests a second that each holds; None: by their calls
 
     @property
     def variant(self) -> str:
@@ -42,10 +44,20 @@ class Plan:
     def name(self) -> str:
         """The plan's name in trial ids and on the page."""
         part = (f"effect-{self.percent}" if self.percent else "aa") + "-sides" * self.of_sides
+        part += f"-{self.load.scenario}" if self.load is not None else ""
         return f"{part}-beside-load" if self.beside_load else part
 
 
-def audit_spec(model: str, budget: float, precision: float, margin: float, seed: int, threads: int = 1) -> Spec:
+def audit_spec(
+    model: str,
+    budget: float,
+    precision: float,
+    margin: float,
+    seed: int,
+    threads: int = 1,
+    slo: str | None = None,
+) -> Spec:
     """The spec of the audit's trials; the same defaults as the matrix for what it does not name."""
     flags = {"variants": CONTROL, "model": model, "budget": budget, "precision": precision, "margin": margin}
-    return read_spec(None, {**flags, "seed": seed, "threads": threads})
+    under_load = {} if slo is None else {"scenario": Scenario.SERVER, "slo": slo}
+    return read_spec(None, {**flags, **under_load, "seed": seed, "threads": threads})

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from chatbot.errors import UsageError, one_of
-from chatbot.variants import MODELS
+from chatbot.variants import MODELS, is_own
 from ray_jobs.audit.plan import DELAYED, FULL_BUDGET_S, MOST, Plan, audit_spec
 from ray_jobs.cli.options import FAILED, ROOT, Json, Out, RunId
 
@@ -25,6 +25,13 @@ PrecisionOption = Annotated[float, typer.Option(help="Half-width of the interval
 Margin = Annotated[float, typer.Option(help="Speedups within this margin of 1 are called the same.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of a launch.")]
 Sides = Annotated[bool, typer.Option("--sides", help="Compare two sides of a trial, each a process of its own.")]
+Slo = Annotated[
+    str | None,
+    typer.Option(help="Compare by the requests a second that hold this bound, as p90=5ms, instead of call by call."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the interrupted audit called --run-id; give the same flags.")
+]
 Seed = Annotated[int, typer.Option(help="Seed for prompts, orders and the load's timetable.")]
 
 
@@ -57,9 +64,11 @@ def aa(
     seed: Seed = 0,
     threads: Threads = 1,
     sides: Sides = False,
+    slo: Slo = None,
     peers: Annotated[bool, typer.Option(help="Also time with the tools that a user would reach for.")] = True,
     out: Out = "results",
     run_id: RunId = None,
+    resume: Resume = False,
     as_json: Json = False,
 ) -> None:
     """Compare identical programs: how often are they called different?
@@ -69,13 +78,18 @@ def aa(
     """
     if load not in LOADS:
         raise one_of("load", load, LOADS)
-    spec = audit_spec(model, budget, precision, margin, seed, threads)
+    if sides and slo is not None:
+        raise UsageError("sides are compared call by call: leave out --sides or --slo")
+    spec = audit_spec(model, budget, precision, margin, seed, threads, slo)
+    asked = spec.loads[0]
+    peers = peers and not sides and asked is None and not is_own(model)
     found = {}
     from ray_jobs.audit import parts, rates
 
-    with parts.begun("aa", spec, out, run_id) as (audit, here):
-        for beside_load in [False] * (load != "beside") + [True] * (load != "none"):
-            plan = Plan(comparisons, beside_load=beside_load, with_peers=peers and not sides, of_sides=sides)
+    both = [False] * (load != "beside") + [True] * (load != "none")
+    plans = [Plan(comparisons, beside_load=one, with_peers=peers, of_sides=sides, load=asked) for one in both]
+    with parts.begun("aa", spec, out, run_id, plans, resume) as (audit, here):
+        for plan in plans:
             found[plan.name] = parts.aa(audit, here, plan)
     promise = parts.worst_promise(found)
     if as_json:
@@ -98,6 +112,7 @@ def effect(
     sides: Sides = False,
     out: Out = "results",
     run_id: RunId = None,
+    resume: Resume = False,
     as_json: Json = False,
 ) -> None:
     """Slow one of two identical programs down by a known share: how often is it found, and is the figure right?
@@ -112,8 +127,8 @@ def effect(
     spec = audit_spec(model, budget, precision, margin, seed, threads)
     from ray_jobs.audit import parts, rates
 
-    with parts.begun("effect", spec, out, run_id) as (audit, here):
-        plan = Plan(comparisons, percent, beside_load=load == "beside", of_sides=sides)
+    plan = Plan(comparisons, percent, beside_load=load == "beside", of_sides=sides)
+    with parts.begun("effect", spec, out, run_id, [plan], resume) as (audit, here):
         found = parts.effect(audit, here, plan)
     if as_json:
         typer.echo(json.dumps(found))

@@ -126,6 +126,8 @@ def _rehearse(spec: Spec, root: str, plan: bool) -> None:
         from ray_jobs.driver.plan import plan_lines
 
         lines = plan_lines(spec, root)
+    elif any(load is not None for load in spec.loads):
+        raise UsageError("--in-process makes one call after the other: leave out every scenario but single-stream")
     elif spec.against:
         raise UsageError("--in-process runs one process, and each side has its own: leave out --against")
     else:

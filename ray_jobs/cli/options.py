@@ -72,8 +72,9 @@ def _flag(key: str, field: FieldInfo) -> inspect.Parameter:
     metavar = None
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
-    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("repeated"):  # values hold commas
-        kind, metavar, shown = list[str], "SIDE", None
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    if "repeated" in extra:  # values hold commas
+        kind, metavar, shown = list[str], str(extra["repeated"]), None
     elif get_origin(field.annotation) is tuple:
         shown = ",".join(map(str, field.default)) or None
         kind, metavar = str, "NAME[,NAME...]" if kinds[0] is str else "N[,N...]"

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from ray_jobs.trace.job import Tracing
 
 # These mean nothing to a trace.
-TIMING = ("stop_at_eos", "precision", "margin", "budget", "isolation", "cores_per_gpu", "against", "cold")
+TIMING = (
+    *("stop_at_eos", "precision", "margin", "budget", "isolation", "cores_per_gpu", "against", "cold"),
+    *("scenario", "slo", "replicas", "replica_kind", "price"),
+)
 
 
 @flags_of(Spec, [key for key in Spec.model_fields if key not in TIMING])

@@ -54,13 +54,14 @@ class Matched:
 
 
 def cells_of(run: FinishedRun) -> list[Cell]:
-    """A cell for each row."""
+    """A cell for each row, of calls that follow each other: two runs are not compared by what they hold under load."""
     logs: dict[tuple[str, str], list[float]] = {}
     for trial, launch in run.launches():
-        for variant, log in launch.log_speedups().items():
+        for variant, log in ({} if launch.served else launch.log_speedups()).items():
             logs.setdefault((trial, variant), []).append(log)
     facts = run.run.get("environment", {}).get("stations", {})
-    cells = (_cell(row, logs.get((row.trial_id, row.name))) for row in run.rows)
+    rows = [row for row in run.rows if not row.under_load]
+    cells = (_cell(row, logs.get((row.trial_id, row.name))) for row in rows)
     return [replace(cell, facts=facts.get(cell.row.station) or {}) for cell in cells]
 
 

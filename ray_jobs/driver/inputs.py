@@ -12,12 +12,14 @@ from chatbot.errors import UsageError
 from chatbot.prompts import prompt_pool
 from chatbot.variants import VARIANTS, Workload, is_own
 from ray_jobs import provenance
+from ray_jobs.load import sizes
 from ray_jobs.measure import contract
 from ray_jobs.measure.orders import up_to_multiple
 from ray_jobs.measure.replies import LEAST_COMPARED
 from ray_jobs.measure.rounds import MOST_CALLS, MOST_WARMUP_CALLS, ROUNDS
 from ray_jobs.measure.trial import Checkpoint, CheckpointBytes, Factory, Inputs, Preset
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request, TrialError
+from ray_jobs.scenario import Load
 from ray_jobs.sides import sides_of
 from ray_jobs.spec import Spec, import_own
 
@@ -30,13 +32,19 @@ def inputs_of(spec: Spec) -> Inputs:
     model = checkpoint.open_model(spec.model)
     source = corpus.load(spec.corpus)
     rounds = up_to_multiple(ROUNDS, len(spec.variants) * max(1, len(sides_of(spec.against))))
-    count = max(max(spec.batch) * (MOST_WARMUP_CALLS + rounds * (1 + MOST_CALLS)), LEAST_COMPARED)
+    calls = max(rounds * (1 + MOST_CALLS), *(_under_load(load) for load in spec.loads))
+    count = max(max(spec.batch) * (MOST_WARMUP_CALLS + calls), LEAST_COMPARED)
     lengths = spec.prompt_tokens
     prompts = {length: prompt_pool(source, model.vocabulary, length, count, spec.seed) for length in lengths}
     if not model.trained:  # a side may draw other random numbers
         return Inputs(CheckpointBytes(checkpoint.to_bytes(model)) if spec.against else Preset(model.name), prompts)
     path = checkpoint.SHIPPED if model.name == "small" else Path(spec.model)
     return Inputs(CheckpointBytes(path.read_bytes()), prompts)
+
+
+def _under_load(load: Load | None) -> int:
+    """Calls of a launch under load, after its warm-up, to each variant."""
+    return 0 if load is None else sizes.ROUNDS * sizes.most_calls(load)
 
 
 def _of_own(spec: Spec) -> Inputs:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from ray_jobs.measure.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_C
 from ray_jobs.measure.trial import SIDE_S, cold_s, compiling_s, rounds_s, untimed_s
 from ray_jobs.report.text import counted
 from ray_jobs.results import schema
+from ray_jobs.scenario import Load, ReplicaKind
 from ray_jobs.sides import sides_of
 from ray_jobs.spec import Spec
 from ray_jobs.statistics import LEAST_LAUNCHES
 
+BUDGET_DECIDES = "the budget decides, unless the least number of launches takes longer"
 BYTES_PER_S = 10e9  # what one thread's fp32 matrix-vector products read from memory
 OVERHEAD_S = 150e-6  # of a step's small operations in Python
 # Of that guess; between them lie the eager latencies of the runs make-matrix, variants-tutorial and seed.
@@ -75,12 +78,12 @@ def plan_lines(spec: Spec, root: str) -> Iterator[str]:
     """
     sides = revisions.resolved(sides_of(spec.against), spec.model)
     against = f", each also with {'; '.join(side.name for side in sides[1:])}" if sides else ""
-    trials = f"{counted(len(spec.plan()), 'trial')} of {', '.join(spec.variants)}{against} on each station"
+    count = counted(len(spec.plan()) * len(spec.loads), "trial")
+    trials = f"{count} of {', '.join(spec.variants)}{against} on each station"
     if is_own(spec.model):
-        for workload in spec.plan():
-            sizes = f"{workload.device}, batch {workload.batch}, threads {workload.threads}"
-            why = "a model of your own: the budget decides, unless the least number of launches takes longer"
-            yield f"{sizes}: about {spec.budget:.0f} s a station ({why})"
+        for workload, load in product(spec.plan(), spec.loads):
+            sizes = f"{workload.device}, batch {workload.batch}, threads {workload.threads}{_asked(load)}"
+            yield f"{sizes}: about {spec.budget:.0f} s a station (a model of your own: {BUDGET_DECIDES})"
         yield f"up to {compiling_s(spec.budget):.0f} s more a trial to try each variant on it once, and to compile"
         yield f"up to {untimed_s(spec.budget):.0f} s more a trial for each variant's memory, and for limits"
         yield f"{trials}; nothing was run"
@@ -88,12 +91,12 @@ def plan_lines(spec: Spec, root: str) -> Iterator[str]:
     config = checkpoint.open_model(spec.model).chatbot.config
     corpus.load(spec.corpus)
     low = high = 0.0
-    for workload in spec.plan():
-        time = estimate(spec, workload, config, root)
+    for workload, load in product(spec.plan(), spec.loads):
+        time = estimate(spec, workload, config, root) if load is None else _under_load(spec)
         low, high = low + time.least_s, high + time.most_s
         sizes = f"batch {workload.batch}, prompt {workload.prompt_tokens}, reply {workload.reply_tokens}"
-        yield f"{workload.device}, {sizes}, threads {workload.threads}: {time.text}"
-        if (told := promised(spec, workload, root)) is not None:
+        yield f"{workload.device}, {sizes}, threads {workload.threads}{_asked(load)}: {time.text}"
+        if load is None and (told := promised(spec, workload, root)) is not None:
             yield f"  {told.text}"
     if compiling := [
         name for name in spec.variants if _entry(name).cached and {*_entry(name).devices} & {*spec.device}
@@ -101,6 +104,18 @@ def plan_lines(spec: Spec, root: str) -> Iterator[str]:
         names = ", ".join(compiling)
         yield f"up to {compiling_s(spec.budget):.0f} s more a trial to compile {names}, unless kept from before"
     yield f"{trials}: {low:.0f} to {high:.0f} s; nothing was run"
+
+
+def _asked(load: Load | None) -> str:
+    if load is None:
+        return ""
+    who = counted(load.replicas, str(load.kind), "processes" if load.kind == ReplicaKind.PROCESS else "threads")
+    return f", {load.scenario} with {who}{f' within {load.slo}' if load.slo else ''}"
+
+
+def _under_load(spec: Spec) -> Duration:
+    """How long windows are follows from what each variant turns out to hold."""
+    return Duration(spec.budget, spec.budget, BUDGET_DECIDES)
 
 
 def estimate(spec: Spec, workload: Workload, config: Config, root: str) -> Duration:
@@ -215,7 +230,8 @@ def _alike(
             same = all(run["spec"][key] == asked[key] for key in keys)
             same = same and run["spec"].get("against", []) == asked["against"] and version_in(run) == METHOD.version
             same = same and run["spec"].get("cold", False) == asked["cold"]
-            done = {name: trial for name, trial in run["trials"].items() if trial["status"] == Status.DONE}
+            alike = {name: trial for name, trial in run["trials"].items() if "load" not in trial}
+            done = {name: trial for name, trial in alike.items() if trial["status"] == Status.DONE}
             mine = [n for n, trial in done.items() if schema.known(Workload, trial["workload"]) == workload]
             like = [(name, float(done[name]["seconds"])) for name in mine if done[name]["seconds"]]
         except (ValueError, KeyError, TypeError, AttributeError, OSError):

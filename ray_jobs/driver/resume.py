@@ -27,6 +27,7 @@ from ray_jobs.results.filesystem import below
 from ray_jobs.results.run import read_record
 from ray_jobs.results.samples import to_result
 from ray_jobs.results.store import BROKEN, RunDirectory
+from ray_jobs.scenario import Load
 from ray_jobs.spec import Spec, spec_of
 
 PARTS = {
@@ -126,7 +127,8 @@ class Earlier:
 
     def _absent(self, name: str, record: Mapping[str, Any]) -> TrialState:
         """Restores a trial whose station is not in the cluster now."""
-        trial = trial_of(self.spec, self.id, schema.known(Workload, record["workload"]), name)
+        load = schema.known(Load, record["load"]) if "load" in record else None
+        trial = trial_of(self.spec, self.id, schema.known(Workload, record["workload"]), name, load=load)
         return TrialState(trial, Place(), reason=f"its station {record['station']} is not in the cluster now")
 
     def _another(self, state: TrialState, record: Mapping[str, Any]) -> str | None:

@@ -118,7 +118,7 @@ def run(
         earlier.check(this.identity)
         this.started = earlier.run["started"]
         this.resumed = [*earlier.run.get("resumed", []), now]
-    room = LEAST_ROOM + len(spec.plan()) * 60 * LAUNCH_BYTES
+    room = LEAST_ROOM + len(spec.plan()) * len(spec.loads) * 60 * LAUNCH_BYTES
     with directory.created(room=room) if earlier is None else directory.reopened(room), connected(where.address):
         missed = wait_for_resources(where.resources, where.wait_s, reporter.say)
         stations = find_stations(spec.device, spec.isolation == "device", spec.cores_per_gpu)

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from ray_jobs.process.sides import Environments
 from ray_jobs.process.trial import Committed, Failure, Waiting
 from ray_jobs.report.text import counted
 from ray_jobs.results.samples import to_result
+from ray_jobs.scenario import Load
 from ray_jobs.sides import Side, sides_of
 from ray_jobs.spec import Spec
 
@@ -134,6 +136,7 @@ class TrialState:
             "status": self.status,
             "reason": self.reason,
             "workload": vars(self.trial.workload),
+            **({"load": asdict(self.trial.load)} if self.trial.load else {}),
             "station": self.place.station,
             "launches": self.launches_kept or len(self.committed),
             "lost_launches": self.lost,
@@ -169,13 +172,13 @@ def place_trials(
     """
     chosen = {device: choose_stations(found, spec.stations) for device, found in stations.items()}
     trials: dict[str, TrialState] = {}
-    for workload in spec.plan():
+    for workload, load in product(spec.plan(), spec.loads):
         if not chosen[workload.device]:
-            trial = trial_of(spec, run_id, workload, trial_id(workload, None), wait_s)
+            trial = trial_of(spec, run_id, workload, trial_id(workload, None, load), wait_s, load)
             reason = _nowhere(spec, workload, stations[workload.device], missed)
             trials[trial.id] = TrialState(trial, Place(), status=Status.SKIPPED, reason=reason)
         for station in chosen[workload.device]:
-            trial = trial_of(spec, run_id, workload, trial_id(workload, station), wait_s)
+            trial = trial_of(spec, run_id, workload, trial_id(workload, station, load), wait_s, load)
             trials[trial.id] = _placed(trial, station)
     return trials
 
@@ -191,21 +194,33 @@ def _nowhere(spec: Spec, workload: Workload, stations: Sequence[Station], missed
 
 
 def _placed(trial: Trial, station: Station) -> TrialState:
-    threads, cores = trial.workload.threads, len(station.cores)
+    threads, cores = trial.cores, len(station.cores)
     if station.fault is not None:
         return TrialState(trial, station.place, status=Status.FAILED, reason=station.fault)
     if threads > cores:
-        reason = f"{threads} threads, but the station has {cores} cores"
+        reason = f"{_needed(trial)}, but the station has {counted(cores, 'core')}"
         return TrialState(trial, station.place, status=Status.SKIPPED, reason=reason)
     quota = station.facts.get("quota_cpus")
-    if quota is not None and threads > quota:
+    if quota is not None and trial.cores > quota:
         granted = f"the quota of its control group (cpu.max, docker's --cpus, a pod's limit) is {quota:g} CPUs"
-        reason = f"{counted(threads, 'thread')} can't run all the time: {granted}"
+        reason = f"{counted(threads, 'core' if trial.load else 'thread')} can't run all the time: {granted}"
         return TrialState(trial, station.place, status=Status.SKIPPED, reason=reason)
     return TrialState(trial, station.place, station)
 
 
-def trial_of(spec: Spec, run_id: str, workload: Workload, name: str, wait_s: float = 0.0) -> Trial:
+def _needed(trial: Trial) -> str:
+    """The cores that a trial needs, and for what."""
+    threads, load = trial.workload.threads, trial.load
+    if load is None:
+        return f"{threads} threads"
+    sending = ", and one that sends requests" if load.generators else ""
+    replicas = f"{counted(load.replicas, 'replica')} of {counted(threads, 'thread')}"
+    return f"{load.scenario} needs {trial.cores} cores ({replicas}{sending})"
+
+
+def trial_of(
+    spec: Spec, run_id: str, workload: Workload, name: str, wait_s: float = 0.0, load: Load | None = None
+) -> Trial:
     """The trial of that name: what the spec asks of a workload."""
     return Trial(
         name,
@@ -220,17 +235,20 @@ def trial_of(spec: Spec, run_id: str, workload: Workload, name: str, wait_s: flo
         wait_s=wait_s,
         cold=spec.cold,
         sides=sides_of(spec.against),
+        load=load,
+        prices=spec.prices,
     )
 
 
-def trial_id(workload: Workload, station: Station | None) -> str:
+def trial_id(workload: Workload, station: Station | None, load: Load | None = None) -> str:
     """A trial's id, the same on every run as long as the station keeps its name."""
     tokens = "" if workload.own_model else f"-p{workload.prompt_tokens}-r{workload.reply_tokens}"
     sizes = f"b{workload.batch}{tokens}-t{workload.threads}"
     place, _, device = station.name.rpartition(":") if station else ("none", "", workload.device)
     until = "-eos" if workload.stop_at_eos else ""
     case = f"-{name}" if (name := workload.model.partition("#")[2]) and workload.own_model else ""
-    return f"{device}-{sizes}{until}{case}@{place}"
+    asked = f"-{load.id}" if load is not None else ""
+    return f"{device}-{sizes}{until}{case}{asked}@{place}"
 
 
 def _seed(seed: int, trial_id: str) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from chatbot.variants import BASELINE, CONTROL, UNTRIED, Workload, variant_named
 from ray_jobs import statistics
 from ray_jobs.matrix import cold as cold_columns
+from ray_jobs.matrix import load as load_columns
 from ray_jobs.matrix.against import against
 from ray_jobs.matrix.row_warnings import drift_of, gpus_of, imprecision, interference_of, sentinel_ms, warnings_of
 from ray_jobs.matrix.tails import tails
@@ -151,6 +152,29 @@ class Row:
     pays_after_cached: float | None = None
     pays_after_cached_low: float | None = None
     pays_after_cached_high: float | None = None
+    scenario: str | None = None  # single-stream, offline or server; null in runs from before there were others
+    slo: str | None = None  # the bound that server holds, as p99=50ms
+    replicas: int | None = None  # null in single-stream, as all that follows
+    replica_kind: str | None = None  # process or thread
+    max_batch: int | None = None  # calls that a replica takes together
+    offered_rps: float | None = None  # mean of the windows nearest to the capacity; of offline null
+    capacity_rps: float | None = (
+        None  # calls a second: the most that hold the bound, 0 if none; of offline all answered
+    )
+    capacity_rps_low: float | None = None
+    capacity_rps_high: float | None = None
+    capacity_ratio: float | None = None  # the variant's over the baseline's: above 1 is more
+    capacity_ratio_low: float | None = None
+    capacity_ratio_high: float | None = None
+    capacity_verdict: str | None = None  # baseline, same, faster, slower or inconclusive
+    goodput_rps: float | None = None  # calls answered within the bound, a second, at offered_rps
+    generator_late_p99_us: float | None = None  # of who sends the requests, in all windows
+    cost_per_million: float | None = None  # replies, at the capacity, by the price of the station's hour
+
+    @property
+    def under_load(self) -> bool:
+        """Whether it tells how many calls a second are answered, rather than how long one takes."""
+        return self.replicas is not None
 
     @property
     def name(self) -> str:
@@ -222,6 +246,8 @@ def rows_of(
             rows.append(Row(**common, status=Status.SKIPPED, reason=lacking))
         elif not facts:
             rows.append(Row(**common, status=status, reason=reason or "no launch was completed"))
+        elif trial.load is not None:
+            rows.append(_row_under_load(trial, place, pair, status, reason, launches))
         else:
             measured = _measured(trial, pair, launches, facts)
             measured["peak_memory_mb"] = memory.peak_mb.get(label)
@@ -253,6 +279,26 @@ def rows_of(
     return rows
 
 
+def _row_under_load(
+    trial: Trial, place: Place, pair: Pair, status: str, reason: str | None, launches: Sequence[LaunchResult]
+) -> Row:
+    """The row of a variant that was asked under load."""
+    common, label = _common(trial, place, pair), pair.label
+    facts = [launch.facts[label] for launch in launches if label in launch.facts]
+    invalid = _invalid(pair, launches, facts)
+    prepared = [f.prepare_s for f in facts if f.prepare_s is not None]
+    measured: dict[str, Any] = {"launches": len(launches), **_machine(launches), **_identical(facts, None)}
+    measured["prepare_s"] = float(np.median(prepared)) if prepared else None
+    found: dict[str, Any] = {"verdict": Verdict.INVALID}
+    if invalid is None:
+        found = load_columns.told(trial, label, place.hardware, launches)
+    doubts = warnings_of(pair, launches, facts, trial.workload)
+    warnings = (*common["warnings"], *doubts, *found.pop("warnings", ()))
+    reasons = [text for text in (reason, invalid) if text]
+    told = {**common, **measured, **found, "warnings": warnings}
+    return Row(**told, status=status, reason="; ".join(reasons) or None)
+
+
 def _common(trial: Trial, place: Place, pair: Pair) -> dict[str, Any]:
     variant = pair.variant
     return {
@@ -266,6 +312,7 @@ def _common(trial: Trial, place: Place, pair: Pair) -> dict[str, Any]:
         "exact": variant_named(variant).exact,
         "warnings": (UNTRIED,) if variant_named(variant).untried else (),
         "side": pair.side if trial.sides else None,
+        **load_columns.asked(trial),
     }
 
 
@@ -278,12 +325,7 @@ def _measured(
     middle = statistics.median_interval(medians)
     replies = sum(f.replies for f in facts)
     per_reply = sum(f.tokens for f in facts) / replies if replies and all(f.tokens for f in facts) else None
-    # Every launch compares replies anew: one that finds a fault is enough.
-    invalid = next((f.invalid for f in facts if f.invalid), None)
-    baseline = Pair(pair.side, BASELINE).label
-    untrue = next((f.invalid for launch in launches if (f := launch.facts[baseline]).invalid), None)
-    if untrue is not None and pair.variant != BASELINE:
-        invalid = f"there is nothing to compare with: the baseline is invalid, {untrue}"
+    invalid = _invalid(pair, launches, facts)
     prepared = [f.prepare_s for f in facts if f.prepare_s is not None]
     warm = [f.warmup_calls for f in facts if f.warmup_calls is not None]
     return {
@@ -306,6 +348,15 @@ def _measured(
         **_machine(launches),
         **_with_warnings(_compared(trial, pair, launches, facts, invalid), against(trial, pair, launches, invalid)),
     }
+
+
+def _invalid(pair: Pair, launches: Sequence[LaunchResult], facts: Sequence[VariantFacts]) -> str | None:
+    """Why a variant is. Every launch compares replies anew: one that finds a fault is enough."""
+    baseline = Pair(pair.side, BASELINE).label
+    untrue = next((f.invalid for launch in launches if (f := launch.facts[baseline]).invalid), None)
+    if untrue is not None and pair.variant != BASELINE:
+        return f"there is nothing to compare with: the baseline is invalid, {untrue}"
+    return next((f.invalid for f in facts if f.invalid), None)
 
 
 def _with_warnings(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.interference import Interference
 from ray_jobs.measure.method import FIRST
 from ray_jobs.measure.replies import ReplyComparison
+from ray_jobs.measure.requests import Served
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.sides import BASE, label_of
 from ray_jobs.statistics import Centre
@@ -46,16 +47,16 @@ class Samples:
     phase: NDArray[np.int8]  # index into PHASES
     round: NDArray[np.int32]  # -1 in the warm-up
     position: NDArray[np.int16]  # of the variant's turn in its round; in the warm-up, of its building
-    call: NDArray[np.int32]  # within the turn, 0 the untimed one
-    start_ns: NDArray[np.int64]  # since the launch's first sample
+    call: NDArray[np.int32]  # within the turn, 0 the untimed one; under load the request's number in its window
+    start_ns: NDArray[np.int64]  # since the launch's first sample; under load when it was due
     wall_ns: NDArray[np.int64]
     device_ns: NDArray[np.int64]  # -1 where the device has no clock of its own
     cpu_ns: NDArray[np.int64]
     involuntary_switches: NDArray[np.int32]
 
 
-PHASES = ("warmup", "refresh", "timed")
-WARMUP, REFRESH, TIMED = range(3)
+PHASES = ("warmup", "refresh", "timed", "served")
+WARMUP, REFRESH, TIMED, SERVED = range(4)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class LaunchResult:
     elapsed_s: float | None = None  # of the trial when it came home, the time of earlier attempts included
     sides: tuple[str, ...] = ()  # whose each of ``variants`` is, which are labels then (``sides.label_of``); none: base
     method: int = FIRST  # its version
+    served: Served | None = None  # of a launch under load
 
     @property
     def centre(self) -> Centre:

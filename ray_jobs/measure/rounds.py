@@ -89,6 +89,12 @@ class Questions(Protocol):
     def last(self) -> tuple[Any, Tensor]:
         """The last result of ``next``."""
 
+    def at(self, number: int) -> tuple[Any, Tensor]:
+        """The two arguments of that call after those of the warm-up; 0 is the first."""
+
+    def room(self) -> int:
+        """How many calls inputs suffice for after the warm-up."""
+
     def most_calls(self, calls: int, variants: int) -> int:
         """The most timed calls of a turn, up to ``calls`` and at least one, that inputs suffice for in a square."""
 
@@ -125,6 +131,14 @@ class Prompts:
     def last(self) -> tuple[Tensor, Tensor]:
         """The last result of ``next``."""
         return self._batches[self._used - 1], self.lengths
+
+    def at(self, number: int) -> tuple[Tensor, Tensor]:
+        """(prompts (B, T), lengths (B,)) of that call after those of the warm-up."""
+        return self._batches[self.for_warm_up + number], self.lengths
+
+    def room(self) -> int:
+        """The batches that are not reserved for the warm-up."""
+        return len(self._batches) - self.for_warm_up
 
     def first(self, count: int) -> list[Tensor]:
         """The batches from the pool's start that hold ``count`` prompts, or all of them if there are fewer."""

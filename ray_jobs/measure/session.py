@@ -66,8 +66,12 @@ class Session:
                 asked, arrays = channel.receive()
                 work: Callable[..., Told] = getattr(self, asked.pop("do"))
                 told, found = work(arrays, **asked) if arrays else work(**asked)
-                busy.at(None)  # what ends this process while it waits is no variant's fault
+                self.idle()
                 channel.send({**told, "threads": torch.get_num_threads()}, found)
+
+    def idle(self) -> None:
+        """What ends this process while it waits is no variant's fault."""
+        busy.at(None)
 
     def hello(self) -> Told:
         """Who this is, and a hash of its weights."""

@@ -57,6 +57,9 @@ class Subject(Protocol):
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
         """Compares a variant's kept answers with the baseline's; ``shape``: timed calls of a turn, rounds."""
 
+    def compare(self, name: str, answers: list[Any], baselines: list[Any], asked: list[Any]) -> ReplyCheck:
+        """Compares a variant's answers with the baseline's to the same inputs, which are the first of ``next``."""
+
     def unasked(self) -> tuple[Any, Tensor]:
         """The arguments of a call that nobody has asked before, in no launch and no run: as ``questions.next``."""
 
@@ -88,7 +91,9 @@ class ChatbotSubject:
         return False
 
     def check(self, name: str, answers: list[Any], baselines: list[Any], shape: tuple[int, int]) -> ReplyCheck:
-        asked = self.prompts.asked(*shape)
+        return self.compare(name, answers, baselines, self.prompts.asked(*shape))
+
+    def compare(self, name: str, answers: list[Any], baselines: list[Any], asked: list[Any]) -> ReplyCheck:
         return replies.check_replies(name, answers, baselines, asked, self.judge, self.workload)
 
     def unasked(self) -> tuple[Tensor, Tensor]:
@@ -137,6 +142,15 @@ class OwnQuestions:
     def last(self) -> tuple[Any, Tensor]:
         """The last result of ``next`` again."""
         return custom_model.inputs_of(self._model, self._next - 1, self._workload), self.lengths
+
+    def at(self, number: int) -> tuple[Any, Tensor]:
+        """(inputs, an empty tensor) of that call after those of the warm-up."""
+        index = self._first + self.for_warm_up + number
+        return custom_model.inputs_of(self._model, index, self._workload), self.lengths
+
+    def room(self) -> int:
+        """Up to the inputs of the next launch."""
+        return OF_A_LAUNCH - self.for_warm_up
 
     def most_calls(self, calls: int, variants: int) -> int:
         """All: inputs do not run out."""
@@ -228,6 +242,10 @@ class OwnSubject:
         few = tally.answers and tally.same / tally.answers < LEAST_IDENTICAL
         fault = f"only {tally.same} of its {tally.answers} answers are the baseline's" if few else None
         return ReplyCheck(tally.answers, tally.same, fault)
+
+    def compare(self, name: str, answers: list[Any], baselines: list[Any], asked: list[Any]) -> ReplyCheck:
+        self._compare(name, answers, baselines)
+        return self.check(name, answers, baselines, (0, 0))
 
     def unasked(self) -> tuple[Any, Tensor]:
         """The inputs of a number that no launch comes to, chosen by the operating system's own random numbers."""

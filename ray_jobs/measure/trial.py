@@ -17,6 +17,7 @@ from chatbot.model import Chatbot
 from chatbot.variants import Workload, variant_named
 from ray_jobs.measure import custom_model
 from ray_jobs.measure.custom_model import OwnModel
+from ray_jobs.scenario import Load
 from ray_jobs.sides import BASE, Side, label_of
 
 LEAST_UNTIMED_S = 60.0  # however small the budget is
@@ -71,6 +72,13 @@ class Trial:
     memory: bool = True  # also each variant's peak memory and its limit, in processes of their own
     cold: bool = False  # also what a fresh start of each variant costs
     sides: tuple[Side, ...] = ()  # that are compared, ``base`` first; none: there is nothing but ``base``
+    load: Load | None = None  # None: each call follows the one before
+    prices: tuple[tuple[str, float], ...] = ()  # of an hour of a station, by how its hardware class begins
+
+    @property
+    def cores(self) -> int:
+        """That its launches are pinned to."""
+        return self.workload.threads if self.load is None else self.load.cores(self.workload.threads)
 
     @property
     def pairs(self) -> tuple["Pair", ...]:

@@ -58,6 +58,7 @@ class MachineWatch:
     counted: tuple[int, ...] | None = None  # the station's share of the cores; None: it has the whole machine
     sides: tuple[int, ...] = ()  # processes that take turns with this one on its cores
     beside: tuple[int, ...] = ()  # processes of ours on other cores
+    itself: bool = True  # this process is measured too; else it is one of those on other cores
 
     @property
     def proc(self) -> Path:
@@ -82,7 +83,8 @@ class MachineWatch:
 
     def _run_delay(self) -> int:
         """Summed over the threads of what is measured."""
-        folders = [self.proc / f"{process}/task" for process in ("self", *self.sides)]
+        measured = (*(("self",) if self.itself else ()), *self.sides)
+        folders = [self.proc / f"{process}/task" for process in measured]
         tasks = [folder / task for folder in folders for task in os.listdir(folder)]
         return sum(int(_read(task / "schedstat").split()[1]) for task in tasks)
 

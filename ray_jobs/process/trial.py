@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from chatbot.variants import BASELINE, CONTROL, variant_named
+from ray_jobs.load import launch as load
+from ray_jobs.load.points import logs_of
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
 from ray_jobs.measure.cold import Cold
@@ -57,7 +59,7 @@ class Committed:
         index, elapsed_s, programs = launch.launch.index, launch.elapsed_s or 0.0, _programs(launch)
         against = {f"{label}{AGAINST}": log for label, log in launch.log_side_speedups().items()}
         discarded = int((~launch.kept_rounds).sum())
-        logs = {**launch.log_speedups(), **against}
+        logs = {**logs_of(launch), **against}
         return cls(index, launch.rounds, launch.calls, logs, elapsed_s, programs, discarded)
 
 
@@ -174,7 +176,8 @@ def run_trial(
             return replace(outcome, machine={**outcome.machine, **where})
 
         def in_one_process(launch: Launch) -> LaunchResult:
-            work = partial(_launch, trial, inputs, share, launch, held.chosen.cpus, dict(crashes.left_out))
+            started = _launch if trial.load is None else _under_load
+            work = partial(started, trial, inputs, share, launch, held.chosen.cpus, dict(crashes.left_out))
             outcome: LaunchResult | Loss = held.ask(work)
             if isinstance(outcome, Loss):
                 raise LostError(BASE, outcome)
@@ -182,9 +185,9 @@ def run_trial(
 
         yield from launches(trial, run, clock, committed, len(sides.able))
         left = [pair for pair in sides.able if _alone_too(pair) and pair.label not in crashes.left_out]
-        if trial.memory:
+        if trial.memory and trial.load is None:
             yield from _memory_and_limits(trial, inputs, held, left, clock)
-        if trial.cold:
+        if trial.cold and trial.load is None:
             names = [pair.variant for pair in left if pair.side == BASE and pair.variant != CONTROL]
             yield from cold.cold(trial, inputs, names, held.ask, cold.allowance_of(trial, clock))
 
@@ -233,11 +236,13 @@ def on_station(
         TrialError: the cores do not suffice, or the station stayed busy.
     """
     allowed = sorted(share.cores or os.sched_getaffinity(0))
-    chosen = _chosen(beside_gpu(allowed, trial.workload.threads, share.gpus), trial.workload.threads)
+    chosen = _chosen(beside_gpu(allowed, trial.cores, share.gpus), trial.cores)
     taken = allowed if share.cores else {*allowed, *chosen.empty}
     with Lease(lease.locks_for(sorted(taken), share.gpus), lease.describe(trial.run_id, trial.id)) as held:
         yield from _take(held, trial.wait_s)
-        start = partial(LaunchServer, trial.workload, chosen.others, held.descriptors, given=inputs)
+        # Where no core is left, servers stay where requests are sent from: they sleep while a launch measures.
+        beside = chosen.others or (chosen.cpus[:1] if trial.load is not None and trial.load.generators else ())
+        start = partial(LaunchServer, trial.workload, beside, held.descriptors, given=inputs)
         with start() as server, ExitStack() as stack:
             others = {side.name: stack.enter_context(start(side=side)) for side in startable(sides)}
             servers = {**others, BASE: server}
@@ -407,3 +412,28 @@ def _launch(
     if tuple(machine["cores"]) != cores or machine["threads"] != trial.workload.threads:
         raise RuntimeError(f"it ended on cores {machine['cores']} with {machine['threads']} threads, not as pinned")
     return replace(result, machine={**machine, **result.machine})
+
+
+def _under_load(
+    trial: Trial,
+    inputs: Inputs,
+    share: Share,
+    launch: Launch,
+    cores: tuple[int, ...],
+    left_out: Mapping[str, VariantFacts] = MappingProxyType({}),
+) -> LaunchResult:
+    assert trial.load is not None
+    pool, model = inputs.pool(trial.workload), inputs.model
+    asked = load.Asked(
+        trial.workload,
+        trial.variants,
+        model,
+        pool,
+        launch,
+        trial.load,
+        cores,
+        share.cores,
+        dict(left_out),
+        trial.launch_timeout_s,
+    )
+    return load.measure(asked)

@@ -21,9 +21,11 @@ from ray_jobs.measure.cold import Cold, Start, Starts, State
 from ray_jobs.measure.dynamo import Compilation
 from ray_jobs.measure.method import METHODS, Method
 from ray_jobs.measure.replies import ReplyComparison
+from ray_jobs.measure.requests import Served, Window
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.results.schema import each_text
+from ray_jobs.scenario import BOUND, Load, ReplicaKind, Scenario, price_of
 from ray_jobs.spec import CHOICES, ISOLATIONS, Spec
 from ray_jobs.statistics import Centre, Verdict
 
@@ -42,6 +44,9 @@ RECORDS: tuple[Any, ...] = (
     Cold,
     Starts,
     Start,
+    Load,
+    Served,
+    Window,
 )
 KEYS = {
     *COLUMNS, *Spec.model_fields,
@@ -53,7 +58,7 @@ KEYS = {
     "cpu", "cpu_model", "quota_cpus", "cores", "compiler", "affinity", "memory_gb", "niceness",
     "deterministic", "torch", "numpy",
     # of a trial
-    "workload", "lost_launches", "limits", "compared", "compiled", "not_known", "memory", "moments", "attempts",
+    "workload", "load", "lost_launches", "limits", "compared", "compiled", "not_known", "memory", "moments", "attempts",
     "attempt", "index",
     "started_unix_s", "at_s", "begun", "launch began", "launch", "launch lost", "worker lost", "ended",
     "speeds", "read", "gflops", "float32", "bfloat16", "float16", "tf32",
@@ -64,7 +69,7 @@ SETS = {
     "status": Status, "verdict": Verdict, "side_verdict": Verdict,
     "device": (*DEVICES, "all"), "bound": ("memory", "compute", "latency", "overhead"),
     "stations": CHOICES, "isolation": ISOLATIONS, "estimator": tuple(method.estimator for method in METHODS.values()),
-    "centre": Centre,
+    "centre": Centre, "scenario": Scenario, "replica_kind": ReplicaKind, "capacity_verdict": Verdict,
 }  # fmt: skip
 FORMS = {
     name: re.compile(form)
@@ -74,9 +79,9 @@ FORMS = {
         r"[0-9a-f]{1,64}\+?": ("git_commit", "source_hash", "identity", "sources", "commit"),
         r"[\w+. -]+": ("cpu_capability", "preloaded"),
         rf"[0-9a-f]{{12,64}}|{'|'.join(VARIANTS)}": ("program",),
-        r"(eager|torchscript|inductor|aoti?|onnxruntime|openvino|native|cuda-graph|persistent|export)[a-z-]*": (
-            "kind",
-        ),
+        r"(eager|torchscript|inductor|aoti?|onnxruntime|openvino|native|cuda-graph|persistent|export)[a-z-]*"
+        r"|process|thread": ("kind",),
+        BOUND.pattern: ("slo",),
     }.items()
     for name in names
 }
@@ -97,12 +102,13 @@ NUMBERS = re.compile(r"\d+(\.\d+)?%?(,\d+(\.\d+)?%?)*")
 ADDRESS = re.compile(r"\d+(\.\d+){3}|[0-9a-f]*:[0-9a-f:]+|.*[/\\@=~].*", re.IGNORECASE)
 FILE = re.compile(r"[\w.+-]+\.(pt|tar|tsv|txt|jsonl|toml)")
 FLAG = re.compile(r"--?[a-z][a-z-]*")
-SIZES = re.compile(r"(cpu|cuda)\d*(-[bprt]\d+)+(-eos)?")  # a trial's id before its place
+# A trial's id before its place.
+SIZES = re.compile(r"(cpu|cuda)\d*(-[bprt]\d+)+(-eos)?(-(offline|server)-x\d+(-thread)?)?")
 NODE = re.compile(r"#\d+$")  # of several on one host
 PLACE_OF_DEVICE = re.compile(r"(cpu|cuda)\d*")
 SPOKEN = {
     "python", "-m", "ray_jobs", "latency-matrix", "matrix", "trace", "small", "tutorial", "chitchat", "none",
-    "off", "online", "offline", "auto", "local", *DEVICES, *CHOICES, *ISOLATIONS, *VARIANTS,
+    "off", "online", "offline", "auto", "local", *Scenario, *ReplicaKind, *DEVICES, *CHOICES, *ISOLATIONS, *VARIANTS,
 }  # fmt: skip
 
 
@@ -220,7 +226,7 @@ class Anonymous:
         ways |= {"dtype": self._word, "cores": lambda text: sentence(text, self._tells)} | dict.fromkeys(
             HARDWARE, self._hardware
         )
-        ways |= {"against": sides.plain}
+        ways |= {"against": sides.plain, "price": self._price}
         return ways[key](text) if key in ways else None
 
     def _source(self, text: str) -> str:
@@ -236,9 +242,16 @@ class Anonymous:
         if FLAG.fullmatch(flag):
             return f"{flag}={self._word(value)}" if equals else flag
         parts = word.split(",")
+        if BOUND.fullmatch(word):
+            return word
         if all(part in SPOKEN or part in self.own or NUMBERS.fullmatch(part) for part in parts):
             return word
         return GONE if self._source(word) == "file" else self._source(word)
+
+    def _price(self, text: str) -> str:
+        """What an hour of a processor or a GPU costs."""
+        hardware, price = price_of(text)
+        return f"{self._hardware(hardware)}={price:g}"
 
     def _hardware(self, text: str) -> str:
         """The name of a processor or a GPU."""

@@ -9,8 +9,10 @@ from chatbot.variants import CONTROL
 from ray_jobs.matrix.rows import Row, Status, asked_sides
 from ray_jobs.report import text
 from ray_jobs.report.fact import Fact
+from ray_jobs.report.load_facts import load_facts
 from ray_jobs.report.sentences import compared, same_replies
 from ray_jobs.report.thrift import thrift_facts
+from ray_jobs.report.under_load import as_ratio
 from ray_jobs.report.view import Fastest, RunView
 from ray_jobs.sides import AGAIN, BASE
 from ray_jobs.statistics import CONFIDENCE, Verdict, most_by_chance
@@ -22,9 +24,18 @@ def facts_of(runs: Sequence[RunView]) -> tuple[Fact, ...]:
     """The facts of one run or of several."""
     rows = [row for run in runs for row in run.rows]
     trials = [found for run in runs for found in run.trials.values()]
+    loads = [found for run in runs for found in run.load_trials.values()]
+    ratios = [as_ratio(row) for found in loads for row in found]
+    known = [*_fastest_facts(runs), *thrift_facts(trials, _named)] if rows or not loads else []
+    known += load_facts(loads, _named)
+    sure = _sure_fact(rows, runs) if rows or not loads else _sure_fact(ratios, runs, "ratio")
+    every = [*rows, *ratios]
+    return (*_side_facts(rows), *known, sure, _control_fact(every), _trouble_fact(every, [*trials, *loads]))
+
+
+def _fastest_facts(runs: Sequence[RunView]) -> list[Fact]:
     approximate = _first_of("Fastest approximate one", runs, exact=False)
-    known = [_fastest_fact(runs), *([approximate] if approximate else []), *thrift_facts(trials, _named)]
-    return (*_side_facts(rows), *known, _sure_fact(rows, runs), _control_fact(rows), _trouble_fact(rows, trials))
+    return [_fastest_fact(runs), *([approximate] if approximate else [])]
 
 
 def _side_facts(rows: Sequence[Row]) -> list[Fact]:
@@ -103,11 +114,11 @@ def _indistinguishable(rivals: Sequence[str]) -> str:
     return listed and f"indistinguishable from {listed}"
 
 
-def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
+def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView], thing: str = "speedup") -> Fact:
     sides = [text.against_base(row) for row in asked_sides(rows)]
     told = [row for row in sides or compared(rows) if row.interval is not None]
     if not told:
-        return Fact("How sure", "nothing to be sure of", "no speedup has an interval")
+        return Fact("How sure", "nothing to be sure of", f"no {thing} has an interval")
     widths = [row.interval.half_width for row in told if row.interval is not None]
     undecided = sum(row.verdict == Verdict.INCONCLUSIVE for row in told)
     asked = ", ".join(dict.fromkeys(f"{run.spec['precision']:.1%}" for run in runs if "precision" in run.spec))
@@ -115,7 +126,7 @@ def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView]) -> Fact:
     if len(told) == 1:
         launches = text.counted(told[0].launches or 0, "fresh launch", "fresh launches")
         return Fact("How sure", f"±{widths[0]:.1%} at 95%", f"{launches}{wanted}", bool(undecided))
-    more = f"at 95%, the median of {len(told)} speedups{wanted}; {undecided} undecided"
+    more = f"at 95%, the median of {len(told)} {thing}s{wanted}; {undecided} undecided"
     return Fact("How sure", f"±{median(widths):.1%}", more, bool(undecided))
 
 

@@ -20,6 +20,7 @@ from ray_jobs.report.cold_start import Start, starts
 from ray_jobs.report.environments import HEADS, SideFacts, environments_of
 from ray_jobs.report.facts import named_rivals
 from ray_jobs.report.heatmap import SIZES, anchor, heatmap_of
+from ray_jobs.report.load_page import LoadPart, load_part
 from ray_jobs.report.sentences import compared, sentence
 from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
@@ -70,6 +71,7 @@ class RunPart:
     command: str
     spec: str
     trials: tuple[TrialPart, ...]
+    load: LoadPart
     driver: tuple[tuple[str, str], ...]
     stations: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
@@ -128,6 +130,7 @@ def _run_part(number: int, run: RunView, dots: int) -> RunPart:
         shlex.join(map(str, run.run.get("command") or [])),
         spec_toml(run.spec),
         parts,
+        load_part(number, run, MOST_TOLD),
         tuple(_flat(environment.get("driver") or {})),
         tuple((name, tuple(_flat(facts))) for name, facts in stations.items()),
     )

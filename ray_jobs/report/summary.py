@@ -9,7 +9,9 @@ from ray_jobs.matrix.rows import Row, Status, asked_sides, grouped
 from ray_jobs.report import text
 from ray_jobs.report.fact import Fact
 from ray_jobs.report.facts import MOST_REASONS, facts_of, worst_replies
+from ray_jobs.report.load_facts import load_sentence
 from ray_jobs.report.sentences import comparable, compared, hardware, not_compared, sentence, side_sentence, state
+from ray_jobs.report.under_load import as_ratio, at_no_rate
 from ray_jobs.report.view import RunView
 from ray_jobs.sides import BASE
 from ray_jobs.statistics import Verdict
@@ -41,9 +43,11 @@ def _told_of(run: RunView) -> list[str]:
     """The headline sentence, then the other sentences."""
     known = [(rows, any(row.verdict for row in compared(rows))) for rows in run.trials.values()]
     measured, others = ([rows for rows, told in known if told is kind] for kind in (True, False))
-    sides = _of_sides(run)
+    sides, loads = _of_sides(run), _of_loads(run)
+    ratios = [[as_ratio(row) for row in rows if not at_no_rate(row)] for rows in run.load_trials.values()]
     if not measured:
-        return [*sides, *_nothing(run)]
+        nothing = _nothing(run) if run.rows or not loads else []
+        return [*sides, *nothing, *loads, *_doubts(run, ratios)]
     if len(measured) == 1:
         found = compared(measured[0])
         found.sort(key=lambda row: (row.verdict != Verdict.FASTER, not row.exact, -(row.speedup or 0.0)))
@@ -54,9 +58,18 @@ def _told_of(run: RunView) -> list[str]:
     return [
         *sides,
         *told[:MOST_SENTENCES],
-        *_doubts(run, measured),
+        *loads,
+        *_doubts(run, [*measured, *ratios]),
         *(_reason(rows, places) for rows in others[:MOST_REASONS]),
     ]
+
+
+def _of_loads(run: RunView) -> list[str]:
+    """What the first trials under load say."""
+    trials = list(run.load_trials.values())
+    more = len(trials) - MOST_REASONS
+    others = [f"{text.counted(more, 'other trial')} under load {'is' if more == 1 else 'are'} below."]
+    return [*map(load_sentence, trials[:MOST_REASONS]), *(others if more > 0 else [])]
 
 
 def _of_sides(run: RunView) -> list[str]:

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pydantic_core import to_json
 
 from ray_jobs.matrix.rows import COLUMNS, Row, Status, compared_sides
-from ray_jobs.report import text
+from ray_jobs.report import text, under_load
 from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
 
-RIGHT = (text.P50, text.SPEEDUP, text.AGAINST, text.AGAINST_P90, text.REPLIES, *text.START_HEADS)
+RIGHT = (text.P50, text.SPEEDUP, text.AGAINST, text.AGAINST_P90, text.REPLIES, *text.START_HEADS, *under_load.HEADS)
 SPECIAL = re.compile(r"[\\`*\[\]<>|#~&]|(?<![^\W_])_|_(?![^\W_])")  # within a word GitHub takes _ for itself
 FORMULA = ("=", "+", "-", "@")  # what a formula begins with in a spreadsheet
 MENTION = re.compile(r"(?<!\w)@(?=\w)")  # a backslash does not keep GitHub from telling a team; an empty space does
@@ -37,9 +37,11 @@ def markdown(runs: Sequence[RunView]) -> str:
     lines = [f"**{plain(told.headline)}**", "", *(f"- {plain(sentence)}" for sentence in told.sentences), ""]
     lines += [f"- {plain(f'{fact.question}: {fact.answer}; {fact.more}')}" for fact in told.facts]
     for run in runs:
+        name = f"{run.id}: " if len(runs) > 1 else ""
         for rows in run.trials.values():
-            name = f"{run.id}: " if len(runs) > 1 else ""
             lines += ["", f"### {plain(name + text.title(rows[0]))}", "", *_matrix(rows, run.margin)]
+        for rows in run.load_trials.values():
+            lines += ["", f"### {plain(name + under_load.title(rows[0]))}", "", *_load(rows, run.margin)]
     return "\n".join(lines) + "\n"
 
 
@@ -62,16 +64,25 @@ def _matrix(rows: Sequence[Row], margin: float) -> Iterator[str]:
         yield from (f"- {plain(note)}" for note in text.start_notes(known))
 
 
+def _load(rows: Sequence[Row], margin: float) -> Iterator[str]:
+    if all(row.status == Status.SKIPPED for row in rows):
+        yield f"skipped: {plain(rows[0].reason or '')}"
+        return
+    yield from _table(under_load.table(rows, margin))
+    yield ""
+    yield from (f"- {plain(note)}" for note in under_load.notes(rows))
+
+
 def _table(cells: Sequence[Mapping[str, str]]) -> list[str]:
     return table(list(cells[0]), [list(row.values()) for row in cells], RIGHT)
 
 
 def as_csv(runs: Sequence[RunView]) -> str:
-    """One line per row of the matrix; unknown values are empty."""
+    """One line per row of the matrix, those under load last; unknown values are empty."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in (row for run in runs for row in run.rows):
+    for row in (row for run in runs for row in run.every_row):
         values = (getattr(row, name) for name in COLUMNS)
         writer.writerow([_cell("; ".join(value) if isinstance(value, tuple) else value) for value in values])
     return lines.getvalue()
@@ -83,5 +94,5 @@ def _cell(value: object) -> object:
 
 
 def as_json(runs: Sequence[RunView]) -> str:
-    """A list of the rows of all runs, as in ``matrix.json``."""
-    return to_json([asdict(row) for run in runs for row in run.rows], indent=1).decode() + "\n"
+    """A list of the rows of all runs, as in ``matrix.json``; of each run those under load last."""
+    return to_json([asdict(row) for run in runs for row in run.every_row], indent=1).decode() + "\n"

@@ -21,7 +21,7 @@ from ray_jobs.matrix.hardware import CLASS, HardwareClass
 from ray_jobs.matrix.rows import Row, Status, compared_sides, grouped
 from ray_jobs.process.trial import AGAINST, Committed, Failure, Waiting
 from ray_jobs.process.untimed import Alive, Part
-from ray_jobs.report import text
+from ray_jobs.report import text, under_load
 from ray_jobs.statistics import LEAST_LAUNCHES, Interval, Verdict, speedup
 
 PLAIN_EVERY_S = 10.0  # between lines about one trial where stderr is no terminal
@@ -41,6 +41,7 @@ STACKED = {  # heads on two lines
     "ms per token": "ms per\ntoken",
     SPREAD: "spread between stations\np50, speedup",
     text.AGAINST_P90: "of their\np90 (95%)",
+    under_load.COST: "cost per\nmillion",
     **{
         head: head.replace(" cache s", "\ncache s").replace(" MB", "\nMB").replace(", ", ",\n")
         for head in text.START_HEADS
@@ -159,9 +160,13 @@ def _speedup_text(interval: Interval) -> str:
 
 
 def print_matrix(rows: Sequence[Row], margin: float, console: Console | None = None) -> None:
-    """The matrix on stdout, or a console: a table for each trial, and below it every reason and warning."""
+    """The matrix on stdout, or a console: a table for each trial, and below it every reason and warning.
+
+    Trials under load come last.
+    """
     console = console or Console()
-    for trial in grouped(rows, lambda row: row.trial_id).values():
+    alone, loads = ([row for row in rows if row.under_load is kind] for kind in (False, True))
+    for trial in grouped(alone, lambda row: row.trial_id).values():
         mine = text.ranked(trial)
         console.print()
         console.print(literal(text.title(mine[0]), "bold"), soft_wrap=True)
@@ -187,6 +192,24 @@ def print_matrix(rows: Sequence[Row], margin: float, console: Console | None = N
             _show(console, [text.start_cells(row) for row in known])
             for note in text.start_notes(known):
                 console.print(literal(f"  {note}"), soft_wrap=True)
+    for trial in grouped(loads, lambda row: row.trial_id).values():
+        _print_load(console, under_load.ranked(trial), margin)
+
+
+def _print_load(console: Console, rows: Sequence[Row], margin: float) -> None:
+    """A trial under load: its table, and below it every reason and warning."""
+    console.print()
+    console.print(literal(under_load.title(rows[0]), "bold"), soft_wrap=True)
+    if all(row.status == Status.SKIPPED for row in rows):
+        console.print(literal(f"  skipped: {rows[0].reason}"), soft_wrap=True)
+        return
+    _show(console, [_load_cells(*each) for each in zip(rows, under_load.table(rows, margin), strict=True)])
+    for note in under_load.notes(rows):
+        console.print(literal(f"  {note}"), soft_wrap=True)
+
+
+def _load_cells(row: Row, cells: Mapping[str, str]) -> Cells:
+    return {**cells, "verdict": Text(cells["verdict"], style=_style(row, under_load.as_ratio(row).verdict))}
 
 
 def _print_sides(console: Console, rows: Sequence[Row], margin: float) -> None:
@@ -207,13 +230,16 @@ def _headings(sections: Sequence[text.Section]) -> list[str]:
 
 
 def _cells(row: Row, margin: float, stopping: bool) -> dict[str, str | Text]:
-    style = "dim" if row.status == Status.SKIPPED else STYLES.get(row.verdict or Verdict.INVALID, "")
     cells: dict[str, str | Text] = {
         **text.cells(row, margin),
         "variant": _indented(row),
-        "verdict": Text(text.verdict(row, margin), style=style),
+        "verdict": Text(text.verdict(row, margin), style=_style(row, row.verdict)),
     }
     return {**cells, "ms per token": text.per_token(row)} if stopping else cells
+
+
+def _style(row: Row, verdict: str | None) -> str:
+    return "dim" if row.status == Status.SKIPPED else STYLES.get(verdict or Verdict.INVALID, "")
 
 
 def _side_cells(row: Row, margin: float, with_p90: bool) -> dict[str, str | Text]:

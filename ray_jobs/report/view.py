@@ -1,7 +1,7 @@
 """Reads a finished run from its directory for the report."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,9 +9,12 @@ from urllib.parse import quote
 
 from chatbot.variants import CONTROL
 from ray_jobs import statistics
+from ray_jobs.load.points import Point
+from ray_jobs.load.points import points as points_of
 from ray_jobs.matrix.hardware import HardwareClass, classes_of
 from ray_jobs.matrix.rows import Row, grouped
 from ray_jobs.measure.result import LaunchResult
+from ray_jobs.report import under_load
 from ray_jobs.report.series import TrialSeries, trial_series
 from ray_jobs.report.text import ranked
 from ray_jobs.results import schema
@@ -47,11 +50,13 @@ class RunView:
 
     id: str
     run: Mapping[str, Any]  # run.json
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...]  # of latencies
     margin: float  # differences below it are called the same
     classes: tuple[HardwareClass, ...]
     series: Mapping[str, TrialSeries] = field(default_factory=dict)  # by trial
     traces: tuple[Trace, ...] = ()
+    load_rows: tuple[Row, ...] = ()  # of trials under load
+    points: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)  # windows by trial, in launch order
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -61,6 +66,17 @@ class RunView:
     def trials(self) -> dict[str, tuple[Row, ...]]:
         """The rows of each trial, the fastest variant first."""
         return {name: tuple(ranked(rows)) for name, rows in grouped(self.rows, lambda row: row.trial_id).items()}
+
+    @cached_property
+    def load_trials(self) -> dict[str, tuple[Row, ...]]:
+        """The rows of each trial under load, that of the most calls a second first."""
+        found = grouped(self.load_rows, lambda row: row.trial_id)
+        return {name: tuple(under_load.ranked(rows)) for name, rows in found.items()}
+
+    @property
+    def every_row(self) -> tuple[Row, ...]:
+        """All rows, those under load last."""
+        return (*self.rows, *self.load_rows)
 
     def fastest(self, trial: str, exact: bool) -> Fastest | None:
         """The variant of its kind with the greatest speedup among those faster than the baseline beyond doubt.
@@ -85,18 +101,38 @@ class RunView:
 
 
 def load(directory: RunDirectory, most_drawn: int = MOST_DRAWN) -> RunView:
-    """Reads a finished run; only the samples of its first ``most_drawn`` measured trials.
+    """Reads a finished run; only the samples of its first ``most_drawn`` measured trials, and of as many under load.
 
     Raises:
         UsageError: it is not finished.
     """
     found = FinishedRun.within(directory)
-    measured = list(dict.fromkeys(row.trial_id for row in found.rows if row.samples))[:most_drawn]
+    rows, loads = ([row for row in found.rows if row.under_load is kind] for kind in (False, True))
+    drawn, under = (_measured(some)[:most_drawn] for some in (rows, loads))
     launches: dict[str, list[LaunchResult]] = {}
-    for trial, launch in found.launches(set(measured)):
-        launches.setdefault(trial, []).append(launch)
+    points: dict[str, tuple[Point, ...]] = {}
+    for trial, launch in found.launches({*drawn, *under}):
+        if trial in under:
+            points[trial] = (*points.get(trial, ()), *points_of(launch))
+        else:
+            launches.setdefault(trial, []).append(launch)
     series = {trial: trial_series(of) for trial, of in launches.items()}
-    return RunView(found.id, found.run, found.rows, found.margin, _classes(found), series, _traces(directory))
+    return RunView(
+        found.id,
+        found.run,
+        tuple(rows),
+        found.margin,
+        _classes(found),
+        series,
+        _traces(directory),
+        tuple(loads),
+        points,
+    )
+
+
+def _measured(rows: Iterable[Row]) -> list[str]:
+    """The trials that have samples."""
+    return list(dict.fromkeys(row.trial_id for row in rows if row.samples))
 
 
 def _classes(found: FinishedRun) -> tuple[HardwareClass, ...]:

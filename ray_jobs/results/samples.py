@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.interference import ABSENT, COUNTERS, Interference
+from ray_jobs.measure.requests import Requests, Served, Window
 from ray_jobs.measure.result import PHASES, Launch, LaunchResult, Samples, VariantFacts
 from ray_jobs.results import schema
+from ray_jobs.scenario import Load
 
 NAMES = pa.dictionary(pa.int16(), pa.string())
 SCHEMA = pa.schema(
@@ -37,7 +39,12 @@ SCHEMA = pa.schema(
         pa.field("discarded", pa.bool_()),  # the round, by the rule of interference.kept; null in the warm-up
     ]
 )
-METADATA = tuple(f.name for f in fields(LaunchResult) if f.name not in ("samples", "interference"))
+REQUESTS = tuple(f.name for f in fields(Requests))
+# Of a launch under load also who answered each request, and when; start_ns is when it was due, wall_ns its latency.
+LOAD_SCHEMA = pa.schema(
+    [*SCHEMA, *(pa.field(name, pa.int16() if name == "replica" else pa.int64()) for name in REQUESTS)]
+)
+METADATA = tuple(f.name for f in fields(LaunchResult) if f.name not in ("samples", "interference", "served"))
 
 
 def to_table(trial: str, result: LaunchResult) -> pa.Table:
@@ -50,7 +57,8 @@ def to_table(trial: str, result: LaunchResult) -> pa.Table:
         "phase": (list(PHASES), samples.phase.astype(np.int16)),
     }
     columns = []
-    for field in SCHEMA:
+    kinds = SCHEMA if result.served is None else LOAD_SCHEMA
+    for field in kinds:
         if field.name in names:
             values, indices = names[field.name]
             columns.append(pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(values, pa.string())))
@@ -58,6 +66,8 @@ def to_table(trial: str, result: LaunchResult) -> pa.Table:
             columns.append(pa.array(np.full(count, result.launch.index), field.type))
         elif field.name in COUNTERS:
             columns.append(_of_rounds(result, field.name))
+        elif result.served is not None and field.name in REQUESTS:
+            columns.append(pa.array(getattr(result.served.requests, field.name), field.type))
         elif field.name == "discarded":
             rounds = samples.round
             columns.append(pa.array(~result.kept_rounds[np.maximum(0, rounds)], field.type, mask=rounds < 0))
@@ -67,7 +77,10 @@ def to_table(trial: str, result: LaunchResult) -> pa.Table:
     content = {key: getattr(result, key) for key in METADATA}
     content["launch"] = asdict(result.launch)
     content["facts"] = {name: asdict(facts) for name, facts in result.facts.items()}
-    return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata({"launch": json.dumps(content)}))
+    if result.served is not None:
+        windows = [asdict(window) for window in result.served.windows]
+        content["served"] = {"load": asdict(result.served.load), "windows": windows}
+    return pa.Table.from_arrays(columns, schema=kinds.with_metadata({"launch": json.dumps(content)}))
 
 
 def _of_rounds(result: LaunchResult, name: str) -> pa.Array:
@@ -107,7 +120,15 @@ def to_result(table: pa.Table) -> LaunchResult:
     content["facts"] = {name: schema.known(VariantFacts, facts) for name, facts in content["facts"].items()}
     content["launch"] = schema.known(Launch, content["launch"])
     content["interference"] = _interference(table, columns["round"], content["rounds"])
+    content["served"] = _served(table, content["served"]) if content.get("served") else None
     return schema.known(LaunchResult, {**content, "samples": Samples(**columns)})
+
+
+def _served(table: pa.Table, content: Mapping[str, Any]) -> Served:
+    """What ``to_table`` was given of a launch under load."""
+    requests = Requests(**{name: table.column(name).fill_null(ABSENT).to_numpy() for name in REQUESTS})
+    windows = tuple(schema.known(Window, window) for window in content["windows"])
+    return Served(schema.known(Load, content["load"]), windows, requests)
 
 
 def _places(column: pa.ChunkedArray, order: Sequence[str]) -> NDArray[np.int64]:

@@ -7,11 +7,13 @@ refused by ``matrix --resume`` and ``trace``, which would measure something else
 1  the first. Added meanwhile, and unknown (None, empty or 0) where a file lacks it:
    run.json: identity, resumed, purpose, parts, sides, method (in audit.json too; the first where it lacks), driver
    (in audit.json and sweep.json too); of the spec stations,
-   isolation, cores_per_gpu, stop_at_eos, launch_timeout, cases, against, cold; of a trial attempts, limits, speeds,
+   isolation, cores_per_gpu, stop_at_eos, launch_timeout, cases, against, cold, scenario, slo, replicas, replica_kind,
+   price; in audit.json asked, resumed; of a trial load, attempts, limits, speeds,
    compared, not_known, moments, host, device_name, hardware, compiled, environments, cold
    matrix.json: disturbed_rounds and all that follow it, in the order of ``rows.Row``
    samples: what ``watch`` saw of each round, discarded; of a launch method, sentinel_ns, elapsed_s, sides (then
-   variants are labels, ``side: variant``, but of base), waits and environments of its machine; of a variant tokens,
+   variants are labels, ``side: variant``, but of base), waits and environments of its machine, and under load served
+   with a column for each part of a request; of a variant tokens,
    differing, skipped, scattered, recompiled, first_token_ms, further_token_ms
 2  the planted mistakes of audits are ``ray_jobs.audit.mistakes:NAME``; they were ``ray_jobs.audit.plants:NAME``
 """

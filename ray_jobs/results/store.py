@@ -337,7 +337,8 @@ class RunDirectory:
         tables = [(trial, table) for trial, launches in trials.items() for table in launches]
         metadata = [[trial, table.num_rows, json.loads(table.schema.metadata[b"launch"])] for trial, table in tables]
         parts = [with_trial_id(trial, table).replace_schema_metadata(None) for trial, table in tables]
-        together = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+        # Those under load have more columns.
+        together = pa.concat_tables(parts, promote_options="default") if parts else SCHEMA.empty_table()
         self.write_table(name, together.replace_schema_metadata({"launches": json.dumps(metadata)}))
 
 

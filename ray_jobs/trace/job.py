@@ -27,6 +27,7 @@ from ray_jobs.report import text
 from ray_jobs.results.run import read_index, read_record
 from ray_jobs.results.samples import schema_of
 from ray_jobs.results.store import RunDirectory
+from ray_jobs.scenario import Scenario
 from ray_jobs.spec import Spec
 from ray_jobs.trace import page
 from ray_jobs.trace.operators import KernelRow, OperatorRow, kernel_rows, operator_rows, variant_rows
@@ -72,6 +73,7 @@ def trace_run(tracing: Tracing, where: Where) -> None:
     spec, directory = tracing.spec, tracing.directory
     inputs = inputs_of(spec)
     spec = with_cases(spec, inputs)
+    spec = spec.model_copy(update={"scenario": (Scenario.SINGLE_STREAM,), "slo": None})  # nothing is timed
     identity = identity_of(inputs, spec)
     if tracing.earlier is not None:
         tracing.warnings += changes(tracing.earlier.run, identity)

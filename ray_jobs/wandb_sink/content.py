@@ -19,6 +19,8 @@ from ray_jobs.results.store import RunDirectory
 SUMMARY = (
     *("p50_ms", "speedup", "speedup_low", "speedup_high", "verdict"),
     *("side_speedup", "side_speedup_low", "side_speedup_high", "side_verdict"),
+    *("capacity_rps", "capacity_rps_low", "capacity_rps_high"),
+    *("capacity_ratio", "capacity_ratio_low", "capacity_ratio_high", "capacity_verdict"),
 )
 AGAINST_BASE = (  # of a row of a side, as a table of its own
     *("trial_id", "side", "variant", "side_speedup", "side_speedup_low", "side_speedup_high", "side_verdict"),
@@ -100,8 +102,12 @@ class Distribution:
 
 
 def distributions_of(run: FinishedRun) -> dict[str, Distribution]:
-    """The distribution of each measured cell, ``trial/variant``, up to ``MOST_DISTRIBUTIONS`` of them."""
-    measured = [(row.trial_id, row.name) for row in run.rows if row.status == Status.DONE and row.samples]
+    """The distribution of each measured cell, ``trial/variant``, up to ``MOST_DISTRIBUTIONS`` of them.
+
+    Under load there is none: its calls were offered at many rates.
+    """
+    timed = [row for row in run.rows if not row.under_load]
+    measured = [(row.trial_id, row.name) for row in timed if row.status == Status.DONE and row.samples]
     walls: dict[tuple[str, str], list[NDArray[np.float64]]] = {cell: [] for cell in measured[:MOST_DISTRIBUTIONS]}
     trials = {trial for trial, _ in walls}
     for trial, launch in run.launches() if walls else ():

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chatbot.model import Chatbot
-from chatbot.variants import Reply, UnavailableError, Variant, Workload
+from chatbot.variants import BASELINE, Reply, UnavailableError, Variant, Workload, eager
 from ray_jobs.measure.custom_model import OwnModel
 
 
@@ -132,3 +133,44 @@ class Adding(nn.Module):
 
 def adding() -> OwnModel:
     return OwnModel(Adding(), floats, close)
+
+
+CALLS_BEFORE_LOAD = 40  # beyond any warm-up
+
+
+def _after_warm_up(misbehave: Any) -> Any:
+    """The eager chatbot, until the requests come."""
+
+    def prepare(chatbot: Chatbot, workload: Workload) -> Reply:
+        inner, calls = eager.prepare(chatbot, workload), [0]
+
+        def reply(prompts: Tensor, lengths: Tensor) -> Tensor:
+            calls[0] += 1
+            if calls[0] > CALLS_BEFORE_LOAD:
+                misbehave()
+            return inner(prompts, lengths)
+
+        return reply
+
+    return prepare
+
+
+def _killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hangs() -> None:
+    time.sleep(3600)
+
+
+def _raises() -> None:
+    raise ValueError("no more")
+
+
+def _under_load(misbehave: Any) -> Variant:
+    return Variant(
+        "quirk", "eager, until requests come", _after_warm_up(misbehave), True, kind="eager", control_of=BASELINE
+    )
+
+
+KILLED_UNDER_LOAD, HANGS_UNDER_LOAD, RAISES_UNDER_LOAD = map(_under_load, (_killed, _hangs, _raises))

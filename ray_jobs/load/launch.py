@@ -1,0 +1,357 @@
+"""One launch under load, once it is pinned: replicas prepare every variant, of which one answers at a time.
+
+Windows of the variants take turns: in a round each has one, in balanced order, all with the same inputs. In ``server``
+the requests of all windows of a launch are due at the same random times, drawn beforehand, at one rate or another.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chatbot.variants import Workload
+from ray_jobs.load import crew, queueing, sizes
+from ray_jobs.load.crew import Line
+from ray_jobs.load.generator import Flow, Patience, all_busy, open_loop
+from ray_jobs.load.points import Point, given_up_s, points
+from ray_jobs.load.replica import DRAWING, Replica
+from ray_jobs.load.search import LEAST, Search, Seen
+from ray_jobs.measure import busy, interference, orders
+from ray_jobs.measure.channel import Channel
+from ray_jobs.measure.interference import ABSENT, per_round
+from ray_jobs.measure.launch import machine_facts
+from ray_jobs.measure.method import METHOD
+from ray_jobs.measure.requests import Requests, Served, Window
+from ray_jobs.measure.result import SERVED, Launch, LaunchResult, Samples, VariantFacts
+from ray_jobs.measure.rounds import WarmUp
+from ray_jobs.measure.trial import ModelSource, mode_of, present
+from ray_jobs.measure.watch import Counters, MachineWatch
+from ray_jobs.scenario import Load, ReplicaKind, Scenario
+
+MOST_SHARE = 0.6  # of a launch's time, for its windows
+COMPARE_S = 10.0  # for answers of the baseline that another replica gave
+TURNS, ARRIVALS, OFFSETS = 11, 12, 13  # keep these draws apart from those of a launch
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A launch under load."""
+
+    workload: Workload
+    variants: tuple[str, ...]
+    model: ModelSource
+    pool: NDArray[np.int64]  # (N, T) distinct prompts
+    launch: Launch
+    load: Load
+    cores: tuple[int, ...]  # that of who sends requests first, in ``server``
+    share: tuple[int, ...] | None = None  # the station's, where others of the machine belong to other trials
+    left_out: Mapping[str, VariantFacts] = field(default_factory=dict)  # variants that are not run, and why
+    timeout_s: float = 60.0  # after which it is ended
+    send: Callable[..., Flow] = open_loop
+
+    def draws(self, what: int) -> np.random.Generator:
+        """Of this launch alone."""
+        return np.random.default_rng([self.launch.seed, self.launch.index, what])
+
+
+def measure(asked: Asked) -> LaunchResult:
+    """Runs one launch, in a process that has no thread but its main one. Raises RuntimeError where it can't go on."""
+    generators, workload = asked.load.generators, asked.workload
+    mine = crew.shares(asked.cores[generators:], asked.load.replicas, workload.threads)
+    running = [name for name in asked.variants if name not in asked.left_out]
+    busy.enter(running)
+
+    def play(channel: Channel) -> None:
+        with mode_of(asked.model):
+            with DRAWING:
+                replica = Replica(workload, running, asked.model, asked.pool, asked.launch, asked.share)
+            replica.serve(channel)
+
+    lines = crew.start(play, asked.load.kind, mine)
+    if generators:
+        os.sched_setaffinity(0, asked.cores[:1])
+    return _Stage(asked, lines, dict(asked.left_out)).run()
+
+
+@dataclass
+class _Stage:
+    """A launch in progress."""
+
+    asked: Asked
+    lines: Sequence[Line]
+    facts: dict[str, VariantFacts]
+    windows: list[Window] = field(default_factory=list)
+    flows: list[tuple[Window, int, Flow]] = field(default_factory=list)  # with the place of the window in its round
+    searches: dict[str, Search] = field(default_factory=dict)
+    seen: list[tuple[str, int, Seen]] = field(default_factory=list)  # variant and round of what windows said
+    gone: set[str] = field(default_factory=set)  # variants that could not answer, or hold the bound at no rate
+
+    def run(self) -> LaunchResult:
+        asked = self.asked
+        generators = asked.load.generators  # how late it was is told by each request
+        mine = asked.cores[generators:]
+        watch = MachineWatch(mine, counted=asked.share, sides=self._met(), itself=not generators)
+        self.lines[0].ask("sentinel")
+        built = self._built()
+        able = [name for name in built if self._prepared(name)]
+        self._each("examine")
+        warm = self._warmed(able)
+        going = [name for name in asked.variants if name in warm]
+        room = min(int(told["room"]) for told in self._told("room"))
+        rounds, calls = sizes.sizes(asked.load, asked.launch, self._seconds(warm), room, MOST_SHARE * asked.timeout_s)
+        readings = [watch.read()]
+        for number in range(rounds):
+            self._round(number, calls, going, warm)
+            readings.append(watch.read())
+            self._learn(interference.kept(per_round(readings)))
+        self.lines[0].ask("sentinel")
+        self._each("compare", seconds=COMPARE_S)
+        told = self._told("finish")
+        self._take_facts(told)
+        return self._result(built, (rounds, calls), readings, told)
+
+    def _all(self, do: str, **asked: Any) -> list[tuple[dict[str, Any], dict[str, NDArray[Any]]]]:
+        """Lets every replica do something, all at once."""
+        for line in self.lines:
+            line.tell(do, **asked)
+        return [line.hear() for line in self.lines]
+
+    def _told(self, do: str, **asked: Any) -> list[dict[str, Any]]:
+        """As ``_all``, without arrays."""
+        return [told for told, _ in self._all(do, **asked)]
+
+    def _each(self, do: str, **asked: Any) -> list[dict[str, Any]]:
+        """Lets every replica do something, one after the other: what one finds out must not depend on the others."""
+        return [line.ask(do, **asked) for line in self.lines]
+
+    def _met(self) -> tuple[int, ...]:
+        """The processes of the replicas. Raises RuntimeError where they have not the same weights."""
+        told = self._each("hello")
+        if len({one["weights"] for one in told}) > 1:
+            raise RuntimeError("its replicas have different weights: make them the same in each process")
+        return tuple(sorted({int(one["pid"]) for one in told}))
+
+    def _prepared(self, name: str) -> bool:
+        with _noted(name):
+            threads = self.asked.load.kind == ReplicaKind.THREAD
+            every = self._each("prepare", variant=name) if threads else self._told("prepare", variant=name)
+        return all(one["able"] for one in every)
+
+    def _seconds(self, warm: Mapping[str, WarmUp]) -> dict[str, float]:
+        """About how long each variant's window lasts for each of its requests."""
+        load, bound = self.asked.load, self.asked.load.bound
+        if bound is None:
+            return {name: one.typical_ns / 1e9 for name, one in warm.items()}
+        gaps = queueing.arrivals(sizes.most_calls(load), self.asked.draws(ARRIVALS))
+        return {name: 1 / self._search(name, one, gaps).first for name, one in warm.items()}
+
+    def _built(self) -> list[str]:
+        """The order of building: balanced over those that can run here, then the others, which are skipped at once."""
+        asked = self.asked
+        able = present(asked.workload, asked.variants)
+        order = [able[i] for i in orders.building_order(len(able), asked.launch.index, asked.launch.seed)]
+        every = [*order, *(name for name in asked.variants if name not in able)]
+        return [name for name in every if name not in asked.left_out]
+
+    def _warmed(self, able: Sequence[str]) -> dict[str, WarmUp]:
+        """What takes turns, each as its slowest replica."""
+        found: dict[str, WarmUp] = {}
+        for place, name in enumerate(able):
+            with _noted(name):
+                warm = [WarmUp(**told) for told in self._told("warm", variant=name, place=place)]
+            if not any(one.failed or one.skipped for one in warm):
+                found[name] = max(warm, key=lambda one: one.typical_ns)
+        return found
+
+    def _round(self, number: int, calls: int, going: Sequence[str], warm: Mapping[str, WarmUp]) -> None:
+        """A window of each variant. The order is balanced over rounds of all launches."""
+        launch = self.asked.launch
+        order = orders.building_order(len(going), launch.index * sizes.ROUNDS + number, launch.seed + TURNS)
+        for position, i in enumerate(order):
+            name = going[i]
+            if name in self.gone:
+                continue
+            server = self.asked.load.scenario == Scenario.SERVER
+            with _noted(name):
+                window, flow = (self._server if server else self._offline)(name, number, calls, warm[name])
+            self.windows.append(window)
+            self.flows.append((window, position, flow))
+            if flow.broken:
+                self.gone.add(name)
+            elif server:
+                self._see(name, window, flow)
+
+    def _server(self, name: str, number: int, calls: int, warm: WarmUp) -> tuple[Window, Flow]:
+        bound = self.asked.load.bound
+        assert bound is not None
+        gaps = queueing.arrivals(calls, self.asked.draws(ARRIVALS))
+        if name not in self.searches:
+            self.searches[name] = self._search(name, warm, gaps)
+        search = self.searches[name]
+        offsets = self.asked.draws(OFFSETS).uniform(-0.5, 0.5, sizes.ROUNDS)
+        rate = search.next(float(offsets[number % sizes.ROUNDS]))
+        waited_s = 0.0 if search.at_the_end else given_up_s(bound)
+        patience = Patience(round(bound.seconds * 1e9), sizes.spare(bound, calls), round(waited_s * 1e9))
+        self._ready("answer", name, [number * calls] * len(self.lines), calls)
+        due = np.round(gaps / rate * 1e9).astype(np.int64).tolist()
+        flow = self.asked.send(self.lines, due, patience)
+        _require_all(flow)
+        return Window(number, self.asked.variants.index(name), calls, rate, flow.abandoned), flow
+
+    def _search(self, name: str, warm: WarmUp, gaps: NDArray[np.float64]) -> Search:
+        """Where a variant begins to look: at what a queue with its warm-up's latency would hold."""
+        bound, servers, service_s = self.asked.load.bound, self.asked.load.replicas, warm.typical_ns / 1e9
+        assert bound is not None
+        first = queueing.capacity_of(gaps, service_s, servers, bound.share, bound.seconds, LEAST)
+        return Search(bound.seconds * 1e3, first, servers / service_s)
+
+    def _offline(self, name: str, number: int, calls: int, warm: WarmUp) -> tuple[Window, Flow]:
+        firsts = [(number * len(self.lines) + line.number) * calls for line in self.lines]
+        self._ready("saturate", name, firsts, calls)
+        return Window(number, self.asked.variants.index(name), calls * len(self.lines)), all_busy(self.lines, calls)
+
+    def _ready(self, do: str, name: str, firsts: Sequence[int], calls: int) -> None:
+        for line, first in zip(self.lines, firsts, strict=True):
+            line.tell(do, variant=name, first=first, count=calls)
+        for line in self.lines:
+            line.hear_ready()
+
+    def _see(self, name: str, window: Window, flow: Flow) -> None:
+        """Notes what a window says, unless it does not count as requests were sent late."""
+        alone = replace(window, round=0)
+        of_it = self._of([(alone, 0, flow)], (alone,), rounds=1)
+        found: list[Point] = points(of_it)
+        for point in found:
+            if point.kept and point.offered_rps is not None and point.bound_ms is not None:
+                self.seen.append((name, window.round, (point.offered_rps, point.bound_ms)))
+
+    def _learn(self, kept: NDArray[np.bool_]) -> None:
+        """Lets the searches go by the rounds that count so far; which do follows from the counters of all of them."""
+        for name, search in self.searches.items():
+            search.seen = [one for whose, number, one in self.seen if whose == name and kept[number]]
+            if search.hopeless:
+                self.gone.add(name)
+
+    def _take_facts(self, told: Sequence[Mapping[str, Any]]) -> None:
+        """Of each variant what its worst replica found; replies are summed."""
+        for name in [name for name in self.asked.variants if name not in self.asked.left_out]:
+            every = [_facts(one["facts"][name]) for one in told if name in one["facts"]]
+            if every:
+                self.facts[name] = _worst(every)
+
+    def _result(
+        self,
+        built: Sequence[str],
+        shape: tuple[int, int],
+        readings: Sequence[Counters],
+        told: Sequence[Mapping[str, Any]],
+    ) -> LaunchResult:
+        self._require_in_place(told)
+        result = self._of(self.flows, tuple(self.windows), shape[0])
+        machine = {**told[0]["machine"], "cores": sorted(self.asked.cores), "generator": machine_facts()["cores"]}
+        facts = self.facts
+        return replace(
+            result,
+            built=tuple(built),
+            calls=shape[1],
+            facts=facts,
+            machine=machine,
+            interference=per_round(readings),
+            sentinel_ns=tuple(told[0]["sentinel_ns"]),
+        )
+
+    def _require_in_place(self, told: Sequence[Mapping[str, Any]]) -> None:
+        """Raises RuntimeError where a replica did not end on its cores, with its number of threads."""
+        for line, machine in zip(self.lines, (one["machine"] for one in told), strict=True):
+            cores, threads = machine["cores"], machine["threads"]
+            if cores != sorted(line.cores) or threads != self.asked.workload.threads:
+                who = f"replica {line.number}"
+                raise RuntimeError(f"{who} ended on cores {cores} with {threads} threads, not as pinned")
+
+    def _of(self, flows: Sequence[tuple[Window, int, Flow]], windows: tuple[Window, ...], rounds: int) -> LaunchResult:
+        """A launch of these windows."""
+        samples, requests = _arrays(flows)
+        asked = self.asked
+        return LaunchResult(
+            asked.launch,
+            asked.variants,
+            (),
+            rounds,
+            0,
+            {},
+            samples,
+            method=METHOD.version,
+            served=Served(asked.load, windows, requests),
+        )
+
+
+def _require_all(flow: Flow) -> None:
+    """Raises RuntimeError where requests have no answer though nothing kept them from one."""
+    missing = flow.count - len(flow.answered())
+    if missing and not (flow.abandoned or flow.broken):
+        raise RuntimeError(f"{missing} of {flow.count} requests were dropped")
+
+
+@contextmanager
+def _noted(name: str) -> Iterator[None]:
+    """What replicas are busy with, for who finds them dead: where this is left by an error, the note stays."""
+    busy.on(name)
+    yield
+    busy.at(None)
+
+
+def _facts(told: Mapping[str, Any]) -> VariantFacts:
+    return VariantFacts(**{**told, "differing": tuple(told["differing"])})
+
+
+def _worst(every: Sequence[VariantFacts]) -> VariantFacts:
+    """The first replica's facts, with any fault that another one found, and the replies of all."""
+
+    def first(name: str) -> Any:
+        return next((value for one in every if (value := getattr(one, name)) is not None), None)
+
+    return replace(
+        every[0],
+        failed=first("failed"),
+        invalid=first("invalid"),
+        skipped=first("skipped"),
+        replies=sum(one.replies for one in every),
+        identical=sum(one.identical for one in every),
+        tokens=sum(one.tokens for one in every),
+        differing=tuple(step for one in every for step in one.differing),
+    )
+
+
+def _arrays(flows: Sequence[tuple[Window, int, Flow]]) -> tuple[Samples, Requests]:
+    """All answered requests, in the order in which they were due; the first due is at 0."""
+    parts: list[dict[str, NDArray[np.int64]]] = []
+    for window, position, flow in flows:
+        count = len(numbers := flow.answered())
+        times = {name: flow.array(name) for name in ("due", "seen", "sent", "began", "ended", "done", "replica")}
+        same = {"variant": window.variant, "round": window.round, "position": position}
+        parts.append({**times, "call": numbers, **{name: np.full(count, one) for name, one in same.items()}})
+    names = ("due", "seen", "sent", "began", "ended", "done", "replica", "call", "variant", "round", "position")
+    empty = np.zeros(0, dtype=np.int64)
+    whole = {name: np.concatenate([empty, *(part[name] for part in parts)]) for name in names}
+    origin = int(whole["due"].min(initial=np.iinfo(np.int64).max)) if len(whole["due"]) else 0
+    order = np.argsort(whole["due"], kind="stable")
+    whole = {name: column[order] for name, column in whole.items()}
+    absent = np.full(len(order), ABSENT, dtype=np.int64)
+    samples = Samples(
+        variant=whole["variant"].astype(np.int16),
+        phase=np.full(len(order), SERVED, dtype=np.int8),
+        round=whole["round"].astype(np.int32),
+        position=whole["position"].astype(np.int16),
+        call=whole["call"].astype(np.int32),
+        start_ns=whole["due"] - origin,
+        wall_ns=whole["done"] - whole["due"],
+        device_ns=absent,
+        cpu_ns=np.zeros(len(order), dtype=np.int64),
+        involuntary_switches=np.zeros(len(order), dtype=np.int32),
+    )
+    times = {f"{name}_ns": whole[name] - origin for name in ("seen", "sent", "began", "ended")}
+    return samples, Requests(replica=whole["replica"].astype(np.int16), **times)

@@ -1,0 +1,127 @@
+"""How requests come to a variant, by MLPerf's names: one after the other, as many as it can answer, or at random times.
+
+Source of the names: Reddi et al. 2020, MLPerf Inference Benchmark, https://doi.org/10.1109/ISCA45697.2020.00045.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from chatbot.errors import UsageError
+
+
+class Scenario(StrEnum):
+    """How requests come."""
+
+    SINGLE_STREAM = "single-stream"  # the next one when the last one is answered
+    OFFLINE = "offline"  # all are there from the start
+    SERVER = "server"  # at random times, independent of each other and of the answers
+
+
+class ReplicaKind(StrEnum):
+    """What a replica is."""
+
+    PROCESS = "process"
+    THREAD = "thread"  # of one process: all of them share the interpreter's lock
+
+
+UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+BOUND = re.compile(r"p(\d{1,2}(?:\.\d+)?)=(\d+(?:\.\d+)?)(us|ms|s)")
+LEAST_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A service level: at least this share of the requests is answered within so many seconds."""
+
+    share: float
+    seconds: float
+
+    @classmethod
+    def of(cls, asked: str) -> "Bound":
+        """Parses ``p99=50ms``. Raises UsageError."""
+        found = BOUND.fullmatch(asked.replace(" ", ""))
+        bound = found and cls(round(float(found[1]) / 100, 6), float(found[2]) * UNITS[found[3]])
+        if not bound or bound.share < LEAST_SHARE or not bound.seconds:
+            raise UsageError(f"slo is {asked!r}: give a percentile from p50 to p99.9 and a time above 0, as p99=50ms")
+        return bound
+
+    @property
+    def percentile(self) -> str:
+        """As p99."""
+        return f"p{100 * self.share:g}"
+
+
+@dataclass(frozen=True)
+class Load:
+    """A trial's scenario other than ``single-stream``, and who answers."""
+
+    scenario: Scenario
+    replicas: int = 1
+    kind: ReplicaKind = ReplicaKind.PROCESS
+    slo: str | None = None  # of ``server``, as ``Bound.of`` takes it
+
+    @property
+    def bound(self) -> Bound | None:
+        """What ``server`` must hold."""
+        return None if self.slo is None else Bound.of(self.slo)
+
+    @property
+    def generators(self) -> int:
+        """Cores that send requests and do nothing else; in ``offline`` each replica takes its next one itself."""
+        return int(self.scenario == Scenario.SERVER)
+
+    def cores(self, threads: int) -> int:
+        """That a station needs for replicas of so many threads."""
+        return self.replicas * threads + self.generators
+
+    @property
+    def id(self) -> str:
+        """Its part of a trial's id."""
+        return f"{self.scenario}-x{self.replicas}{'' if self.kind == ReplicaKind.PROCESS else f'-{self.kind}'}"
+
+
+def loads_of(
+    scenarios: Sequence[str], replicas: Sequence[int], kinds: Sequence[str], slo: str | None
+) -> tuple[Load | None, ...]:
+    """Every combination that is asked for; None is ``single-stream``. A single replica is no thread of several.
+
+    Raises:
+        UsageError: the bound is missing, or it or the replicas are for no scenario.
+    """
+    alone = all(scenario == Scenario.SINGLE_STREAM for scenario in scenarios)
+    if alone and (tuple(replicas) != (1,) or tuple(kinds) != (ReplicaKind.PROCESS,)):
+        raise UsageError("replicas are of scenarios server and offline: add one to --scenario, or leave them out")
+    if Scenario.SERVER in scenarios and slo is None:
+        raise UsageError("scenario server needs a bound for its latencies: give --slo, as p99=50ms")
+    if Scenario.SERVER not in scenarios and slo is not None:
+        raise UsageError("slo is the bound of scenario server: add it to --scenario, or leave --slo out")
+    found: list[Load | None] = []
+    for scenario in map(Scenario, scenarios):
+        if scenario == Scenario.SINGLE_STREAM:
+            found.append(None)
+            continue
+        bound = slo if scenario == Scenario.SERVER else None
+        for count in replicas:
+            mine = [ReplicaKind(kind) for kind in kinds] if count > 1 else [ReplicaKind.PROCESS]
+            found += [Load(scenario, count, kind, bound) for kind in mine]
+    return tuple(dict.fromkeys(found))
+
+
+def price_of(asked: str) -> tuple[str, float]:
+    """(how a hardware class begins, its price of an hour), from ``AMD EPYC=0.096``. Raises UsageError."""
+    name, _, price = asked.rpartition("=")
+    try:
+        value = float(price)
+    except ValueError:
+        value = -1.0
+    if not name.strip() or not 0 < value < float("inf"):
+        raise UsageError(f"price is {asked!r}: give how a hardware class begins and a price of its hour, as EPYC=0.096")
+    return name.strip(), value
+
+
+def price_for(prices: Sequence[tuple[str, float]], hardware: str | None) -> float | None:
+    """Of an hour of this hardware: of the longest beginning that fits; None where none does."""
+    fitting = [(name, price) for name, price in prices if (hardware or "").startswith(name)]
+    return max(fitting, key=lambda one: len(one[0]))[1] if fitting else None

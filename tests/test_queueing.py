@@ -1,0 +1,70 @@
+"""Queues against what theory and a simulation of another kind say."""
+
+import heapq
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_jobs.load.queueing import arrivals, capacity_of, latencies
+
+TIMES = st.lists(st.tuples(st.floats(0, 10), st.floats(0.01, 5)), min_size=1, max_size=60)
+
+
+def by_events(due: list[float], service: list[float], servers: int) -> list[float]:
+    """The same by events: arrivals and departures in the order of time, and a queue of who waits."""
+    events = [(at, 1, number) for number, at in enumerate(due)]
+    heapq.heapify(events)
+    waiting: list[int] = []
+    free, found = servers, [0.0] * len(due)
+    while events:
+        now, arrived, number = heapq.heappop(events)
+        if arrived:
+            waiting.append(number)
+        else:
+            free += 1
+            found[number] = now - due[number]
+        while free and waiting:
+            free -= 1
+            first = waiting.pop(0)
+            heapq.heappush(events, (now + service[first], 0, first))
+    return found
+
+
+@given(TIMES, st.integers(1, 3))
+def test_the_recursion_is_what_events_say(requests: list[tuple[float, float]], servers: int) -> None:
+    due = sorted(at for at, _ in requests)
+    service = [length for _, length in requests]
+    assert latencies(due, service, servers) == pytest.approx(by_events(due, service, servers))
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6])
+def test_the_mean_of_one_server_that_always_takes_as_long_is_that_of_theory(load: float) -> None:
+    """M/D/1: the mean time in the queue is load / (2 (1 - load)) services (Pollaczek and Khinchine)."""
+    rng = np.random.default_rng(1)
+    found = latencies(arrivals(200_000, rng) / load, np.ones(200_000))
+    assert found.mean() - 1 == pytest.approx(load / (2 * (1 - load)), rel=0.05)
+
+
+def test_arrivals_come_at_the_rate_that_they_name_and_at_random() -> None:
+    found = arrivals(10_000, np.random.default_rng(2))
+    gaps = np.diff(found)
+    assert len(found) == 10_000
+    assert found.max() <= 10_000
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # as those of an exponential distribution
+
+
+@given(st.integers(0, 1000), st.floats(0.5, 0.99), st.floats(1.1, 20.0), st.integers(1, 3))
+def test_what_is_called_the_capacity_holds_the_bound_and_little_more_does_not(
+    seed: int, share: float, bound: float, servers: int
+) -> None:
+    gaps = arrivals(200, np.random.default_rng(seed))
+    found = capacity_of(gaps, 1.0, servers, share, bound)
+
+    def at(rate: float) -> float:
+        return float(np.quantile(latencies(gaps / rate, np.ones(200), servers), share))
+
+    if found > servers / 20 * 1.01:
+        assert at(found) <= bound
+    assert found > servers * 0.99 or at(found * 1.01) > bound

@@ -1,0 +1,69 @@
+"""Scenarios as they are asked for: what they parse to, what is refused, and the cores that they need."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatbot.errors import UsageError
+from ray_jobs.scenario import Bound, Load, ReplicaKind, Scenario, loads_of, price_for, price_of
+
+
+@given(st.integers(50, 99), st.integers(1, 10**6), st.sampled_from([("us", 1e-6), ("ms", 1e-3), ("s", 1.0)]))
+def test_a_bound_is_what_it_says(percent: int, amount: int, unit: tuple[str, float]) -> None:
+    bound = Bound.of(f"p{percent}={amount}{unit[0]}")
+    assert bound.share == pytest.approx(percent / 100)
+    assert bound.seconds == pytest.approx(amount * unit[1])
+    assert bound.percentile == f"p{percent}"
+
+
+def test_a_finer_percentile_keeps_its_digits() -> None:
+    assert Bound.of("p99.9=1s") == Bound(0.999, 1.0)
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "50ms", "p99", "p99=0ms", "p99=50", "p30=50ms", "p100=5ms", "p99=-1ms", "99=5ms"]
+)
+def test_what_is_no_bound_is_refused_with_one_that_is(asked: str) -> None:
+    with pytest.raises(UsageError, match="as p99=50ms"):
+        Bound.of(asked)
+
+
+def test_every_combination_is_asked_and_a_single_replica_is_a_process() -> None:
+    found = loads_of(["single-stream", "offline", "server"], [1, 2], ["process", "thread"], "p90=5ms")
+    process, thread = ReplicaKind.PROCESS, ReplicaKind.THREAD
+    offline = [Load(Scenario.OFFLINE, count, kind) for count, kind in [(1, process), (2, process), (2, thread)]]
+    server = [Load(Scenario.SERVER, one.replicas, one.kind, "p90=5ms") for one in offline]
+    assert found == (None, *offline, *server)
+
+
+def test_a_server_needs_a_bound_and_a_bound_needs_a_server() -> None:
+    with pytest.raises(UsageError, match="give --slo"):
+        loads_of(["server"], [1], ["process"], None)
+    with pytest.raises(UsageError, match="replicas are of scenarios server and offline"):
+        loads_of(["single-stream"], [1, 2], ["process"], None)
+    with pytest.raises(UsageError, match="leave --slo out"):
+        loads_of(["offline"], [1], ["process"], "p90=5ms")
+
+
+def test_who_sends_requests_has_a_core_of_its_own() -> None:
+    assert Load(Scenario.SERVER, 2, slo="p90=5ms").cores(3) == 7
+    assert Load(Scenario.OFFLINE, 2).cores(3) == 6
+
+
+def test_a_price_is_what_follows_the_last_equals_sign() -> None:
+    assert price_of("AMD EPYC=0.096") == ("AMD EPYC", 0.096)
+    assert price_of("a=b=2") == ("a=b", 2.0)
+
+
+@pytest.mark.parametrize("asked", ["EPYC", "EPYC=", "EPYC=free", "EPYC=0", "EPYC=-1", "EPYC=inf", "EPYC=nan", "=1"])
+def test_what_is_no_price_is_refused(asked: str) -> None:
+    with pytest.raises(UsageError, match=r"as EPYC=0\.096"):
+        price_of(asked)
+
+
+def test_the_longest_beginning_of_a_hardware_class_tells_its_price() -> None:
+    prices = [("AMD", 1.0), ("AMD EPYC 9", 2.0), ("Intel", 3.0)]
+    assert price_for(prices, "AMD EPYC 9654, 2 cores") == 2.0
+    assert price_for(prices, "AMD Ryzen") == 1.0
+    assert price_for(prices, "NVIDIA H200") is None
+    assert price_for(prices, None) is None
