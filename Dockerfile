@@ -8,7 +8,7 @@ FROM python:3.12-slim-bookworm
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ \
  && rm -rf /var/lib/apt/lists/* \
- && useradd --create-home user
+ && useradd --create-home --uid 1000 user
 
 WORKDIR /opt/latency-matrix
 COPY pyproject.toml requirements.lock README.md LICENSE ./
@@ -16,7 +16,7 @@ COPY chatbot chatbot
 COPY ray_jobs ray_jobs
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu -c requirements.lock .
 
-USER user
+USER 1000
 WORKDIR /home/user
 ENV RAY_USAGE_STATS_ENABLED=0
 ENTRYPOINT ["latency-matrix"]

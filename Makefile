@@ -69,8 +69,8 @@ test-s3: .venv/installed         ## results in an object store: fetches moto's S
 test-gpu:                        ## the tests of a GPU, with whatever PyTorch is installed; beside it: pip install pytest pytest-timeout hypothesis numpy
 	$(PYTHON) -m pytest -m gpu -p no:cacheprovider tests/gpu $(ARGS)
 
-check: .venv/installed           ## ruff, mypy and the import contracts
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+check: .venv/installed           ## ruff, mypy, the import contracts and hadolint
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/hadolint Dockerfile
 
 lock:                            ## write requirements.lock anew from pyproject.toml
 	rm -rf .venv && $(PYTHON) -m venv .venv && $(BIN)/pip install torch==2.13.0 && $(BIN)/pip install 'setuptools>=77' -e '.[dev,sweep]'
