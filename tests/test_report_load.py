@@ -604,6 +604,14 @@ def test_axes_are_the_same_for_all_variants_and_grow_rightwards_and_upwards() ->
     assert all(0 <= x <= WIDTH and 0 <= y <= 100 for one in by_name.values() for x, y in one)
 
 
+def test_the_axis_holds_latencies_of_windows_that_were_held_alone() -> None:
+    """One that was given up stands for more than it shows, and would press all others together."""
+    held = [point(BASELINE, 100.0), point(BASELINE, 150.0, 6.0)]
+    late = point(BASELINE, 200.0, 60_000.0, bound_ms=150.0, abandoned=True)
+    alone, both = (marks(latencies_over_load(trial(), points), "near") for points in (held, [*held, late]))
+    assert [y for _, y in both[0]] == [y for _, y in alone[0]]
+
+
 def test_the_bound_lies_between_what_holds_it_and_what_does_not() -> None:
     points = [point(BASELINE, 100.0, 10.0, bound_ms=49.0), point(BASELINE, 200.0, 20.0, bound_ms=51.0)]
     chart = latencies_over_load(trial(), points)
@@ -725,10 +733,13 @@ def chromium() -> Iterator[Browser]:
         yield one
 
 
-WIDEST = (
-    "Math.max(...[...document.querySelectorAll('main *')].map(one => one.getBoundingClientRect().right)) - innerWidth"
-)
-CUT = "[...document.querySelectorAll('main *')].filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth && getComputedStyle(one).overflowX !== 'visible').length"  # fmt: skip  # noqa: E501
+EVERY = "[...document.querySelectorAll('main *')]"
+WIDEST = f"Math.max(...{EVERY}.map(one => one.getBoundingClientRect().right)) - document.documentElement.clientWidth"
+CUT = f"""{EVERY}.filter(one => one.clientWidth && one.scrollWidth > one.clientWidth + 1
+    && getComputedStyle(one).overflowX !== 'visible').length"""
+HEADS = """[...document.querySelectorAll('.stacked')].map(table => [
+    !!table.querySelector('thead th').offsetWidth,
+    getComputedStyle(table.querySelector('td'), '::before').content !== 'none'])"""
 
 
 @pytest.mark.process
@@ -743,3 +754,5 @@ def test_every_column_is_on_the_screen(size: tuple[int, int], dark: bool, chromi
     assert chromium.complaints() == []
     assert chromium.value(WIDEST) <= 0
     assert chromium.value(CUT) == 0, "nothing is scrolled sideways"
+    narrow = size[0] < 860
+    assert chromium.value(HEADS) == [[not narrow, narrow]] * 3, "each figure has its head once, above or beside it"

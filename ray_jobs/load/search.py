@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 FIRST = 0.12  # of ln of the rate, the breadth in which the first windows of launches lie
-CLOSE = 0.05  # of ln of the rate, the breadth of windows around where the bound is met, and the least step towards it
-STEEP = 4.0  # ln of a latency over ln of the rate, about, where four fifths of what can be answered are asked
+CLOSE = (
+    0.05  # of ln of the rate, the breadth of windows around where the bound is met; half of the least step towards it
+)
+STEEP = 2.5  # ln of a latency over ln of the rate, about, in windows that are short for a queue to grow
 FARTHEST = 0.5  # of ln of the rate, that a step may be
 OVER = 1.05  # times as much as can be answered at all: beyond that a rate tells nothing new
 LEAST = 0.2  # of what can be answered at all: a bound that is broken there is held at no rate worth waiting for
@@ -64,7 +66,7 @@ class Search:
             return met_at(self.seen, self.bound)
         rate, latency = max(self.seen) if self._held() else min(self.seen)
         gap = math.log(self.bound / latency)
-        step = min(FARTHEST, max(abs(gap) / STEEP, CLOSE * 2 ** (len(self.seen) - 1)))
+        step = min(FARTHEST, max(abs(gap) / STEEP, CLOSE * 2 ** len(self.seen)))
         return rate * math.exp(math.copysign(step, gap))
 
 

@@ -19,6 +19,7 @@ from ray_jobs.report.charts import Chart, Named
 from ray_jobs.report.cold_start import Start, starts
 from ray_jobs.report.environments import HEADS, SideFacts, environments_of
 from ray_jobs.report.facts import named_rivals
+from ray_jobs.report.front import front
 from ray_jobs.report.heatmap import SIZES, anchor, heatmap_of
 from ray_jobs.report.load_page import LoadPart, load_part
 from ray_jobs.report.sentences import compared, sentence
@@ -49,6 +50,7 @@ class TrialPart:
     calls: Chart
     time: Chart
     starts: tuple[Start, ...]
+    front: Chart
     drawn: bool
 
 
@@ -154,6 +156,7 @@ def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
         charts.distributions(series, rows) if series else Chart(()),
         charts.over_time(series, dots) if series else Chart(()),
         tuple(starts(rows, series)),
+        front(rows),
         series is not None,
     )
 
