@@ -133,7 +133,7 @@ class Reporter:
 
     def _standing(self, committed: Sequence[Committed], elapsed: float) -> str:
         count = len(committed)
-        every = list(dict.fromkeys(name for one in committed for name in one.log_speedups))
+        every = list(committed[-1].log_speedups)
         names = [name for name in every if name.endswith(AGAINST)] or every
         logs = [one.log_speedups for one in committed]
         known = {name: speedup([log[name] for log in logs if name in log]) for name in names}
