@@ -68,7 +68,7 @@ def true_ratio(ratio: float) -> float:
 @pytest.mark.parametrize("ratio", [1.0, 1.01])
 @pytest.mark.parametrize("scatter", [0.005, 0.02])
 def test_intervals_hold_what_they_claim(ratio: float, scatter: float) -> None:
-    trials, truth = 200, true_ratio(ratio)
+    trials, truth = 120, true_ratio(ratio)
     held = sum(i is not None and i.low <= truth <= i.high for i in ratios(ratio, trials, 5, scatter))
     assert held >= trials - statistics.most_by_chance(trials, 1 - NOMINAL)
 
