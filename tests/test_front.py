@@ -46,7 +46,7 @@ def test_the_fastest_comes_first_and_what_is_beaten_is_pale() -> None:
     near = row("near", 1, 10, 900, exact=False)
     chart = front([EAGER, replace(EAGER, variant="eager-again"), near, LEAN, FAST])
     assert [line.name for line in chart.lines] == ["fast", "lean", "eager", "near"]
-    assert [line.more for line in chart.lines] == ["", "", "lean beats it", "approximate"]
+    assert [line.more for line in chart.lines] == ["", "", "beaten by lean", "approximate"]
     assert ["pale" in line.drawing for line in chart.lines] == [False, False, True, False]
     assert chart.lines[0].figure == "2.00 ms, 800 MB"
 

@@ -35,7 +35,7 @@ def _line(row: Row, every: Sequence[Row], scale: Scale) -> Line:
     )
     start = text.to_first_reply(row, State.CACHED) if row.to_first_reply_s_cached is not None else None
     figure = f"{text.digits(row.p50_ms)} ms, {row.peak_memory_mb:,.0f} MB" + (f", {start} s" if start else "")
-    said = ("" if row.exact else "approximate", "" if winner is None else f"{winner.variant} beats it")
+    said = ("" if row.exact else "approximate", "" if winner is None else f"beaten by {winner.variant}")
     return Line(row.variant, drawing(mark, "plot"), figure, ", ".join(filter(None, said)), f"{row.variant}: {figure}")
 
 
