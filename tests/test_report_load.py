@@ -196,10 +196,9 @@ def test_rows_are_ranked_by_calls_a_second_and_exact_ones_before_the_approximate
 
 
 def test_notes_tell_reasons_once_and_what_windows_are_left_out() -> None:
-    rows = tuple(replace(one, discarded_rounds=3, generator_late_p99_us=84.6, max_batch=8) for one in trial())
+    rows = tuple(replace(one, discarded_rounds=3, generator_late_p99_us=84.6) for one in trial())
     told = under_load.notes(invalid(nowhere(rows, "onnx"), "int8"))
     assert told == [
-        "all: a replica takes up to 8 calls together",
         f"onnx: {NONE_HELD}",
         f"int8: invalid: {INVALID}",
         "3 rounds discarded: something else was using the machine; requests were sent up to 84.6 us late (p99)",

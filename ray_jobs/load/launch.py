@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatbot.variants import Workload
-from ray_jobs.load import crew, queueing, sizes
+from ray_jobs.load import crew, queueing, record, sizes
 from ray_jobs.load.crew import Line
 from ray_jobs.load.generator import Flow, Patience, all_busy, open_loop
 from ray_jobs.load.points import Point, given_up_s, points
@@ -22,11 +22,11 @@ from ray_jobs.load.replica import DRAWING, Replica
 from ray_jobs.load.search import LEAST, Search, Seen
 from ray_jobs.measure import busy, interference, orders
 from ray_jobs.measure.channel import Channel
-from ray_jobs.measure.interference import ABSENT, per_round
+from ray_jobs.measure.interference import per_round
 from ray_jobs.measure.launch import machine_facts
 from ray_jobs.measure.method import METHOD
-from ray_jobs.measure.requests import Requests, Served, Window
-from ray_jobs.measure.result import SERVED, Launch, LaunchResult, Samples, VariantFacts
+from ray_jobs.measure.requests import Served, Window
+from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.rounds import WarmUp
 from ray_jobs.measure.trial import ModelSource, mode_of, present
 from ray_jobs.measure.watch import Counters, MachineWatch
@@ -238,10 +238,10 @@ class _Stage:
 
     def _take_facts(self, told: Sequence[Mapping[str, Any]]) -> None:
         """Of each variant what its worst replica found; replies are summed."""
-        for name in [name for name in self.asked.variants if name not in self.asked.left_out]:
-            every = [_facts(one["facts"][name]) for one in told if name in one["facts"]]
+        for name in self.asked.variants:
+            every = [VariantFacts.told(one["facts"][name]) for one in told if name in one["facts"]]
             if every:
-                self.facts[name] = _worst(every)
+                self.facts[name] = record.worst(every)
 
     def _result(
         self,
@@ -253,12 +253,11 @@ class _Stage:
         self._require_in_place(told)
         result = self._of(self.flows, tuple(self.windows), shape[0])
         machine = {**told[0]["machine"], "cores": sorted(self.asked.cores), "generator": machine_facts()["cores"]}
-        facts = self.facts
         return replace(
             result,
             built=tuple(built),
             calls=shape[1],
-            facts=facts,
+            facts=self.facts,
             machine=machine,
             interference=per_round(readings),
             sentinel_ns=tuple(told[0]["sentinel_ns"]),
@@ -274,7 +273,7 @@ class _Stage:
 
     def _of(self, flows: Sequence[tuple[Window, int, Flow]], windows: tuple[Window, ...], rounds: int) -> LaunchResult:
         """A launch of these windows."""
-        samples, requests = _arrays(flows)
+        samples, requests = record.arrays(flows)
         asked = self.asked
         return LaunchResult(
             asked.launch,
@@ -302,56 +301,3 @@ def _noted(name: str) -> Iterator[None]:
     busy.on(name)
     yield
     busy.at(None)
-
-
-def _facts(told: Mapping[str, Any]) -> VariantFacts:
-    return VariantFacts(**{**told, "differing": tuple(told["differing"])})
-
-
-def _worst(every: Sequence[VariantFacts]) -> VariantFacts:
-    """The first replica's facts, with any fault that another one found, and the replies of all."""
-
-    def first(name: str) -> Any:
-        return next((value for one in every if (value := getattr(one, name)) is not None), None)
-
-    return replace(
-        every[0],
-        failed=first("failed"),
-        invalid=first("invalid"),
-        skipped=first("skipped"),
-        replies=sum(one.replies for one in every),
-        identical=sum(one.identical for one in every),
-        tokens=sum(one.tokens for one in every),
-        differing=tuple(step for one in every for step in one.differing),
-    )
-
-
-def _arrays(flows: Sequence[tuple[Window, int, Flow]]) -> tuple[Samples, Requests]:
-    """All answered requests, in the order in which they were due; the first due is at 0."""
-    parts: list[dict[str, NDArray[np.int64]]] = []
-    for window, position, flow in flows:
-        count = len(numbers := flow.answered())
-        times = {name: flow.array(name) for name in ("due", "seen", "sent", "began", "ended", "done", "replica")}
-        same = {"variant": window.variant, "round": window.round, "position": position}
-        parts.append({**times, "call": numbers, **{name: np.full(count, one) for name, one in same.items()}})
-    names = ("due", "seen", "sent", "began", "ended", "done", "replica", "call", "variant", "round", "position")
-    empty = np.zeros(0, dtype=np.int64)
-    whole = {name: np.concatenate([empty, *(part[name] for part in parts)]) for name in names}
-    origin = int(whole["due"].min(initial=np.iinfo(np.int64).max)) if len(whole["due"]) else 0
-    order = np.argsort(whole["due"], kind="stable")
-    whole = {name: column[order] for name, column in whole.items()}
-    absent = np.full(len(order), ABSENT, dtype=np.int64)
-    samples = Samples(
-        variant=whole["variant"].astype(np.int16),
-        phase=np.full(len(order), SERVED, dtype=np.int8),
-        round=whole["round"].astype(np.int32),
-        position=whole["position"].astype(np.int16),
-        call=whole["call"].astype(np.int32),
-        start_ns=whole["due"] - origin,
-        wall_ns=whole["done"] - whole["due"],
-        device_ns=absent,
-        cpu_ns=np.zeros(len(order), dtype=np.int64),
-        involuntary_switches=np.zeros(len(order), dtype=np.int32),
-    )
-    times = {f"{name}_ns": whole[name] - origin for name in ("seen", "sent", "began", "ended")}
-    return samples, Requests(replica=whole["replica"].astype(np.int16), **times)

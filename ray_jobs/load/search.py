@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FIRST = 0.12  # of ln of the rate, the breadth in which the first windows of launches lie
-CLOSE = (
-    0.05  # of ln of the rate, the breadth of windows around where the bound is met; half of the least step towards it
-)
+CLOSE = 0.05  # of ln of the rate, the breadth of windows around where the bound is met; steps towards it are longer
 STEEP = 2.5  # ln of a latency over ln of the rate, about, in windows that are short for a queue to grow
 FARTHEST = 0.5  # of ln of the rate, that a step may be
 OVER = 1.05  # times as much as can be answered at all: beyond that a rate tells nothing new

@@ -80,6 +80,11 @@ class VariantFacts:
     first_token_ms: float | None = None  # of a model with parts: see ``tokens.TokenTimes``
     further_token_ms: float | None = None
 
+    @classmethod
+    def told(cls, values: Mapping[str, Any]) -> "VariantFacts":
+        """As another process told it, in plain values."""
+        return cls(**{**values, "differing": tuple(values["differing"])})
+
 
 @dataclass(frozen=True)
 class LaunchResult:

@@ -205,7 +205,7 @@ class _Performance:
     ) -> LaunchResult:
         pairs = self.stage.trial.pairs
         for side, (content, _) in told.items():
-            self.facts |= {Pair(side, name).label: _facts(one) for name, one in content["facts"].items()}
+            self.facts |= {Pair(side, name).label: VariantFacts.told(one) for name, one in content["facts"].items()}
         waits = {"count": self.waits.count, "seconds": self.waits.seconds, "longest_s": self.waits.longest_s}
         return LaunchResult(
             self.launch,
@@ -237,7 +237,3 @@ class _Performance:
 def _sides_in(pairs: Sequence[Pair]) -> list[str]:
     """The sides in the order of their first pair."""
     return list(dict.fromkeys(pair.side for pair in pairs))
-
-
-def _facts(told: Mapping[str, Any]) -> VariantFacts:
-    return VariantFacts(**{**told, "differing": tuple(told["differing"])})

@@ -1,6 +1,6 @@
 """Trials under load as a person reads them: how many calls a second each variant answers, the same in every output."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from chatbot.variants import BASELINE
@@ -149,13 +149,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def reasons(rows: Sequence[Row]) -> list[str]:
     """A sentence for each reason and warning of a trial."""
-    told = [replace(row, discarded_rounds=None, warnings=(*_together(row), *row.warnings)) for row in rows]
-    return text.notes(told)
-
-
-def _together(row: Row) -> Iterator[str]:
-    if row.max_batch is not None and row.max_batch > 1 and row.samples:
-        yield f"a replica takes up to {row.max_batch} calls together"
+    return text.notes([replace(row, discarded_rounds=None) for row in rows])
 
 
 def windows(rows: Sequence[Row]) -> list[str]:
