@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from chatbot.variants import BASELINE, Workload
 from ray_jobs.load import crew, queueing
-from ray_jobs.load.crew import Line
+from ray_jobs.load.crew import Crew
 from ray_jobs.load.generator import Patience, open_loop
 from ray_jobs.load.replica import Replica
 from ray_jobs.measure.channel import Channel
 from ray_jobs.measure.result import Launch
 from ray_jobs.measure.trial import Factory, mode_of
 from ray_jobs.provenance import driver_facts, station_facts
-from ray_jobs.scenario import ReplicaKind
+from ray_jobs.scenario import Load, ReplicaKind, Scenario
 
 SPINS = "ray_jobs.audit.artificial:half_a_millisecond"
 SLEEPS = "ray_jobs.audit.artificial:two_milliseconds_asleep"
@@ -35,47 +35,55 @@ NEAR_NS = 200_000
 NEVER = Patience(2**62, 2**62, 2**62)
 
 
-def replicas(model: str, count: int, core: int) -> list[Line]:
+def replicas(model: str, count: int, core: int) -> Crew:
     """Ready ones, all on this core: those of several sleep."""
     workload, source = Workload(model=model), Factory(model)
 
-    def play(channel: Channel) -> None:
+    def play(channel: Channel, takes: int) -> None:
         with mode_of(source):
             pool = np.zeros((0, workload.prompt_tokens), dtype=np.int64)
-            Replica(workload, (BASELINE,), source, pool, Launch(0, seed=1)).serve(channel)
+            replica = Replica(workload, (BASELINE,), source, pool, Launch(0, seed=1))
+            replica.serve_load(Load(Scenario.SERVER, count), channel, takes)
 
-    lines = crew.start(play, ReplicaKind.PROCESS, [(core,)] * count)
-    for line in lines:
+    started = crew.start(play, ReplicaKind.PROCESS, [(core,)] * count)
+    for line in started.lines:
         for do, asked in (("hello", {}), ("prepare", {"variant": BASELINE}), ("examine", {})):
             line.ask(do, **asked)
         line.ask("warm", variant=BASELINE, place=0)
-    return lines
+    return started
 
 
-def window(lines: list[Line], rate: float, calls: int, seed: int) -> dict[str, NDArray[np.int64]]:
+def window(there: Crew, rate: float, calls: int, seed: int) -> dict[str, NDArray[np.int64]]:
     """The requests of a window, in ns of the clock."""
     due = queueing.arrivals(calls, np.random.default_rng(seed)) / rate * 1e9
-    for line in lines:
+    for line in there.lines:
         line.tell("answer", variant=BASELINE, first=0, count=calls)
-    for line in lines:
+    for line in there.lines:
         line.hear_ready()
-    flow = open_loop(lines, np.round(due).astype(np.int64).tolist(), NEVER)
-    return {name: flow.array(name) for name in ("due", "sent", "done")}
+    flow = open_loop(there, np.round(due).astype(np.int64).tolist(), NEVER)
+    return {name: flow.array(name) for name in ("due", "sent", "began", "ended", "done", "replica")}
+
+
+def service(flow: dict[str, NDArray[np.int64]]) -> NDArray[np.float64]:
+    """(N,) in ns: what each answer took, and what a replica takes between two, the same for all."""
+    took = flow["ended"] - flow["began"]
+    more = queueing.occupied(flow["sent"], flow["began"], flow["ended"], flow["replica"]) - took
+    return np.asarray(took + (float(np.median(more[more > 0])) if (more > 0).any() else 0.0), dtype=np.float64)
 
 
 def measured(model: str, count: int, service_s: float, calls: int, windows: int) -> Iterator[dict[str, Any]]:
     """A line for each load; requests are sent from the first core, answered on the last."""
     allowed = sorted(os.sched_getaffinity(0))
-    lines = replicas(model, count, allowed[-1])
+    there = replicas(model, count, allowed[-1])
     os.sched_setaffinity(0, allowed[:1])
-    first = window(lines, LOADS[0] * count / service_s, calls, windows)
-    taken_s = float((first["done"] - first["sent"]).mean()) / 1e9
+    first = window(there, LOADS[0] * count / service_s, calls, windows)
+    taken_s = float(service(first).mean()) / 1e9
     for load in LOADS:
         rate = load * count / taken_s
         near, walls, lengths = [], [], []
         for seed in range(windows):
-            flow = window(lines, rate, calls, seed)
-            served = (flow["done"] - flow["sent"]).astype(np.float64)
+            flow = window(there, rate, calls, seed)
+            served = service(flow)
             expected = queueing.latencies(flow["due"].astype(np.float64), served, count)
             found = flow["done"] - flow["due"]
             near.append(np.abs(found - expected) <= NEAR_NS)
@@ -88,7 +96,7 @@ def measured(model: str, count: int, service_s: float, calls: int, windows: int)
             used = rate * length.mean() / 1e3
             told["md1_ms"] = float(length.mean() * (1 + used / (2 * (1 - used)))) if used < 1 else None
         yield told
-    for line in lines:
+    for line in there.lines:
         line.channel.close()
     os.sched_setaffinity(0, allowed)
 

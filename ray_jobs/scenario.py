@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 
 from chatbot.errors import UsageError
 
@@ -28,7 +29,9 @@ class ReplicaKind(StrEnum):
 
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 BOUND = re.compile(r"p(\d{1,2}(?:\.\d+)?)=(\d+(?:\.\d+)?)(us|ms|s)")
+TIME = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
 LEAST_SHARE = 0.5
+MOST_BATCH = 128  # requests that are answered together: their answers are sent in one piece
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,18 @@ class Load:
     replicas: int = 1
     kind: ReplicaKind = ReplicaKind.PROCESS
     slo: str | None = None  # of ``server``, as ``Bound.of`` takes it
+    max_batch: int = 1  # requests that a replica answers together, at most
+    batch_window: str | None = None  # that it waits for more than one, as ``window_of`` takes it
 
     @property
     def bound(self) -> Bound | None:
         """What ``server`` must hold."""
         return None if self.slo is None else Bound.of(self.slo)
+
+    @property
+    def batch_window_ns(self) -> int:
+        """How long a replica that has a request waits for others."""
+        return 0 if self.batch_window is None else round(window_of(self.batch_window) * 1e9)
 
     @property
     def generators(self) -> int:
@@ -79,20 +89,33 @@ class Load:
     @property
     def id(self) -> str:
         """Its part of a trial's id."""
-        return f"{self.scenario}-x{self.replicas}{'' if self.kind == ReplicaKind.PROCESS else f'-{self.kind}'}"
+        kind = "" if self.kind == ReplicaKind.PROCESS else f"-{self.kind}"
+        together = "" if self.max_batch == 1 else f"-b{self.max_batch}"
+        return f"{self.scenario}-x{self.replicas}{kind}{together}"
 
 
 def loads_of(
-    scenarios: Sequence[str], replicas: Sequence[int], kinds: Sequence[str], slo: str | None
+    scenarios: Sequence[str],
+    replicas: Sequence[int],
+    kinds: Sequence[str],
+    slo: str | None,
+    batches: Sequence[int] = (1,),
+    window: str | None = None,
 ) -> tuple[Load | None, ...]:
     """Every combination that is asked for; None is ``single-stream``. A single replica is no thread of several.
 
     Raises:
-        UsageError: the bound is missing, or it or the replicas are for no scenario.
+        UsageError: the bound is missing, or it, the replicas or the batches are for no scenario.
     """
     alone = all(scenario == Scenario.SINGLE_STREAM for scenario in scenarios)
     if alone and (tuple(replicas) != (1,) or tuple(kinds) != (ReplicaKind.PROCESS,)):
         raise UsageError("replicas are of scenarios server and offline: add one to --scenario, or leave them out")
+    if alone and tuple(batches) != (1,):
+        raise UsageError("max_batch is of scenarios server and offline: add one to --scenario, or leave it out")
+    if max(batches) > MOST_BATCH:
+        raise UsageError(f"max_batch is {max(batches)}: give at most {MOST_BATCH}")
+    if window is not None and (max(batches) == 1 or Scenario.SERVER not in scenarios):
+        raise UsageError("batch_window is what scenario server waits for more requests: give a --max-batch above 1 too")
     if Scenario.SERVER in scenarios and slo is None:
         raise UsageError("scenario server needs a bound for its latencies: give --slo, as p99=50ms")
     if Scenario.SERVER not in scenarios and slo is not None:
@@ -105,8 +128,18 @@ def loads_of(
         bound = slo if scenario == Scenario.SERVER else None
         for count in replicas:
             mine = [ReplicaKind(kind) for kind in kinds] if count > 1 else [ReplicaKind.PROCESS]
-            found += [Load(scenario, count, kind, bound) for kind in mine]
+            for kind, most in product(mine, batches):
+                waits = window if bound is not None and most > 1 else None
+                found.append(Load(scenario, count, kind, bound, most, waits))
     return tuple(dict.fromkeys(found))
+
+
+def window_of(asked: str) -> float:
+    """The seconds of ``2ms``. Raises UsageError."""
+    found = TIME.fullmatch(asked.replace(" ", ""))
+    if not found:
+        raise UsageError(f"batch_window is {asked!r}: give a time, as 2ms")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def price_of(asked: str) -> tuple[str, float]:

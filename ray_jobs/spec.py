@@ -21,7 +21,7 @@ from chatbot.variants import (
     require_name,
     variant_named,
 )
-from ray_jobs.scenario import Bound, Load, ReplicaKind, Scenario, loads_of, price_of
+from ray_jobs.scenario import Bound, Load, ReplicaKind, Scenario, loads_of, price_of, window_of
 from ray_jobs.sides import code_in, sides_of
 
 
@@ -92,6 +92,11 @@ def _slo(asked: str) -> str:
     return asked.replace(" ", "")
 
 
+def _window(asked: str) -> str:
+    window_of(asked)
+    return asked.replace(" ", "")
+
+
 def _prices(value: Any) -> Any:
     asked = [value] if isinstance(value, str) else value
     if isinstance(asked, (list, tuple)):
@@ -120,6 +125,7 @@ Against = Annotated[tuple[str, ...], BeforeValidator(_against)]
 Scenarios = Annotated[tuple[str, ...], BeforeValidator(_names("scenario", list(Scenario)))]
 Kinds = Annotated[tuple[str, ...], BeforeValidator(_names("replica kind", list(ReplicaKind)))]
 Slo = Annotated[str, AfterValidator(_slo)]
+Window = Annotated[str, AfterValidator(_window)]
 Prices = Annotated[tuple[str, ...], BeforeValidator(_prices)]
 
 LAUNCH_TIMEOUT_S = 60.0  # at least; a launch may take as long as a whole budget
@@ -187,6 +193,12 @@ class Spec(BaseModel):
     replica_kind: Kinds = Field(
         default=(ReplicaKind.PROCESS,), min_length=1, description="What replicas are: process, thread or both"
     )
+    max_batch: Sizes = Field(
+        default=(1,), description="Requests that a replica answers together at most, one or several counts"
+    )
+    batch_window: Window | None = Field(
+        default=None, description="Time that a replica which has a request waits for others, as 2ms; by default none"
+    )
     price: Prices = Field(
         default=(),
         description="Price of a station's hour by how its hardware class begins: EPYC=0.096, several times for several",
@@ -197,6 +209,8 @@ class Spec(BaseModel):
     def _asks_for_what_there_is(self) -> "Spec":
         if any(load is not None for load in self.loads) and self.against:
             raise UsageError("sides are compared call by call: leave out against, or every scenario but single-stream")
+        if max(self.max_batch) > 1 and self.batch != (1,):
+            raise UsageError("batch is that of a request, and max_batch joins requests of one prompt: leave one out")
         return self
 
     @property
@@ -208,7 +222,7 @@ class Spec(BaseModel):
     @property
     def loads(self) -> tuple[Load | None, ...]:
         """How each workload is asked; None: each call follows the one before. Raises UsageError."""
-        return loads_of(self.scenario, self.replicas, self.replica_kind, self.slo)
+        return loads_of(self.scenario, self.replicas, self.replica_kind, self.slo, self.max_batch, self.batch_window)
 
     @property
     def prices(self) -> tuple[tuple[str, float], ...]:

@@ -16,7 +16,7 @@ from ray_jobs.load import launch as load
 from ray_jobs.load import sizes
 from ray_jobs.load.launch import Asked
 from ray_jobs.load.points import capacities, points
-from ray_jobs.load.queueing import latencies
+from ray_jobs.load.queueing import latencies, occupied
 from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure.result import SERVED, Launch, LaunchResult
 from ray_jobs.measure.trial import Factory, Inputs, Place, Preset
@@ -115,7 +115,8 @@ def test_latencies_are_those_of_a_queue_with_these_service_times(served: LaunchR
         mine = (samples.round == point.round) & (samples.variant == NAMES.index(point.variant))
         order = np.argsort(samples.start_ns[mine], kind="stable")
         due = samples.start_ns[mine][order]
-        length = (samples.start_ns + samples.wall_ns - requests.sent_ns)[mine][order]
+        times = [requests.sent_ns, requests.began_ns, requests.ended_ns, requests.replica.astype(np.int64)]
+        length = occupied(*(one[mine][order] for one in times))
         expected = latencies(due.astype(float), length.astype(float))
         near.append(np.abs(expected - samples.wall_ns[mine][order]) < 200_000)
     assert np.concatenate(near).mean() >= 0.95
@@ -148,6 +149,36 @@ def test_replicas_that_sleep_answer_as_many_at_once_as_there_are() -> None:
         result = launched(asked(what, workload=workload, model=Factory(ASLEEP), variants=NAMES))
         found.append(capacities(result)[BASELINE])
     assert found[1] / found[0] == pytest.approx(2.0, rel=0.15)
+
+
+@TWO_CORES
+def test_a_call_that_takes_as_long_for_four_answers_four_times_as_many() -> None:
+    found = []
+    for most in (1, 4):
+        workload = Workload(prompt_tokens=4, reply_tokens=3, model=ASLEEP)
+        what = Load(Scenario.OFFLINE, max_batch=most)
+        result = launched(asked(what, workload=workload, model=Factory(ASLEEP), variants=NAMES))
+        assert {facts.invalid or facts.failed for facts in result.facts.values()} == {None}
+        found.append(capacities(result)[BASELINE])
+    assert found[1] / found[0] == pytest.approx(4.0, rel=0.15)
+
+
+@TWO_CORES
+@pytest.mark.parametrize("variant", ["torchscript", "ray_jobs.audit.mistakes:SAME_REPLY"])
+def test_requests_are_answered_together_with_the_replies_that_they_would_have(variant: str) -> None:
+    together = Load(Scenario.SERVER, slo="p90=200ms", max_batch=4, batch_window="2ms")
+    result = launched(asked(together, variants=(BASELINE, variant)))
+    assert result.served is not None
+    facts, requests, samples = result.facts[variant], result.served.requests, result.samples
+    if variant == "torchscript":
+        assert facts.invalid is None
+        assert facts.identical == facts.replies > 0
+    else:
+        assert "promises the baseline's replies" in (facts.invalid or "")
+    calls = np.unique(np.stack([samples.round, samples.variant, requests.began_ns]), axis=1, return_counts=True)[1]
+    assert 1 < calls.max() <= 4
+    answered = calls.sum()
+    assert answered == len(samples.wall_ns)
 
 
 def rows_from(outcome: LaunchResult, what: Asked) -> dict[str, Row]:

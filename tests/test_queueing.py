@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.load.queueing import arrivals, capacity_of, latencies
+from ray_jobs.load.queueing import arrivals, capacity_of, joined, latencies, occupied
 
 TIMES = st.lists(st.tuples(st.floats(0, 10), st.floats(0.01, 5)), min_size=1, max_size=60)
 
@@ -53,6 +53,31 @@ def test_arrivals_come_at_the_rate_that_they_name_and_at_random() -> None:
     assert len(found) == 10_000
     assert found.max() <= 10_000
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # as those of an exponential distribution
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=40), st.floats(0.01, 3), st.integers(1, 3))
+def test_one_at_a_time_is_the_same_queue(due: list[float], service: float, servers: int) -> None:
+    expected = latencies(sorted(due), [service] * len(due), servers)
+    assert joined(sorted(due), service, servers, most=1) == pytest.approx(expected)
+
+
+def test_requests_that_wait_are_answered_together_and_a_window_is_waited_for_more() -> None:
+    assert joined([0.0, 0.1, 0.2, 0.3], 1.0, 1, most=2) == pytest.approx([1.0, 1.9, 1.8, 2.7])
+    assert joined([0.0, 0.1, 0.2, 0.3], 1.0, 1, most=4, window=0.25) == pytest.approx([1.25, 1.15, 1.05, 2.2])
+    assert joined([0.0, 0.1, 0.2, 0.3], 1.0, 1, most=4, window=9.0) == pytest.approx([1.3, 1.2, 1.1, 1.0])  # full
+    assert joined([0.0, 0.1], 1.0, 1, most=4, window=9.0) == pytest.approx([10.0, 9.9])
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=40), st.floats(0.01, 3), st.integers(1, 8))
+def test_answering_together_keeps_nobody_waiting_longer(due: list[float], service: float, most: int) -> None:
+    alone = joined(sorted(due), service, 1, most=1)
+    assert (joined(sorted(due), service, 1, most) <= alone + 1e-9).all()
+
+
+def test_a_replica_is_kept_until_the_next_one_that_waited_begins() -> None:
+    sent, began = np.array([0, 5, 40, 1]), np.array([0, 12, 41, 2])
+    ended, replica = np.array([10, 30, 50, 60]), np.array([0, 0, 0, 1])
+    assert occupied(sent, began, ended, replica).tolist() == [12, 18, 9, 58]
 
 
 @given(st.integers(0, 1000), st.floats(0.5, 0.99), st.floats(1.1, 20.0), st.integers(1, 3))

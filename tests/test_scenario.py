@@ -1,11 +1,13 @@
 """Scenarios as they are asked for: what they parse to, what is refused, and the cores that they need."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chatbot.errors import UsageError
-from ray_jobs.scenario import Bound, Load, ReplicaKind, Scenario, loads_of, price_for, price_of
+from ray_jobs.scenario import Bound, Load, ReplicaKind, Scenario, loads_of, price_for, price_of, window_of
 
 
 @given(st.integers(50, 99), st.integers(1, 10**6), st.sampled_from([("us", 1e-6), ("ms", 1e-3), ("s", 1.0)]))
@@ -43,6 +45,42 @@ def test_a_server_needs_a_bound_and_a_bound_needs_a_server() -> None:
         loads_of(["single-stream"], [1, 2], ["process"], None)
     with pytest.raises(UsageError, match="leave --slo out"):
         loads_of(["offline"], [1], ["process"], "p90=5ms")
+
+
+def test_batches_are_of_every_scenario_under_load_and_the_window_of_server_alone() -> None:
+    found = loads_of(["offline", "server"], [1], ["process"], "p90=5ms", [1, 8], "2ms")
+    assert found == (
+        Load(Scenario.OFFLINE),
+        Load(Scenario.OFFLINE, max_batch=8),
+        Load(Scenario.SERVER, slo="p90=5ms"),
+        Load(Scenario.SERVER, slo="p90=5ms", max_batch=8, batch_window="2ms"),
+    )
+    assert len({load.id for load in found if load}) == 4
+    assert [load.batch_window_ns for load in found if load] == [0, 0, 0, 2_000_000]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"scenarios": ["single-stream"], "batches": [8]}, "max_batch is of scenarios server and offline"),
+        ({"batches": [1000]}, "max_batch is 1000: give at most 128"),
+        ({"window": "2ms"}, "give a --max-batch above 1 too"),
+        ({"scenarios": ["offline"], "batches": [8], "window": "2ms"}, "what scenario server waits"),
+    ],
+)
+def test_batches_that_mean_nothing_are_refused(asked: dict[str, Any], said: str) -> None:
+    given = {"scenarios": ["server"], "replicas": [1], "kinds": ["process"], "slo": None, **asked}
+    given["slo"] = "p90=5ms" if "server" in given["scenarios"] else None
+    with pytest.raises(UsageError, match=said):
+        loads_of(**given)
+
+
+def test_a_window_is_a_time() -> None:
+    assert window_of("2ms") == pytest.approx(2e-3)
+    assert window_of("0ms") == 0
+    for asked in ("2", "ms", "-1ms", "2 minutes", ""):
+        with pytest.raises(UsageError, match="give a time, as 2ms"):
+            window_of(asked)
 
 
 def test_who_sends_requests_has_a_core_of_its_own() -> None:

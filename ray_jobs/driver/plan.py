@@ -110,7 +110,8 @@ def _asked(load: Load | None) -> str:
     if load is None:
         return ""
     who = counted(load.replicas, str(load.kind), "processes" if load.kind == ReplicaKind.PROCESS else "threads")
-    return f", {load.scenario} with {who}{f' within {load.slo}' if load.slo else ''}"
+    together = "" if load.max_batch == 1 else f" of up to {load.max_batch} requests at once"
+    return f", {load.scenario} with {who}{together}{f' within {load.slo}' if load.slo else ''}"
 
 
 def _under_load(spec: Spec) -> Duration:

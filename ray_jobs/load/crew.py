@@ -6,23 +6,25 @@ They are as fresh as the launch, which is a fork of a server that has imported P
 import ctypes
 import json
 import os
-import select
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
 from ray_jobs.load import wire
+from ray_jobs.load.request_queue import Queue
 from ray_jobs.measure.channel import NO_ARRAYS, Channel
 from ray_jobs.measure.result import one_line
 from ray_jobs.scenario import ReplicaKind
 
 SET_PDEATHSIG = 1  # of prctl(2)
-Play = Callable[[Channel], None]  # serves until the other end hangs up
+Play = Callable[[Channel, int], None]  # serves until the other end hangs up; given where its requests wait
+Ends = tuple[int, int, tuple[int, ...]]  # to read from, to write to, and its cores
 Pipes = Sequence[tuple[tuple[int, int], tuple[int, int]]]
 
 
@@ -96,17 +98,15 @@ class Line:
         raise ReplicaLostError(f"replica {self.number} has ended")
 
 
-def lost_one(lines: Sequence[Line]) -> NoReturn:
-    """Raises ReplicaLostError for the one that has hung up."""
-    for line in lines:
-        waiting = select.poll()
-        waiting.register(line.ends[0], 0)
-        if waiting.poll(0):
-            line.lost()
-    raise ReplicaLostError("a replica has hung up")
+@dataclass(frozen=True)
+class Crew:
+    """The replicas of a launch, and the requests that wait for them."""
+
+    lines: tuple[Line, ...]
+    queue: Queue
 
 
-def start(play: Play, kind: ReplicaKind, cores: Sequence[tuple[int, ...]]) -> list[Line]:
+def start(play: Play, kind: ReplicaKind, cores: Sequence[tuple[int, ...]]) -> Crew:
     """Starts a replica for each of these shares of the cores.
 
     Raises:
@@ -115,12 +115,15 @@ def start(play: Play, kind: ReplicaKind, cores: Sequence[tuple[int, ...]]) -> li
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("a thread runs before the replicas are forked")
     pipes = [(os.pipe(), os.pipe()) for _ in cores]  # there, and back
+    queue = Queue.new()
     members = [[n] for n in range(len(cores))] if kind == ReplicaKind.PROCESS else [list(range(len(cores)))]
     pids: dict[int, int] = {}
     parent = os.getpid()
     for mine in members:
         if not (child := os.fork()):
-            _host(play, parent, {n: (pipes[n][0][0], pipes[n][1][1], cores[n]) for n in mine}, pipes)
+            os.close(queue.puts)
+            ends = {n: (pipes[n][0][0], pipes[n][1][1], cores[n]) for n in mine}
+            _host(partial(_play, play, queue.takes), parent, ends, pipes)
         pids |= dict.fromkeys(mine, child)
     lines = []
     for number, ((theirs, outgoing), (incoming, theirs_too)) in enumerate(pipes):
@@ -128,10 +131,10 @@ def start(play: Play, kind: ReplicaKind, cores: Sequence[tuple[int, ...]]) -> li
         os.close(theirs_too)
         channel = Channel(os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb"))
         lines.append(Line(number, pids[number], cores[number], channel))
-    return lines
+    return Crew(tuple(lines), queue)
 
 
-def _host(play: Play, parent: int, mine: dict[int, tuple[int, int, tuple[int, ...]]], pipes: Pipes) -> None:
+def _host(play: Callable[..., None], parent: int, mine: dict[int, Ends], pipes: Pipes) -> None:
     """The process of one replica, or of all that are threads; it never returns."""
     try:
         ctypes.CDLL(None).prctl(SET_PDEATHSIG, signal.SIGKILL)
@@ -140,22 +143,22 @@ def _host(play: Play, parent: int, mine: dict[int, tuple[int, int, tuple[int, ..
         kept = {end for incoming, outgoing, _ in mine.values() for end in (incoming, outgoing)}
         for end in {end for pair in pipes for pipe in pair for end in pipe} - kept:
             os.close(end)
-        work = [threading.Thread(target=_play, args=(play, *one)) for one in list(mine.values())[1:]]
+        work = [threading.Thread(target=play, args=one) for one in list(mine.values())[1:]]
         for thread in work:
             thread.start()
-        _play(play, *next(iter(mine.values())))
+        play(*next(iter(mine.values())))
         for thread in work:
             thread.join()
     finally:
         os._exit(0)
 
 
-def _play(play: Play, incoming: int, outgoing: int, cores: tuple[int, ...]) -> None:
+def _play(play: Play, takes: int, incoming: int, outgoing: int, cores: tuple[int, ...]) -> None:
     """One replica: of its thread, and of those that it starts, the cores are these."""
     channel = Channel(os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb"))
     os.sched_setaffinity(0, cores)
     try:
-        play(channel)
+        play(channel, takes)
     except BaseException as error:
         with suppress(OSError):
             channel.send({"raised": one_line(error)}, NO_ARRAYS)

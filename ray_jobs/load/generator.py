@@ -1,8 +1,8 @@
 """Sends the requests of a window when they are due, whether earlier ones are answered or not, and takes the answers.
 
-A request that is due while all replicas are busy waits here, in the order of arrival, and its latency counts from when
-it was due: a client that waited for answers would leave out what it did not send (coordinated omission; Tene 2013, How
-not to measure latency). It looks at the clock all the time, on a core of its own, and says how late it saw what was
+A request that is due while all replicas are busy waits in a queue, in the order of arrival, and its latency counts from
+when it was due: a client that waited for answers would leave out what it did not send (coordinated omission; Tene 2013,
+How not to measure latency). It looks at the clock all the time, on a core of its own, and says how late it saw what was
 due.
 """
 
@@ -10,15 +10,14 @@ import gc
 import os
 import select
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ray_jobs.load import wire
-from ray_jobs.load.crew import Line, lost_one
+from ray_jobs.load.crew import Crew, Line
 
 LEAD_NS = 2_000_000  # from the start of a window until its first request may be due
 
@@ -59,14 +58,14 @@ class Patience:
 
     bound_ns: int
     spare: int  # requests that may take longer; more break the bound
-    waited_ns: int  # by the oldest in the queue, once more have
+    waited_ns: int  # by the oldest that has no answer, once more have
 
 
-def open_loop(lines: Sequence[Line], due_ns: Sequence[int], patience: Patience) -> Flow:
+def open_loop(crew: Crew, due_ns: Sequence[int], patience: Patience) -> Flow:
     """Sends requests at these times after the start; replicas are ready, and are told at the end that it is over.
 
     Args:
-        lines: the replicas.
+        crew: the replicas.
         due_ns: when each is due, in order.
         patience: when the window is given up.
 
@@ -77,72 +76,101 @@ def open_loop(lines: Sequence[Line], due_ns: Sequence[int], patience: Patience) 
     gc.collect(0)
     gc.disable()
     try:
-        _send(flow, lines, due_ns, patience)
-        for line in lines:
-            if line.number not in flow.broken:
-                os.write(line.ends[1], wire.ASK.pack(wire.OVER))
-    except BrokenPipeError:
-        lost_one(lines)
+        _Sending(crew, flow).run(due_ns, patience)
     finally:
         gc.enable()
-    for line in lines:
-        line.hear()
+    end(crew, flow)
     return flow
 
 
-def _send(flow: Flow, lines: Sequence[Line], due_ns: Sequence[int], patience: Patience) -> None:
-    """The loop: what is due is seen, what is seen goes to who is free, answers are taken; as little as can be."""
-    incoming = {line.ends[0]: line.number for line in lines}
-    outgoing = [line.ends[1] for line in lines]
-    waiting = select.poll()
-    for descriptor in incoming:
-        waiting.register(descriptor, select.POLLIN)
-    ready, write, read = waiting.poll, os.write, os.read
-    seen, sent, began, ended, done, whom = flow.seen, flow.sent, flow.began, flow.ended, flow.done, flow.replica
-    free, count = deque(range(len(lines))), flow.count
-    arrived = head = over = taken = 0
-    bound_ns, spare, waited_ns = patience.bound_ns, patience.spare, patience.waited_ns
-    start = clock() + LEAD_NS
-    flow.due = due = [start + offset for offset in due_ns]
-    while taken < count:
+def end(crew: Crew, flow: Flow) -> None:
+    """Tells every replica that it is over: each by itself, as one that waits takes whatever is in the queue."""
+    left = {line.ends[0]: line for line in crew.lines if line.number not in flow.broken}
+    waiting = _poll(left)
+    while left:
+        crew.queue.put(wire.OVER)
+        descriptor, _ = waiting.poll()[0]
+        left.pop(descriptor).hear()
+        waiting.unregister(descriptor)
+    for line in crew.lines:
+        if line.number in flow.broken:
+            os.write(line.ends[1], wire.ASK.pack(wire.OVER))
+            line.hear()
+
+
+class _Sending:
+    """A window in progress: what is due is seen, what is seen is put in the queue, answers are taken; no more."""
+
+    def __init__(self, crew: Crew, flow: Flow) -> None:
+        self.flow, self.queue = flow, crew.queue
+        self.lines = {line.ends[0]: line for line in crew.lines}
+        self.ready = _poll(self.lines).poll
+        self.arrived = self.put = self.oldest = self.over = 0
+        self.open = flow.count  # requests that are to be answered
+        self.bound_ns = 0
+
+    def run(self, due_ns: Sequence[int], patience: Patience) -> None:
+        flow, self.bound_ns = self.flow, patience.bound_ns
+        start = clock() + LEAD_NS
+        flow.due = [start + offset for offset in due_ns]
+        while self.open and not flow.broken:
+            self.send()
+            for descriptor, _ in self.ready(0):
+                self.take(descriptor)
+            if self.over > patience.spare and self.hopeless(patience.waited_ns):
+                flow.abandoned = self.open > 0
+                break
+        self.drain()
+
+    def send(self) -> None:
+        """What is due by now."""
+        flow, now = self.flow, clock()
+        while self.arrived < flow.count and flow.due[self.arrived] <= now:
+            flow.seen[self.arrived] = now
+            self.arrived += 1
+        while self.put < self.arrived:
+            flow.sent[self.put] = clock()
+            if not self.queue.put(self.put):
+                break
+            self.put += 1
+
+    def take(self, descriptor: int) -> None:
+        """Answers of one replica. Raises ReplicaLostError where it has gone."""
+        flow, line = self.flow, self.lines[descriptor]
+        message = os.read(descriptor, wire.MOST_ANSWERS * wire.ANSWER.size)
         now = clock()
-        while arrived < count and due[arrived] <= now:
-            seen[arrived] = now
-            arrived += 1
-        while free and head < arrived:
-            whom[head] = free.popleft()
-            sent[head] = clock()
-            write(outgoing[whom[head]], wire.ASK.pack(head))
-            head += 1
-        for descriptor, _ in ready(0):
-            message = read(descriptor, wire.ANSWER.size)
-            now = clock()
-            if len(message) < wire.ANSWER.size:
-                lines[incoming[descriptor]].lost()
-            number, *times = wire.ANSWER.unpack(message)
-            if number == wire.OVER:
-                flow.broken.add(incoming[descriptor])
-                _drain(flow, lines, free)
-                return
-            began[number], ended[number], done[number] = *times, now
-            over += now - due[number] > bound_ns
-            taken += 1
-            free.append(incoming[descriptor])
-        if over > spare and (not waited_ns or (head < arrived and now - due[head] > waited_ns)):
-            flow.abandoned = taken < count
-            _drain(flow, lines, free)
-            return
-
-
-def _drain(flow: Flow, lines: Sequence[Line], free: Sequence[int]) -> None:
-    """Takes the answers that are still to come."""
-    for line in lines:
-        if line.number not in free and line.number not in flow.broken:
-            number, began, ended = line.hear_answer()
+        if not message:
+            line.lost()
+        for number, began, ended in wire.ANSWER.iter_unpack(message):
             if number == wire.OVER:
                 flow.broken.add(line.number)
-            else:
-                flow.began[number], flow.ended[number], flow.done[number] = began, ended, clock()
+                self.open -= began
+                continue
+            flow.began[number], flow.ended[number], flow.done[number] = began, ended, now
+            flow.replica[number] = line.number
+            self.over += now - flow.due[number] > self.bound_ns
+            self.open -= 1
+
+    def hopeless(self, waited_ns: int) -> bool:
+        """Whether the oldest request has waited too long."""
+        flow = self.flow
+        while self.oldest < flow.count and flow.done[self.oldest] >= 0:
+            self.oldest += 1
+        return not waited_ns or (self.oldest < flow.count and clock() - flow.due[self.oldest] > waited_ns)
+
+    def drain(self) -> None:
+        """Takes back what waits, and the answers that are still to come."""
+        self.open -= len(self.queue.take_back()) + self.flow.count - self.put
+        while self.open:
+            for descriptor, _ in self.ready():
+                self.take(descriptor)
+
+
+def _poll(descriptors: Iterable[int]) -> select.poll:
+    waiting = select.poll()
+    for descriptor in descriptors:
+        waiting.register(descriptor, select.POLLIN)
+    return waiting
 
 
 def all_busy(lines: Sequence[Line], count: int) -> Flow:

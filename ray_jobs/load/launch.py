@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from chatbot.variants import Workload
 from ray_jobs.load import crew, queueing, record, sizes
-from ray_jobs.load.crew import Line
+from ray_jobs.load.crew import Crew, Line
 from ray_jobs.load.generator import Flow, Patience, all_busy, open_loop
 from ray_jobs.load.points import Point, given_up_s, points
 from ray_jobs.load.replica import DRAWING, Replica
@@ -65,16 +65,17 @@ def measure(asked: Asked) -> LaunchResult:
     running = [name for name in asked.variants if name not in asked.left_out]
     busy.enter(running)
 
-    def play(channel: Channel) -> None:
+    def play(channel: Channel, takes: int) -> None:
+        full = replace(workload, batch=workload.batch * asked.load.max_batch)
         with mode_of(asked.model):
             with DRAWING:
-                replica = Replica(workload, running, asked.model, asked.pool, asked.launch, asked.share)
-            replica.serve(channel)
+                replica = Replica(full, running, asked.model, asked.pool, asked.launch, asked.share)
+            replica.serve_load(asked.load, channel, takes)
 
-    lines = crew.start(play, asked.load.kind, mine)
+    started = crew.start(play, asked.load.kind, mine)
     if generators:
         os.sched_setaffinity(0, asked.cores[:1])
-    return _Stage(asked, lines, dict(asked.left_out)).run()
+    return _Stage(asked, started, dict(asked.left_out)).run()
 
 
 @dataclass
@@ -82,13 +83,18 @@ class _Stage:
     """A launch in progress."""
 
     asked: Asked
-    lines: Sequence[Line]
+    crew: Crew
     facts: dict[str, VariantFacts]
     windows: list[Window] = field(default_factory=list)
     flows: list[tuple[Window, int, Flow]] = field(default_factory=list)  # with the place of the window in its round
     searches: dict[str, Search] = field(default_factory=dict)
     seen: list[tuple[str, int, Seen]] = field(default_factory=list)  # variant and round of what windows said
     gone: set[str] = field(default_factory=set)  # variants that could not answer, or hold the bound at no rate
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """The replicas."""
+        return self.crew.lines
 
     def run(self) -> LaunchResult:
         asked = self.asked
@@ -145,7 +151,7 @@ class _Stage:
         """About how long each variant's window lasts for each of its requests."""
         load, bound = self.asked.load, self.asked.load.bound
         if bound is None:
-            return {name: one.typical_ns / 1e9 for name, one in warm.items()}
+            return {name: one.typical_ns / 1e9 / load.max_batch for name, one in warm.items()}
         gaps = queueing.arrivals(sizes.most_calls(load), self.asked.draws(ARRIVALS))
         return {name: 1 / self._search(name, one, gaps).first for name, one in warm.items()}
 
@@ -198,16 +204,18 @@ class _Stage:
         patience = Patience(round(bound.seconds * 1e9), sizes.spare(bound, calls), round(waited_s * 1e9))
         self._ready("answer", name, [number * calls] * len(self.lines), calls)
         due = np.round(gaps / rate * 1e9).astype(np.int64).tolist()
-        flow = self.asked.send(self.lines, due, patience)
+        flow = self.asked.send(self.crew, due, patience)
         _require_all(flow)
         return Window(number, self.asked.variants.index(name), calls, rate, flow.abandoned), flow
 
     def _search(self, name: str, warm: WarmUp, gaps: NDArray[np.float64]) -> Search:
         """Where a variant begins to look: at what a queue with its warm-up's latency would hold."""
-        bound, servers, service_s = self.asked.load.bound, self.asked.load.replicas, warm.typical_ns / 1e9
+        load, service_s = self.asked.load, warm.typical_ns / 1e9
+        bound = load.bound
         assert bound is not None
-        first = queueing.capacity_of(gaps, service_s, servers, bound.share, bound.seconds, LEAST)
-        return Search(bound.seconds * 1e3, first, servers / service_s)
+        together = (load.max_batch, load.batch_window_ns / 1e9)
+        first = queueing.capacity_of(gaps, service_s, load.replicas, bound.share, bound.seconds, LEAST, together)
+        return Search(bound.seconds * 1e3, first, load.max_batch * load.replicas / service_s)
 
     def _offline(self, name: str, number: int, calls: int, warm: WarmUp) -> tuple[Window, Flow]:
         firsts = [(number * len(self.lines) + line.number) * calls for line in self.lines]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from chatbot.variants import BASELINE
 from ray_jobs.load.search import Seen, met_at
-from ray_jobs.measure.requests import Served, Window
+from ray_jobs.measure.requests import Requests, Served, Window
 from ray_jobs.measure.result import SERVED, LaunchResult
 from ray_jobs.scenario import Bound, Scenario
 from ray_jobs.statistics import least_samples
@@ -163,11 +163,33 @@ def seen_of(mine: list[Point]) -> list[Seen]:
 
 
 def saturation(launch: LaunchResult, served: Served, variant: int, rounds: set[int]) -> float:
-    """Calls a second that replicas could answer without a pause: by the mean time from sending until the answer."""
-    mine = (launch.samples.phase == SERVED) & (launch.samples.variant == variant)
-    mine &= np.isin(launch.samples.round, list(rounds))
-    cycles = launch.samples.start_ns[mine] + launch.samples.wall_ns[mine] - served.requests.sent_ns[mine]
-    return float(served.load.replicas / (cycles.mean() / 1e9))
+    """Calls a second that replicas could answer without a pause: by the mean time of an answer and that between two."""
+    requests, samples = served.requests, launch.samples
+    answers, pauses, whole = [], [], []
+    for window in served.windows:
+        if window.variant != variant or window.round not in rounds:
+            continue
+        mine = _mine(launch, window)
+        whole.append((samples.start_ns + samples.wall_ns - requests.sent_ns)[mine])
+        for one in np.unique(requests.replica[mine]):
+            took, between = _calls_ns(requests, mine & (requests.replica == one), served.load.max_batch)
+            answers.append(took)
+            pauses.append(between)
+    cycle = float(np.concatenate(answers).mean())
+    if (known := np.concatenate(pauses)).size:
+        cycle += float(np.median(known))
+    else:  # in a run of before replicas took requests by themselves: none was sent to a busy one
+        cycle = float(np.concatenate(whole).mean())
+    return served.load.replicas * served.load.max_batch / (cycle / 1e9)
+
+
+def _calls_ns(requests: Requests, mine: Mask, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of one replica in one window: how long its calls took, and what passed before each full one that waited."""
+    began, index, counts = np.unique(requests.began_ns[mine], return_index=True, return_counts=True)
+    ended, last_sent = requests.ended_ns[mine][index], np.zeros(len(began), dtype=np.int64)
+    np.maximum.at(last_sent, np.searchsorted(began, requests.began_ns[mine]), requests.sent_ns[mine])
+    waited = (last_sent[1:] <= ended[:-1]) & (counts[1:] == most)
+    return ended - began, (began[1:] - ended[:-1])[waited]
 
 
 def log_ratios(launch: LaunchResult) -> dict[str, float]:

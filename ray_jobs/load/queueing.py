@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Times = NDArray[np.int64]
 
 
 def latencies(due: Sequence[float] | Floats, service: Sequence[float] | Floats, servers: int = 1) -> Floats:
@@ -29,6 +30,42 @@ def latencies(due: Sequence[float] | Floats, service: Sequence[float] | Floats, 
     return np.array(found, dtype=np.float64)
 
 
+def occupied(sent: Times, began: Times, ended: Times, replica: Times) -> Times:
+    """(N,): how long each request kept its replica, which answers one at a time: the next one that waited included.
+
+    All four (N,), in order of arrival: when a request joined the queue, when its replica began and ended it, and which
+    one that was. What is more than ``ended - began`` passed between two: nothing where no other waited.
+    """
+    found = ended - began
+    for one in np.unique(replica):
+        mine = np.flatnonzero(replica == one)
+        mine = mine[np.argsort(began[mine])]
+        this, following = mine[:-1], mine[1:]
+        waited = sent[following] <= ended[this]
+        found[this] = np.where(waited, began[following] - began[this], found[this])
+    return found
+
+
+def joined(due: Sequence[float] | Floats, service: float, servers: int, most: int, window: float = 0.0) -> Floats:
+    """(N,): as ``latencies``, where a server answers up to ``most`` requests at once, in the same time as one.
+
+    It takes those that are there, and where they are fewer it waits so long for others.
+    """
+    free, found = [-math.inf] * servers, np.empty(len(due))
+    arrived = np.asarray(due, dtype=np.float64)
+    first = 0
+    while first < len(arrived):
+        start = max(arrived[first], free[0])
+        last = min(first + most, len(arrived)) - 1
+        full = arrived[last] if last == first + most - 1 else math.inf
+        begins = max(start, min(start + window, full))
+        behind = min(int(np.searchsorted(arrived, begins, side="right")), first + most)
+        heapq.heapreplace(free, begins + service)
+        found[first:behind] = begins + service - arrived[first:behind]
+        first = behind
+    return found
+
+
 def arrivals(count: int, rng: np.random.Generator) -> Floats:
     """(N,): when the requests of a Poisson process come, in mean gaps, in an interval that holds just so many.
 
@@ -39,16 +76,26 @@ def arrivals(count: int, rng: np.random.Generator) -> Floats:
 
 
 def capacity_of(
-    gaps: Floats, service_s: float, servers: int, share: float, bound_s: float, least: float = 0.05
+    gaps: Floats,
+    service_s: float,
+    servers: int,
+    share: float,
+    bound_s: float,
+    least: float = 0.05,
+    together: tuple[int, float] = (1, 0.0),
 ) -> float:
     """The most requests a second of which this share is answered within the bound, where each takes the same time.
 
     A first guess for the search; at most what the servers can answer at all, and at least ``least`` of it.
+    ``together``: how many are answered at once, and how long they are waited for, as of ``joined``.
     """
-    most = servers / service_s
+    most = together[0] * servers / service_s
     low, high = least * most, most
     for _ in range(24):
         middle = math.sqrt(low * high)
-        found = latencies(gaps / middle, np.full(len(gaps), service_s), servers)
+        if together[0] > 1:
+            found = joined(gaps / middle, service_s, servers, *together)
+        else:
+            found = latencies(gaps / middle, np.full(len(gaps), service_s), servers)
         low, high = (middle, high) if np.quantile(found, share) <= bound_s else (low, middle)
     return low

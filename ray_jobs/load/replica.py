@@ -4,7 +4,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from chatbot.variants import BASELINE, Reply, UnavailableError
 from ray_jobs.load import wire
+from ray_jobs.load.joining import joined
+from ray_jobs.load.request_queue import Taker
 from ray_jobs.measure import busy, steps
 from ray_jobs.measure.anew import memory_fault
 from ray_jobs.measure.answers import copied
@@ -22,6 +24,7 @@ from ray_jobs.measure.channel import NO_ARRAYS, Channel
 from ray_jobs.measure.result import one_line
 from ray_jobs.measure.rounds import HELD_BYTES
 from ray_jobs.measure.session import Session, Told
+from ray_jobs.scenario import Load
 
 ANEW = 48  # answers of a variant at most for which the baseline, having been asked by another replica, is asked too
 HELD = 2000  # answers of a variant at most that are kept until they are compared
@@ -30,6 +33,7 @@ DRAWING = threading.Lock()  # replicas that are threads share torch's generator,
 
 clock = time.perf_counter_ns  # the same in every process of a machine
 Asked = tuple[Any, Tensor]
+Numbers = tuple[int, ...]  # of the requests that are answered by one call
 
 
 class Replica(Session):
@@ -37,12 +41,20 @@ class Replica(Session):
 
     _channel: Channel
 
-    def serve(self, channel: Channel) -> None:
-        self._channel = channel
-        self._answers: dict[str, dict[int, Any]] = {name: {} for name in self._variants}
+    def serve_load(self, load: Load, channel: Channel, takes: int) -> None:
+        """Does what it is told until the other end hangs up.
+
+        Args:
+            load: how requests come; the session's workload is that of a full call.
+            channel: to who tells it.
+            takes: the descriptor that it takes requests from.
+        """
+        self._channel, self._most = channel, load.max_batch
+        self._taker = Taker(takes, load.max_batch, load.batch_window_ns)
+        self._answers: dict[str, dict[Numbers, Any]] = {name: {} for name in self._variants}
         self._walls: dict[str, list[int]] = {name: [] for name in self._variants}
         self._most_held = HELD
-        super().serve(channel)
+        self.serve(channel)
 
     def idle(self) -> None:
         """What it is busy with is noted by who tells it: the note is one for all replicas."""
@@ -55,9 +67,9 @@ class Replica(Session):
         return told, arrays
 
     def room(self) -> Told:
-        """How many calls inputs suffice for."""
+        """How many requests inputs suffice for."""
         steps.require_baseline(self._replies, self._facts)
-        return {"room": self._subject.questions.room()}, NO_ARRAYS
+        return {"room": self._subject.questions.singles()}, NO_ARRAYS
 
     def answer(self, variant: str, first: int, count: int) -> Told:
         """Answers the requests of a window as they come, numbered from 0: of these inputs, from ``first``."""
@@ -66,14 +78,16 @@ class Replica(Session):
         os.write(outgoing, wire.READY)
         reply, fault = self._replies[variant], {}
         with _no_collection():
-            while (number := wire.ASK.unpack(wire.read(incoming, wire.ASK.size))[0]) != wire.OVER:
+            while numbers := self._taker.take():
+                together = [asked[number] for number in numbers]
                 try:
-                    began, ended = self._one(variant, reply, asked[number], first + number)
+                    began, ended = self._one(variant, reply, together, [first + number for number in numbers])
                 except Exception as error:
                     fault = _fault(error)
-                    os.write(outgoing, wire.ANSWER.pack(wire.OVER, 0, 0))
+                    os.write(outgoing, wire.ANSWER.pack(wire.OVER, len(numbers), 0))
+                    wire.read(incoming, wire.ASK.size)  # what follows is read by who has understood this
                     break
-                os.write(outgoing, wire.ANSWER.pack(number, began, ended))
+                os.write(outgoing, b"".join(wire.ANSWER.pack(number, began, ended) for number in numbers))
         return self._over(variant, fault), NO_ARRAYS
 
     def saturate(self, variant: str, first: int, count: int) -> Told:
@@ -87,9 +101,10 @@ class Replica(Session):
         with _no_collection():
             while clock() < start:
                 pass
-            for number, one in enumerate(asked):
+            for at in range(0, count, self._most):
+                together = asked[at : at + self._most]
                 try:
-                    times[number] = self._one(variant, reply, one, first + number)
+                    times[at : at + self._most] = self._one(variant, reply, together, _numbers(first + at, together))
                 except Exception as error:
                     fault = _fault(error)
                     break
@@ -99,22 +114,33 @@ class Replica(Session):
         """The inputs of a window; everything that is slow happens here."""
         gc.collect(0)
         with DRAWING:
-            return [self._subject.questions.at(first + number) for number in range(count)]
+            return [self._asked(first + number) for number in range(count)]
+
+    def _asked(self, number: int) -> Asked:
+        """The arguments of a call that answers this request alone."""
+        questions = self._subject.questions
+        return questions.at(number) if self._most == 1 else questions.single(number)
+
+    def _call(self, together: Sequence[Asked]) -> Asked:
+        """The arguments of the call that answers these requests."""
+        if self._most == 1:
+            return together[0]
+        return joined([inputs for inputs, _ in together], self._most), self._subject.questions.lengths
 
     @property
     def _ends(self) -> tuple[int, int]:
         return self._channel.incoming.fileno(), self._channel.outgoing.fileno()
 
-    def _one(self, variant: str, reply: Reply, asked: Asked, number: int) -> tuple[int, int]:
-        """Answers a request. Its answer is copied within its time, as it would be sent to somebody."""
+    def _one(self, variant: str, reply: Reply, together: Sequence[Asked], numbers: Sequence[int]) -> tuple[int, int]:
+        """Answers requests by one call. Its answer is copied within its time, as it would be sent to somebody."""
         began = clock()
-        answer = copied(reply(*asked))
+        answer = copied(reply(*self._call(together)))
         if self._workload.device == "cuda":
             torch.cuda.synchronize()
         ended = clock()
         self._walls[variant].append(ended - began)
         if len(self._answers[variant]) < self._most_held:
-            self._answers[variant][number] = answer
+            self._answers[variant][tuple(numbers)] = answer
         return began, ended
 
     def _over(self, variant: str, fault: Mapping[str, str]) -> dict[str, Any]:
@@ -132,21 +158,30 @@ class Replica(Session):
         for name in left:
             busy.on(name)
             mine = self._answers[name]
-            self._ask_baseline([number for number in mine if number not in known][:ANEW], baseline, known, end)
-            numbers = [number for number in sorted(mine) if number in known]
-            own = self._workload.own_model  # whose answers are compared by its ``same``
-            asked = [] if own else [self._subject.questions.at(number)[0] for number in numbers]
-            check = self._subject.compare(name, [mine[n] for n in numbers], [known[n] for n in numbers], asked)
+            self._ask_baseline([numbers for numbers in mine if numbers not in known][:ANEW], baseline, known, end)
+            calls = [numbers for numbers in sorted(mine) if numbers in known]
+            own = self._workload.own_model  # whose answers are compared by its ``same``, as they are
+            asked = [] if own else [self._again(numbers)[0][: len(numbers)] for numbers in calls]
+            answers, expected = ([self._of(one[c], c) for c in calls] for one in (mine, known))
+            check = self._subject.compare(name, answers, expected, asked)
             told = replace(self._facts[name], replies=check.replies, identical=check.identical, tokens=check.tokens)
             self._facts[name] = replace(told, differing=check.differing, invalid=told.invalid or check.fault)
         self._examine_again(left)
         return {}, NO_ARRAYS
 
-    def _ask_baseline(self, numbers: list[int], baseline: Reply, known: dict[int, Any], end: float) -> None:
-        for number in numbers:
+    def _of(self, answer: Any, numbers: Numbers) -> Any:
+        """The part of an answer that answers requests: what fills a call up is asked twice."""
+        return answer if self._workload.own_model else answer[: len(numbers)]
+
+    def _again(self, numbers: Numbers) -> Asked:
+        """The arguments of a call that was made."""
+        return self._call([self._asked(number) for number in numbers])
+
+    def _ask_baseline(self, calls: list[Numbers], baseline: Reply, known: dict[Numbers, Any], end: float) -> None:
+        for numbers in calls:
             if time.monotonic() > end:
                 return
-            known[number] = copied(baseline(*self._subject.questions.at(number)))
+            known[numbers] = copied(baseline(*self._again(numbers)))
 
     def _examine_again(self, left: Mapping[str, Reply]) -> None:
         for name in () if self._workload.stop_at_eos else left:
@@ -158,6 +193,10 @@ class Replica(Session):
         self._subject.questions.start_rounds()
         self._subject.questions.next()
         self._probe(left)
+
+
+def _numbers(first: int, together: Sequence[Asked]) -> range:
+    return range(first, first + len(together))
 
 
 def _fault(error: Exception) -> dict[str, str]:

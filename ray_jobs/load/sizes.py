@@ -15,7 +15,9 @@ OFFLINE_CALLS, LEAST_OFFLINE = 200, 10  # of each replica
 def most_calls(load: Load) -> int:
     """Requests that a window would have, of all replicas together."""
     bound = load.bound
-    return OFFLINE_CALLS * load.replicas if bound is None else max(LEAST_CALLS, 2 * least_samples(bound.share))
+    if bound is None:
+        return OFFLINE_CALLS * load.replicas * load.max_batch
+    return max(LEAST_CALLS, 2 * least_samples(bound.share))
 
 
 def sizes(load: Load, launch: Launch, seconds: Mapping[str, float], room: int, most_s: float) -> tuple[int, int]:
@@ -34,10 +36,12 @@ def sizes(load: Load, launch: Launch, seconds: Mapping[str, float], room: int, m
     if launch.rounds is not None and launch.calls is not None:
         return launch.rounds, launch.calls
     bound = load.bound
-    least = LEAST_OFFLINE if bound is None else least_samples(bound.share)
+    least = LEAST_OFFLINE * load.max_batch if bound is None else least_samples(bound.share)
     each = load.replicas if bound is None else 1
     per_call_s = ROUNDS * sum(seconds.values())
     calls = min(most_calls(load) // each, max(least, int(launch.seconds / per_call_s)), room // (ROUNDS * each))
+    if bound is None:
+        calls -= calls % load.max_batch  # each call is full
     if calls < least:
         raise ValueError(f"{room} different inputs do not suffice for {ROUNDS} windows of {least * each} requests")
     if calls * per_call_s > most_s:

@@ -8,8 +8,10 @@ from struct import Struct
 
 ASK = Struct("<q")  # the number of a request; or when to begin, in offline
 ANSWER = Struct("<qqq")  # its number, and when its replica began and ended it
-OVER = -1  # instead of a number: no more requests; in an answer: it could not be answered
+OVER = -1  # instead of a number: no more requests; in an answer: so many of them could not be answered, then 0
 READY = ASK.pack(0)
+PIECE = 4096  # bytes that a pipe writes in one piece (PIPE_BUF)
+MOST_ANSWERS = PIECE // ANSWER.size  # that are written in one piece
 
 
 def read(descriptor: int, size: int) -> bytes:

@@ -25,7 +25,7 @@ def asked(trial: Trial) -> dict[str, Any]:
     load = trial.load
     if load is None:
         return {"scenario": Scenario.SINGLE_STREAM}
-    who = {"replicas": load.replicas, "replica_kind": load.kind, "max_batch": 1}
+    who = {"replicas": load.replicas, "replica_kind": load.kind, "max_batch": load.max_batch}
     return {"scenario": load.scenario, "slo": load.slo, **who}
 
 

@@ -156,7 +156,7 @@ class Row:
     slo: str | None = None  # the bound that server holds, as p99=50ms
     replicas: int | None = None  # null in single-stream, as all that follows
     replica_kind: str | None = None  # process or thread
-    max_batch: int | None = None  # calls that a replica takes together
+    max_batch: int | None = None  # requests that a replica answers together, at most
     offered_rps: float | None = None  # mean of the windows nearest to the capacity; of offline null
     capacity_rps: float | None = (
         None  # calls a second: the most that hold the bound, 0 if none; of offline all answered

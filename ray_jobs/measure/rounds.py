@@ -92,8 +92,14 @@ class Questions(Protocol):
     def at(self, number: int) -> tuple[Any, Tensor]:
         """The two arguments of that call after those of the warm-up; 0 is the first."""
 
+    def single(self, number: int) -> tuple[Any, Tensor]:
+        """As ``at``, of batch 1 whatever the workload's is: the requests that a call answers together."""
+
     def room(self) -> int:
         """How many calls inputs suffice for after the warm-up."""
+
+    def singles(self) -> int:
+        """How many requests inputs suffice for after the warm-up."""
 
     def most_calls(self, calls: int, variants: int) -> int:
         """The most timed calls of a turn, up to ``calls`` and at least one, that inputs suffice for in a square."""
@@ -136,9 +142,18 @@ class Prompts:
         """(prompts (B, T), lengths (B,)) of that call after those of the warm-up."""
         return self._batches[self.for_warm_up + number], self.lengths
 
+    def single(self, number: int) -> tuple[Tensor, Tensor]:
+        """(a prompt (1, T), its length (1,)) of those after the warm-up's."""
+        call, place = divmod(number, len(self.lengths))
+        return self._batches[self.for_warm_up + call][place : place + 1], self.lengths[:1]
+
     def room(self) -> int:
         """The batches that are not reserved for the warm-up."""
         return len(self._batches) - self.for_warm_up
+
+    def singles(self) -> int:
+        """Every prompt of those batches."""
+        return self.room() * len(self.lengths)
 
     def first(self, count: int) -> list[Tensor]:
         """The batches from the pool's start that hold ``count`` prompts, or all of them if there are fewer."""

@@ -4,7 +4,7 @@ import copy
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -148,9 +148,18 @@ class OwnQuestions:
         index = self._first + self.for_warm_up + number
         return custom_model.inputs_of(self._model, index, self._workload), self.lengths
 
+    def single(self, number: int) -> tuple[Any, Tensor]:
+        """(inputs of batch 1, an empty tensor)."""
+        index = self._first + self.for_warm_up + number
+        return custom_model.inputs_of(self._model, index, replace(self._workload, batch=1)), self.lengths
+
     def room(self) -> int:
         """Up to the inputs of the next launch."""
         return OF_A_LAUNCH - self.for_warm_up
+
+    def singles(self) -> int:
+        """As ``room``: each has a number of its own."""
+        return self.room()
 
     def most_calls(self, calls: int, variants: int) -> int:
         """All: inputs do not run out."""

@@ -25,7 +25,7 @@ from ray_jobs.measure.requests import Served, Window
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.results.schema import each_text
-from ray_jobs.scenario import BOUND, Load, ReplicaKind, Scenario, price_of
+from ray_jobs.scenario import BOUND, TIME, Load, ReplicaKind, Scenario, price_of
 from ray_jobs.spec import CHOICES, ISOLATIONS, Spec
 from ray_jobs.statistics import Centre, Verdict
 
@@ -82,6 +82,7 @@ FORMS = {
         r"(eager|torchscript|inductor|aoti?|onnxruntime|openvino|native|cuda-graph|persistent|export)[a-z-]*"
         r"|process|thread": ("kind",),
         BOUND.pattern: ("slo",),
+        TIME.pattern: ("batch_window",),
     }.items()
     for name in names
 }
@@ -103,7 +104,7 @@ ADDRESS = re.compile(r"\d+(\.\d+){3}|[0-9a-f]*:[0-9a-f:]+|.*[/\\@=~].*", re.IGNO
 FILE = re.compile(r"[\w.+-]+\.(pt|tar|tsv|txt|jsonl|toml)")
 FLAG = re.compile(r"--?[a-z][a-z-]*")
 # A trial's id before its place.
-SIZES = re.compile(r"(cpu|cuda)\d*(-[bprt]\d+)+(-eos)?(-(offline|server)-x\d+(-thread)?)?")
+SIZES = re.compile(r"(cpu|cuda)\d*(-[bprt]\d+)+(-eos)?(-(offline|server)-x\d+(-thread)?(-b\d+)?)?")
 NODE = re.compile(r"#\d+$")  # of several on one host
 PLACE_OF_DEVICE = re.compile(r"(cpu|cuda)\d*")
 SPOKEN = {

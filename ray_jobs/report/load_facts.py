@@ -110,7 +110,7 @@ def load_facts(trials: Iterable[Trial], named: Naming) -> list[Fact]:
 
 
 def front_key(row: Row) -> tuple[object, ...]:
-    """What trials have in common whose calls a second can be compared: all but the replicas and their threads."""
+    """What trials have in common whose calls a second can be compared: all but replicas, threads and batches."""
     return tuple(getattr(row, name) for name in (*PLACE, *SIZES, "scenario", "slo"))
 
 

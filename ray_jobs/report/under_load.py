@@ -46,16 +46,17 @@ def way(row: Row) -> str:
 
 
 def asked(row: Row) -> str:
-    """What trials have in common that differ in replicas alone: all of ``title`` but them."""
+    """What trials have in common that differ in who answers alone: all of ``title`` but that."""
     how = ", ".join(filter(None, (row.scenario, bound(row))))
     return f"{how} on {text.place(row)}: {sizes(row)}"
 
 
 def replicas(row: Row) -> str:
-    """Those who answer: ``2 replicas of 1 thread, a process each``."""
+    """Those who answer: ``2 replicas of 1 thread, a process each, up to 8 requests at once``."""
     count, together = row.replicas or 1, row.replica_kind == ReplicaKind.THREAD
     where = "" if count == 1 else ", in one process" if together else ", a process each"
-    return f"{text.counted(count, 'replica')} of {text.counted(row.threads, 'thread')}{where}"
+    at_once = "" if (row.max_batch or 1) == 1 else f", up to {row.max_batch} requests at once"
+    return f"{text.counted(count, 'replica')} of {text.counted(row.threads, 'thread')}{where}{at_once}"
 
 
 def bound(row: Row) -> str:
