@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.load.queueing import arrivals, capacity_of, joined, latencies, occupied
+from ray_jobs.load.queueing import arrivals, capacity_of, joined, latencies, occupied, ratio_of
+from ray_jobs.scenario import Load, Scenario
 
 TIMES = st.lists(st.tuples(st.floats(0, 10), st.floats(0.01, 5)), min_size=1, max_size=60)
 
@@ -72,6 +73,15 @@ def test_requests_that_wait_are_answered_together_and_a_window_is_waited_for_mor
 def test_answering_together_keeps_nobody_waiting_longer(due: list[float], service: float, most: int) -> None:
     alone = joined(sorted(due), service, 1, most=1)
     assert (joined(sorted(due), service, 1, most) <= alone + 1e-9).all()
+
+
+def test_what_is_slower_holds_less_by_more_than_its_share_where_the_bound_is_tight() -> None:
+    loose, tight = (
+        ratio_of((1e-3, 1.05e-3), Load(Scenario.SERVER, slo=slo), np.random.default_rng(0), 40)
+        for slo in ("p90=500ms", "p90=2ms")
+    )
+    assert loose == pytest.approx(1 / 1.05, rel=1e-3)
+    assert 0.7 < tight < 0.9
 
 
 def test_a_replica_is_kept_until_the_next_one_that_waited_begins() -> None:

@@ -14,7 +14,8 @@ from ray_jobs.audit.load import background_load
 from ray_jobs.audit.plan import MOST, Plan
 from ray_jobs.audit.rates import Comparison
 from ray_jobs.audit.station import AuditStation, Measured
-from ray_jobs.load.points import logs_of
+from ray_jobs.load import queueing
+from ray_jobs.load.points import cycle_ns, logs_of
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.result import TIMED, LaunchResult
 from ray_jobs.measure.trial import Factory
@@ -59,7 +60,7 @@ def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alter
         number=number,
         beside_load=plan.beside_load,
         variant=plan.variant,
-        truth=1 / (1 + plan.percent / 100),
+        truth=_truth(plan, launches),
         **{name: getattr(row, name) for name in FROM_ROW},
         **_found(plan, row),
         discarded_rounds=row.discarded_rounds or 0,
@@ -72,6 +73,21 @@ def _comparison(number: int, plan: Plan, state: Measured, asked: dict[str, alter
         seconds=state.seconds or 0.0,
         **peered,
     )
+
+
+def _truth(plan: Plan, launches: Sequence[LaunchResult]) -> float:
+    """The true ratio of the two; under load by the theory of queues, from how long the baseline's calls took.
+
+    There the bound stays the same, so what is slower by a share holds less than that share fewer.
+    """
+    slower = 1 + plan.percent / 100
+    served = [(one, one.served) for one in launches if one.served is not None]
+    if plan.load is None or plan.percent == 0 or not served:
+        return 1 / slower
+    every = [cycle_ns(one, its, one.variants.index(BASELINE), set(range(one.rounds))) for one, its in served]
+    answer_s, pause_s = (float(np.median(column)) / 1e9 for column in zip(*every, strict=True))
+    services = (answer_s + pause_s, slower * answer_s + pause_s)
+    return queueing.ratio_of(services, plan.load, np.random.default_rng(0))
 
 
 def _found(plan: Plan, row: Row) -> dict[str, Any]:

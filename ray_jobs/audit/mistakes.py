@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,29 +47,31 @@ def _around(change: Callable[[Reply, Tensor, Tensor], Tensor]) -> Prepare:
     return prepare
 
 
-def _delay(percent: float) -> Prepare:
+def _spinning(percent: float) -> Callable[..., Any]:
     """Each call lasts ``percent`` longer than the eager call within it: the true speedup is 1 / (1 + percent)."""
 
-    def delay(inner: Reply, prompts: Tensor, lengths: Tensor) -> Tensor:
+    def delay(inner: Callable[..., Any], *asked: Any) -> Any:
         clock = time.perf_counter_ns
         start = clock()
-        tokens = inner(prompts, lengths)
+        answer = inner(*asked)
         stop = clock()
         until = stop + round((stop - start) * percent / 100)
         while clock() < until:
             pass
-        return tokens
+        return answer
 
-    return _around(delay)
+    return delay
 
 
 def _delayed(percent: float) -> Variant:
-    return _planted(_delay(percent), f"eager, {percent:g}% slower")
+    change = _spinning(percent)
+    planted = _planted(_around(change), f"eager, {percent:g}% slower")
+    return replace(planted, prepare_module=lambda module, inputs, workload: partial(change, module))
 
 
 def _spun(chatbot: Chatbot, workload: Workload) -> Reply:
     """As slow as the environment of its side says."""
-    return _delay(float(os.environ.get(SPIN, "0")))(chatbot, workload)
+    return _around(_spinning(float(os.environ.get(SPIN, "0"))))(chatbot, workload)
 
 
 SPUN = _planted(_spun, f"eager, slower by the percentage in {SPIN}")

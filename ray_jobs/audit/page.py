@@ -129,6 +129,7 @@ def _effect(part: Section) -> str:
     return _section(
         f"A slowdown of {part['percent']}%"
         + (" of one side" if "sides" in part["part"] else "")
+        + _slo(part)
         + (", next to a background load" if "load" in part["part"] else ""),
         f"{_trials(part)} Promise ({asked}): **{part['promise']}**.",
         table(head, [row]),

@@ -78,8 +78,7 @@ def aa(
     """
     if load not in LOADS:
         raise one_of("load", load, LOADS)
-    if sides and slo is not None:
-        raise UsageError("sides are compared call by call: leave out --sides or --slo")
+    _require_one_way(sides, slo)
     spec = audit_spec(model, budget, precision, margin, seed, threads, slo)
     asked = spec.loads[0]
     peers = peers and not sides and asked is None and not is_own(model)
@@ -98,6 +97,11 @@ def aa(
     raise typer.Exit(rates.EXIT[promise])
 
 
+def _require_one_way(sides: bool, slo: str | None) -> None:
+    if sides and slo is not None:
+        raise UsageError("sides are compared call by call: leave out --sides or --slo")
+
+
 @app.command()
 def effect(
     percent: Annotated[int, typer.Option(help=f"The slowdown: {', '.join(map(str, DELAYED))}.")] = 2,
@@ -110,6 +114,7 @@ def effect(
     seed: Seed = 0,
     threads: Threads = 1,
     sides: Sides = False,
+    slo: Slo = None,
     out: Out = "results",
     run_id: RunId = None,
     resume: Resume = False,
@@ -124,10 +129,11 @@ def effect(
         raise UsageError(f"percent is {percent}; choose from: {', '.join(map(str, DELAYED))}")
     if load not in LOADS[:2]:
         raise one_of("load", load, LOADS[:2])
-    spec = audit_spec(model, budget, precision, margin, seed, threads)
+    _require_one_way(sides, slo)
+    spec = audit_spec(model, budget, precision, margin, seed, threads, slo)
     from ray_jobs.audit import parts, rates
 
-    plan = Plan(comparisons, percent, beside_load=load == "beside", of_sides=sides)
+    plan = Plan(comparisons, percent, beside_load=load == "beside", of_sides=sides, load=spec.loads[0])
     with parts.begun("effect", spec, out, run_id, [plan], resume) as (audit, here):
         found = parts.effect(audit, here, plan)
     if as_json:

@@ -164,6 +164,11 @@ def seen_of(mine: list[Point]) -> list[Seen]:
 
 def saturation(launch: LaunchResult, served: Served, variant: int, rounds: set[int]) -> float:
     """Calls a second that replicas could answer without a pause: by the mean time of an answer and that between two."""
+    return served.load.replicas * served.load.max_batch / (sum(cycle_ns(launch, served, variant, rounds)) / 1e9)
+
+
+def cycle_ns(launch: LaunchResult, served: Served, variant: int, rounds: set[int]) -> tuple[float, float]:
+    """Of a variant, by its index: how long a call takes in the mean, and what typically passes between two."""
     requests, samples = served.requests, launch.samples
     answers, pauses, whole = [], [], []
     for window in served.windows:
@@ -175,12 +180,10 @@ def saturation(launch: LaunchResult, served: Served, variant: int, rounds: set[i
             took, between = _calls_ns(requests, mine & (requests.replica == one), served.load.max_batch)
             answers.append(took)
             pauses.append(between)
-    cycle = float(np.concatenate(answers).mean())
-    if (known := np.concatenate(pauses)).size:
-        cycle += float(np.median(known))
-    else:  # in a run of before replicas took requests by themselves: none was sent to a busy one
-        cycle = float(np.concatenate(whole).mean())
-    return served.load.replicas * served.load.max_batch / (cycle / 1e9)
+    answer, known = float(np.concatenate(answers).mean()), np.concatenate(pauses)
+    if not known.size:  # in a run of before replicas took requests by themselves: none was sent to a busy one
+        return answer, float(np.concatenate(whole).mean()) - answer
+    return answer, float(np.median(known))
 
 
 def _calls_ns(requests: Requests, mine: Mask, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

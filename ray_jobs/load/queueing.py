@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_jobs.scenario import Load
+
+CALLS = 400  # of a window in which two programs are compared
+
 Floats = NDArray[np.float64]
 Times = NDArray[np.int64]
 
@@ -73,6 +77,23 @@ def arrivals(count: int, rng: np.random.Generator) -> Floats:
     offers exactly the rate that it names.
     """
     return np.sort(rng.uniform(0.0, count, count))
+
+
+def ratio_of(services_s: tuple[float, float], load: Load, rng: np.random.Generator, windows: int = 200) -> float:
+    """What the second of two programs holds, over what the first holds, where each always takes as long.
+
+    The geometric mean over so many windows, each of which both answer; for scenario ``server``.
+    """
+    bound, logs = load.bound, []
+    assert bound is not None
+    together = (load.max_batch, load.batch_window_ns / 1e9)
+    for _ in range(windows):
+        gaps = arrivals(CALLS, rng)
+        first, second = (
+            capacity_of(gaps, one, load.replicas, bound.share, bound.seconds, together=together) for one in services_s
+        )
+        logs.append(math.log(second / first))
+    return math.exp(float(np.mean(logs)))
 
 
 def capacity_of(
