@@ -166,7 +166,7 @@ def test_a_call_that_takes_as_long_for_four_answers_four_times_as_many() -> None
 @TWO_CORES
 @pytest.mark.parametrize("variant", ["torchscript", "ray_jobs.audit.mistakes:SAME_REPLY"])
 def test_requests_are_answered_together_with_the_replies_that_they_would_have(variant: str) -> None:
-    together = Load(Scenario.SERVER, slo="p90=200ms", max_batch=4, batch_window="2ms")
+    together = Load(Scenario.SERVER, slo="p90=20ms", max_batch=8)
     result = launched(asked(together, variants=(BASELINE, variant)))
     assert result.served is not None
     facts, requests, samples = result.facts[variant], result.served.requests, result.samples
@@ -176,7 +176,7 @@ def test_requests_are_answered_together_with_the_replies_that_they_would_have(va
     else:
         assert "promises the baseline's replies" in (facts.invalid or "")
     calls = np.unique(np.stack([samples.round, samples.variant, requests.began_ns]), axis=1, return_counts=True)[1]
-    assert 1 < calls.max() <= 4
+    assert 1 == calls.min() < calls.max() <= 8  # the first of a window finds nobody else
     answered = calls.sum()
     assert answered == len(samples.wall_ns)
 

@@ -158,7 +158,7 @@ class Replica(Session):
         for name in left:
             busy.on(name)
             mine = self._answers[name]
-            self._ask_baseline([numbers for numbers in mine if numbers not in known][:ANEW], baseline, known, end)
+            self._ask_baseline(_some([numbers for numbers in mine if numbers not in known], ANEW), baseline, known, end)
             calls = [numbers for numbers in sorted(mine) if numbers in known]
             own = self._workload.own_model  # whose answers are compared by its ``same``, as they are
             asked = [] if own else [self._again(numbers)[0][: len(numbers)] for numbers in calls]
@@ -193,6 +193,11 @@ class Replica(Session):
         self._subject.questions.start_rounds()
         self._subject.questions.next()
         self._probe(left)
+
+
+def _some(calls: Sequence[Numbers], most: int) -> list[Numbers]:
+    """So many at most, from the first to the last: later windows are other ones."""
+    return [calls[at] for at in np.unique(np.linspace(0, len(calls) - 1, most).astype(int))] if calls else []
 
 
 def _numbers(first: int, together: Sequence[Asked]) -> range:

@@ -55,6 +55,8 @@ def check_replies(
 ) -> ReplyCheck:
     """Compares every reply with the baseline's for the same prompts: lists of (B, S), (B, S) and (B, T) tensors.
 
+    B may differ from pair to pair.
+
     An exact variant may differ only at a tie: where the baseline's networks (``judge``, on the workload's device)
     give its token and theirs logits within ``TIE_TOLERANCE``. Either must go on after its end as the baseline does.
     """
@@ -62,10 +64,10 @@ def check_replies(
     differing: list[int] = []
     exact = variant_named(name).exact
     tails: list[tuple[Tensor, Tensor]] = []
-    shape = (workload.batch, workload.reply_tokens)
     for tokens, expected, batch in zip(replies, baselines, prompts, strict=True):
         if not isinstance(tokens, Tensor):
             return ReplyCheck(0, 0, f"a reply is a {type(tokens).__name__} instead of a tensor of tokens")
+        shape = (len(batch), workload.reply_tokens)
         if tuple(tokens.shape) != shape:
             return ReplyCheck(0, 0, f"a reply has shape {tuple(tokens.shape)} instead of {shape}")
         if tokens.device.type != workload.device:
@@ -74,9 +76,9 @@ def check_replies(
             return ReplyCheck(0, 0, fault)
         tokens_written += int(written(tokens).sum()) if workload.stop_at_eos else tokens.numel()
         if torch.equal(tokens, expected):
-            identical += workload.batch
+            identical += len(batch)
             continue
-        for row in range(workload.batch):
+        for row in range(len(batch)):
             step = first_difference(tokens[row].cpu(), expected[row].cpu())
             if step is None:
                 identical += 1
@@ -85,7 +87,7 @@ def check_replies(
                 return ReplyCheck(0, 0, f"it promises the baseline's replies but one differs at step {step + 1}")
             else:
                 differing.append(step)
-    count = len(replies) * workload.batch
+    count = sum(map(len, prompts))
     fault = None if workload.stop_at_eos else _early_stop(tails, count)
     if count and identical / count < LEAST_IDENTICAL:
         fault = f"only {identical} of its {count} replies are the baseline's"
