@@ -183,6 +183,7 @@ def test_an_effect_is_found_where_the_whole_interval_is_below_1() -> None:
     found = effects_found(done, 2)
     assert (found["found"], found["comparisons"], found["failed"]) == (8, 11, 1)
     assert found["bias"] == pytest.approx(math.log(1.05 / truth) / 10)
+    assert found["intervals_missing_truth"] == 1  # 1.05 within 1% is not 1 / 1.02
 
 
 def test_what_is_found_need_not_be_called_slower() -> None:

@@ -76,6 +76,7 @@ def _spun(chatbot: Chatbot, workload: Workload) -> Reply:
 
 SPUN = _planted(_spun, f"eager, slower by the percentage in {SPIN}")
 DELAYED_1, DELAYED_2, DELAYED_5 = _delayed(1), _delayed(2), _delayed(5)
+DELAYED_200, DELAYED_900 = _delayed(200), _delayed(900)  # 3 and 10 times as long: ratios that an estimator may shift
 
 
 def _on_another_device(chatbot: Chatbot, workload: Workload) -> Reply:

@@ -120,12 +120,22 @@ def _effect(part: Section) -> str:
         f"{part['found']} of {part['comparisons']}",
         _share(part, part["found"], "found", "{:.0%}"),
         str(part["called_slower"]),
+        _missing(part),
         between(part["bias"], part["bias_low"], part["bias_high"], "{:+.2%}".format),
         _number(part["median_half_width"], ".2%"),
         _number(part["seconds_each"], ".1f"),
         _number(part["most_seconds"], ".1f"),
     )
-    head = ("found", "share (95%)", "called slower", "bias (95%)", "median half-width", "seconds each", "longest")
+    head = (
+        "found",
+        "share (95%)",
+        "called slower",
+        "intervals that miss it (95%)",
+        "bias (95%)",
+        "median half-width",
+        "seconds each",
+        "longest",
+    )
     return _section(
         f"A slowdown of {part['percent']}%"
         + (" of one side" if "sides" in part["part"] else "")
@@ -136,6 +146,15 @@ def _effect(part: Section) -> str:
         f"Found: the whole interval lies below 1. The verdict says slower where it also reaches beyond the margin of "
         f"{part['spec']['margin']:.0%}; {_machine(part)}.",
     )
+
+
+def _missing(part: Section) -> str:
+    """How many intervals do not hold the true ratio; unknown of an audit from before it was counted."""
+    if (count := part.get("intervals_missing_truth")) is None:
+        return "-"
+    of = part["comparisons"] - part["failed"]
+    share = between(count / of if of else None, part["missing_low"], part["missing_high"], "{:.1%}".format)
+    return f"{count} of {of}, {share}"
 
 
 def _faults(part: Section) -> str:

@@ -7,7 +7,7 @@ from ray_jobs.scenario import Load, Scenario
 from ray_jobs.sides import AGAIN, BASE, Side
 from ray_jobs.spec import Spec, read_spec
 
-DELAYED = {percent: f"ray_jobs.audit.mistakes:DELAYED_{percent}" for percent in (1, 2, 5)}
+DELAYED = {percent: f"ray_jobs.audit.mistakes:DELAYED_{percent}" for percent in (1, 2, 5, 200, 900)}
 SPUN = "ray_jobs.audit.mistakes:SPUN"  # slower by the percentage that ``SPIN`` holds, in whose side it does
 SPIN = "LATENCY_MATRIX_AUDIT_SPIN"
 FULL_BUDGET_S = 60.0

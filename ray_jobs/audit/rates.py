@@ -156,6 +156,7 @@ def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, 
     """
     told = [(c, c.interval) for c in comparisons if c.told and c.interval is not None]
     found = sum(interval.high < 1 for _, interval in told)
+    missing = sum(not interval.low <= c.truth <= interval.high for c, interval in told)
     errors = [math.log(interval.value / c.truth) for c, interval in told]
     bias = estimate.interval(CONFIDENCE) if (estimate := Estimate.of(errors)) else None
     bias_low, bias_high = (bias.low, bias.high) if bias else (None, None)
@@ -165,6 +166,8 @@ def effects_found(comparisons: Sequence[Comparison], percent: int) -> dict[str, 
         "found": found,
         **_limits("found", found, len(comparisons)),
         "called_slower": sum(c.verdict == Verdict.SLOWER for c, _ in told),
+        "intervals_missing_truth": missing,
+        **_limits("missing", missing, len(told)),
         "bias": float(np.mean(errors)) if errors else None,
         "bias_low": bias_low,
         "bias_high": bias_high,

@@ -11,6 +11,7 @@ from testbed import Testbed, can_partition
 
 import chatbot
 from chatbot.cache import CACHE
+from chatbot.variants import BASELINE, CONTROL
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.sides import AGAIN, BASE
 
@@ -79,19 +80,21 @@ def test_a_revision_is_built_and_measured_on_each_node(seen: Seen) -> None:
     assert len(built) == 2
     rows = [row for row in seen.run.rows if row.side in ("rev HEAD~1", AGAIN)]
     assert len({row.station for row in rows}) == 2
-    assert len(rows) == 4
+    assert {row.variant for row in rows} == {BASELINE, CONTROL}  # of each side, though its eager alone is compared
+    assert len(rows) == 8
     for row in rows:
         assert row.reason is None
-        assert row.side_verdict is not None
+        assert (row.side_verdict is not None) == (row.variant == BASELINE)
 
 
 def test_what_can_not_be_built_on_one_node_fails_there_alone(seen: Seen) -> None:
-    rows = {str(row.station): row for row in seen.run.rows if row.side == f"pip {seen.pip}"}
+    mine = [row for row in seen.run.rows if row.variant == BASELINE]
+    rows = {str(row.station): row for row in mine if row.side == f"pip {Path(seen.pip).name}"}
     faults = [row.reason for row in rows.values() if row.reason is not None]
     assert len(rows) == 2
     assert len(faults) == 1
     assert "tinywheel" in str(faults[0])
-    assert {row.status for row in seen.run.rows if row.side == BASE} == {"ok"}
+    assert {row.status for row in seen.run.rows if row.side == BASE} == {"done"}
     assert seen.code == 1, seen.said
 
 
