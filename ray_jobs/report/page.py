@@ -19,10 +19,11 @@ from ray_jobs.report.charts import Chart, Named
 from ray_jobs.report.cold_start import Start, starts
 from ray_jobs.report.environments import HEADS, SideFacts, environments_of
 from ray_jobs.report.facts import named_rivals
-from ray_jobs.report.front import front
+from ray_jobs.report.front import front, heads
 from ray_jobs.report.heatmap import SIZES, anchor, heatmap_of
 from ray_jobs.report.load_page import LoadPart, load_part
 from ray_jobs.report.sentences import compared, sentence
+from ray_jobs.report.strips import with_strip
 from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
 from ray_jobs.sides import AGAIN
@@ -51,6 +52,7 @@ class TrialPart:
     time: Chart
     starts: tuple[Start, ...]
     front: Chart
+    front_heads: tuple[str, ...]
     drawn: bool
 
 
@@ -157,6 +159,7 @@ def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
         charts.over_time(series, dots) if series else Chart(()),
         tuple(starts(rows, series)),
         front(rows),
+        heads(rows),
         series is not None,
     )
 
@@ -179,7 +182,8 @@ def _groups(runs: Sequence[RunView]) -> list[Group]:
         lines = [line for name in names for line in _station_lines(name, found, len(runs) > 1)]
         classes = [one for run in runs for one in run.classes if found[0][1].of_base and _same(one, found[0][1])]
         sentences = [said for one in classes for said in one.disagreeing]
-        groups.append(Group(title, charts.intervals(lines, margin, scale), tuple(dict.fromkeys(sentences))))
+        chart = with_strip(charts.intervals(lines, margin, scale), scale)
+        groups.append(Group(title, chart, tuple(dict.fromkeys(sentences))))
     return groups
 
 
