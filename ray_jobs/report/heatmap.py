@@ -14,7 +14,9 @@ from ray_jobs.statistics import Verdict
 
 STEPS = (1.1, 1.5, 3.0)  # speedups, or their inverses, at which the colour grows stronger
 CROWDED = 12  # rows above which they are drawn low
-MANY = 7  # variants above which there is no room for all
+MANY = 7  # columns above which there is room for little more than a figure in each
+MOST = 22  # columns above which there is no room for all
+ABREAST = 3  # columns that a phone shows beside each other
 SIDE, SIDES = "over base", {BASE: "over its baseline", AGAIN: "the control, over base"}
 SIZES = {  # of a workload, in short
     "model": "model {}",
@@ -72,9 +74,19 @@ class Heatmap:
         return len(self.rows) if self.turned else len(self.variants)
 
     @property
-    def wide(self) -> bool:
-        """True if it must be scrolled sideways."""
+    def dense(self) -> bool:
+        """True if its columns must be narrow, their heads upright."""
         return self.columns > MANY
+
+    @property
+    def wide(self) -> bool:
+        """True if it must be scrolled sideways even so."""
+        return self.columns > MOST
+
+    @property
+    def tiled(self) -> bool:
+        """True if a phone shows its columns as tiles, each with its head in it."""
+        return self.columns > ABREAST
 
 
 def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
@@ -92,6 +104,7 @@ def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
             key = tuple(getattr(found[0], name) for name in ("device", "device_name", "station", *SIZES))
             places.setdefault(key, []).extend(lines)
     roles = {row.variant: "" if sides else "baseline" for row in rows if row.variant == row.baseline}
+    roles |= {row.variant: "approximate" for row in rows if not row.exact}
     roles[CONTROL] = "control"
     every = tuple(line for group in places.values() for line in group)
     heads = tuple((name, _narrow(name), roles.get(name, "")) for name in names)

@@ -86,7 +86,7 @@ def template(name: str, folder: Path = TEMPLATES) -> Template:
         loader=FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["soft"] = soft
+    environment.filters |= {"soft": soft, "whole": whole}
     return environment.get_template(name)
 
 
@@ -121,6 +121,12 @@ def _first(run: RunView) -> RunView:
 def soft(said: str) -> Markup:
     """A text that may break after the characters that join long names."""
     return Markup(JOINT.sub(r"\1<wbr>", str(escape(said))))
+
+
+def whole(said: str) -> str:
+    """A figure that may break before its limits, but not within them."""
+    value, bracket, limits = said.partition(" (")
+    return value + bracket + limits.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _run_part(number: int, run: RunView, dots: int) -> RunPart:

@@ -129,9 +129,13 @@ def _reason(rows: Sequence[Row], measured: Collection[str]) -> str:
 
 
 def _summaries(named: Mapping[str, Sequence[Row]], base: str | None = None, thing: str = "trial") -> list[str]:
-    """A sentence for the rows of each name over the baseline, or ``base``, the fastest first."""
+    """A sentence for the rows of each name over the baseline, or ``base``, the fastest first.
+
+    Over the baseline approximate variants come after all exact ones: they are no ranking together.
+    """
     middles = {name: median([row.speedup for row in of if row.speedup] or [0.0]) for name, of in named.items()}
-    ordered = sorted(middles, key=lambda name: -middles[name])
+    approximate = {name for name, of in named.items() if base is None and not any(row.exact for row in of)}
+    ordered = sorted(middles, key=lambda name: (name in approximate, -middles[name]))
     return [_summary(name, named[name], base or named[name][0].baseline, thing) for name in ordered]
 
 
@@ -152,5 +156,7 @@ def _spread(rows: Sequence[Row]) -> str:
     told = sorted((row for row in rows if row.speedup is not None), key=lambda row: row.speedup or 0.0)
     if not told or state(rows[0]) not in (Verdict.FASTER, Verdict.SLOWER):
         return ""
-    low, high = text.times(told[0]), text.times(told[-1])
+    ends = [told[0], told[-1]]
+    places = min(len(text.times(row).rstrip("x").partition(".")[2]) for row in ends)
+    low, high = (f"{row.speedup:.{places}f}x" for row in ends)
     return f" ({low})" if low == high else f" ({low} to {high})"
