@@ -16,6 +16,7 @@ STEPS = (1.1, 1.5, 3.0)  # speedups, or their inverses, at which the colour grow
 CROWDED = 12  # rows above which they are drawn low
 MANY = 7  # columns above which there is room for little more than a figure in each
 MOST = 22  # columns above which there is no room for all
+LONG, SHORT = 36, 24  # characters of a variant's name, where there is room and where there is little
 ABREAST = 3  # columns that a phone shows beside each other
 SIDE, SIDES = "over base", {BASE: "over its baseline", AGAIN: "the control, over base"}
 SIZES = {  # of a workload, in short
@@ -68,6 +69,11 @@ class Heatmap:
         """True if variants are its rows: they are many, and trials are fewer."""
         return MANY < len(self.variants) > len(self.rows) and not self.sides
 
+    def label(self, row: MatrixRow) -> str:
+        """A row's head, with what tells it from others of the same head."""
+        alike = sum(other.head == row.head for other in self.rows) > 1
+        return " ".join(filter(None, (row.head, row.run, row.more if alike else "")))
+
     @property
     def columns(self) -> int:
         """How many columns of figures it has."""
@@ -94,7 +100,8 @@ def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
     rows = [row for run in runs for trial in run.trials.values() for row in trial]
     names, sides = list(dict.fromkeys(row.variant for row in rows)), any(row.side for row in rows)
     varying = [name for name in ("hardware", *SIZES) if len({_part(row, name) for row in rows}) > 1]
-    parts = [_part(rows[0], name) for name in ("hardware", *SIZES) if name not in varying] if rows else []
+    common = [name for name in ("hardware", *SIZES) if name not in varying][not varying :]  # a row's own head is that
+    parts = [_part(rows[0], name) for name in common] if rows else []
     shared = filter(None, parts)
     places: dict[tuple[object, ...], list[MatrixRow]] = {}
     for number, run in enumerate(runs):
@@ -107,7 +114,8 @@ def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
     roles |= {row.variant: "approximate" for row in rows if not row.exact}
     roles[CONTROL] = "control"
     every = tuple(line for group in places.values() for line in group)
-    heads = tuple((name, _narrow(name), roles.get(name, "")) for name in names)
+    most = SHORT if len(names) > MANY else LONG
+    heads = tuple((name, _narrow(name, most), roles.get(name, "")) for name in names)
     return Heatmap(heads, every, ", ".join(shared), sides)
 
 
@@ -117,7 +125,7 @@ def _by_side(rows: Sequence[Row]) -> list[list[Row]]:
     return [section.rows for section in sections]
 
 
-def _narrow(name: str, most: int = 36) -> str:
+def _narrow(name: str, most: int) -> str:
     """A name without its middle if it is long: names differ at their ends."""
     half = most // 2
     return name if len(name) <= most else f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"

@@ -112,7 +112,7 @@ def _case(names: Sequence[str], number: int, trouble: bool) -> Case:
         facts if trouble else {},
         noise=0.06 if trouble and number == 3 else 0.003,
         count=6,
-        rounds=6,
+        rounds=4,
         seed=number,
     )
 
