@@ -832,3 +832,9 @@ def test_every_format_can_be_made_of_one_row() -> None:
     assert as_csv([alone]).count("\n") == 2
     assert len(json.loads(as_json([alone]))) == 1
     assert "| eager | 10.0 |" in markdown([alone])
+
+
+def test_the_headline_says_what_its_variant_is_not_told_apart_from() -> None:
+    told = summarize([decision(variants=17)])
+    assert told.headline.endswith("; all replies the same; indistinguishable from persistent.")
+    assert "indistinguishable" not in told.sentences[0]

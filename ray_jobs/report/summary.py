@@ -8,7 +8,7 @@ from ray_jobs.matrix.row_warnings import against_imprecision, imprecision
 from ray_jobs.matrix.rows import Row, Status, asked_sides, grouped
 from ray_jobs.report import text
 from ray_jobs.report.fact import Fact
-from ray_jobs.report.facts import MOST_REASONS, facts_of, listed, worst_replies
+from ray_jobs.report.facts import MOST_REASONS, facts_of, listed, named_rivals, worst_replies
 from ray_jobs.report.load_facts import load_sentence
 from ray_jobs.report.sentences import comparable, compared, hardware, not_compared, sentence, side_sentence, state
 from ray_jobs.report.under_load import as_ratio, at_no_rate
@@ -52,6 +52,7 @@ def _told_of(run: RunView) -> list[str]:
         found = compared(measured[0])
         found.sort(key=lambda row: (row.verdict != Verdict.FASTER, not row.exact, -(row.speedup or 0.0)))
         told = [sentence(row, run.margin) for row in found]
+        told[:1] = [_with_rivals(one, found[0], run) for one in told[:1]]
     else:
         told = _summaries(grouped((row for rows in measured for row in compared(rows)), lambda row: row.variant))
     places = {hardware(rows[0]) for rows in measured}
@@ -61,6 +62,13 @@ def _told_of(run: RunView) -> list[str]:
         *_doubts(run, [*measured, *ratios]),
         *(_reason(rows, places) for rows in others[:MOST_REASONS]),
     ]
+
+
+def _with_rivals(said: str, row: Row, run: RunView) -> str:
+    """A sentence about the fastest variant of a trial, with those that it is not told apart from."""
+    best = run.fastest(row.trial_id, row.exact)
+    rivals = named_rivals(best) if best is not None and best.row is row else ""
+    return f"{said.removesuffix('.')}; {rivals}." if rivals else said
 
 
 def _placed_once(said: Sequence[str], places: Collection[str]) -> list[str]:
