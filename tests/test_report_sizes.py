@@ -16,7 +16,8 @@ pytestmark = [
         BROWSER is None, reason="no Chromium is installed: make test-packages (root, apt-get) installs it"
     ),
 ]
-SIZES = ((375, 812), (1280, 800), (1920, 1080))
+SIZES = ((375, 812), (768, 1024), (1280, 800), (1920, 1080))
+PAPER = (720, 1000)
 PAGES: dict[str, dict[str, Any]] = {
     "3 variants, 1 station": {"variants": 3, "stations": 1, "load": True},
     "17 variants, 1 station": {"variants": 17, "stations": 1, "cold": True, "load": True},
@@ -31,6 +32,13 @@ CUT = """[...document.querySelectorAll('main *:not(svg *)')]
     .filter(one => one.clientWidth > 1 && one.scrollWidth > one.clientWidth + 1)
     .map(one => `${one.tagName}.${one.className} ${one.clientWidth} < ${one.scrollWidth}: ${one.innerText}`)
     .slice(0, 5)"""
+# Figures that stand on two lines though there is no space in them.
+BROKEN = """[...document.querySelectorAll('.heat td b')].filter(one => {
+        const range = document.createRange();
+        range.selectNodeContents(one);
+        const tops = [...range.getClientRects()].map(part => Math.round(part.top / 6));
+        return !one.textContent.includes(' ') && new Set(tops).size > 1;
+    }).map(one => one.textContent).slice(0, 5)"""
 PALE = """(() => {
     const channels = (said) => {
         const numbers = said.match(/[\\d.]+/g).map(Number);
@@ -83,19 +91,27 @@ def test_nothing_is_cut_off_and_all_can_be_read(name: str, chromium: Browser, tm
         assert chromium.value("document.documentElement.clientWidth") == width
         assert chromium.value(SIDEWAYS) <= 0, width
         assert chromium.value(CUT) == [], width
+        assert chromium.value(BROKEN) == [], width
         for dark in (False, True):
             chromium.colour(dark)
             found = chromium.value(PALE)
             assert len(found) > 3
             assert [one for one in found if one[0] < LEAST_CONTRAST] == [], (width, dark)
+    chromium.resize(*PAPER)
+    chromium.call("Emulation.setEmulatedMedia", media="print")
+    assert chromium.value(SIDEWAYS) <= 0, "on paper"
+    assert chromium.value(BROKEN) == [], "on paper"
+    chromium.call("Emulation.setEmulatedMedia", media="")
 
 
 def test_what_is_cut_off_or_pale_would_be_seen(chromium: Browser, tmp_path: Path) -> None:
     path = tmp_path / "bad.html"
     path.write_text(
         "<!doctype html><main><div style='width: 50px'><pre>far too long</pre></div>"
+        "<table class='heat'><td style='width: 9px; overflow-wrap: anywhere'><b>18.15</b></table>"
         "<p style='opacity: .5'>pale</p><p style='background: #336; color: #558'>dim</p><p>fine</p></main>"
     )
     chromium.open(path)
     assert any("far too long" in one for one in chromium.value(CUT))
+    assert chromium.value(BROKEN) == ["18.15"]
     assert [text for ratio, text, _ in chromium.value(PALE) if ratio < LEAST_CONTRAST] == ["pale", "dim"]
