@@ -39,6 +39,13 @@ BROKEN = """[...document.querySelectorAll('.heat td b')].filter(one => {
         const tops = [...range.getClientRects()].map(part => Math.round(part.top / 6));
         return !one.textContent.includes(' ') && new Set(tops).size > 1;
     }).map(one => one.textContent).slice(0, 5)"""
+# Labels of an axis that stand on each other, or beyond its ends.
+CROWDED = """[...document.querySelectorAll('.axis')].filter(one => one.clientWidth).flatMap(one => {
+        const boxes = [...one.querySelectorAll('i')].map(part => part.getBoundingClientRect()).filter(box => box.width);
+        const ends = one.getBoundingClientRect();
+        return boxes.filter((box, n) => n ? box.left < boxes[n - 1].right + 1 : box.left < ends.left - 1)
+            .concat(boxes.filter(box => box.right > ends.right + 3)).map(() => one.innerText);
+    }).slice(0, 5)"""
 PALE = """(() => {
     const channels = (said) => {
         const numbers = said.match(/[\\d.]+/g).map(Number);
@@ -92,6 +99,7 @@ def test_nothing_is_cut_off_and_all_can_be_read(name: str, chromium: Browser, tm
         assert chromium.value(SIDEWAYS) <= 0, width
         assert chromium.value(CUT) == [], width
         assert chromium.value(BROKEN) == [], width
+        assert chromium.value(CROWDED) == [], width
         for dark in (False, True):
             chromium.colour(dark)
             found = chromium.value(PALE)
