@@ -119,7 +119,10 @@ def _with_levels(content: Markup, plane: _Plane) -> Markup:
 
 
 def front(trials: Sequence[Sequence[Row]]) -> Chart:
-    """The calls a second of each variant with each number of replicas, by their cores; what is beaten is pale."""
+    """The calls a second of each variant with each number of replicas, by their cores; what is beaten is pale.
+
+    Where prices are known, each line has its costs too.
+    """
     told = [row for rows in trials for row in rows if under_load.sound(row) and row.variant != CONTROL]
     if not told:
         return Chart(())
@@ -145,7 +148,9 @@ def _way(row: Row, way: str, every: Sequence[Row], scale: Scale) -> Line:
     bar = Bar("pale" if beaten else "ahead", row.capacity_rps or 0.0, row.capacity_rps_low, row.capacity_rps_high)
     figure = under_load.capacity(row)
     tip = f"{row.name}, {under_load.replicas(row)}: {figure} calls/s{', beaten' if beaten else ''}"
-    return Line(row.name, drawing(bar_mark(bar, scale), "plot"), figure, more, tip, bar=bar)
+    priced = any(one.cost_per_million is not None for one in every)
+    figures = (figure, under_load.cost(row)) if priced else ()
+    return Line(row.name, drawing(bar_mark(bar, scale), "plot"), figure, more, tip, figures, bar)
 
 
 def beats(one: Row, other: Row) -> bool:

@@ -92,7 +92,7 @@ def template(name: str, folder: Path = TEMPLATES) -> Template:
         loader=FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"soft": soft, "whole": whole}
+    environment.filters |= {"soft": soft, "whole": whole, "head": head}
     return environment.get_template(name)
 
 
@@ -127,6 +127,11 @@ def _first(run: RunView) -> RunView:
 def soft(said: str) -> Markup:
     """A text that may break after the characters that join long names."""
     return Markup(JOINT.sub(r"\1<wbr>", str(escape(said))))
+
+
+def head(name: str) -> str:
+    """A column's name as it begins a line; nothing else of it changes."""
+    return name[:1].upper() + name[1:]
 
 
 def whole(said: str) -> str:

@@ -202,5 +202,9 @@ def _windows(rows: Sequence[Row]) -> tuple[Point, ...]:
         rate = row.capacity_rps or 0.0
         for share in (0.3, 0.6, 0.9, 0.97, 1.03, 1.2):
             p50 = 1e3 / rate * (1 + share**6)
-            made.append(Point(row.variant, 0, rate * share, rate * share, p50, 220 * share**4, share > 1.1, True))
+            made.append(
+                Point(
+                    row.variant, 0, rate * share, rate * share, p50, max(1.4 * p50, 220 * share**4), share > 1.1, True
+                )
+            )
     return tuple(made)
