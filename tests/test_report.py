@@ -201,6 +201,22 @@ def test_rows_are_ranked_the_fastest_first_and_exact_ones_before_the_approximate
     assert text.ranked(sided) == sided, "each side has the same order"
 
 
+def test_variants_of_many_trials_are_ranked_by_the_median_of_their_speeds() -> None:
+    def trial(number: int, **speedups: float | None) -> list[Row]:
+        return [
+            row(variant=name, trial_id=f"t{number}", p50_ms=speed, speedup=speed, exact=not name.startswith("near"))
+            for name, speed in speedups.items()
+        ]
+
+    rows = [
+        *trial(1, one=3.0, two=2.0, eager=1.0, gone=None, near=None),
+        *trial(2, two=4.0, eager=1.0, one=0.5, gone=None, near=9.0),
+        *trial(3, eager=1.0, one=2.5, two=2.9, gone=None, near=None),
+    ]
+    assert text.ranked_variants(rows) == ["two", "one", "eager", "near", "gone"]
+    assert text.ranked_variants([replace(one, side="base") for one in rows])[:2] == ["one", "two"]
+
+
 def test_one_trial_is_told_by_its_fastest_variant_and_what_must_be_known_of_it() -> None:
     told = summarize([made_view([Case()])])
     said = r"torchscript answers 1\.25\dx as fast as eager \(1\.24\d to 1\.25\d\); all replies the same\."

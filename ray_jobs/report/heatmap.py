@@ -98,7 +98,7 @@ class Heatmap:
 def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
     """Runs of the same workload on the same hardware are listed together."""
     rows = [row for run in runs for trial in run.trials.values() for row in trial]
-    names, sides = list(dict.fromkeys(row.variant for row in rows)), any(row.side for row in rows)
+    names, sides = text.ranked_variants(rows), any(row.side for row in rows)
     varying = [name for name in ("hardware", *SIZES) if len({_part(row, name) for row in rows}) > 1]
     common = [name for name in ("hardware", *SIZES) if name not in varying][not varying :]  # a row's own head is that
     parts = [_part(rows[0], name) for name in common] if rows else []

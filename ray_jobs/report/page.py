@@ -201,7 +201,8 @@ def _groups(runs: Sequence[RunView]) -> list[Group]:
 
 def _group(title: str, found: Sequence[Placed], runs: Sequence[RunView], margin: float, scale: Scale) -> Group:
     """The intervals of one workload; those of many stations are put away behind the means of their classes."""
-    names = dict.fromkeys(row.name for _, row in found)
+    rows = [row for _, row in found]
+    names = dict.fromkeys(row.name for row in rows) if rows[0].side else text.ranked_variants(rows)
     lines = [line for name in names for line in _station_lines(name, found, len(runs) > 1)]
     places = {more for _, more, row in lines if isinstance(row, Row)}
     means = [line for name in names for line in _mean_lines(name, found, len(runs) > 1)]
