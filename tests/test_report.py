@@ -694,6 +694,13 @@ def test_columns_of_the_limit_are_there_where_something_is_known() -> None:
     assert "memory: memory-bound" not in text, "it is said once"
 
 
+def test_heads_of_columns_begin_alike_and_percentiles_are_written_as_everywhere() -> None:
+    text = Text(page([decision(variants=3, cold=True)])).all
+    assert "p50 ms (95%)Speedup (95%)" in text
+    assert "Empty cache sCached s" in text
+    assert "P50" not in text
+
+
 def test_the_spec_in_the_page_is_a_spec(tmp_path: Path) -> None:
     asked = json.loads((RESULTS / "seed/run.json").read_text())["spec"]
     (tmp_path / "spec.toml").write_text(spec_toml(asked))

@@ -37,6 +37,7 @@ DOTS = 60_000  # of a page
 MOST_DOTS = 700  # of a strip
 LEAST_DOTS = 30
 MANY_STATIONS = 8  # of a workload, above which their intervals are folded
+PERCENTILE = re.compile(r"p\d")
 JOINT = re.compile(r"(?<=[^\W\d])([._:/@-])(?=\w{3})")
 
 Placed = tuple[RunView, Row]
@@ -130,8 +131,8 @@ def soft(said: str) -> Markup:
 
 
 def head(name: str) -> str:
-    """A column's name as it begins a line; nothing else of it changes."""
-    return name[:1].upper() + name[1:]
+    """A column's name as it begins a line, but for percentiles, which are written as they are: ``p50 ms``."""
+    return name if PERCENTILE.match(name) else name[:1].upper() + name[1:]
 
 
 def whole(said: str) -> str:
