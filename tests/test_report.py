@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from decisions import decision
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from launches import enter, made_launch
@@ -198,6 +199,22 @@ def test_rows_are_ranked_the_fastest_first_and_exact_ones_before_the_approximate
     assert found[6:] == ["gone"]
     sided = [replace(one, side="base") for one in made]
     assert text.ranked(sided) == sided, "each side has the same order"
+
+
+def test_variants_of_many_trials_are_ranked_by_the_median_of_their_speeds() -> None:
+    def trial(number: int, **speedups: float | None) -> list[Row]:
+        return [
+            row(variant=name, trial_id=f"t{number}", p50_ms=speed, speedup=speed, exact=not name.startswith("near"))
+            for name, speed in speedups.items()
+        ]
+
+    rows = [
+        *trial(1, one=3.0, two=2.0, eager=1.0, gone=None, near=None),
+        *trial(2, two=4.0, eager=1.0, one=0.5, gone=None, near=9.0),
+        *trial(3, eager=1.0, one=2.5, two=2.9, gone=None, near=None),
+    ]
+    assert text.ranked_variants(rows) == ["two", "one", "eager", "near", "gone"]
+    assert text.ranked_variants([replace(one, side="base") for one in rows])[:2] == ["one", "two"]
 
 
 def test_one_trial_is_told_by_its_fastest_variant_and_what_must_be_known_of_it() -> None:
@@ -512,6 +529,57 @@ def test_the_first_screen_names_what_starts_soonest_and_what_needs_least_memory(
     }
 
 
+def test_where_starts_have_no_intervals_the_first_screen_names_none_the_quickest() -> None:
+    view = made_view([Case()])
+    seconds = {BASELINE: 2.0, "torchscript": 1.0}
+    rows = tuple(replace(one, to_first_reply_s_cached=seconds.get(one.variant)) for one in view.rows)
+    facts = {fact.question: fact for fact in facts_of([replace(view, rows=rows)])}
+    assert facts["Quickest to start"].answer == "not told apart"
+    assert facts["Quickest to start"].more.endswith("from torchscript 1.00 s to eager 2.00 s")
+
+
+def test_a_place_that_all_sentences_share_is_named_once() -> None:
+    more = {BASELINE: 10.0, CONTROL: 10.0, "torchscript": 8.0, "compile": 5.0}
+    told = summarize([made_view([Case(more)])])
+    assert told.headline.startswith("On cpu AMD EPYC, compile answers 2.0")
+    assert told.sentences[0].startswith("torchscript answers 1.25")
+
+
+def test_what_only_one_variant_is_warned_of_names_it() -> None:
+    view = made_view([Case({BASELINE: 10.0, CONTROL: 10.0, "torchscript": 8.0, "compile": 5.0})])
+    rows = tuple(replace(one, warnings=("it is old",) * (one.variant == "compile")) for one in view.rows)
+    assert summarize([replace(view, rows=rows)]).sentences[-1] == "But compile: it is old."
+
+
+def test_of_many_trials_exact_variants_are_told_before_approximate_ones() -> None:
+    told = summarize([decision(variants=17, stations=2)])
+    assert told.headline.startswith("native is faster than eager in 2 of 2 trials (18.")
+    assert not any("int8" in one for one in told.sentences)
+
+
+def test_ends_of_a_range_have_as_many_digits_as_the_less_sure_one() -> None:
+    view = made_view([Case(), Case({BASELINE: 10.0, CONTROL: 10.0, "torchscript": 5.0}, noise=0.05)])
+    sure, unsure = (text.times(one) for one in view.rows if one.variant == "torchscript")
+    assert len(unsure) < len(sure)
+    low, high = re.findall(r"[\d.]+x", summarize([view]).headline)
+    assert (len(low), high) == (len(unsure), unsure)
+
+
+def test_the_matrix_says_once_what_its_one_station_is_and_which_variants_are_approximate() -> None:
+    found = heatmap_of([decision(variants=17)])
+    assert found.shared == "model small, batch 1, prompt 8, reply 10, threads 1"
+    roles = {name: role for name, _, role in found.variants}
+    assert roles["native-int8"] == roles["bf16"] == "approximate"
+    assert roles["native"] == ""
+
+
+def test_intervals_of_many_stations_are_folded_behind_the_means_of_their_classes() -> None:
+    html = page([decision(variants=3, stations=12)])
+    assert "Each station by itself" in html
+    assert html.index("mean of 3 stations, AMD EPYC 7B13") < html.index("Each station by itself")
+    assert "Each station by itself" not in page([decision(variants=3, stations=4)])
+
+
 def test_several_runs_stand_beneath_each_other_where_they_measured_the_same() -> None:
     cases = [Case(), Case(workload=Workload(batch=16))]
     views = [made_view(cases, run="before"), made_view(cases, run="after")]
@@ -624,6 +692,13 @@ def test_columns_of_the_limit_are_there_where_something_is_known() -> None:
     assert "31.2%" in text
     assert "memory-bound: 29.7 MB a step at 20 GB/s" in text
     assert "memory: memory-bound" not in text, "it is said once"
+
+
+def test_heads_of_columns_begin_alike_and_percentiles_are_written_as_everywhere() -> None:
+    text = Text(page([decision(variants=3, cold=True)])).all
+    assert "p50 ms (95%)Speedup (95%)" in text
+    assert "Empty cache sCached s" in text
+    assert "P50" not in text
 
 
 def test_the_spec_in_the_page_is_a_spec(tmp_path: Path) -> None:
@@ -780,3 +855,9 @@ def test_every_format_can_be_made_of_one_row() -> None:
     assert as_csv([alone]).count("\n") == 2
     assert len(json.loads(as_json([alone]))) == 1
     assert "| eager | 10.0 |" in markdown([alone])
+
+
+def test_the_headline_says_what_its_variant_is_not_told_apart_from() -> None:
+    told = summarize([decision(variants=17)])
+    assert told.headline.endswith("; all replies the same; indistinguishable from persistent.")
+    assert "indistinguishable" not in told.sentences[0]

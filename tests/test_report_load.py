@@ -692,6 +692,15 @@ def test_a_front_is_drawn_where_numbers_of_replicas_can_be_compared() -> None:
     assert "<h3>server, p99 at most 50 ms on cpu AMD EPYC" in html.replace("<wbr>", "")
 
 
+def test_a_front_has_costs_where_prices_are_known() -> None:
+    assert [line.figures for line in front([trial(), TWICE]).lines[:1]] == [()]
+    lines = front([changed(trial(), BASELINE, cost_per_million=0.4), TWICE]).lines
+    told = {(line.name, line.figures) for line in lines}
+    assert (BASELINE, ("200 (190 to 210)", "0.40 (0.38 to 0.42)")) in told
+    assert ("native", ("412 (391 to 433)", "-")) in told
+    assert "Cost per million</span>" in page([made(PRICED, TWICE)])
+
+
 # W&B
 
 

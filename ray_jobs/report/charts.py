@@ -20,6 +20,16 @@ CALL_EDGES = (0.0, 0.99)  # quantiles between which calls are drawn
 
 
 @dataclass(frozen=True)
+class Bar:
+    """An estimate between the limits of its interval, as it is drawn."""
+
+    kind: str  # CSS classes
+    value: float
+    low: float | None  # unknown, as ``high`` then is
+    high: float | None
+
+
+@dataclass(frozen=True)
 class Line:
     """A row of a chart: a name, a drawing and a figure."""
 
@@ -28,6 +38,9 @@ class Line:
     figure: str
     more: str = ""  # a second name
     tip: str = ""
+    figures: tuple[str, ...] = ()  # the parts of ``figure``, if each has a column of its own
+    bar: Bar | None = None  # what of the drawing a strip may magnify
+    strip: str = ""  # a drawing beside the first, if its chart has ``strip_ticks``
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class Chart:
     lines: tuple[Line, ...]
     ticks: tuple[tuple[float, str], ...] = ()  # percent of the width, text
     note: str = ""
+    strip_ticks: tuple[tuple[float, str], ...] = ()  # of the strips; empty if all intervals are seen on the axis
 
 
 def drawing(content: Markup, kind: str) -> Markup:
@@ -66,6 +80,11 @@ def upright(kind: str, x: float, top: float = 0.0, bottom: float = TALL) -> Mark
     return path(kind, f"M{x:.1f} {top:.0f}V{bottom:.0f}")
 
 
+def bar_mark(bar: Bar, scale: Scale) -> Markup:
+    """A dot, on its bar if the interval is known."""
+    return estimate_mark(bar.kind, scale, bar.value, bar.low, bar.high)
+
+
 def estimate_mark(kind: str, scale: Scale, value: float, low: float | None, high: float | None) -> Markup:
     """A dot, on the bar of its interval if that is known."""
     dot = dots(f"estimate {kind}", np.array([scale.at(value)]), np.array([50.0]))
@@ -87,11 +106,18 @@ def interval_scale(rows: Sequence[Row], margin: float) -> Scale:
 
 def _interval(name: str, more: str, row: Row | HardwareClass, margin: float, scale: Scale) -> Line:
     parts = [band("margin", scale.at(1 / (1 + margin)), scale.at(1 + margin)), upright("one", scale.at(1))]
-    kind = (row.verdict or "none") if isinstance(row, Row) else "mean"
-    if row.speedup is not None:
-        parts.append(estimate_mark(kind, scale, row.speedup, row.speedup_low, row.speedup_high))
+    bar = _speedup_bar(row)
+    if bar is not None:
+        parts.append(bar_mark(bar, scale))
     figure = text.speedup(row)
-    return Line(name, drawing(Markup().join(parts), "plot"), figure, more, f"{name} {more}: {figure}")
+    return Line(name, drawing(Markup().join(parts), "plot"), figure, more, f"{name} {more}: {figure}", bar=bar)
+
+
+def _speedup_bar(row: Row | HardwareClass) -> Bar | None:
+    if row.speedup is None:
+        return None
+    kind = (row.verdict or "none") if isinstance(row, Row) else "mean"
+    return Bar(kind, row.speedup, row.speedup_low, row.speedup_high)
 
 
 def distributions(series: TrialSeries, rows: Sequence[Row]) -> Chart:

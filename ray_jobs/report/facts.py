@@ -107,11 +107,15 @@ def named_rivals(best: Fastest) -> str:
 
 
 def _indistinguishable(rivals: Sequence[str]) -> str:
-    names = [_short(name, 40) for name in rivals[:MOST_REASONS]]
-    if more := len(rivals) - len(names):
+    return f"indistinguishable from {listed(rivals)}" if rivals else ""
+
+
+def listed(variants: Sequence[str]) -> str:
+    """The first of these names, and how many others there are."""
+    names = [_short(name, 40) for name in variants[:MOST_REASONS]]
+    if more := len(variants) - len(names):
         names.append(text.counted(more, "other"))
-    listed = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
-    return listed and f"indistinguishable from {listed}"
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _sure_fact(rows: Sequence[Row], runs: Sequence[RunView], thing: str = "speedup") -> Fact:

@@ -6,8 +6,9 @@ from chatbot.variants import CONTROL
 from ray_jobs.matrix.rows import Row
 from ray_jobs.measure.cold import State
 from ray_jobs.report import text
-from ray_jobs.report.charts import Chart, Line, drawing, estimate_mark
+from ray_jobs.report.charts import Bar, Chart, Line, bar_mark, drawing
 from ray_jobs.report.scales import Scale
+from ray_jobs.report.strips import with_strip
 from ray_jobs.report.thrift import MEMORY_MARGIN
 from ray_jobs.statistics import Interval, Verdict
 
@@ -20,8 +21,16 @@ def front(rows: Sequence[Row]) -> Chart:
     if len(told) < LEAST:
         return Chart(())
     ordered = sorted(told, key=lambda row: (not row.exact, row.p50_ms or 0.0))
-    scale = Scale.over(min(row.p50_ms or 0.0 for row in told), max(row.p50_ms or 0.0 for row in told), log=True)
-    return Chart(tuple(_line(row, ordered, scale) for row in ordered), tuple(scale.ticks()))
+    known = [ms for row in told for ms in (row.p50_ms, row.p50_low_ms, row.p50_high_ms) if ms]
+    scale = Scale.over(min(known), max(known), log=True)
+    lines = tuple(_line(row, ordered, scale) for row in ordered)
+    return with_strip(Chart(lines, tuple(scale.ticks())), scale)
+
+
+def heads(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What the figures of the lines are."""
+    started = any(row.to_first_reply_s_cached is not None for row in rows)
+    return ("p50", "Peak memory", *(["Start, cached"] if started else []))
 
 
 def _is_known(row: Row) -> bool:
@@ -30,13 +39,17 @@ def _is_known(row: Row) -> bool:
 
 def _line(row: Row, every: Sequence[Row], scale: Scale) -> Line:
     winner = next((other for other in every if beats(other, row)), None)
-    mark = estimate_mark(
-        "ahead" if winner is None else "pale", scale, row.p50_ms or 0.0, row.p50_low_ms, row.p50_high_ms
-    )
-    start = text.to_first_reply(row, State.CACHED) if row.to_first_reply_s_cached is not None else None
-    figure = f"{text.digits(row.p50_ms)} ms, {row.peak_memory_mb:,.0f} MB" + (f", {start} s" if start else "")
+    bar = Bar("ahead" if winner is None else "pale", row.p50_ms or 0.0, row.p50_low_ms, row.p50_high_ms)
+    figures = _figures(row)
+    figure = ", ".join(figures)
     said = ("" if row.exact else "approximate", "" if winner is None else f"beaten by {winner.variant}")
-    return Line(row.variant, drawing(mark, "plot"), figure, ", ".join(filter(None, said)), f"{row.variant}: {figure}")
+    more, tip = ", ".join(filter(None, said)), f"{row.variant}: {figure}"
+    return Line(row.variant, drawing(bar_mark(bar, scale), "plot"), figure, more, tip, figures, bar)
+
+
+def _figures(row: Row) -> tuple[str, ...]:
+    start = text.to_first_reply(row, State.CACHED) if row.to_first_reply_s_cached is not None else None
+    return (f"{text.digits(row.p50_ms)} ms", f"{row.peak_memory_mb:,.0f} MB", *([f"{start} s"] if start else []))
 
 
 def beats(one: Row, other: Row) -> bool:

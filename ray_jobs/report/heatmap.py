@@ -14,7 +14,10 @@ from ray_jobs.statistics import Verdict
 
 STEPS = (1.1, 1.5, 3.0)  # speedups, or their inverses, at which the colour grows stronger
 CROWDED = 12  # rows above which they are drawn low
-MANY = 7  # variants above which there is no room for all
+MANY = 7  # columns above which there is room for little more than a figure in each
+MOST = 22  # columns above which there is no room for all
+LONG, SHORT = 36, 24  # characters of a variant's name, where there is room and where there is little
+ABREAST = 3  # columns that a phone shows beside each other
 SIDE, SIDES = "over base", {BASE: "over its baseline", AGAIN: "the control, over base"}
 SIZES = {  # of a workload, in short
     "model": "model {}",
@@ -66,23 +69,39 @@ class Heatmap:
         """True if variants are its rows: they are many, and trials are fewer."""
         return MANY < len(self.variants) > len(self.rows) and not self.sides
 
+    def label(self, row: MatrixRow) -> str:
+        """A row's head, with what tells it from others of the same head."""
+        alike = sum(other.head == row.head for other in self.rows) > 1
+        return " ".join(filter(None, (row.head, row.run, row.more if alike else "")))
+
     @property
     def columns(self) -> int:
         """How many columns of figures it has."""
         return len(self.rows) if self.turned else len(self.variants)
 
     @property
-    def wide(self) -> bool:
-        """True if it must be scrolled sideways."""
+    def dense(self) -> bool:
+        """True if its columns must be narrow, their heads upright."""
         return self.columns > MANY
+
+    @property
+    def wide(self) -> bool:
+        """True if it must be scrolled sideways even so."""
+        return self.columns > MOST
+
+    @property
+    def tiled(self) -> bool:
+        """True if a phone shows its columns as tiles, each with its head in it."""
+        return self.columns > ABREAST
 
 
 def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
     """Runs of the same workload on the same hardware are listed together."""
     rows = [row for run in runs for trial in run.trials.values() for row in trial]
-    names, sides = list(dict.fromkeys(row.variant for row in rows)), any(row.side for row in rows)
+    names, sides = text.ranked_variants(rows), any(row.side for row in rows)
     varying = [name for name in ("hardware", *SIZES) if len({_part(row, name) for row in rows}) > 1]
-    parts = [_part(rows[0], name) for name in ("hardware", *SIZES) if name not in varying] if rows else []
+    common = [name for name in ("hardware", *SIZES) if name not in varying][not varying :]  # a row's own head is that
+    parts = [_part(rows[0], name) for name in common] if rows else []
     shared = filter(None, parts)
     places: dict[tuple[object, ...], list[MatrixRow]] = {}
     for number, run in enumerate(runs):
@@ -92,9 +111,11 @@ def heatmap_of(runs: Sequence[RunView]) -> Heatmap:
             key = tuple(getattr(found[0], name) for name in ("device", "device_name", "station", *SIZES))
             places.setdefault(key, []).extend(lines)
     roles = {row.variant: "" if sides else "baseline" for row in rows if row.variant == row.baseline}
+    roles |= {row.variant: "approximate" for row in rows if not row.exact}
     roles[CONTROL] = "control"
     every = tuple(line for group in places.values() for line in group)
-    heads = tuple((name, _narrow(name), roles.get(name, "")) for name in names)
+    most = SHORT if len(names) > MANY else LONG
+    heads = tuple((name, _narrow(name, most), roles.get(name, "")) for name in names)
     return Heatmap(heads, every, ", ".join(shared), sides)
 
 
@@ -104,7 +125,7 @@ def _by_side(rows: Sequence[Row]) -> list[list[Row]]:
     return [section.rows for section in sections]
 
 
-def _narrow(name: str, most: int = 36) -> str:
+def _narrow(name: str, most: int) -> str:
     """A name without its middle if it is long: names differ at their ends."""
     half = most // 2
     return name if len(name) <= most else f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"

@@ -10,8 +10,9 @@ from chatbot.variants import CONTROL
 from ray_jobs.load.points import Point
 from ray_jobs.matrix.rows import Row, grouped
 from ray_jobs.report import under_load
-from ray_jobs.report.charts import Chart, Line, dots, drawing, estimate_mark, path, upright
+from ray_jobs.report.charts import Bar, Chart, Line, bar_mark, dots, drawing, path, upright
 from ray_jobs.report.scales import WIDTH, Scale
+from ray_jobs.report.strips import with_strip
 from ray_jobs.report.text import counted
 from ray_jobs.scenario import Bound
 from ray_jobs.statistics import Floats, Verdict
@@ -118,7 +119,10 @@ def _with_levels(content: Markup, plane: _Plane) -> Markup:
 
 
 def front(trials: Sequence[Sequence[Row]]) -> Chart:
-    """The calls a second of each variant with each number of replicas, by their cores; what is beaten is pale."""
+    """The calls a second of each variant with each number of replicas, by their cores; what is beaten is pale.
+
+    Where prices are known, each line has its costs too.
+    """
     told = [row for rows in trials for row in rows if under_load.sound(row) and row.variant != CONTROL]
     if not told:
         return Chart(())
@@ -126,7 +130,7 @@ def front(trials: Sequence[Sequence[Row]]) -> Chart:
     scale = Scale.over(min(known), max(known))
     ways = grouped(sorted(told, key=_order), under_load.replicas)
     lines = [_way(row, way if n == 0 else "", told, scale) for way, rows in ways.items() for n, row in enumerate(rows)]
-    return Chart(tuple(lines), tuple(scale.ticks()))
+    return with_strip(Chart(tuple(lines), tuple(scale.ticks())), scale)
 
 
 def _order(row: Row) -> tuple[int, int, str, int, bool, float]:
@@ -142,16 +146,12 @@ def _cores(row: Row) -> int:
 def _way(row: Row, way: str, every: Sequence[Row], scale: Scale) -> Line:
     beaten = any(beats(other, row) for other in every)
     more = ", ".join(filter(None, ("" if row.exact else "approximate", way)))
-    mark = estimate_mark(
-        "pale" if beaten else "ahead",
-        scale,
-        row.capacity_rps or 0.0,
-        row.capacity_rps_low,
-        row.capacity_rps_high,
-    )
+    bar = Bar("pale" if beaten else "ahead", row.capacity_rps or 0.0, row.capacity_rps_low, row.capacity_rps_high)
     figure = under_load.capacity(row)
     tip = f"{row.name}, {under_load.replicas(row)}: {figure} calls/s{', beaten' if beaten else ''}"
-    return Line(row.name, drawing(mark, "plot"), figure, more, tip)
+    priced = any(one.cost_per_million is not None for one in every)
+    figures = (figure, under_load.cost(row)) if priced else ()
+    return Line(row.name, drawing(bar_mark(bar, scale), "plot"), figure, more, tip, figures, bar)
 
 
 def beats(one: Row, other: Row) -> bool:

@@ -33,6 +33,7 @@ class Front:
 
     title: str
     chart: Chart
+    heads: str | tuple[str, ...]  # of its figures
 
 
 @dataclass(frozen=True)
@@ -76,5 +77,10 @@ def _best(rows: Sequence[Row]) -> str:
 def _fronts(trials: Sequence[Sequence[Row]]) -> list[Front]:
     """One for each workload that was measured with several numbers of replicas."""
     several = [found for found in grouped(trials, lambda rows: front_key(rows[0])).values() if len(found) > 1]
-    drawn = [(found[0][0], front(found)) for found in several]
-    return [Front(under_load.asked(row), chart) for row, chart in drawn if chart.lines]
+    drawn = [(found, front(found)) for found in several]
+    return [Front(under_load.asked(found[0][0]), chart, _heads(chart)) for found, chart in drawn if chart.lines]
+
+
+def _heads(chart: Chart) -> str | tuple[str, ...]:
+    calls = "Calls/s (95%)"
+    return (calls, "Cost per million") if chart.lines[0].figures else calls

@@ -19,10 +19,12 @@ from ray_jobs.report.charts import Chart, Named
 from ray_jobs.report.cold_start import Start, starts
 from ray_jobs.report.environments import HEADS, SideFacts, environments_of
 from ray_jobs.report.facts import named_rivals
-from ray_jobs.report.front import front
+from ray_jobs.report.front import front, heads
 from ray_jobs.report.heatmap import SIZES, anchor, heatmap_of
 from ray_jobs.report.load_page import LoadPart, load_part
+from ray_jobs.report.scales import Scale
 from ray_jobs.report.sentences import compared, sentence
+from ray_jobs.report.strips import with_strip
 from ray_jobs.report.summary import summarize
 from ray_jobs.report.view import RunView
 from ray_jobs.sides import AGAIN
@@ -34,7 +36,11 @@ MOST_OPEN = 3  # trials, or groups of intervals, above which they are folded
 DOTS = 60_000  # of a page
 MOST_DOTS = 700  # of a strip
 LEAST_DOTS = 30
+MANY_STATIONS = 8  # of a workload, above which their intervals are folded
+PERCENTILE = re.compile(r"p\d")
 JOINT = re.compile(r"(?<=[^\W\d])([._:/@-])(?=\w{3})")
+
+Placed = tuple[RunView, Row]
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class TrialPart:
     time: Chart
     starts: tuple[Start, ...]
     front: Chart
+    front_heads: tuple[str, ...]
     drawn: bool
 
 
@@ -59,8 +66,10 @@ class Group:
     """The intervals of one workload, of all stations."""
 
     title: str
+    head: str  # of the names
     chart: Chart
     sentences: tuple[str, ...]
+    stations: Chart  # each by itself, if they are too many for ``chart``, which then has the means of their classes
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ def template(name: str, folder: Path = TEMPLATES) -> Template:
         loader=FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["soft"] = soft
+    environment.filters |= {"soft": soft, "whole": whole, "head": head}
     return environment.get_template(name)
 
 
@@ -121,6 +130,17 @@ def soft(said: str) -> Markup:
     return Markup(JOINT.sub(r"\1<wbr>", str(escape(said))))
 
 
+def head(name: str) -> str:
+    """A column's name as it begins a line, but for percentiles, which are written as they are: ``p50 ms``."""
+    return name if PERCENTILE.match(name) else name[:1].upper() + name[1:]
+
+
+def whole(said: str) -> str:
+    """A figure that may break before its limits, but not within them."""
+    value, bracket, limits = said.partition(" (")
+    return value + bracket + limits.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _run_part(number: int, run: RunView, dots: int) -> RunPart:
     parts = tuple(_trial_part(anchor(number, place), run, name, dots) for place, name in enumerate(run.trials))
     environment: Mapping[str, Any] = run.run.get("environment") or {}
@@ -142,7 +162,10 @@ def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
     rows, series = run.trials[trial], run.series.get(trial)
     invalid = {row.name for row in rows if row.verdict == Verdict.INVALID}
     if series is not None:  # what is not what its label says has no latency
-        series = replace(series, variants=tuple(one for one in series.variants if one.variant not in invalid))
+        order = {row.name: place for place, row in enumerate(rows)}
+        valid = [one for one in series.variants if one.variant not in invalid]
+        valid.sort(key=lambda one: order.get(one.variant, len(order)))
+        series = replace(series, variants=tuple(valid))
     best = run.fastest(trial, exact=True) or run.fastest(trial, exact=False)
     row = best.row if best else next(iter(compared(rows)), rows[0])
     rivals = named_rivals(best) if best else ""
@@ -157,6 +180,7 @@ def _trial_part(name: str, run: RunView, trial: str, dots: int) -> TrialPart:
         charts.over_time(series, dots) if series else Chart(()),
         tuple(starts(rows, series)),
         front(rows),
+        heads(rows),
         series is not None,
     )
 
@@ -173,14 +197,26 @@ def _groups(runs: Sequence[RunView]) -> list[Group]:
     margin = max(run.margin for run in runs)
     scale = charts.interval_scale([row for _, row in told], margin)
     workloads = grouped(told, lambda one: f"{_compared_with(one[1])}{one[1].device}: {text.sizes(one[1])}")
-    groups = []
-    for title, found in workloads.items():
-        names = dict.fromkeys(row.name for _, row in found)
-        lines = [line for name in names for line in _station_lines(name, found, len(runs) > 1)]
-        classes = [one for run in runs for one in run.classes if found[0][1].of_base and _same(one, found[0][1])]
-        sentences = [said for one in classes for said in one.disagreeing]
-        groups.append(Group(title, charts.intervals(lines, margin, scale), tuple(dict.fromkeys(sentences))))
-    return groups
+    return [_group(title, found, runs, margin, scale) for title, found in workloads.items()]
+
+
+def _group(title: str, found: Sequence[Placed], runs: Sequence[RunView], margin: float, scale: Scale) -> Group:
+    """The intervals of one workload; those of many stations are put away behind the means of their classes."""
+    rows = [row for _, row in found]
+    names = dict.fromkeys(row.name for row in rows) if rows[0].side else text.ranked_variants(rows)
+    lines = [line for name in names for line in _station_lines(name, found, len(runs) > 1)]
+    places = {more for _, more, row in lines if isinstance(row, Row)}
+    means = [line for name in names for line in _mean_lines(name, found, len(runs) > 1)]
+    many = len(places) > MANY_STATIONS and bool(means)
+    if len(places) == 1:
+        lines = [(row.name, "" if row.exact else "approximate", row) for _, _, row in lines if isinstance(row, Row)]
+    classes = [one for run in runs for one in run.classes if found[0][1].of_base and _same(one, found[0][1])]
+    sentences = [said for one in classes for said in one.disagreeing]
+    shown, each = (
+        with_strip(charts.intervals(some, margin, scale), scale) for some in (means if many else lines, lines)
+    )
+    head = "Variant" if len(places) == 1 else "Variant and hardware" if many else "Variant and station"
+    return Group(title, head, shown, tuple(dict.fromkeys(sentences)), each if many else Chart(()))
 
 
 def _compared_with(row: Row) -> str:
@@ -188,16 +224,25 @@ def _compared_with(row: Row) -> str:
     return "" if row.side is None else "Base over its baseline, " if row.of_base else "Sides over base, "
 
 
-def _station_lines(variant: str, found: Sequence[tuple[RunView, Row]], several: bool) -> Iterator[Named]:
+def _station_lines(variant: str, found: Sequence[Placed], several: bool) -> Iterator[Named]:
     """Each station, followed by the mean of each hardware class that has several."""
     mine = [(run, row) for run, row in found if row.name == variant]
     for number, (run, row) in enumerate(mine):
         place = row.station or row.device_name or row.device
         yield variant if number == 0 else "", f"{run.id}, {place}" if several else place, row
+    for _, more, mean in _mean_lines(variant, found, several):
+        yield "", more, mean
+
+
+def _mean_lines(variant: str, found: Sequence[Placed], several: bool) -> Iterator[Named]:
+    """The mean of each hardware class that has several stations."""
+    mine = [(run, row) for run, row in found if row.name == variant]
+    first = variant
     for view in {run.id: run for run, _ in mine}.values():
         for one in view.classes:
             if one.variant == variant and one.stations > 1 and one.speedup is not None and _same(one, mine[0][1]):
-                yield "", f"{view.id}, " * several + f"mean of {one.stations} stations, {one.hardware}", one
+                yield first, f"{view.id}, " * several + f"mean of {one.stations} stations, {one.hardware}", one
+                first = ""
 
 
 def _same(one: HardwareClass, row: Row) -> bool:

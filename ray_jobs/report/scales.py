@@ -1,6 +1,7 @@
 """Scales of the charts, with round ticks."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from ray_jobs.statistics import Floats
 
 WIDTH = 1000.0  # of every drawing, which the page stretches to the room that it has
+Ticks = list[tuple[float, str]]  # percent of the width, text
 WIDE = 4.0  # a range of so many times is drawn on a logarithmic scale
 
 
@@ -43,12 +45,18 @@ class Scale:
             return np.asarray(WIDTH * np.log(inside / self.low) / math.log(self.high / self.low))
         return np.asarray(WIDTH * (inside - self.low) / (self.high - self.low))
 
-    def ticks(self) -> list[tuple[float, str]]:
-        """(percent of the width, text) of some round values."""
+    def ticks(self) -> Ticks:
+        """Some round values."""
         values = _decades(self.low, self.high) if self.log and self.high / self.low > WIDE else []
         if len(values) < 3:
             values = _round_steps(self.low, self.high)
         return [(self.at(value) / WIDTH * 100, f"{value:g}") for value in values if self.low <= value <= self.high]
+
+
+def percent_ticks(scale: Scale, values: Iterable[float]) -> Ticks:
+    """Deviations in percent, with their signs."""
+    said = ((value, f"{value:+g}%".replace("-", "\N{MINUS SIGN}") if value else "0") for value in values)
+    return [(scale.at(value) / WIDTH * 100, text) for value, text in said]
 
 
 def _round_steps(low: float, high: float, most: int = 6) -> list[float]:

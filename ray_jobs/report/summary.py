@@ -8,7 +8,7 @@ from ray_jobs.matrix.row_warnings import against_imprecision, imprecision
 from ray_jobs.matrix.rows import Row, Status, asked_sides, grouped
 from ray_jobs.report import text
 from ray_jobs.report.fact import Fact
-from ray_jobs.report.facts import MOST_REASONS, facts_of, worst_replies
+from ray_jobs.report.facts import MOST_REASONS, facts_of, listed, named_rivals, worst_replies
 from ray_jobs.report.load_facts import load_sentence
 from ray_jobs.report.sentences import comparable, compared, hardware, not_compared, sentence, side_sentence, state
 from ray_jobs.report.under_load import as_ratio, at_no_rate
@@ -52,16 +52,31 @@ def _told_of(run: RunView) -> list[str]:
         found = compared(measured[0])
         found.sort(key=lambda row: (row.verdict != Verdict.FASTER, not row.exact, -(row.speedup or 0.0)))
         told = [sentence(row, run.margin) for row in found]
+        told[:1] = [_with_rivals(one, found[0], run) for one in told[:1]]
     else:
         told = _summaries(grouped((row for rows in measured for row in compared(rows)), lambda row: row.variant))
     places = {hardware(rows[0]) for rows in measured}
+    said = [*sides, *told[:MOST_SENTENCES], *loads]
     return [
-        *sides,
-        *told[:MOST_SENTENCES],
-        *loads,
+        *_placed_once(said, {hardware(row) for row in run.every_row}),
         *_doubts(run, [*measured, *ratios]),
         *(_reason(rows, places) for rows in others[:MOST_REASONS]),
     ]
+
+
+def _with_rivals(said: str, row: Row, run: RunView) -> str:
+    """A sentence about the fastest variant of a trial, with those that it is not told apart from."""
+    best = run.fastest(row.trial_id, row.exact)
+    rivals = named_rivals(best) if best is not None and best.row is row else ""
+    return f"{said.removesuffix('.')}; {rivals}." if rivals else said
+
+
+def _placed_once(said: Sequence[str], places: Collection[str]) -> list[str]:
+    """The sentences; where all are about one place, the first alone names it."""
+    if len(places) != 1:
+        return list(said)
+    (place,) = places
+    return [*said[:1], *(one.removeprefix(f"On {place}, ") for one in said[1:])]
 
 
 def _of_loads(run: RunView) -> list[str]:
@@ -97,13 +112,29 @@ def _lost(trial: Sequence[Row], sides: Sequence[Row]) -> Iterator[str]:
 def _doubts(run: RunView, trials: Sequence[Sequence[Row]]) -> list[str]:
     """Reasons to doubt the figures: warnings, except for the precision, which the facts report."""
     figures = [[row for row in rows if row.status != Status.SKIPPED] for rows in trials]
-    doubts = [[one for row in rows for one in row.warnings if one not in _imprecision(row, run)] for rows in figures]
+    doubts = [_doubted(rows, run) for rows in figures]
     if len(trials) == 1:
-        return [f"But {one}." for one in list(dict.fromkeys(doubts[0]))[:MOST_REASONS]]
+        return [f"But {one}." for one in list(_named(doubts[0], figures[0]))[:MOST_REASONS]]
     troubled = sum(map(bool, doubts))
     if not troubled:
         return []
     return [f"But {text.counted(troubled, 'trial')} of {len(trials)} came with warnings, listed with each."]
+
+
+def _named(doubts: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> Iterator[str]:
+    """Each warning with the variants that it is about, unless it is about all: the baseline is compared with none.
+
+    Windows under load are told as a whole.
+    """
+    for said, names in doubts.items():
+        shared = len(names) >= len(rows) - 1 or rows[0].under_load
+        yield said if shared else f"{listed(names)}: {said}"
+
+
+def _doubted(rows: Sequence[Row], run: RunView) -> dict[str, list[str]]:
+    """The names of the rows that each warning is about."""
+    told = [(one, row.name) for row in rows for one in row.warnings if one not in _imprecision(row, run)]
+    return {one: [name for _, name in pairs] for one, pairs in grouped(told, lambda pair: pair[0]).items()}
 
 
 def _imprecision(row: Row, run: RunView) -> list[str]:
@@ -129,9 +160,13 @@ def _reason(rows: Sequence[Row], measured: Collection[str]) -> str:
 
 
 def _summaries(named: Mapping[str, Sequence[Row]], base: str | None = None, thing: str = "trial") -> list[str]:
-    """A sentence for the rows of each name over the baseline, or ``base``, the fastest first."""
+    """A sentence for the rows of each name over the baseline, or ``base``, the fastest first.
+
+    Over the baseline approximate variants come after all exact ones: they are no ranking together.
+    """
     middles = {name: median([row.speedup for row in of if row.speedup] or [0.0]) for name, of in named.items()}
-    ordered = sorted(middles, key=lambda name: -middles[name])
+    approximate = {name for name, of in named.items() if base is None and not any(row.exact for row in of)}
+    ordered = sorted(middles, key=lambda name: (name in approximate, -middles[name]))
     return [_summary(name, named[name], base or named[name][0].baseline, thing) for name in ordered]
 
 
@@ -152,5 +187,7 @@ def _spread(rows: Sequence[Row]) -> str:
     told = sorted((row for row in rows if row.speedup is not None), key=lambda row: row.speedup or 0.0)
     if not told or state(rows[0]) not in (Verdict.FASTER, Verdict.SLOWER):
         return ""
-    low, high = text.times(told[0]), text.times(told[-1])
+    ends = [told[0], told[-1]]
+    places = min(len(text.times(row).rstrip("x").partition(".")[2]) for row in ends)
+    low, high = (f"{row.speedup:.{places}f}x" for row in ends)
     return f" ({low})" if low == high else f" ({low} to {high})"

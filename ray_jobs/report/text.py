@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from chatbot.variants import Workload, is_own
 from ray_jobs.matrix.hardware import HardwareClass
@@ -114,6 +115,20 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
     if any(row.side for row in rows):
         return list(rows)
     return sorted(rows, key=_rank)
+
+
+def ranked_variants(rows: Sequence[Row]) -> list[str]:
+    """The variants of many trials in the order that ``ranked`` gives those of one, by the median of their speeds."""
+    if any(row.side for row in rows):
+        return list(dict.fromkeys(row.variant for row in rows))
+    ranks = {name: [_rank(row) for row in found] for name, found in grouped(rows, lambda row: row.variant).items()}
+    return sorted(ranks, key=lambda name: _middle(ranks[name]))
+
+
+def _middle(ranks: Sequence[tuple[bool, bool, float]]) -> tuple[bool, bool, float]:
+    """The median of those that have figures, if any has."""
+    sound = [rank for rank in ranks if not rank[0]] or list(ranks)
+    return (*sound[0][:2], median(speed for *_, speed in sound))
 
 
 def _rank(row: Row) -> tuple[bool, bool, float]:

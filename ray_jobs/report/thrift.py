@@ -23,10 +23,11 @@ def thrift_facts(trials: Sequence[Sequence[Row]], named: Naming) -> list[Fact]:
 
 
 def _soonest(rows: Sequence[Row], named: Naming) -> Fact | None:
-    """By starts that find everything compiled; not told apart where the intervals overlap."""
-    known = {row.variant: row for row in text.started(rows) if row.to_first_reply_s_cached_high is not None}
+    """By starts that find everything compiled; not told apart where the intervals overlap, or where there are none."""
+    every = [row for row in text.started(rows) if row.to_first_reply_s_cached is not None]
+    known = {row.variant: row for row in every if row.to_first_reply_s_cached_high is not None}
     if len(known) < 2:
-        return None
+        return _unsure_of_starts(every)
     first = next(iter(known.values()))
     most = first.to_first_reply_s_cached_high or 0.0
     rivals = [n for n, row in known.items() if row is not first and (row.to_first_reply_s_cached_low or 0.0) <= most]
@@ -34,6 +35,15 @@ def _soonest(rows: Sequence[Row], named: Naming) -> Fact | None:
     if first.to_first_reply_s_empty is not None:
         more += f"; {text.to_first_reply(first, State.EMPTY)} s with nothing compiled"
     return Fact("Quickest to start", named(first.variant, rivals), more)
+
+
+def _unsure_of_starts(started: Sequence[Row]) -> Fact | None:
+    """Of variants that were started too seldom to know how sure their times are."""
+    if len(started) < 2:
+        return None
+    first, *_, last = (f"{row.variant} {text.to_first_reply(row, State.CACHED)} s" for row in started)
+    more = f"too few starts to tell how sure the times to the first reply are; they reach from {first} to {last}"
+    return Fact("Quickest to start", "not told apart", more)
 
 
 def _smallest(rows: Sequence[Row], named: Naming) -> Fact | None:
