@@ -111,7 +111,8 @@ def _compared(trial: Trial, label: str, every: Sequence[dict[str, float]]) -> di
     if interval is None:
         few = "too few launches have a capacity of it and of the baseline"
         return {"capacity_verdict": verdict, "warnings": (few,)}
-    warnings = [imprecision(interval, trial.precision)] if interval.half_width > trial.precision else []
+    wide = f"against {BASELINE}, {imprecision(interval, trial.precision)}"  # the capacity itself may be surer
+    warnings = [wide] if interval.half_width > trial.precision else []
     if label == CONTROL and verdict in (Verdict.FASTER, Verdict.SLOWER):
         warnings.append("the control differs from the baseline, which is the same program: distrust this trial")
     return {**interval.columns("capacity_ratio"), "capacity_verdict": verdict, "warnings": tuple(warnings)}
