@@ -38,7 +38,7 @@ train: .venv/installed           ## train the shipped chatbot again, into checkp
 	mkdir -p checkpoints && $(BIN)/python -m chatbot train --out checkpoints/small.pt --size small --min-count 10 --learning-rate 0.000468256 --dropout 0.3 --decoder-learning-ratio 1 --batch 128 --clip 1 --teacher-forcing 1 --iterations 2700 --validate-every 100 --patience 5 --seed 1349961490 --split-seed 0 --half $(ARGS)
 
 quick: check                     ## linters and every test that starts no process, with few examples and small simulations
-	TEST_PROFILE=quick $(PYTEST) -q -n 2 --dist worksteal -m 'not process and not slow and not gpu and not alone' $(ARGS)
+	TEST_PROFILE=quick $(PYTEST) -q -n 2 --dist worksteal -o tmp_path_retention_count=1 -m 'not process and not slow and not gpu and not alone' $(ARGS)
 
 test: check                      ## linters and tests: two at a time, then those that need the machine to themselves
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not alone' --durations=25 $(ARGS) || [ $$? -eq 5 ]

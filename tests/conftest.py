@@ -39,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Two workers of one test run do not wait for each other's stations.
     """
+    if profiles.QUICK:
+        profiles.keep_in_memory()
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         os.environ["LATENCY_MATRIX_LOCKS"] = os.path.join(tempfile.gettempdir(), f"latency-matrix-tests-{worker}")
     elif allowed := config.getoption("allowed_skips"):

@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ KUBERAY = "kuberay.yaml"
 GUIDE = "docs/cluster.md"
 LOCK = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
 PYTHONS = SpecifierSet(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"])
-RAY_BINARY = Path(ray._raylet.__file__).read_bytes()
 RAY_SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
 
 # On every node: without them a silent network is noticed after seven minutes, and workers give way to anybody.
@@ -174,10 +174,16 @@ def start_complaints(config: dict[str, Any]) -> Iterator[str]:
         yield "the nodes get no token"
 
 
+@cache
+def known_to_ray(name: str) -> bool:
+    """Whether Ray's program holds the setting's name: each name is looked for once, in 40 MB."""
+    return name.encode() + b"\0" in Path(ray._raylet.__file__).read_bytes()
+
+
 def unknown_settings(node: str, settings: dict[str, str]) -> Iterator[str]:
     """Ray ignores what it does not know: a misspelt setting would never be noticed."""
     for name in settings:
-        if name.startswith("RAY_") and name.encode() + b"\0" not in RAY_BINARY:
+        if name.startswith("RAY_") and not known_to_ray(name):
             yield f"{node}: Ray knows no {name}"
 
 

@@ -246,8 +246,14 @@ class Done:
 class Runs:
     """Makes run directories and compares them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, usual: Path | None = None) -> None:
         self.folder = folder
+        self._usual = usual  # what ``make("base")`` would make
+
+    def base(self) -> Path:
+        """Puts the usual run there as ``base``: a copy, since most tests of this file begin with it."""
+        assert self._usual is not None
+        return Path(shutil.copytree(self._usual, self.folder / "base"))
 
     def make(
         self,
@@ -290,9 +296,14 @@ class Runs:
         return Done(result.exit_code, result.output)
 
 
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Runs(tmp_path_factory.mktemp("usual")).make("base")
+
+
 @pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path)
+def runs(tmp_path: Path, usual: Path) -> Runs:
+    return Runs(tmp_path, usual)
 
 
 def facts(**given: Any) -> Mapping[str, VariantFacts]:
@@ -316,7 +327,7 @@ def facts(**given: Any) -> Mapping[str, VariantFacts]:
     ],
 )
 def test_the_gate_ends_with_what_it_found(new: dict[str, Any], code: Exit, verdict: str, runs: Runs) -> None:
-    runs.make("base")
+    runs.base()
     runs.make("new", **new)
     done = runs.compare("base", "new", "--gate", "3%", "--format", "json")
     found = json.loads(done.out)
@@ -329,7 +340,7 @@ def test_the_gate_ends_with_what_it_found(new: dict[str, Any], code: Exit, verdi
 
 
 def test_runs_of_two_methods_decide_nothing(runs: Runs) -> None:
-    runs.make("base")
+    runs.base()
     record = runs.make("new", torchscript=1.0) / "run.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "method": {"version": 2}}))
     done = runs.compare("base", "new", "--gate", "3%")
@@ -340,7 +351,7 @@ def test_runs_of_two_methods_decide_nothing(runs: Runs) -> None:
 
 
 def test_the_figures_are_those_of_a_hand_written_calculation(runs: Runs) -> None:
-    runs.make("base")
+    runs.base()
     runs.make("new", torchscript=1.2, count=20)
     (found,) = [one for one in json.loads(runs.compare("base", "new", "--format", "json").out)["cells"] if one["gates"]]
     means, variances, degrees = [], [], []
@@ -358,7 +369,7 @@ def test_the_figures_are_those_of_a_hand_written_calculation(runs: Runs) -> None
 
 
 def test_a_run_without_samples_is_compared_by_its_rows(runs: Runs) -> None:
-    runs.make("base")
+    runs.base()
     runs.make("new", torchscript=1.2)
     whole = json.loads(runs.compare("base", "new", "--format", "json").out)["cells"]
     shutil.rmtree(runs.folder / "base" / "samples")
@@ -383,7 +394,7 @@ def test_a_cell_that_was_asked_for_and_not_measured_can_not_pass(runs: Runs) -> 
 
 
 def test_a_variant_that_is_no_longer_asked_for_is_named_and_fails_nothing(runs: Runs) -> None:
-    runs.make("base")
+    runs.base()
     runs.make("new", variants=("eager", "eager-again"))
     done = runs.compare("base", "new", "--gate", "3%")
     assert "only in BASE: torchscript, batch 1" in done.out
@@ -391,7 +402,7 @@ def test_a_variant_that_is_no_longer_asked_for_is_named_and_fails_nothing(runs: 
 
 
 def test_a_text_says_what_the_baseline_and_the_machine_did(runs: Runs) -> None:
-    runs.make("base")
+    runs.base()
     runs.make("new", baseline_ms=11.0)
     out = runs.compare("base", "new", "--gate", "0.03").out
     assert out.startswith("new against base: 1 cell, within the gate (no variant more than 3% slower)\n")
@@ -408,7 +419,7 @@ def told_of(place: Path, **facts: Any) -> None:
 
 def test_machines_settings_and_programs_that_differ_quietly_are_noted(runs: Runs) -> None:
     told_of(
-        runs.make("base"),
+        runs.base(),
         machine_ids={"machine_id": "1"},
         settings={"ATEN_CPU_CAPABILITY": "default"},
         packages={"onnxruntime": "1.22.0", "openvino": None},
@@ -440,7 +451,7 @@ def test_runs_of_one_machine_and_setting_are_noted_in_nothing(runs: Runs) -> Non
 
 
 def test_a_control_that_differs_is_spoken_of(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs.make("base")
+    runs.base()
     runs.make("new")
     monkeypatch.setattr(gate, "outcome", lambda *_: ChangeVerdict.SLOWER)
     assert "the control itself is slower: distrust this comparison" in runs.compare("base", "new").out
@@ -459,7 +470,7 @@ def test_markdown_is_a_table_that_nothing_breaks(runs: Runs) -> None:
 def test_markdown_shows_a_reason_as_it_is_and_calls_nobody(runs: Runs) -> None:
     """It goes into a pull request's comment."""
     reason = "@org/team ![x](http://a/b.png) [here](http://c) <img src=y> **all** _of_ a@b my_own_name `x` &lt; ~~no~~"
-    runs.make("base")
+    runs.base()
     runs.make("new", facts=facts(failed=reason))
     text = runs.compare("base", "new", "--format", "markdown").out
     (line,) = [line for line in text.splitlines() if "broken: " in line]
@@ -470,7 +481,7 @@ def test_markdown_shows_a_reason_as_it_is_and_calls_nobody(runs: Runs) -> None:
 
 
 def test_it_is_written_to_a_file(runs: Runs) -> None:
-    runs.make("base")
+    runs.base()
     runs.make("new")
     out = runs.folder / "summary.md"
     done = runs.compare("base", "new", "--format", "markdown", "--out", str(out))
@@ -484,7 +495,7 @@ def test_it_is_written_to_a_file(runs: Runs) -> None:
     ("part", "said"), [("model", "the model's weights differ"), ("prompts", "the prompts differ"), ("code", None)]
 )
 def test_runs_of_other_weights_or_prompts_are_refused_unless_anyway(part: str, said: str | None, runs: Runs) -> None:
-    runs.make("base")
+    runs.base()
     runs.make("new", identity={**IDENTITY, part: "other"})
     if said is None:
         assert "differs between the runs: this program's sources" in runs.compare("base", "new").out
@@ -526,7 +537,7 @@ def test_a_gate_that_is_no_share_is_refused(text: str) -> None:
     ],
 )
 def test_unusable_arguments_are_one_line(options: list[str], said: str, runs: Runs) -> None:
-    runs.make("base")
+    runs.base()
     with pytest.raises(UsageError, match=said):
         runs.compare("base", "base", *options)
     with pytest.raises(UsageError, match="no run at"):

@@ -141,6 +141,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setattr(run, "wait_for_resources", lambda *_: None)
     monkeypatch.setattr("ray_jobs.provenance.driver_facts", dict)
     monkeypatch.setattr("ray_jobs.process.trial.LEAST_LAUNCHES", LEAST)
+    monkeypatch.setattr(run, "draw_or_say", lambda directory: None)  # else half of the time goes to pages nobody reads
 
 
 Rows = list[dict[str, Any]]

@@ -82,7 +82,7 @@ def killed(home: Path, tsv: Path, name: str, validations: int) -> Path:
     finally:
         process.kill()
         process.communicate()
-        _, left = psutil.wait_procs(family, timeout=30)
+        _, left = psutil.wait_procs(family, timeout=3)  # two of Ray's agents stay for longer than half a minute
         for one in left:
             with suppress(psutil.NoSuchProcess):
                 one.kill()

@@ -1,6 +1,7 @@
 """How thorough a test run is: the environment's ``TEST_PROFILE``, which ``make quick`` and ``make test-all`` set."""
 
 import os
+import shutil
 import sys
 from enum import StrEnum
 from typing import Any
@@ -20,6 +21,7 @@ class Profile(StrEnum):
 PROFILE = Profile(os.environ.get("TEST_PROFILE", Profile.USUAL))
 QUICK = PROFILE is Profile.QUICK
 EXAMPLES = {Profile.QUICK: 20, Profile.USUAL: 50, Profile.FULL: 100}[PROFILE]
+MEMORY, ROOM = "/dev/shm", 4e9  # where it is a file system, and its least free bytes: a run takes 0.15e9
 # What starts a process in this one's stead; that of Ray and of the launch server ends in subprocess.Popen too.
 STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
 
@@ -38,6 +40,15 @@ def load() -> None:
     """Applies the profile to Hypothesis. The machine may be busy, so no example has a deadline."""
     settings.register_profile(PROFILE, deadline=None, max_examples=EXAMPLES)
     settings.load_profile(PROFILE)
+
+
+def keep_in_memory() -> None:
+    """Lets pytest's temporary folders lie in memory, if there is room.
+
+    Of a quick run on a disk that others use too, a quarter went to small files and to taking away earlier runs' ones.
+    """
+    if os.path.isdir(MEMORY) and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
 
 def forbid_processes() -> None:
