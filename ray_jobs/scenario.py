@@ -27,6 +27,13 @@ class ReplicaKind(StrEnum):
     THREAD = "thread"  # of one process: all of them share the interpreter's lock
 
 
+class Through(StrEnum):
+    """What requests pass through on their way to a replica."""
+
+    DIRECT = "direct"  # nothing: a queue that replicas take them from
+    SERVE = "serve"  # the handle of a Ray Serve deployment
+
+
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 BOUND = re.compile(r"p(\d{1,2}(?:\.\d+)?)=(\d+(?:\.\d+)?)(us|ms|s)")
 TIME = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
@@ -66,6 +73,7 @@ class Load:
     slo: str | None = None  # of ``server``, as ``Bound.of`` takes it
     max_batch: int = 1  # requests that a replica answers together, at most
     batch_window: str | None = None  # that it waits for more than one, as ``window_of`` takes it
+    through: Through = Through.DIRECT
 
     @property
     def bound(self) -> Bound | None:
@@ -91,7 +99,8 @@ class Load:
         """Its part of a trial's id."""
         kind = "" if self.kind == ReplicaKind.PROCESS else f"-{self.kind}"
         together = "" if self.max_batch == 1 else f"-b{self.max_batch}"
-        return f"{self.scenario}-x{self.replicas}{kind}{together}"
+        through = "" if self.through == Through.DIRECT else f"-{self.through}"
+        return f"{self.scenario}-x{self.replicas}{kind}{together}{through}"
 
 
 def loads_of(
@@ -101,12 +110,15 @@ def loads_of(
     slo: str | None,
     batches: Sequence[int] = (1,),
     window: str | None = None,
+    ways: Sequence[str] = (Through.DIRECT,),
 ) -> tuple[Load | None, ...]:
     """Every combination that is asked for; None is ``single-stream``. A single replica is no thread of several.
 
     Raises:
-        UsageError: the bound is missing, or it, the replicas or the batches are for no scenario.
+        UsageError: the bound is missing, or it, the replicas, the batches or the ways are for no scenario.
     """
+    if Through.SERVE in ways:
+        _require_servable(scenarios, kinds, batches)
     alone = all(scenario == Scenario.SINGLE_STREAM for scenario in scenarios)
     if alone and (tuple(replicas) != (1,) or tuple(kinds) != (ReplicaKind.PROCESS,)):
         raise UsageError("replicas are of scenarios server and offline: add one to --scenario, or leave them out")
@@ -128,10 +140,22 @@ def loads_of(
         bound = slo if scenario == Scenario.SERVER else None
         for count in replicas:
             mine = [ReplicaKind(kind) for kind in kinds] if count > 1 else [ReplicaKind.PROCESS]
-            for kind, most in product(mine, batches):
+            for kind, most, through in product(mine, batches, map(Through, ways)):
                 waits = window if bound is not None and most > 1 else None
-                found.append(Load(scenario, count, kind, bound, most, waits))
+                found.append(Load(scenario, count, kind, bound, most, waits, through))
     return tuple(dict.fromkeys(found))
+
+
+def _require_servable(scenarios: Sequence[str], kinds: Sequence[str], batches: Sequence[int]) -> None:
+    """Raises UsageError where something is asked for that no deployment of Ray Serve can be."""
+    if Scenario.SERVER not in scenarios:
+        raise UsageError("through serve is of scenario server: add it to --scenario, or leave --through out")
+    if Scenario.OFFLINE in scenarios:
+        raise UsageError("in scenario offline replicas take inputs by themselves, none through serve: leave one out")
+    if ReplicaKind.THREAD in kinds:
+        raise UsageError("replicas behind Ray Serve are processes: leave out replica kind thread, or --through serve")
+    if max(batches) > 1:
+        raise UsageError("through serve each request is answered alone: leave out --max-batch, or --through serve")
 
 
 def window_of(asked: str) -> float:

@@ -21,7 +21,7 @@ from chatbot.variants import (
     require_name,
     variant_named,
 )
-from ray_jobs.scenario import Bound, Load, ReplicaKind, Scenario, loads_of, price_of, window_of
+from ray_jobs.scenario import Bound, Load, ReplicaKind, Scenario, Through, loads_of, price_of, window_of
 from ray_jobs.sides import code_in, sides_of
 
 
@@ -124,6 +124,7 @@ Isolation = Annotated[str, AfterValidator(_isolation)]
 Against = Annotated[tuple[str, ...], BeforeValidator(_against)]
 Scenarios = Annotated[tuple[str, ...], BeforeValidator(_names("scenario", list(Scenario)))]
 Kinds = Annotated[tuple[str, ...], BeforeValidator(_names("replica kind", list(ReplicaKind)))]
+Ways = Annotated[tuple[str, ...], BeforeValidator(_names("way", list(Through)))]
 Slo = Annotated[str, AfterValidator(_slo)]
 Window = Annotated[str, AfterValidator(_window)]
 Prices = Annotated[tuple[str, ...], BeforeValidator(_prices)]
@@ -199,6 +200,11 @@ class Spec(BaseModel):
     batch_window: Window | None = Field(
         default=None, description="Time that a replica which has a request waits for others, as 2ms; by default none"
     )
+    through: Ways = Field(
+        default=(Through.DIRECT,),
+        min_length=1,
+        description="What requests of scenario server pass through: direct (nothing), serve (Ray Serve) or both",
+    )
     price: Prices = Field(
         default=(),
         description="Price of a station's hour by how its hardware class begins: EPYC=0.096, several times for several",
@@ -211,6 +217,8 @@ class Spec(BaseModel):
             raise UsageError("sides are compared call by call: leave out against, or every scenario but single-stream")
         if max(self.max_batch) > 1 and self.batch != (1,):
             raise UsageError("batch is that of a request, and max_batch joins requests of one prompt: leave one out")
+        if Through.SERVE in self.through and "cuda" in self.device:
+            raise UsageError("through serve is measured on CPUs: leave out --device cuda, or --through serve")
         return self
 
     @property
@@ -222,7 +230,8 @@ class Spec(BaseModel):
     @property
     def loads(self) -> tuple[Load | None, ...]:
         """How each workload is asked; None: each call follows the one before. Raises UsageError."""
-        return loads_of(self.scenario, self.replicas, self.replica_kind, self.slo, self.max_batch, self.batch_window)
+        who = (self.replicas, self.replica_kind, self.slo, self.max_batch, self.batch_window, self.through)
+        return loads_of(self.scenario, *who)
 
     @property
     def prices(self) -> tuple[tuple[str, float], ...]:

@@ -82,6 +82,9 @@ def test_the_page_and_the_table_name_what_was_held(run: Path) -> None:
         (("--scenario", "offline", "--max-batch", "2", "--batch", "2"), "max_batch joins requests of one prompt"),
         (("--max-batch", "2"), "max_batch is of scenarios server and offline"),
         (("--scenario", "server", "--slo", "p90=5ms", "--max-batch", "2", "--batch-window", "2"), "as 2ms"),
+        (("--through", "serve"), "through serve is of scenario server"),
+        (("--scenario", "server", "--slo", "p90=5ms", "--through", "http"), "unknown way 'http'"),
+        (("--scenario", "server", "--slo", "p90=5ms", "--through", "serve", "--device", "cuda"), "measured on CPUs"),
         (("--price", "EPYC"), "price is 'EPYC'"),
         (("--scenario", "offline", "--against", "env=A=1"), "sides are compared call by call"),
     ],
@@ -91,3 +94,15 @@ def test_bad_input_is_one_line(flags: Arguments, said: str, tmp_path: Path) -> N
     assert done.code == 2
     assert said in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+def test_serve_is_refused_where_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_jobs.cli.matrix.OF_SERVE", ("starlette_of_nobody",))
+    through = ("--scenario", "server", "--slo", "p90=5ms", "--through", "direct,serve")
+    done = commands.run_here(tmp_path, "matrix", *through)
+    assert done.code == 2
+    assert done.err.strip().endswith("run: pip install 'latency-matrix[serve]'")
+    assert len(done.err.strip().splitlines()) == 1
+    planned = commands.run_here(tmp_path, "matrix", *through, "--plan")
+    assert planned.code == 0
+    assert "server with 1 process behind Ray Serve within p90=5ms" in planned.out

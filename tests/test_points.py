@@ -17,7 +17,7 @@ from ray_jobs.measure.result import LaunchResult, VariantFacts
 from ray_jobs.measure.trial import Place, Trial
 from ray_jobs.results.samples import to_result, to_table
 from ray_jobs.results.store import RunDirectory
-from ray_jobs.scenario import Load, ReplicaKind, Scenario
+from ray_jobs.scenario import Load, ReplicaKind, Scenario, Through
 from ray_jobs.statistics import Verdict
 
 NAMES = (BASELINE, CONTROL, "torchscript")
@@ -103,6 +103,13 @@ def test_windows_in_which_requests_were_sent_late_do_not_count() -> None:
     assert f"sent late in {3 * len(RATES)} of {3 * len(RATES)} windows" in " ".join(row.warnings)
 
 
+def test_through_serve_lateness_is_the_handles_own_and_in_the_latency() -> None:
+    late = 1_000_000
+    served = made_served(replace(SERVER, through=Through.SERVE), EVEN, RATES, late_ns=late)
+    assert not any(point.late for point in points(served))
+    assert all(point.late for point in points(made_served(SERVER, EVEN, RATES, late_ns=late)))
+
+
 def test_rows_tell_capacity_ratio_and_verdict() -> None:
     quick = {BASELINE: 1.0, CONTROL: 1.0, "torchscript": 0.5}
     launches = [made_served(SERVER, quick, np.geomspace(300, 2200, 16), index) for index in range(10)]
@@ -112,6 +119,7 @@ def test_rows_tell_capacity_ratio_and_verdict() -> None:
     assert (base.scenario, base.slo, base.replicas, base.replica_kind, base.max_batch) == (
         *(Scenario.SERVER, "p90=5ms", 1, ReplicaKind.PROCESS, 1),
     )
+    assert base.through == Through.DIRECT
     assert base.capacity_verdict == Verdict.BASELINE
     assert found[CONTROL].capacity_verdict == Verdict.SAME
     assert fast.capacity_verdict == Verdict.FASTER

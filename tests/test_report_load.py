@@ -131,6 +131,7 @@ def invalid(rows: Sequence[Row], variant: str) -> tuple[Row, ...]:
             "server, 2 replicas of 1 thread, in one process, p99.9 at most 500 us",
         ),
         ({"scenario": "offline", "slo": None}, "offline, 1 replica of 1 thread"),
+        ({"through": "serve"}, "server, 1 replica of 1 thread, behind Ray Serve, p99 at most 50 ms"),
         ({"max_batch": 8}, "server, 1 replica of 1 thread, up to 8 requests at once, p99 at most 50 ms"),
     ],
 )

@@ -315,7 +315,7 @@ def test_columns_are_the_rows_fields_the_newest_last() -> None:
     cold += [f"pays_after_{state}{end}" for state in ("empty", "cached") for end in ("", "_low", "_high")]
     load = [f"capacity_{name}{end}" for name in ("rps", "ratio") for end in ("", "_low", "_high")]
     load = ["scenario", "slo", "replicas", "replica_kind", "max_batch", "offered_rps", *load, "capacity_verdict"]
-    load += ["goodput_rps", "generator_late_p99_us", "cost_per_million"]
+    load += ["goodput_rps", "generator_late_p99_us", "cost_per_million", "through"]
     assert COLUMNS[-len(load) :] == tuple(load)
     columns = COLUMNS[: -len(load)]
     before = columns[: -len(cold)]

@@ -54,7 +54,7 @@ ROW_COLUMNS = (
     "pays_after_cached pays_after_cached_low pays_after_cached_high "
     "scenario slo replicas replica_kind max_batch offered_rps capacity_rps capacity_rps_low capacity_rps_high "
     "capacity_ratio capacity_ratio_low capacity_ratio_high capacity_verdict "
-    "goodput_rps generator_late_p99_us cost_per_million"
+    "goodput_rps generator_late_p99_us cost_per_million through"
 ).split()
 INTEGERS = {
     "compared_replies",
@@ -65,7 +65,7 @@ INTEGERS = {
 TEXTS = {
     *("run_id", "trial_id", "station", "host", "device", "device_name", "model", "variant", "baseline", "verdict"),
     *("bound", "bound_why", "status", "reason", "hardware", "cores", "side", "side_verdict"),
-    *("scenario", "slo", "replica_kind", "capacity_verdict"),
+    *("scenario", "slo", "replica_kind", "through", "capacity_verdict"),
 }
 
 # What is read from a run is made printable, so names that are not do not come back.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatbot.errors import UsageError
-from ray_jobs.scenario import Bound, Load, ReplicaKind, Scenario, loads_of, price_for, price_of, window_of
+from ray_jobs.scenario import Bound, Load, ReplicaKind, Scenario, Through, loads_of, price_for, price_of, window_of
 
 
 @given(st.integers(50, 99), st.integers(1, 10**6), st.sampled_from([("us", 1e-6), ("ms", 1e-3), ("s", 1.0)]))
@@ -73,6 +73,28 @@ def test_batches_that_mean_nothing_are_refused(asked: dict[str, Any], said: str)
     given["slo"] = "p90=5ms" if "server" in given["scenarios"] else None
     with pytest.raises(UsageError, match=said):
         loads_of(**given)
+
+
+def test_every_way_is_asked_for() -> None:
+    found = loads_of(["single-stream", "server"], [1, 2], ["process"], "p90=5ms", ways=["direct", "serve"])
+    ways = [(load.replicas, load.through) for load in found if load]
+    assert ways == [(1, Through.DIRECT), (1, Through.SERVE), (2, Through.DIRECT), (2, Through.SERVE)]
+    assert [load.id for load in found if load] == ["server-x1", "server-x1-serve", "server-x2", "server-x2-serve"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"scenarios": ["offline"], "slo": None}, "through serve is of scenario server"),
+        ({"scenarios": ["offline", "server"]}, "none through serve: leave one out"),
+        ({"kinds": ["process", "thread"], "replicas": [2]}, "are processes: leave out replica kind thread"),
+        ({"batches": [1, 8]}, "each request is answered alone"),
+    ],
+)
+def test_what_no_deployment_can_be_is_refused(asked: dict[str, Any], said: str) -> None:
+    given = {"scenarios": ["server"], "replicas": [1], "kinds": ["process"], "slo": "p90=5ms", **asked}
+    with pytest.raises(UsageError, match=said):
+        loads_of(**given, ways=["direct", "serve"])
 
 
 def test_a_window_is_a_time() -> None:

@@ -18,7 +18,18 @@ SIZES = ("batch", "prompt_tokens", "reply_tokens", "threads")
 KEYS = (
     *("variants", "device", "batch", "prompt_tokens", "reply_tokens", "threads", "model", "corpus", "precision"),
     *("margin", "budget", "seed", "stations", "isolation", "cores_per_gpu", "stop_at_eos", "cold", "launch_timeout"),
-    *("cases", "against", "scenario", "slo", "replicas", "replica_kind", "max_batch", "batch_window", "price"),
+    *(
+        "cases",
+        "against",
+        "scenario",
+        "slo",
+        "replicas",
+        "replica_kind",
+        "max_batch",
+        "batch_window",
+        "through",
+        "price",
+    ),
 )
 MANY = st.lists(st.integers(2, 99), min_size=1, max_size=4)
 

@@ -32,7 +32,16 @@ from ray_jobs.measure.interference import (
     severity,
     unwatched,
 )
-from ray_jobs.measure.watch import REPEATS, TICK_NS, Counters, MachineWatch, cpu_ns_of, sentinel_ns, watch_for
+from ray_jobs.measure.watch import (
+    REPEATS,
+    TICK_NS,
+    Counters,
+    HelpedWatch,
+    MachineWatch,
+    cpu_ns_of,
+    sentinel_ns,
+    watch_for,
+)
 
 SECOND = 10**9
 STAT = """cpu  100 10 20 5000 300 3 7 90 0 0
@@ -89,6 +98,17 @@ def test_waiting_for_a_core_is_summed_over_the_threads(proc: Path) -> None:
 def test_waiting_for_a_core_counts_the_threads_of_every_side(proc: Path) -> None:
     write(proc, {f"{os.getpid()}/task/9/schedstat": "1 5 1"})
     assert MachineWatch((1,), root=proc.parent, sides=(os.getpid(),)).read().run_delay_ns == 30 + 12 + 5
+
+
+def test_waiting_for_threads_and_processes_of_ours_is_no_disturbance(
+    proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica's process used 100 ns, 40 of them in the thread that computes, and a helper 7: 67 are explained."""
+    used = {51: 100, 52: 7}
+    monkeypatch.setattr(watch, "cpu_ns_of", used.__getitem__)
+    write(proc, {"51/task/53/schedstat": "40 90 1", "51/task/54/schedstat": "60 1000 1"})
+    helped = HelpedWatch((1,), root=proc.parent, sides=(51,), beside=(52,), itself=False, computing=((51, 53),))
+    assert helped.read().run_delay_ns == 90 - (100 - 40) - 7
 
 
 def test_the_time_of_another_process_is_told_by_its_own_clock() -> None:

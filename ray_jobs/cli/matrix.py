@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,7 @@ from ray_jobs.cli.options import (
 from ray_jobs.cluster.job import IN_A_JOB, check_uploaded, default_out, ray_address
 from ray_jobs.provenance import new_run_id, typed
 from ray_jobs.results import REPORT
+from ray_jobs.scenario import Through
 from ray_jobs.spec import Spec, own_code, read_spec, require_trust
 from ray_jobs.wandb_sink.mode import resolve_mode
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from ray_jobs.results.store import RunDirectory
 
 
+OF_SERVE = ("starlette", "fastapi", "uvicorn")  # what the extra installs
 MOST_STATIONS = 5  # named behind a run; its page and classes.json name all
 
 
@@ -106,6 +109,7 @@ def matrix(
     cluster = ray_address(address)
     if asked is not None:
         check_uploaded(asked.model, asked.corpus)
+        require_extra(asked)
     # Loaded once nothing more can be refused without it.
     from ray_jobs.driver.resume import Earlier
     from ray_jobs.driver.run import Where
@@ -115,9 +119,20 @@ def matrix(
         require_trust(earlier.spec, earlier.directory.shown, trust)
         if gated is not None:
             gated.require_sides(earlier.spec.against)
+        require_extra(earlier.spec)
     where = Where(cluster, resources, wait)
     final = earlier.spec if earlier else asked or Spec()
     raise typer.Exit(_measure(final, earlier, root, run_id, where, mode, as_json, gated))
+
+
+def require_extra(spec: Spec) -> None:
+    """Raises UsageError where Ray Serve is asked for and not installed."""
+    lacking = [name for name in OF_SERVE if find_spec(name) is None]
+    if Through.SERVE in spec.through and lacking:
+        raise UsageError(
+            f"through serve needs ray[serve], and {', '.join(lacking)} of it is not installed; "
+            "run: pip install 'latency-matrix[serve]'"
+        )
 
 
 def _rehearse(spec: Spec, root: str, plan: bool) -> None:

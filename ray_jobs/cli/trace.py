@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # These mean nothing to a trace.
 TIMING = (
     *("stop_at_eos", "precision", "margin", "budget", "isolation", "cores_per_gpu", "against", "cold"),
-    *("scenario", "slo", "replicas", "replica_kind", "max_batch", "batch_window", "price"),
+    *("scenario", "slo", "replicas", "replica_kind", "max_batch", "batch_window", "through", "price"),
 )
 
 

@@ -4,8 +4,10 @@
 """
 
 import os
+import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_jobs.cluster import serve
 from ray_jobs.cluster.events import Event, Job, LaunchDone, Outcome, TrialEnded, WorkerLost
 from ray_jobs.cluster.reachability import Watchman
 from ray_jobs.cluster.schedule import ClusterLostError, Schedule
@@ -28,6 +31,7 @@ from ray_jobs.process.profile.launches import run_traces
 from ray_jobs.process.server import TrialError
 from ray_jobs.process.untimed import Alive
 from ray_jobs.results import samples
+from ray_jobs.scenario import Through
 
 FETCH_TIMEOUT_S = 30.0  # for what a ready task yielded: its node may be out of reach by then
 NAMESPACE = b"latency-matrix"
@@ -44,14 +48,20 @@ class RayBackend:
         self._prompts = {length: ray.put(pool) for length, pool in inputs.prompts.items()}
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._watchman = Watchman(ray.util.get_node_ip_address(), (host, int(port)))
+        self._behind_serve: str | None = None  # the run, once a trial of it goes through Ray Serve
 
     def close(self) -> None:
-        """Ends the thread that runs next to the trials."""
+        """Ends the thread that runs next to the trials, and what is left of them in Ray Serve."""
         self._watchman.close()
+        if self._behind_serve is not None and not isinstance(sys.exception(), ClusterLostError):
+            serve.end(self._behind_serve)
 
     def submit(self, job: Job) -> Any:
         """Hands the trial to Ray."""
         station, trial = job.station, job.trial
+        if trial.load is not None and trial.load.through == Through.SERVE and self._behind_serve is None:
+            self._behind_serve = trial.run_id
+            serve.start()
         task = _measure_on_cuda if station.device == "cuda" else _measure_on_cpu
         placed = task.options(
             num_cpus=station.cpus,
@@ -143,6 +153,7 @@ def _measure(
     with ExitStack() as stack:
         stack.enter_context(_told(lease.describe(trial.run_id, trial.id)))
         share = _share(node_gpus)
+        share = replace(share, behind=stack.enter_context(serve.behind(trial, share.cores)))
         source = stack.enter_context(model.as_file()) if isinstance(model, CheckpointBytes) else model
         inputs = Inputs(source, {trial.workload.prompt_tokens: pool})
         for outcome in (

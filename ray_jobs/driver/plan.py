@@ -22,7 +22,7 @@ from ray_jobs.measure.rounds import CALLS, MOST_CALLS, ROUNDS, TURN_NS, WARMUP_C
 from ray_jobs.measure.trial import SIDE_S, cold_s, compiling_s, rounds_s, untimed_s
 from ray_jobs.report.text import counted
 from ray_jobs.results import schema
-from ray_jobs.scenario import Load, ReplicaKind
+from ray_jobs.scenario import Load, ReplicaKind, Through
 from ray_jobs.sides import sides_of
 from ray_jobs.spec import Spec
 from ray_jobs.statistics import LEAST_LAUNCHES
@@ -111,7 +111,8 @@ def _asked(load: Load | None) -> str:
         return ""
     who = counted(load.replicas, str(load.kind), "processes" if load.kind == ReplicaKind.PROCESS else "threads")
     together = "" if load.max_batch == 1 else f" of up to {load.max_batch} requests at once"
-    return f", {load.scenario} with {who}{together}{f' within {load.slo}' if load.slo else ''}"
+    behind = " behind Ray Serve" if load.through == Through.SERVE else ""
+    return f", {load.scenario} with {who}{together}{behind}{f' within {load.slo}' if load.slo else ''}"
 
 
 def _under_load(spec: Spec) -> Duration:

@@ -32,6 +32,10 @@ class ReplicaLostError(RuntimeError):
     """A replica ended before the launch did."""
 
 
+class ReplicaEndedError(ReplicaLostError):
+    """Its process has, and nobody knows how."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One replica, as who sends it requests has it."""
@@ -95,7 +99,7 @@ class Line:
                     signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
                 os.kill(os.getpid(), os.WTERMSIG(status))
             raise ReplicaLostError(f"replica {self.number} ended with exit code {os.waitstatus_to_exitcode(status)}")
-        raise ReplicaLostError(f"replica {self.number} has ended")
+        raise ReplicaEndedError(f"replica {self.number} has ended")
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def open_loop(crew: Crew, due_ns: Sequence[int], patience: Patience) -> Flow:
     gc.collect(0)
     gc.disable()
     try:
-        _Sending(crew, flow).run(due_ns, patience)
+        _Sending(crew, flow, patience).run(due_ns)
     finally:
         gc.enable()
     end(crew, flow)
@@ -98,65 +98,89 @@ def end(crew: Crew, flow: Flow) -> None:
             line.hear()
 
 
-class _Sending:
-    """A window in progress: what is due is seen, what is seen is put in the queue, answers are taken; no more."""
+class Sending:
+    """A window in progress, however its requests are sent: what was answered, and whether to give it up."""
 
-    def __init__(self, crew: Crew, flow: Flow) -> None:
-        self.flow, self.queue = flow, crew.queue
+    def __init__(self, flow: Flow, patience: Patience) -> None:
+        self.flow, self.patience = flow, patience
+        self.arrived = self.oldest = self.over = 0
+        self.open = flow.count  # requests that are to be answered
+
+    def begin(self, due_ns: Sequence[int]) -> None:
+        """Sets the times from now on."""
+        start = clock() + LEAD_NS
+        self.flow.due = [start + offset for offset in due_ns]
+
+    def see(self) -> None:
+        """Takes note of what is due by now."""
+        flow, now = self.flow, clock()
+        while self.arrived < flow.count and flow.due[self.arrived] <= now:
+            flow.seen[self.arrived] = now
+            self.arrived += 1
+
+    def answered(self, number: int, replica: int, began: int, ended: int, now: int) -> None:
+        """Takes note of an answer that is in hand now."""
+        flow = self.flow
+        flow.began[number], flow.ended[number], flow.done[number] = began, ended, now
+        flow.replica[number] = replica
+        self.over += now - flow.due[number] > self.patience.bound_ns
+        self.open -= 1
+
+    def given_up(self) -> bool:
+        """Whether it is to be given up: more have broken the bound than may, and the oldest has waited too long."""
+        flow, waited_ns = self.flow, self.patience.waited_ns
+        if self.over <= self.patience.spare:
+            return False
+        while self.oldest < flow.count and flow.done[self.oldest] >= 0:
+            self.oldest += 1
+        if waited_ns and (self.oldest == flow.count or clock() - flow.due[self.oldest] <= waited_ns):
+            return False
+        flow.abandoned = self.open > 0
+        return True
+
+
+class _Sending(Sending):
+    """What is due is seen, what is seen is put in the queue, answers are taken; no more."""
+
+    def __init__(self, crew: Crew, flow: Flow, patience: Patience) -> None:
+        super().__init__(flow, patience)
+        self.queue = crew.queue
         self.lines = {line.ends[0]: line for line in crew.lines}
         self.ready = _poll(self.lines).poll
-        self.arrived = self.put = self.oldest = self.over = 0
-        self.open = flow.count  # requests that are to be answered
-        self.bound_ns = 0
+        self.put = 0
 
-    def run(self, due_ns: Sequence[int], patience: Patience) -> None:
-        flow, self.bound_ns = self.flow, patience.bound_ns
-        start = clock() + LEAD_NS
-        flow.due = [start + offset for offset in due_ns]
-        while self.open and not flow.broken:
+    def run(self, due_ns: Sequence[int]) -> None:
+        self.begin(due_ns)
+        while self.open and not self.flow.broken:
             self.send()
             for descriptor, _ in self.ready(0):
                 self.take(descriptor)
-            if self.over > patience.spare and self.hopeless(patience.waited_ns):
-                flow.abandoned = self.open > 0
+            if self.given_up():
                 break
         self.drain()
 
     def send(self) -> None:
         """What is due by now."""
-        flow, now = self.flow, clock()
-        while self.arrived < flow.count and flow.due[self.arrived] <= now:
-            flow.seen[self.arrived] = now
-            self.arrived += 1
+        self.see()
         while self.put < self.arrived:
-            flow.sent[self.put] = clock()
+            self.flow.sent[self.put] = clock()
             if not self.queue.put(self.put):
                 break
             self.put += 1
 
     def take(self, descriptor: int) -> None:
         """Answers of one replica. Raises ReplicaLostError where it has gone."""
-        flow, line = self.flow, self.lines[descriptor]
+        line = self.lines[descriptor]
         message = os.read(descriptor, wire.MOST_ANSWERS * wire.ANSWER.size)
         now = clock()
         if not message:
             line.lost()
         for number, began, ended in wire.ANSWER.iter_unpack(message):
             if number == wire.OVER:
-                flow.broken.add(line.number)
+                self.flow.broken.add(line.number)
                 self.open -= began
                 continue
-            flow.began[number], flow.ended[number], flow.done[number] = began, ended, now
-            flow.replica[number] = line.number
-            self.over += now - flow.due[number] > self.bound_ns
-            self.open -= 1
-
-    def hopeless(self, waited_ns: int) -> bool:
-        """Whether the oldest request has waited too long."""
-        flow = self.flow
-        while self.oldest < flow.count and flow.done[self.oldest] >= 0:
-            self.oldest += 1
-        return not waited_ns or (self.oldest < flow.count and clock() - flow.due[self.oldest] > waited_ns)
+            self.answered(number, line.number, began, ended, now)
 
     def drain(self) -> None:
         """Takes back what waits, and the answers that are still to come."""

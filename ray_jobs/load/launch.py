@@ -5,6 +5,7 @@ the requests of all windows of a launch are due at the same random times, drawn 
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatbot.variants import Workload
-from ray_jobs.load import crew, queueing, record, sizes
-from ray_jobs.load.crew import Crew, Line
+from ray_jobs.load import calls, crew, queueing, record, sizes
+from ray_jobs.load.behind import Behind, Deployed, deployed
+from ray_jobs.load.crew import Line, ReplicaEndedError
 from ray_jobs.load.generator import Flow, Patience, all_busy, open_loop
 from ray_jobs.load.points import Point, given_up_s, points
 from ray_jobs.load.replica import DRAWING, Replica
 from ray_jobs.load.search import LEAST, Search, Seen
+from ray_jobs.load.served import Start
 from ray_jobs.measure import busy, interference, orders
 from ray_jobs.measure.channel import Channel
 from ray_jobs.measure.interference import per_round
@@ -29,10 +32,12 @@ from ray_jobs.measure.requests import Served, Window
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.rounds import WarmUp
 from ray_jobs.measure.trial import ModelSource, mode_of, present
-from ray_jobs.measure.watch import Counters, MachineWatch
-from ray_jobs.scenario import Load, ReplicaKind, Scenario
+from ray_jobs.measure.watch import Counters, HelpedWatch, MachineWatch
+from ray_jobs.scenario import Load, ReplicaKind, Scenario, Through
 
 MOST_SHARE = 0.6  # of a launch's time, for its windows
+PACED = 100  # requests of each replica, by which a variant's pace through a handle is found
+FASTER = 1.5  # than that at most, with more of them at once
 COMPARE_S = 10.0  # for answers of the baseline that another replica gave
 TURNS, ARRIVALS, OFFSETS = 11, 12, 13  # keep these draws apart from those of a launch
 
@@ -52,6 +57,7 @@ class Asked:
     left_out: Mapping[str, VariantFacts] = field(default_factory=dict)  # variants that are not run, and why
     timeout_s: float = 60.0  # after which it is ended
     send: Callable[..., Flow] = open_loop
+    behind: Behind | None = None  # of a load through Ray Serve
 
     def draws(self, what: int) -> np.random.Generator:
         """Of this launch alone."""
@@ -64,6 +70,8 @@ def measure(asked: Asked) -> LaunchResult:
     mine = crew.shares(asked.cores[generators:], asked.load.replicas, workload.threads)
     running = [name for name in asked.variants if name not in asked.left_out]
     busy.enter(running)
+    if asked.load.through == Through.SERVE:
+        return _behind_serve(asked, running, mine)
 
     def play(channel: Channel, takes: int) -> None:
         full = replace(workload, batch=workload.batch * asked.load.max_batch)
@@ -78,12 +86,26 @@ def measure(asked: Asked) -> LaunchResult:
     return _Stage(asked, started, dict(asked.left_out)).run()
 
 
+def _behind_serve(asked: Asked, running: Sequence[str], cores: Sequence[tuple[int, ...]]) -> LaunchResult:
+    """As ``measure``, with replicas that Ray Serve starts."""
+    assert asked.behind is not None
+    os.sched_setaffinity(0, asked.cores[:1])  # the handle's threads too
+    end = time.monotonic() + asked.timeout_s
+    what = (asked.workload, tuple(running), asked.model, asked.pool, asked.launch, asked.share, asked.load, end)
+    starts = [Start(number, mine, *what) for number, mine in enumerate(cores)]
+    try:
+        with deployed(asked.behind, starts) as there:
+            return _ServedStage(asked, there, dict(asked.left_out)).run()
+    except ReplicaEndedError:
+        os._exit(1)  # who finds this process dead blames the variant that it was busy with
+
+
 @dataclass
 class _Stage:
     """A launch in progress."""
 
     asked: Asked
-    crew: Crew
+    crew: Any  # has the ``lines`` of its replicas
     facts: dict[str, VariantFacts]
     windows: list[Window] = field(default_factory=list)
     flows: list[tuple[Window, int, Flow]] = field(default_factory=list)  # with the place of the window in its round
@@ -94,13 +116,12 @@ class _Stage:
     @property
     def lines(self) -> tuple[Line, ...]:
         """The replicas."""
-        return self.crew.lines
+        found: tuple[Line, ...] = self.crew.lines
+        return found
 
     def run(self) -> LaunchResult:
         asked = self.asked
-        generators = asked.load.generators  # how late it was is told by each request
-        mine = asked.cores[generators:]
-        watch = MachineWatch(mine, counted=asked.share, sides=self._met(), itself=not generators)
+        watch = self._watch(self._met())
         self.lines[0].ask("sentinel")
         built = self._built()
         able = [name for name in built if self._prepared(name)]
@@ -108,6 +129,7 @@ class _Stage:
         warm = self._warmed(able)
         going = [name for name in asked.variants if name in warm]
         room = min(int(told["room"]) for told in self._told("room"))
+        room = self._paced(warm, room)
         rounds, calls = sizes.sizes(asked.load, asked.launch, self._seconds(warm), room, MOST_SHARE * asked.timeout_s)
         readings = [watch.read()]
         for number in range(rounds):
@@ -134,12 +156,18 @@ class _Stage:
         """Lets every replica do something, one after the other: what one finds out must not depend on the others."""
         return [line.ask(do, **asked) for line in self.lines]
 
-    def _met(self) -> tuple[int, ...]:
-        """The processes of the replicas. Raises RuntimeError where they have not the same weights."""
+    def _watch(self, met: Sequence[Mapping[str, Any]]) -> MachineWatch:
+        """Of the replicas; how late who sends requests was is told by each request."""
+        generators = self.asked.load.generators
+        cores = self.asked.cores[generators:]
+        return MachineWatch(cores, counted=self.asked.share, sides=_processes(met), itself=not generators)
+
+    def _met(self) -> list[dict[str, Any]]:
+        """What the replicas say of themselves. Raises RuntimeError where they have not the same weights."""
         told = self._each("hello")
         if len({one["weights"] for one in told}) > 1:
             raise RuntimeError("its replicas have different weights: make them the same in each process")
-        return tuple(sorted({int(one["pid"]) for one in told}))
+        return told
 
     def _prepared(self, name: str) -> bool:
         with _noted(name):
@@ -173,6 +201,18 @@ class _Stage:
                 found[name] = max(warm, key=lambda one: one.typical_ns)
         return found
 
+    def _paced(self, warm: Mapping[str, WarmUp], room: int) -> int:
+        """Finds out at what pace variants answer, where warm-ups do not tell; returns how many inputs are left."""
+        return room
+
+    def _each_s(self, name: str, warm: WarmUp) -> tuple[float, float]:
+        """(about how long, how long at least) a replica needs for each call."""
+        return warm.typical_ns / 1e9, warm.typical_ns / 1e9
+
+    def _sent(self, due_ns: Sequence[int], patience: Patience) -> Flow:
+        """A window in which requests are due at these times."""
+        return self.asked.send(self.crew, due_ns, patience)
+
     def _round(self, number: int, calls: int, going: Sequence[str], warm: Mapping[str, WarmUp]) -> None:
         """A window of each variant. The order is balanced over rounds of all launches."""
         launch = self.asked.launch
@@ -204,18 +244,18 @@ class _Stage:
         patience = Patience(round(bound.seconds * 1e9), sizes.spare(bound, calls), round(waited_s * 1e9))
         self._ready("answer", name, [number * calls] * len(self.lines), calls)
         due = np.round(gaps / rate * 1e9).astype(np.int64).tolist()
-        flow = self.asked.send(self.crew, due, patience)
+        flow = self._sent(due, patience)
         _require_all(flow)
         return Window(number, self.asked.variants.index(name), calls, rate, flow.abandoned), flow
 
     def _search(self, name: str, warm: WarmUp, gaps: NDArray[np.float64]) -> Search:
         """Where a variant begins to look: at what a queue with its warm-up's latency would hold."""
-        load, service_s = self.asked.load, warm.typical_ns / 1e9
+        load, (service_s, least_s) = self.asked.load, self._each_s(name, warm)
         bound = load.bound
         assert bound is not None
         together = (load.max_batch, load.batch_window_ns / 1e9)
         first = queueing.capacity_of(gaps, service_s, load.replicas, bound.share, bound.seconds, LEAST, together)
-        return Search(bound.seconds * 1e3, first, load.max_batch * load.replicas / service_s)
+        return Search(bound.seconds * 1e3, first, load.max_batch * load.replicas / least_s)
 
     def _offline(self, name: str, number: int, calls: int, warm: WarmUp) -> tuple[Window, Flow]:
         firsts = [(number * len(self.lines) + line.number) * calls for line in self.lines]
@@ -294,6 +334,46 @@ class _Stage:
             method=METHOD.version,
             served=Served(asked.load, windows, requests),
         )
+
+
+@dataclass
+class _ServedStage(_Stage):
+    """The same through a handle of Ray Serve."""
+
+    opened: int = 0  # windows so far; each replica counts them too
+    paces: dict[str, float] = field(default_factory=dict)  # in ns
+
+    def _watch(self, met: Sequence[Mapping[str, Any]]) -> MachineWatch:
+        """Of the replicas, with Serve's own processes and threads beside them."""
+        there: Deployed = self.crew
+        sides, cores = _processes(met), self.asked.cores[self.asked.load.generators :]
+        beside = there.helpers(sides[0])
+        computing = tuple((int(one["pid"]), int(one["thread"])) for one in met)
+        share = self.asked.share
+        return HelpedWatch(cores, counted=share, sides=sides, beside=beside, itself=False, computing=computing)
+
+    def _paced(self, warm: Mapping[str, WarmUp], room: int) -> int:
+        """Through the handle it may be far slower than its warm-up was."""
+        count = PACED * len(self.lines)
+        for name in warm:
+            with _noted(name):
+                self._ready("answer", name, [room - count] * len(self.lines), count)
+                self.opened += 1
+                self.paces[name] = calls.pace_ns(self.crew, count, self.opened) * len(self.lines)
+        return room - count
+
+    def _each_s(self, name: str, warm: WarmUp) -> tuple[float, float]:
+        """The pace was found with two requests at once; more of them are answered faster, as less waits for others."""
+        pace_ns = max(self.paces[name], warm.typical_ns)
+        return pace_ns / 1e9, max(pace_ns / FASTER, warm.typical_ns) / 1e9
+
+    def _sent(self, due_ns: Sequence[int], patience: Patience) -> Flow:
+        self.opened += 1
+        return calls.open_loop(self.crew, due_ns, patience, self.opened)
+
+
+def _processes(met: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    return tuple(sorted({int(one["pid"]) for one in met}))
 
 
 def _require_all(flow: Flow) -> None:

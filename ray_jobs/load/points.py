@@ -11,7 +11,7 @@ from chatbot.variants import BASELINE
 from ray_jobs.load.search import Seen, met_at
 from ray_jobs.measure.requests import Requests, Served, Window
 from ray_jobs.measure.result import SERVED, LaunchResult
-from ray_jobs.scenario import Bound, Scenario
+from ray_jobs.scenario import Bound, Scenario, Through
 from ray_jobs.statistics import least_samples
 
 LATE_NS = 200_000  # from which a request counts as sent late
@@ -100,7 +100,7 @@ def _at_bound(latencies: NDArray[np.int64], window: Window, bound: Bound) -> flo
 
 def _is_late(launch: LaunchResult, served: Served, mine: Mask) -> bool:
     bound = served.load.bound
-    if bound is None:
+    if bound is None or served.load.through == Through.SERVE:  # what keeps who sends them is the handle's own work
         return False
     late = lateness_ns(launch, served, mine) > max(LATE_NS, LATE_SHARE * bound.seconds * 1e9)
     return bool(late.mean() > LATE_PART * (1 - bound.share))

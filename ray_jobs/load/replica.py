@@ -49,12 +49,16 @@ class Replica(Session):
             channel: to who tells it.
             takes: the descriptor that it takes requests from.
         """
-        self._channel, self._most = channel, load.max_batch
         self._taker = Taker(takes, load.max_batch, load.batch_window_ns)
+        self.hold(load, channel)
+        self.serve(channel)
+
+    def hold(self, load: Load, channel: Channel) -> None:
+        """Gets ready to keep answers."""
+        self._channel, self._most = channel, load.max_batch
         self._answers: dict[str, dict[Numbers, Any]] = {name: {} for name in self._variants}
         self._walls: dict[str, list[int]] = {name: [] for name in self._variants}
         self._most_held = HELD
-        self.serve(channel)
 
     def idle(self) -> None:
         """What it is busy with is noted by who tells it: the note is one for all replicas."""
@@ -83,7 +87,7 @@ class Replica(Session):
                 try:
                     began, ended = self._one(variant, reply, together, [first + number for number in numbers])
                 except Exception as error:
-                    fault = _fault(error)
+                    fault = fault_of(error)
                     os.write(outgoing, wire.ANSWER.pack(wire.OVER, len(numbers), 0))
                     wire.read(incoming, wire.ASK.size)  # what follows is read by who has understood this
                     break
@@ -106,7 +110,7 @@ class Replica(Session):
                 try:
                     times[at : at + self._most] = self._one(variant, reply, together, _numbers(first + at, together))
                 except Exception as error:
-                    fault = _fault(error)
+                    fault = fault_of(error)
                     break
         return self._over(variant, fault), {"times": times}
 
@@ -204,8 +208,8 @@ def _numbers(first: int, together: Sequence[Asked]) -> range:
     return range(first, first + len(together))
 
 
-def _fault(error: Exception) -> dict[str, str]:
-    """What a variant that can't answer is, and why."""
+def fault_of(error: Exception) -> dict[str, str]:
+    """What a variant is that can't answer, and why."""
     if isinstance(error, UnavailableError):
         return {"skipped": str(error)}
     return {"failed": f"could not answer: {one_line(error)}"}

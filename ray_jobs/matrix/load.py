@@ -26,7 +26,7 @@ def asked(trial: Trial) -> dict[str, Any]:
     if load is None:
         return {"scenario": Scenario.SINGLE_STREAM}
     who = {"replicas": load.replicas, "replica_kind": load.kind, "max_batch": load.max_batch}
-    return {"scenario": load.scenario, "slo": load.slo, **who}
+    return {"scenario": load.scenario, "slo": load.slo, "through": load.through, **who}
 
 
 def told(trial: Trial, label: str, hardware: str | None, launches: Sequence[LaunchResult]) -> dict[str, Any]:

@@ -170,6 +170,7 @@ class Row:
     goodput_rps: float | None = None  # calls answered within the bound, a second, at offered_rps
     generator_late_p99_us: float | None = None  # of who sends the requests, in all windows
     cost_per_million: float | None = None  # replies, at the capacity, by the price of the station's hour
+    through: str | None = None  # direct or serve: what requests passed through; null in single-stream
 
     @property
     def under_load(self) -> bool:

@@ -115,6 +115,24 @@ class MachineWatch:
         return int(_read(self.proc / "pressure/cpu").split(b"total=")[1].split()[0]) * 1000
 
 
+@dataclass(frozen=True)
+class HelpedWatch(MachineWatch):
+    """The same where other threads of ours share the cores of those that compute, and processes of ours may.
+
+    What they use is part of what is measured. So of the time in which the computing threads waited for their cores
+    only what exceeds that counts: so long at least they waited for somebody else.
+    """
+
+    computing: tuple[tuple[int, int], ...] = ()  # (process, thread), each process one of ``sides``
+
+    def _run_delay(self) -> int:
+        """May fall: what was used while no thread waited is taken off too."""
+        places = [self.proc / f"{process}/task/{thread}/schedstat" for process, thread in self.computing]
+        told = [[int(word) for word in _read(place).split()] for place in places]
+        ours = sum(map(cpu_ns_of, (*self.sides, *self.beside)))
+        return sum(waited for _, waited, *_ in told) - (ours - sum(used for used, *_ in told))
+
+
 def cpu_ns_of(pid: int) -> int:
     """The CPU time of all threads of another process, by the clock of clock_getcpuclockid(3). Raises OSError."""
     return time.clock_gettime_ns(~pid << 3 | 2)

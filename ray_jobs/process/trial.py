@@ -15,6 +15,7 @@ import torch
 
 from chatbot.variants import BASELINE, CONTROL, variant_named
 from ray_jobs.load import launch as load
+from ray_jobs.load.behind import Behind
 from ray_jobs.load.points import logs_of
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
@@ -69,6 +70,7 @@ class Share:
 
     cores: tuple[int, ...] | None = None  # None: all that the process may use
     gpus: tuple[str, ...] = ()  # as this host calls them
+    behind: Behind | None = None  # how launches reach the Ray cluster; only of a trial through Ray Serve
 
 
 WHOLE = Share()
@@ -435,5 +437,6 @@ def _under_load(
         share.cores,
         dict(left_out),
         trial.launch_timeout_s,
+        behind=share.behind,
     )
     return load.measure(asked)

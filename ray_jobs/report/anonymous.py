@@ -25,7 +25,7 @@ from ray_jobs.measure.requests import Served, Window
 from ray_jobs.measure.result import Launch, LaunchResult, VariantFacts
 from ray_jobs.measure.roofline import Limit, Speeds
 from ray_jobs.results.schema import each_text
-from ray_jobs.scenario import BOUND, TIME, Load, ReplicaKind, Scenario, price_of
+from ray_jobs.scenario import BOUND, TIME, Load, ReplicaKind, Scenario, Through, price_of
 from ray_jobs.spec import CHOICES, ISOLATIONS, Spec
 from ray_jobs.statistics import Centre, Verdict
 
@@ -69,7 +69,8 @@ SETS = {
     "status": Status, "verdict": Verdict, "side_verdict": Verdict,
     "device": (*DEVICES, "all"), "bound": ("memory", "compute", "latency", "overhead"),
     "stations": CHOICES, "isolation": ISOLATIONS, "estimator": tuple(method.estimator for method in METHODS.values()),
-    "centre": Centre, "scenario": Scenario, "replica_kind": ReplicaKind, "capacity_verdict": Verdict,
+    "centre": Centre, "scenario": Scenario, "replica_kind": ReplicaKind, "through": Through,
+    "capacity_verdict": Verdict,
 }  # fmt: skip
 FORMS = {
     name: re.compile(form)

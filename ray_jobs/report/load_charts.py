@@ -133,8 +133,8 @@ def front(trials: Sequence[Sequence[Row]]) -> Chart:
     return with_strip(Chart(tuple(lines), tuple(scale.ticks())), scale)
 
 
-def _order(row: Row) -> tuple[int, int, str, int, bool, float]:
-    who = (_cores(row), row.replicas or 0, row.replica_kind or "", row.max_batch or 1)
+def _order(row: Row) -> tuple[int, int, str, int, str, bool, float]:
+    who = (_cores(row), row.replicas or 0, row.replica_kind or "", row.max_batch or 1, row.through or "")
     return *who, not row.exact, -(row.capacity_rps or 0.0)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from chatbot.variants import BASELINE
 from ray_jobs.matrix.rows import Row, Status
 from ray_jobs.report import text
-from ray_jobs.scenario import UNITS, Bound, ReplicaKind
+from ray_jobs.scenario import UNITS, Bound, ReplicaKind, Through
 from ray_jobs.statistics import Verdict
 
 CAPACITY, RATIO, COST = "calls/s (95%)", f"times {BASELINE} (95%)", "cost per million"
@@ -56,7 +56,8 @@ def replicas(row: Row) -> str:
     count, together = row.replicas or 1, row.replica_kind == ReplicaKind.THREAD
     where = "" if count == 1 else ", in one process" if together else ", a process each"
     at_once = "" if (row.max_batch or 1) == 1 else f", up to {row.max_batch} requests at once"
-    return f"{text.counted(count, 'replica')} of {text.counted(row.threads, 'thread')}{where}{at_once}"
+    behind = ", behind Ray Serve" if row.through == Through.SERVE else ""
+    return f"{text.counted(count, 'replica')} of {text.counted(row.threads, 'thread')}{where}{at_once}{behind}"
 
 
 def bound(row: Row) -> str:

@@ -8,7 +8,7 @@ refused by ``matrix --resume`` and ``trace``, which would measure something else
    run.json: identity, resumed, purpose, parts, sides, method (in audit.json too; the first where it lacks), driver
    (in audit.json and sweep.json too); of the spec stations,
    isolation, cores_per_gpu, stop_at_eos, launch_timeout, cases, against, cold, scenario, slo, replicas, replica_kind,
-   max_batch, batch_window, price; in audit.json asked, resumed; of a trial load, attempts, limits, speeds,
+   max_batch, batch_window, through, price; in audit.json asked, resumed; of a trial load, attempts, limits, speeds,
    compared, not_known, moments, host, device_name, hardware, compiled, environments, cold
    matrix.json: disturbed_rounds and all that follow it, in the order of ``rows.Row``
    samples: what ``watch`` saw of each round, discarded; of a launch method, sentinel_ns, elapsed_s, sides (then
