@@ -37,7 +37,7 @@ from ray_jobs.scenario import Load, ReplicaKind, Scenario, Through
 
 MOST_SHARE = 0.6  # of a launch's time, for its windows
 PACED = 100  # requests of each replica, by which a variant's pace through a handle is found
-FASTER = 1.5  # than that at most, with more of them at once
+FASTER = 4.0  # than that at most: more of them at once wait less for others, and that was on a cold handle
 COMPARE_S = 10.0  # for answers of the baseline that another replica gave
 TURNS, ARRIVALS, OFFSETS = 11, 12, 13  # keep these draws apart from those of a launch
 
@@ -251,11 +251,12 @@ class _Stage:
     def _search(self, name: str, warm: WarmUp, gaps: NDArray[np.float64]) -> Search:
         """Where a variant begins to look: at what a queue with its warm-up's latency would hold."""
         load, (service_s, least_s) = self.asked.load, self._each_s(name, warm)
+        least = LEAST * least_s / service_s
         bound = load.bound
         assert bound is not None
         together = (load.max_batch, load.batch_window_ns / 1e9)
         first = queueing.capacity_of(gaps, service_s, load.replicas, bound.share, bound.seconds, LEAST, together)
-        return Search(bound.seconds * 1e3, first, load.max_batch * load.replicas / least_s)
+        return Search(bound.seconds * 1e3, first, load.max_batch * load.replicas / least_s, least=least)
 
     def _offline(self, name: str, number: int, calls: int, warm: WarmUp) -> tuple[Window, Flow]:
         firsts = [(number * len(self.lines) + line.number) * calls for line in self.lines]
@@ -363,7 +364,7 @@ class _ServedStage(_Stage):
         return room - count
 
     def _each_s(self, name: str, warm: WarmUp) -> tuple[float, float]:
-        """The pace was found with two requests at once; more of them are answered faster, as less waits for others."""
+        """The pace is about what rates can be held: the least of them is a share of it."""
         pace_ns = max(self.paces[name], warm.typical_ns)
         return pace_ns / 1e9, max(pace_ns / FASTER, warm.typical_ns) / 1e9
 

@@ -31,22 +31,23 @@ class Search:
     first: float  # guess of the rate
     most: float  # that can be answered at all
     seen: list[Seen] = field(default_factory=list)
+    least: float = LEAST  # of ``most``
 
     def next(self, offset: float) -> float:
         """The next rate; ``offset``: from -0.5 to 0.5."""
         if self.at_the_end:
-            return LEAST * self.most
+            return self.least * self.most
         return min(self._middle() * math.exp(offset * self._breadth()), OVER * self.most)
 
     @property
     def at_the_end(self) -> bool:
         """Whether the next rate is the least that is tried, whatever the offset."""
-        return self._middle() * math.exp(-self._breadth() / 2) <= LEAST * self.most
+        return self._middle() * math.exp(-self._breadth() / 2) <= self.least * self.most
 
     @property
     def hopeless(self) -> bool:
         """Whether even the least rate broke the bound: there is nothing to look for."""
-        return any(rate <= LEAST * self.most and latency > self.bound for rate, latency in self.seen)
+        return any(rate <= self.least * self.most and latency > self.bound for rate, latency in self.seen)
 
     def _bracketed(self) -> bool:
         return bool(self._held()) and len(self._held()) < len(self.seen)
