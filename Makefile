@@ -7,7 +7,7 @@ export WANDB_ERROR_REPORTING ?= false
 # Else every process of a test run compiles this project's sources, and pytest its tests, once more.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 
-.PHONY: matrix plan seed models-cpu audit sweep trace chat train cpp quick test test-all test-cluster test-installed cluster-table test-s3 test-gpu test-packages check lock clean
+.PHONY: matrix plan seed models-cpu audit sweep trace chat train cpp quick test test-all test-cluster test-installed cluster-table test-s3 test-serve test-gpu test-packages check lock clean
 
 matrix: .venv/installed          ## measure the shipped chatbot on this machine and print the latency matrix
 	$(BIN)/python -m ray_jobs matrix $(ARGS)
@@ -65,6 +65,10 @@ cluster-table: .venv/installed   ## those faults once more, into the table of do
 test-s3: .venv/installed         ## results in an object store: fetches moto's S3 server first (85 MB)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[s3]'
 	$(PYTEST) -m 'not gpu' tests/test_s3.py $(ARGS)
+
+test-serve: .venv/installed      ## variants behind Ray Serve: fetches ray[serve] first (two minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[serve]'
+	$(PYTEST) -m 'not gpu' tests/test_serve.py $(ARGS)
 
 test-gpu:                        ## the tests of a GPU, with whatever PyTorch is installed; beside it: pip install pytest pytest-timeout hypothesis numpy
 	$(PYTHON) -m pytest -m gpu -p no:cacheprovider tests/gpu $(ARGS)

@@ -2,7 +2,8 @@
 
 From when requests were due and how long each was served, Lindley's recursion gives every latency (Kiefer and
 Wolfowitz's for two replicas). The mean of one server that always takes as long is that of M/D/1. What differs is the
-generator's own. A load is a share of what a first window finds can be answered, handing over included.
+generator's own. A request needs what its answer takes, and waking a replica that is idle; between two that wait passes
+what typically does. A load is a share of what a first window finds can be answered, handing over included.
 """
 
 import argparse
@@ -65,10 +66,8 @@ def window(there: Crew, rate: float, calls: int, seed: int) -> dict[str, NDArray
 
 
 def service(flow: dict[str, NDArray[np.int64]]) -> NDArray[np.float64]:
-    """(N,) in ns: what each answer took, and what a replica takes between two, the same for all."""
-    took = flow["ended"] - flow["began"]
-    more = queueing.occupied(flow["sent"], flow["began"], flow["ended"], flow["replica"]) - took
-    return np.asarray(took + (float(np.median(more[more > 0])) if (more > 0).any() else 0.0), dtype=np.float64)
+    """(N,) in ns: how long each request by itself keeps a replica."""
+    return queueing.needed(flow["sent"], flow["began"], flow["ended"], flow["replica"])
 
 
 def measured(model: str, count: int, service_s: float, calls: int, windows: int) -> Iterator[dict[str, Any]]:
@@ -80,21 +79,24 @@ def measured(model: str, count: int, service_s: float, calls: int, windows: int)
     taken_s = float(service(first).mean()) / 1e9
     for load in LOADS:
         rate = load * count / taken_s
-        near, walls, lengths = [], [], []
+        near, walls, lengths, ways = [], [], [], []
         for seed in range(windows):
             flow = window(there, rate, calls, seed)
             served = service(flow)
-            expected = queueing.latencies(flow["due"].astype(np.float64), served, count)
+            back = flow["done"] - flow["ended"]  # an answer's way, which keeps no replica
+            expected = queueing.latencies(flow["due"].astype(np.float64), served, count) + back
             found = flow["done"] - flow["due"]
             near.append(np.abs(found - expected) <= NEAR_NS)
             walls.append(found / 1e6)
             lengths.append(served / 1e6)
+            ways.append(back / 1e6)
         wall, length = np.concatenate(walls), np.concatenate(lengths)
+        way = float(np.concatenate(ways).mean())
         told = {"model": model.partition(":")[2], "replicas": count, "load": load, "requests": len(wall)}
         told |= {"within_200us": float(np.concatenate(near).mean()), "mean_ms": float(wall.mean())}
         if count == 1:
             used = rate * length.mean() / 1e3
-            told["md1_ms"] = float(length.mean() * (1 + used / (2 * (1 - used)))) if used < 1 else None
+            told["md1_ms"] = float(length.mean() * (1 + used / (2 * (1 - used))) + way) if used < 1 else None
         yield told
     for line in there.lines:
         line.channel.close()

@@ -16,7 +16,7 @@ from ray_jobs.load import launch as load
 from ray_jobs.load import sizes
 from ray_jobs.load.launch import Asked
 from ray_jobs.load.points import capacities, points
-from ray_jobs.load.queueing import latencies, occupied
+from ray_jobs.load.queueing import latencies, needed
 from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure.result import SERVED, Launch, LaunchResult
 from ray_jobs.measure.trial import Factory, Inputs, Place, Preset
@@ -116,8 +116,9 @@ def test_latencies_are_those_of_a_queue_with_these_service_times(served: LaunchR
         order = np.argsort(samples.start_ns[mine], kind="stable")
         due = samples.start_ns[mine][order]
         times = [requests.sent_ns, requests.began_ns, requests.ended_ns, requests.replica.astype(np.int64)]
-        length = occupied(*(one[mine][order] for one in times))
-        expected = latencies(due.astype(float), length.astype(float))
+        length = needed(*(one[mine][order] for one in times))
+        way_back = (samples.start_ns + samples.wall_ns - requests.ended_ns)[mine][order]
+        expected = latencies(due.astype(float), length) + way_back
         near.append(np.abs(expected - samples.wall_ns[mine][order]) < 200_000)
     assert np.concatenate(near).mean() >= 0.95
 

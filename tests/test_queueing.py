@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.load.queueing import arrivals, capacity_of, joined, latencies, occupied, quantile, ratio_of
+from ray_jobs.load.queueing import arrivals, capacity_of, joined, latencies, needed, quantile, ratio_of
 from ray_jobs.scenario import Load, Scenario
 
 TIMES = st.lists(st.tuples(st.floats(0, 10), st.floats(0.01, 5)), min_size=1, max_size=60)
@@ -89,10 +89,10 @@ def test_a_quantile_is_numpys(values: list[float], share: float) -> None:
     assert quantile(np.array(values), share) == pytest.approx(float(np.quantile(values, share)))
 
 
-def test_a_replica_is_kept_until_the_next_one_that_waited_begins() -> None:
+def test_what_a_request_needs_is_what_its_replica_is_kept_for() -> None:
     sent, began = np.array([0, 5, 40, 1]), np.array([0, 12, 41, 2])
     ended, replica = np.array([10, 30, 50, 60]), np.array([0, 0, 0, 1])
-    assert occupied(sent, began, ended, replica).tolist() == [12, 18, 9, 58]
+    assert needed(sent, began, ended, replica).tolist() == [10, 20, 10, 59]
 
 
 @given(st.integers(0, 1000), st.floats(0.5, 0.99), st.floats(1.1, 20.0), st.integers(1, 3))

@@ -34,20 +34,22 @@ def latencies(due: Sequence[float] | Floats, service: Sequence[float] | Floats, 
     return np.array(found, dtype=np.float64)
 
 
-def occupied(sent: Times, began: Times, ended: Times, replica: Times) -> Times:
-    """(N,): how long each request kept its replica, which answers one at a time: the next one that waited included.
+def needed(sent: Times, began: Times, ended: Times, replica: Times) -> Floats:
+    """(N,): how long each request by itself keeps its replica, which answers one at a time.
 
-    All four (N,), in order of arrival: when a request joined the queue, when its replica began and ended it, and which
-    one that was. What is more than ``ended - began`` passed between two: nothing where no other waited.
+    All four (N,): when a request joined the queue, when its replica began and ended it, and which one that was. One
+    that found its replica idle needs what passed since it was sent, waking it included; one that waited needs its
+    answer and what typically passes between two, the median over all of them.
     """
-    found = ended - began
+    idle, pauses = np.ones(len(sent), dtype=bool), np.zeros(len(sent), dtype=np.int64)
     for one in np.unique(replica):
         mine = np.flatnonzero(replica == one)
         mine = mine[np.argsort(began[mine])]
-        this, following = mine[:-1], mine[1:]
-        waited = sent[following] <= ended[this]
-        found[this] = np.where(waited, began[following] - began[this], found[this])
-    return found
+        before, this = mine[:-1], mine[1:]
+        idle[this] = sent[this] > ended[before]
+        pauses[this] = began[this] - ended[before]
+    pause = float(np.median(pauses[~idle])) if (~idle).any() else 0.0
+    return np.where(idle, (ended - sent).astype(np.float64), ended - began + pause)
 
 
 def quantile(values: Floats, share: float) -> float:
