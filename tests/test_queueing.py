@@ -93,6 +93,9 @@ def test_what_a_request_needs_is_what_its_replica_is_kept_for() -> None:
     sent, began = np.array([0, 5, 40, 1]), np.array([0, 12, 41, 2])
     ended, replica = np.array([10, 30, 50, 60]), np.array([0, 0, 0, 1])
     assert needed(sent, began, ended, replica).tolist() == [10, 20, 10, 59]
+    sent[2] = 29  # then 11 pass before it, and 2 before the other that waited
+    assert needed(sent, began, ended, replica).tolist() == [10, 18 + 6.5, 9 + 6.5, 59]
+    assert needed(sent, began, ended, replica, each=True).tolist() == [10, 18 + 2, 9 + 11, 59]
 
 
 @given(st.integers(0, 1000), st.floats(0.5, 0.99), st.floats(1.1, 20.0), st.integers(1, 3))

@@ -34,12 +34,12 @@ def latencies(due: Sequence[float] | Floats, service: Sequence[float] | Floats, 
     return np.array(found, dtype=np.float64)
 
 
-def needed(sent: Times, began: Times, ended: Times, replica: Times) -> Floats:
+def needed(sent: Times, began: Times, ended: Times, replica: Times, each: bool = False) -> Floats:
     """(N,): how long each request by itself keeps its replica, which answers one at a time.
 
     All four (N,): when a request joined the queue, when its replica began and ended it, and which one that was. One
     that found its replica idle needs what passed since it was sent, waking it included; one that waited needs its
-    answer and what typically passes between two, the median over all of them.
+    answer and what typically passes between two, the median over all of them; with ``each`` what did before it.
     """
     idle, pauses = np.ones(len(sent), dtype=bool), np.zeros(len(sent), dtype=np.int64)
     for one in np.unique(replica):
@@ -48,8 +48,10 @@ def needed(sent: Times, began: Times, ended: Times, replica: Times) -> Floats:
         before, this = mine[:-1], mine[1:]
         idle[this] = sent[this] > ended[before]
         pauses[this] = began[this] - ended[before]
-    pause = float(np.median(pauses[~idle])) if (~idle).any() else 0.0
-    return np.where(idle, (ended - sent).astype(np.float64), ended - began + pause)
+    between = pauses.astype(np.float64)
+    if not each and not idle.all():
+        between[:] = np.median(pauses[~idle])
+    return np.where(idle, ended - sent, ended - began + between)
 
 
 def quantile(values: Floats, share: float) -> float:
