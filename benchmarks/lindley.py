@@ -33,7 +33,6 @@ SPINS = "ray_jobs.audit.artificial:half_a_millisecond"
 SLEEPS = "ray_jobs.audit.artificial:two_milliseconds_asleep"
 LOADS = (0.3, 0.6, 0.9)
 NEAR_NS = 200_000
-OF_A_REQUEST = ("sent", "began", "ended", "replica")
 NEVER = Patience(2**62, 2**62, 2**62)
 
 
@@ -68,7 +67,7 @@ def window(there: Crew, rate: float, calls: int, seed: int) -> dict[str, NDArray
 
 def service(flow: dict[str, NDArray[np.int64]], each: bool = False) -> NDArray[np.float64]:
     """(N,) in ns: how long each request by itself keeps a replica, as ``queueing.needed``."""
-    return queueing.needed(*(flow[name] for name in OF_A_REQUEST), each=each)
+    return queueing.needed(flow["sent"], flow["began"], flow["ended"], flow["replica"], each)
 
 
 def measured(model: str, count: int, service_s: float, calls: int, windows: int) -> Iterator[dict[str, Any]]:
@@ -80,14 +79,16 @@ def measured(model: str, count: int, service_s: float, calls: int, windows: int)
     taken_s = float(service(first).mean()) / 1e9
     for load in LOADS:
         rate = load * count / taken_s
-        near, near_each, walls, lengths, ways = [], [], [], [], []
+        near: list[NDArray[np.bool_]] = []
+        near_each: list[NDArray[np.bool_]] = []
+        walls, lengths, ways = [], [], []
         for seed in range(windows):
             flow = window(there, rate, calls, seed)
             served = service(flow)
             back = flow["done"] - flow["ended"]  # an answer's way, which keeps no replica
             found, due = flow["done"] - flow["due"], flow["due"].astype(np.float64)
-            for kept, lengths_ns in ((near, served), (near_each, service(flow, each=True))):
-                kept.append(np.abs(found - queueing.latencies(due, lengths_ns, count) - back) <= NEAR_NS)
+            for kept, needs in ((near, served), (near_each, service(flow, each=True))):
+                kept.append(np.abs(found - queueing.latencies(due, needs, count) - back) <= NEAR_NS)
             walls.append(found / 1e6)
             lengths.append(served / 1e6)
             ways.append(back / 1e6)
