@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -533,9 +534,9 @@ def test_the_headline_is_what_was_decided_and_a_side_that_failed_is_one_sentence
     told = summarize([sided_view()])
     assert told.headline.startswith(f"On cpu a CPU, torchscript with {OTHER.name} is slower: 0.54 (")
     assert told.sentences[:2] == (
-        f"On cpu a CPU, eager with {OTHER.name} is as fast as with base, within 2%: "
+        f"eager with {OTHER.name} is as fast as with base, within 2%: "
         "1.000 (1.000 to 1.000) times as fast as with base; all replies the same.",
-        f"On cpu a CPU, {LONG_SIDE} can't be compared: {NO_TORCH}.",
+        f"{LONG_SIDE} can't be compared: {NO_TORCH}.",
     )
     assert not any("precision not reached" in sentence for sentence in told.sentences)
     facts = {fact.question: (fact.answer, fact.alarming) for fact in told.facts}
@@ -564,7 +565,8 @@ def test_the_page_shows_the_comparison_first_its_tail_and_what_the_sides_are() -
     assert heat.rows[0].cells[2].big == "0.54x"
     assert shown.index(text.AGAINST_TITLE) < shown.index("What the sides are") < shown.index(text.ALONE_TITLE)
     assert shown.index("Sides over base, cpu") < shown.index("Base over its baseline, cpu")
-    slow, _ = shown[shown.index("The slow calls") :].split("Speedup of p90")
+    seen = re.sub(r' style="[^"]*"', "", shown)  # which repeats the heads of columns, for the lists of a phone
+    slow, _ = seen[seen.index("The slow calls") :].split("Speedup of p90")
     assert slow.count("Base / side of p90") == 1
     assert slow.count("0.54 (0.51 to 0.58)") == 1
     assert slow.count("1.000 (1.000 to 1.000)") == 3, "eager too has one, which has none over itself"
