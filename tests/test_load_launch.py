@@ -115,8 +115,9 @@ def test_latencies_are_those_of_a_queue_with_these_service_times(served: LaunchR
         mine = (samples.round == point.round) & (samples.variant == NAMES.index(point.variant))
         order = np.argsort(samples.start_ns[mine], kind="stable")
         due = samples.start_ns[mine][order]
-        times = [requests.sent_ns, requests.began_ns, requests.ended_ns, requests.replica.astype(np.int64)]
-        length = needed(*(one[mine][order] for one in times))
+        sent, began, ended = (one[mine][order] for one in (requests.sent_ns, requests.began_ns, requests.ended_ns))
+        whom = requests.replica[mine][order].astype(np.int64)
+        length = needed(sent, began, ended, whom, each=True)  # a long queue would add up what differs from the median
         way_back = (samples.start_ns + samples.wall_ns - requests.ended_ns)[mine][order]
         expected = latencies(due.astype(float), length) + way_back
         near.append(np.abs(expected - samples.wall_ns[mine][order]) < 200_000)
