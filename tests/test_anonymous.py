@@ -11,12 +11,15 @@ import pytest
 from launches import ALL, made_launch
 from runs import finished_run, trial_at
 
+from chatbot.variants import Workload
+from ray_jobs.driver.trials import trial_id
 from ray_jobs.measure.contract import GRADIENTS
 from ray_jobs.measure.result import VariantFacts
 from ray_jobs.report.anonymous import Anonymous, Names, own_names, sentence
 from ray_jobs.report.compact import compact
 from ray_jobs.results.run import FinishedRun
 from ray_jobs.results.store import RunDirectory
+from ray_jobs.scenario import Load, ReplicaKind, Scenario, Through
 
 ROOT = Path(__file__).resolve().parent.parent
 USER, HOST, ADDRESS, SECRET = "alice", "lab-pc7", "10.9.8.7", "pl4nted"
@@ -51,6 +54,18 @@ def told(tmp_path: Path) -> RunDirectory:
     rows = json.loads(directory.read("matrix.json"))
     directory.write_json("matrix.json", [{**row, "host": HOST, "station": f"{HOST}:cpu"} for row in rows])
     return directory
+
+
+@pytest.mark.parametrize("kind", list(ReplicaKind))
+@pytest.mark.parametrize("through", list(Through))
+@pytest.mark.parametrize("most", [1, 8])
+def test_how_requests_came_stays_in_a_trials_id(kind: ReplicaKind, through: Through, most: int) -> None:
+    """Else a compacted run would not say which trial is which."""
+    load = Load(Scenario.SERVER, 2, kind, "p90=5ms", most, through=through)
+    asked = trial_id(Workload(), None, load).partition("@")[0]
+    names = Names()
+    names.add(HOST, f"{HOST}:cpu", f"{asked}@{HOST}")
+    assert names.trials == {f"{asked}@{HOST}": f"{asked}@host-1"}
 
 
 def texts(folder: Path) -> Iterator[str]:

@@ -41,6 +41,17 @@ def test_a_full_queue_says_so_and_loses_nothing() -> None:
     assert queue.take_back() == list(range(count))
 
 
+def test_a_pipe_that_may_not_hold_more_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine whose user has many pipes already."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("fcntl.fcntl", refuse)
+    queue = with_requests(1000)
+    assert queue.take_back() == list(range(1000))
+
+
 def test_it_is_over_where_that_is_said() -> None:
     queue = Queue.new()
     queue.put(wire.OVER)

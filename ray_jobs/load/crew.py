@@ -77,12 +77,6 @@ class Line:
                 content = json.loads(said + self.channel.incoming.readline())["content"]
                 raise ReplicaLostError(f"replica {self.number} failed: {content.get('raised')}")
 
-    def hear_answer(self) -> tuple[int, int, int]:
-        """A request's number, and when it began and ended. Raises ReplicaLostError."""
-        with self._alive():
-            number, began, ended = wire.ANSWER.unpack(wire.read(self.ends[0], wire.ANSWER.size))
-        return number, began, ended
-
     @contextmanager
     def _alive(self) -> Iterator[None]:
         try:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatbot.variants import BASELINE
+from ray_jobs.load.queueing import pauses
 from ray_jobs.load.search import Seen, met_at
 from ray_jobs.measure.requests import Requests, Served, Window
 from ray_jobs.measure.result import SERVED, LaunchResult
@@ -170,29 +171,28 @@ def saturation(launch: LaunchResult, served: Served, variant: int, rounds: set[i
 def cycle_ns(launch: LaunchResult, served: Served, variant: int, rounds: set[int]) -> tuple[float, float]:
     """Of a variant, by its index: how long a call takes in the mean, and what typically passes between two."""
     requests, samples = served.requests, launch.samples
-    answers, pauses, whole = [], [], []
+    answers, between, whole = [], [], []
     for window in served.windows:
-        if window.variant != variant or window.round not in rounds:
-            continue
-        mine = _mine(launch, window)
-        whole.append((samples.start_ns + samples.wall_ns - requests.sent_ns)[mine])
-        for one in np.unique(requests.replica[mine]):
-            took, between = _calls_ns(requests, mine & (requests.replica == one), served.load.max_batch)
+        if window.variant == variant and window.round in rounds:
+            mine = _mine(launch, window)
+            whole.append((samples.start_ns + samples.wall_ns - requests.sent_ns)[mine])
+            took, passed = _calls_ns(requests, mine, served.load.max_batch)
             answers.append(took)
-            pauses.append(between)
-    answer, known = float(np.concatenate(answers).mean()), np.concatenate(pauses)
+            between.append(passed)
+    answer, known = float(np.concatenate(answers).mean()), np.concatenate(between)
     if not known.size:  # in a run of before replicas took requests by themselves: none was sent to a busy one
         return answer, float(np.concatenate(whole).mean()) - answer
     return answer, float(np.median(known))
 
 
 def _calls_ns(requests: Requests, mine: Mask, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of one replica in one window: how long its calls took, and what passed before each full one that waited."""
-    began, index, counts = np.unique(requests.began_ns[mine], return_index=True, return_counts=True)
+    """Of one window: how long its calls took, and what passed before each that waited and is full."""
+    who = np.stack([requests.replica[mine], requests.began_ns[mine]])
+    (replica, began), index, call, counts = np.unique(who, True, True, True, axis=1)
     ended, last_sent = requests.ended_ns[mine][index], np.zeros(len(began), dtype=np.int64)
-    np.maximum.at(last_sent, np.searchsorted(began, requests.began_ns[mine]), requests.sent_ns[mine])
-    waited = (last_sent[1:] <= ended[:-1]) & (counts[1:] == most)
-    return ended - began, (began[1:] - ended[:-1])[waited]
+    np.maximum.at(last_sent, call.ravel(), requests.sent_ns[mine])
+    waited, passed = pauses(last_sent, began, ended, replica)
+    return ended - began, passed[counts[waited] == most]
 
 
 def log_ratios(launch: LaunchResult) -> dict[str, float]:

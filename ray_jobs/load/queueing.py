@@ -13,6 +13,7 @@ CALLS = 400  # of a window in which two programs are compared
 
 Floats = NDArray[np.float64]
 Times = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 def latencies(due: Sequence[float] | Floats, service: Sequence[float] | Floats, servers: int = 1) -> Floats:
@@ -34,24 +35,32 @@ def latencies(due: Sequence[float] | Floats, service: Sequence[float] | Floats, 
     return np.array(found, dtype=np.float64)
 
 
-def needed(sent: Times, began: Times, ended: Times, replica: Times, each: bool = False) -> Floats:
-    """(N,): how long each request by itself keeps its replica, which answers one at a time.
+def pauses(sent: Times, began: Times, ended: Times, replica: Times) -> tuple[Mask, Times]:
+    """(waited, pauses): which calls waited for their replica, (N,), and what passed before each of those, (W,).
 
-    All four (N,): when a request joined the queue, when its replica began and ended it, and which one that was. One
-    that found its replica idle needs what passed since it was sent, waking it included; one that waited needs its
-    answer and what typically passes between two, the median over all of them; with ``each`` what did before it.
+    All four (N,): when the last request of a call joined the queue, when its replica began and ended it, and which one
+    that was; a replica answers one call at a time.
     """
-    idle, pauses = np.ones(len(sent), dtype=bool), np.zeros(len(sent), dtype=np.int64)
+    waited, passed = np.zeros(len(sent), dtype=bool), np.zeros(len(sent), dtype=np.int64)
     for one in np.unique(replica):
         mine = np.flatnonzero(replica == one)
         mine = mine[np.argsort(began[mine])]
         before, this = mine[:-1], mine[1:]
-        idle[this] = sent[this] > ended[before]
-        pauses[this] = began[this] - ended[before]
-    between = pauses.astype(np.float64)
-    if not each and not idle.all():
-        between[:] = np.median(pauses[~idle])
-    return np.where(idle, ended - sent, ended - began + between)
+        waited[this] = sent[this] <= ended[before]
+        passed[this] = began[this] - ended[before]
+    return waited, passed[waited]
+
+
+def needed(sent: Times, began: Times, ended: Times, replica: Times, each: bool = False) -> Floats:
+    """(N,): how long each request by itself keeps its replica; arguments as of ``pauses``, each call of one request.
+
+    One that found its replica idle needs what passed since it was sent, waking it included; one that waited needs its
+    answer and what typically passes between two, the median over all of them; with ``each`` what did before it.
+    """
+    waited, passed = pauses(sent, began, ended, replica)
+    found = (ended - sent).astype(np.float64)
+    found[waited] = (ended - began)[waited] + (passed if each or not len(passed) else np.median(passed))
+    return found
 
 
 def quantile(values: Floats, share: float) -> float:

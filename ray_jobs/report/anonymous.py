@@ -105,12 +105,16 @@ ADDRESS = re.compile(r"\d+(\.\d+){3}|[0-9a-f]*:[0-9a-f:]+|.*[/\\@=~].*", re.IGNO
 FILE = re.compile(r"[\w.+-]+\.(pt|tar|tsv|txt|jsonl|toml)")
 FLAG = re.compile(r"--?[a-z][a-z-]*")
 # A trial's id before its place.
-SIZES = re.compile(r"(cpu|cuda)\d*(-[bprt]\d+)+(-eos)?(-(offline|server)-x\d+(-thread)?(-b\d+)?)?")
+SIZES = re.compile(
+    r"(cpu|cuda)\d*(-[bprt]\d+)+(-eos)?"
+    rf"(-({'|'.join(Scenario)})-x\d+(-({'|'.join(ReplicaKind)}))?(-b\d+)?(-({'|'.join(Through)}))?)?"
+)
 NODE = re.compile(r"#\d+$")  # of several on one host
 PLACE_OF_DEVICE = re.compile(r"(cpu|cuda)\d*")
 SPOKEN = {
     "python", "-m", "ray_jobs", "latency-matrix", "matrix", "trace", "small", "tutorial", "chitchat", "none",
-    "off", "online", "offline", "auto", "local", *Scenario, *ReplicaKind, *DEVICES, *CHOICES, *ISOLATIONS, *VARIANTS,
+    "off", "online", "offline", "auto", "local", *Scenario, *ReplicaKind, *Through, *DEVICES, *CHOICES, *ISOLATIONS,
+    *VARIANTS,
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from ray_jobs.load import generator
+from ray_jobs.load import generator, wire
 from ray_jobs.load.crew import Crew
 from ray_jobs.load.generator import Flow, Patience, clock
 
@@ -18,7 +18,8 @@ def waiting_for_answers(crew: Crew, due_ns: Sequence[int], patience: Patience) -
             pass
         flow.seen[number] = flow.sent[number] = clock()
         crew.queue.put(number)
-        _, flow.began[number], flow.ended[number] = line.hear_answer()
+        answer = wire.read(line.ends[0], wire.ANSWER.size)
+        _, flow.began[number], flow.ended[number] = wire.ANSWER.unpack(answer)
         flow.done[number], flow.replica[number] = clock(), 0
     generator.end(crew, flow)
     return flow
