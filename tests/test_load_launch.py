@@ -14,9 +14,9 @@ from launches import made_trial, prompts
 from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs.load import launch as load
 from ray_jobs.load import sizes
-from ray_jobs.load.launch import Asked
 from ray_jobs.load.points import capacities, points
 from ray_jobs.load.queueing import latencies, needed
+from ray_jobs.load.stage import Asked
 from ray_jobs.matrix.rows import Row, Status, rows_of
 from ray_jobs.measure.result import SERVED, Launch, LaunchResult
 from ray_jobs.measure.trial import Factory, Inputs, Place, Preset

@@ -18,7 +18,7 @@ from launches import prompts
 from chatbot.variants import BASELINE, CONTROL, Workload
 from ray_jobs.load import launch as load
 from ray_jobs.load.behind import Behind
-from ray_jobs.load.launch import Asked
+from ray_jobs.load.stage import Asked
 from ray_jobs.measure.result import Launch, LaunchResult
 from ray_jobs.measure.trial import Preset
 from ray_jobs.process.server import LaunchServer, Loss, LossKind, Request

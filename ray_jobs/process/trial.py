@@ -17,6 +17,7 @@ from chatbot.variants import BASELINE, CONTROL, variant_named
 from ray_jobs.load import launch as load
 from ray_jobs.load.behind import Behind
 from ray_jobs.load.points import logs_of
+from ray_jobs.load.stage import Asked
 from ray_jobs.measure import launch as measure
 from ray_jobs.measure import orders
 from ray_jobs.measure.cold import Cold
@@ -426,7 +427,7 @@ def _under_load(
 ) -> LaunchResult:
     assert trial.load is not None
     pool, model = inputs.pool(trial.workload), inputs.model
-    asked = load.Asked(
+    asked = Asked(
         trial.workload,
         trial.variants,
         model,
